@@ -1,0 +1,51 @@
+# Every target installs what it needs into .venv on first use, and again when the pins change.
+# Another interpreter: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
+
+demo: $(VENV)/demo.stamp ## audit one update made from a real batch; writes labelleak-demo/
+	$(BIN)/labelleak demo --out labelleak-demo
+
+test: $(VENV)/test.stamp ## run the tests on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/lint.stamp ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/docs.stamp ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean: ## remove everything the other targets made, .venv included
+	rm -rf $(VENV) site labelleak-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/demo.stamp: packages = --editable ".[cli,report]"
+$(VENV)/test.stamp: packages = --editable ".[cli,report,data]" --group test
+# Types are checked against everything that the package and its tests import.
+$(VENV)/lint.stamp: packages = --editable ".[cli,report,data]" --group test --group lint
+$(VENV)/docs.stamp: packages = --group docs
+
+$(VENV)/%.stamp: $(VENV)/pip.stamp Makefile pyproject.toml constraints.txt src/labelleak/_version.py
+	@echo "Installing what 'make $*' needs into $(VENV) (a few minutes the first time)"
+	@$(PIP) $(packages)
+	@touch $@
+
+# Dependency groups need a recent pip; the one that comes with Python may be older.
+$(VENV)/pip.stamp: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "labelleak needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+	  "name another one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@touch $@

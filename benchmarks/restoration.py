@@ -1,0 +1,154 @@
+"""Time and peak memory of every attack, as ratios to a plain reading of iLRG in the same run.
+
+    python benchmarks/restoration.py [--output results/benchmark-restoration.json]
+
+Every measurement has a process of its own. Time is the median of the repetitions; memory is the
+peak of the resident set above what stood before the attack ran, inputs included (Linux only).
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import labelleak
+from plain import entry_by_entry, plain_ilrg, row_by_row
+
+SIZES = [(10, 300, 24), (100, 84, 24), (1000, 2048, 24), (1000, 4096, 2048)]
+BASELINES = {"plain-numpy": row_by_row, "plain-published": entry_by_entry}
+PINV = "numpy.linalg.pinv"
+_LONGEST = 3.0
+
+
+def observation(classes: int, features: int, batch: int) -> labelleak.Observation:
+    """An untrained head with non-negative embeddings that resemble each other, float32."""
+    random = torch.Generator().manual_seed(classes + features + batch)
+    bound = features**-0.5
+    weight = torch.empty(classes, features).uniform_(-bound, bound, generator=random)
+    bias = torch.empty(classes).uniform_(-bound, bound, generator=random)
+    common = torch.randn(features, generator=random)
+    own = torch.randn(batch, features, generator=random)
+    embeddings = (common + 0.3 * own).relu_()
+    labels = torch.randint(classes, (batch,), generator=random)
+    error = torch.softmax(embeddings @ weight.T + bias, dim=1)
+    error[torch.arange(batch), labels] -= 1.0
+    error /= batch
+    return labelleak.Observation(
+        labelleak.Head(weight, bias),
+        labelleak.HeadGradient(error.T @ embeddings, error.sum(dim=0)),
+        batch_size=batch,
+    )
+
+
+def measure(size: tuple[int, int, int], what: str) -> dict[str, Any]:
+    """Seconds and peak bytes of one attack or baseline at one size (run in a fresh process)."""
+    run = prepared(size, what)
+    if what != PINV:
+        prepared((10, 8, 4), what)()
+    before = reset_peak()
+    seconds: list[float] = []
+    error = None
+    while not seconds or (len(seconds) < 7 and sum(seconds) < _LONGEST):
+        start = time.perf_counter()
+        try:
+            run()
+        except labelleak.LabelLeakError as refused:
+            error = str(refused)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(seconds),
+        "runs": len(seconds),
+        "peak_bytes": peak() - before,
+        "refused": error,
+    }
+
+
+def prepared(size: tuple[int, int, int], what: str) -> Callable[[], object]:
+    """The call to be measured, its inputs made beforehand."""
+    if what == PINV:
+        matrix = np.random.default_rng(0).standard_normal((size[0] + 1, size[0]))
+        return lambda: np.linalg.pinv(matrix)
+    seen = observation(*size)
+    if what in BASELINES:
+        assert seen.head.bias is not None
+        assert seen.gradient.bias is not None
+        pair = (seen.head.weight, seen.head.bias, seen.gradient.weight, seen.gradient.bias)
+        arrays = [tensor.double().numpy() for tensor in pair]
+        return lambda: plain_ilrg(
+            arrays[0], arrays[1], arrays[2], arrays[3], size[2], BASELINES[what]
+        )
+    return lambda: labelleak.restore(seen, what)
+
+
+def reset_peak() -> int:
+    """Make the kernel count the peak from now on; returns the resident set as it is."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """Largest resident set since `reset_peak`, in bytes."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def main() -> None:
+    """Measure everything, print a table, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=None)
+    output = parser.parse_args().output
+    spawn = multiprocessing.get_context("spawn")
+    results = []
+    print(f"{'C':>5} {'m':>5} {'K':>5}  {'what':<18}{'ms':>12}{'of plain':>10}{'peak MB':>9}")
+    for size in SIZES:
+        names = [*BASELINES, PINV, *labelleak.attacks()]
+        plain = None
+        for name in names:
+            # A process ends with its measurement, so that no memory is handed on.
+            with spawn.Pool(1) as pool:
+                row = pool.apply(measure, (size, name))
+            plain = plain or row["seconds"]
+            classes, features, batch = size
+            results.append(
+                {"classes": classes, "features": features, "batch_size": batch, "name": name, **row}
+            )
+            print(
+                f"{classes:>5} {features:>5} {batch:>5}  {name:<18}{1e3 * row['seconds']:>12.2f}"
+                f"{row['seconds'] / plain:>10.3f}{row['peak_bytes'] / 1e6:>9.1f}"
+                + ("  refused" if row["refused"] else ""),
+                flush=True,
+            )
+    content = {
+        "schema": "labelleak/benchmark/1",
+        "what": __doc__,
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "labelleak": labelleak.__version__,
+        },
+        "results": results,
+    }
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Which labels, and how many of each, does a federated-learning update give away?
+
+An update goes in, the labels it gives away come out, with how sure we are and why:
+
+    observation = labelleak.observe(model, gradients, batch_size=24)
+    labelleak.restore(observation).counts
+"""
+
+from labelleak._version import __version__
+from labelleak.attacks import attacks, restore
+from labelleak.capture import capture, observe, observe_update
+from labelleak.errors import (
+    AmbiguousHead,
+    InvalidObservation,
+    LabelLeakError,
+    MissingKnowledge,
+    UnreadableFile,
+)
+from labelleak.metrics import Score, score
+from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.restoration import Flag, Restoration
+
+__all__ = [
+    "AmbiguousHead",
+    "Flag",
+    "Head",
+    "HeadGradient",
+    "InvalidObservation",
+    "LabelLeakError",
+    "MissingKnowledge",
+    "Observation",
+    "Restoration",
+    "Score",
+    "UnreadableFile",
+    "__version__",
+    "attacks",
+    "capture",
+    "observe",
+    "observe_update",
+    "restore",
+    "score",
+]

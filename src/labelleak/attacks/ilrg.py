@@ -1,0 +1,188 @@
+"""iLRG: the number of instances of every class by one linear system."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from labelleak.attacks._algebra import (
+    minimum_norm_least_squares,
+    product_of_low_rank,
+    solve_square,
+)
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import Observation
+from labelleak.restoration import Flag, Restoration, project_to_counts, project_to_simplex
+
+# The quotient of a class whose bias gradient is (nearly) zero has no meaning; the published
+# implementation bounds it at ten orders of magnitude, and so does this one.
+_QUOTIENT_BOUND = 1e10
+_ILL_CONDITIONED = 1e6
+_TOTAL_TOLERANCE = 0.05
+
+
+@register(
+    "ilrg",
+    title="iLRG (instance-wise label restoration)",
+    needs=(Need.BIAS,),
+    gives=(Gives.COUNTS, Gives.EMBEDDINGS, Gives.PROBABILITIES),
+    assumes="samples of one class have nearly the same embedding and prediction; best untrained",
+    reference="Ma et al., ICLR 2023 (Instance-wise Batch Label Restoration via Gradients in "
+    "Federated Learning), Algorithm 1",
+)
+def ilrg(observation: Observation) -> Restoration:
+    """Restore the number of instances of every class (Ma et al., ICLR 2023, Algorithm 1).
+
+    The quotient of weight and bias gradient of class i is taken for its mean embedding (equation
+    7), the head turns it into the mean prediction p_i (equation 8), and the numbers of instances n
+    solve ``sum_j n_j = K`` and ``sum_j n_j p_j[i] - n_i = K db_i`` for every class i in the
+    least-squares sense (equation 10). Time O(C^2 m + C^3), memory O(C m + C^2), float64.
+
+    Where the observation names the present classes, the other unknowns and their equations are
+    left out, as in the paper's variant. Label smoothing and class weights, when the observation
+    holds them, enter the equations exactly.
+
+    Args:
+        observation: Needs the bias and its gradient. Without a batch size, proportions only.
+
+    Returns:
+        ``raw``, ``rounded`` (the paper's: clipped at zero and K, rounded), ``counts`` (projected to
+        the sum K), class embeddings and class probabilities.
+
+    Raises:
+        MissingKnowledge: A summed loss and no batch size: the gradient has no scale.
+    """
+    if observation.reduction == "sum" and observation.batch_size is None:
+        raise MissingKnowledge(
+            "iLRG on a summed loss needs the batch size (batch_size=K, --batch-size K): without it "
+            "the gradient has no scale"
+        )
+    batch = observation.batch_size if observation.reduction == "sum" else 1
+    bias_gradient = _given(observation.gradient.bias).double() / (batch or 1)
+    embeddings, logits = _embeddings_and_logits(observation, bias_gradient, batch or 1)
+    probabilities = torch.softmax(logits, dim=1)
+
+    total = observation.num_instances or 1
+    raw, flags = _solve(observation, _System.of(observation, probabilities), bias_gradient, total)
+    found = _conclude(raw, observation.num_instances)
+    return Restoration(
+        attack="ilrg",
+        raw=raw,
+        class_embeddings=embeddings,
+        class_probabilities=probabilities,
+        flags=flags + found.flags,
+        present=found.present,
+        rounded=found.rounded,
+        counts=found.counts,
+        proportions=found.proportions,
+    )
+
+
+def _embeddings_and_logits(
+    observation: Observation, bias_gradient: Float[Tensor, " classes"], scale: float
+) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes classes"]]:
+    """Rows of the weight gradient over the bias gradient, and what the head makes of them.
+
+    Quotients are bounded; zero over zero is zero.
+    """
+    head, bias = observation.head.weight.double(), _given(observation.head.bias).double()
+    gradient = observation.gradient.weight.double()
+    divisor = scale * bias_gradient
+    divisor = torch.where(divisor == 0, torch.finfo(torch.float64).tiny, divisor)[:, None]
+    quotients = gradient / divisor
+    largest = torch.linalg.vector_norm(gradient, torch.inf)
+    if float(largest) > _QUOTIENT_BOUND * float(divisor.abs().min()):
+        quotients.clamp_(-_QUOTIENT_BOUND, _QUOTIENT_BOUND)
+        return quotients, torch.addmm(bias, quotients, head.T)
+    product = product_of_low_rank(
+        gradient, head.T, observation.num_instances, observation.gradient.rounding
+    )
+    return quotients, product.div_(divisor).add_(bias)
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise MissingKnowledge("the final layer's bias is missing")
+    return tensor
+
+
+@dataclass(frozen=True)
+class _System:
+    """The equations ``matrix @ x = K db`` and ``total_row @ x = K``; counts are x / weights.
+
+    With class weights w and label smoothing a, one sample of class j adds
+    ``w_j (1 - a)(p_j - y_j) + (a / C)(sum(w) p_j - w)`` to the loss's gradient; x_j stands for
+    n_j w_j. A mean loss divides by sum_j n_j w_j, which x absorbs by summing to K itself. Every
+    column of the matrix sums to zero.
+    """
+
+    matrix: Float[Tensor, "classes classes"]
+    total_row: Float[Tensor, " classes"]
+    weights: Float[Tensor, " classes"]
+
+    @classmethod
+    def of(
+        cls, observation: Observation, probabilities: Float[Tensor, "classes classes"]
+    ) -> "_System":
+        classes, smoothing = observation.classes, observation.label_smoothing
+        ones = torch.ones(classes, dtype=torch.float64, device=probabilities.device)
+        weights = ones if observation.class_weights is None else observation.class_weights
+        weights = weights.to(ones)
+        scale = (1.0 - smoothing) + smoothing * weights.mean() / weights
+        matrix = (probabilities * scale[:, None]).T.contiguous()
+        matrix.diagonal().sub_(1.0 - smoothing)
+        if smoothing:
+            matrix -= smoothing / classes * torch.outer(weights, 1.0 / weights)
+        total_row = 1.0 / weights if observation.reduction == "sum" else ones
+        return cls(matrix, total_row, weights)
+
+
+def _solve(
+    observation: Observation, system: _System, bias_gradient: Float[Tensor, " classes"], total: int
+) -> tuple[Float[Tensor, " classes"], tuple[Flag, ...]]:
+    """The least-squares solution of all equations, as counts that may be negative or fractional."""
+    present = observation.present_classes
+    if present is None:
+        # The columns of the matrix sum to zero. Adding the total's equation, spread over all rows,
+        # gives a square matrix with the same Gram matrix, hence the same least-squares solution.
+        root = observation.classes**0.5
+        square = system.matrix.addr_(
+            torch.ones_like(system.total_row), system.total_row, alpha=1 / root
+        )
+        right = total * (bias_gradient - bias_gradient.mean() + 1 / root)
+        solution, condition = solve_square(square, right)
+        flags = (Flag.ILL_CONDITIONED,) if condition > _ILL_CONDITIONED else ()
+    else:
+        rows = torch.cat([system.total_row[present][None], system.matrix[present][:, present]])
+        right = torch.cat([rows.new_tensor([total]), total * bias_gradient[present]])
+        solution = torch.zeros_like(bias_gradient)
+        solution[present] = minimum_norm_least_squares(rows, right)
+        flags = ()
+    counts = solution / system.weights
+    if observation.class_weights is not None and float(counts.sum()) > 0:
+        counts = counts * (total / counts.sum())
+    return counts, flags
+
+
+def _conclude(raw: Float[Tensor, " classes"], total: int | None) -> Restoration:
+    """Counts, set and proportions that real-valued counts stand for."""
+    clipped = raw.clamp(0.0, total or 1)
+    proportions = project_to_simplex(raw, total or 1) / (total or 1)
+    if total is None:
+        # Without K the smallest share that can be told from an error is not known; half of a
+        # median present class's share keeps the clear ones.
+        present = clipped > 0.5 * clipped[clipped > 0].median()
+        return Restoration("ilrg", present=present, proportions=proportions)
+    counts = project_to_counts(raw, total)
+    rounded = clipped.round().long()
+    off = abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total)
+    return Restoration(
+        "ilrg",
+        present=counts > 0,
+        counts=counts,
+        rounded=rounded,
+        proportions=proportions,
+        flags=(Flag.TOTAL_DOES_NOT_FIT,) if off else (),
+    )

@@ -1,0 +1,130 @@
+"""Opening what ``torch.save`` wrote, by a stranger: looked through first, then loaded.
+
+``torch.load(weights_only=True)`` runs no code, but a hostile pickle can still have it fill the
+memory (a bytearray of any size) or overrun the stack (hashing deeply nested tuples).
+"""
+
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from labelleak.errors import UnreadableFile
+
+_NESTED = ("state_dict", "model_state_dict", "model", "gradients", "weights", "net")
+# All that the pickle of a state dict names; torch.load itself would allow more than tensors need.
+_STORAGES = (
+    *("Double", "Float", "Half", "BFloat16", "ComplexDouble", "ComplexFloat"),
+    *("Long", "Int", "Short", "Char", "Byte", "Bool"),
+)
+_GLOBALS = frozenset(
+    {
+        "collections OrderedDict",
+        *(f"torch._utils _rebuild_{what}" for what in ("tensor_v2", "parameter", "sparse_tensor")),
+        *("torch Size", "torch device", "torch.serialization _get_layout"),
+        *(f"torch {name}Storage" for name in _STORAGES),
+    }
+)
+_LARGEST_TUPLE = 1000
+
+
+def load_pickled(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file that ``torch.save`` wrote, mapped into memory and not read.
+
+    Args:
+        path: File of a state dict, or of a dict with one in it, under ``"state_dict"`` say.
+
+    Returns:
+        Its tensors by name.
+
+    Raises:
+        UnreadableFile: It holds something else, or is made to do harm. What the readers raise at
+            a damaged file is passed on.
+    """
+    if not zipfile.is_zipfile(path):
+        # Files from before PyTorch 1.6, too, which are plain pickles.
+        raise UnreadableFile(
+            f"{path}: no archive as torch.save writes it, and reading it as a pickle could run its "
+            "code; save the state dict again, best as .safetensors"
+        )
+    with zipfile.ZipFile(path) as archive:
+        items = archive.infolist()
+        # What torch.save writes is stored as it is; compression is how a small file unpacks to
+        # one that fills the memory.
+        if any(item.compress_type != zipfile.ZIP_STORED for item in items):
+            raise UnreadableFile(f"{path}: no file that torch.save wrote (it is compressed)")
+        # Members of one name are read by one reader and not seen by the other, which ignores case.
+        names = {item.filename.casefold(): item for item in items}
+        pickles = [item for name, item in names.items() if name.endswith("/data.pkl")]
+        size = path.stat().st_size
+        wrong = len(names) < len(items) or any(item.file_size > size for item in items)
+        if wrong or len(pickles) != 1:
+            raise UnreadableFile(f"{path}: no file that torch.save wrote (its directory is wrong)")
+        _look_through(path, archive.read(pickles[0]))
+    with warnings.catch_warnings():
+        # Remarks on how the file was written are no concern of whoever reads it.
+        warnings.simplefilter("ignore")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            # Its message advises to have the code run.
+            raise _more_than_tensors(path) from None
+    tensors = _named_tensors(content)
+    if tensors is None:
+        raise UnreadableFile(f"{path}: holds no state dict (a mapping of names to tensors)")
+    return tensors
+
+
+def _more_than_tensors(path: Path, what: str = "") -> UnreadableFile:
+    return UnreadableFile(
+        f"{path}: holds more than plain tensors{what}, and reading it could run its code; save the "
+        "state dict alone, best as .safetensors"
+    )
+
+
+def _look_through(path: Path, pickled: bytes) -> None:
+    """Refuse a pickle that names more than tensors need, or that nests tuples without end."""
+    # Of each object on the stack the number of objects in it if it is a tuple, which may be in it
+    # many times over; otherwise 1. A mark is None.
+    stack: list[int | None] = []
+    memo: dict[int, int | None] = {}
+    for opcode, argument, _ in pickletools.genops(pickled):
+        name, taken = opcode.name, opcode.stack_before
+        if name == "GLOBAL" and argument not in _GLOBALS:
+            raise _more_than_tensors(path, f" ({argument!r:.80})")
+        if name.endswith("PUT"):
+            memo[int(str(argument))] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo[int(str(argument))])
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            size = 1
+            if pickletools.markobject in taken:
+                while (item := stack.pop()) is not None:
+                    size += item
+                taken = taken[: taken.index(pickletools.markobject)]
+            size += sum(stack.pop() or 0 for _ in taken)
+            if "TUPLE" in name and size > _LARGEST_TUPLE:
+                raise UnreadableFile(f"{path}: no file that torch.save wrote (nested too deeply)")
+            stack.extend([size if "TUPLE" in name else 1] * len(opcode.stack_after))
+
+
+def _named_tensors(content: object) -> dict[str, Tensor] | None:
+    if not isinstance(content, Mapping):
+        return None
+    nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
+    for mapping in (*nested, content):
+        tensors = {
+            name: value
+            for name, value in mapping.items()
+            if isinstance(name, str) and isinstance(value, Tensor)
+        }
+        if tensors:
+            return tensors
+    return None

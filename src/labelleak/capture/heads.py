@@ -1,0 +1,194 @@
+"""Finding the classification head among the parameters of a network, by names and shapes."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from labelleak.errors import AmbiguousHead
+
+Shapes = Mapping[str, Sequence[int]]
+
+# Matrices that are no candidates: look-up tables, projections fused from several ones, and the
+# auxiliary classifiers that some networks train with.
+_NOT_A_HEAD = re.compile(
+    r"embed|emb\.|wte|wpe|relative_attention_bias|qkv|query_key_value|(^|\.)(kv|to_kv|c_attn)\."
+    r"|(^|\.)shared\.$|(^|\.)aux"
+)
+# A weight matrix as it is, or the tensor that weight_norm or spectral_norm makes it from.
+_WEIGHT = re.compile(r"(^|\.)(weight|weight_v|weight_orig|parametrizations\.weight\.original1?)$")
+# What torchvision, timm, transformers and the usual tutorials call the last layer, ...
+_USUAL_NAMES = frozenset(
+    {
+        *("fc", "_fc", "fc_out", "last_linear", "linear", "linear_out", "final", "predict"),
+        *("classif", "heads", "cls", "score", "output", "out", "out_proj"),
+        *("prediction", "predictions", "decoder"),
+    }
+)
+# ... or at least a part of its name: my_head, head_dist, cls_classifier, logits_proj.
+_USUAL_PARTS = frozenset({"head", "classifier", "classification", "logits", "output", "final"})
+_WRAPPERS = ("module.", "_orig_mod.", "_module.")
+
+
+def strip_wrappers(names: Sequence[str]) -> dict[str, str]:
+    """Names without the prefix that a wrapper (DataParallel, compile, Opacus) puts on all of them.
+
+    Returns:
+        The bare name for every given name.
+    """
+    bare = {name: name for name in names}
+    changed = bool(bare)
+    while changed:
+        changed = False
+        for wrapper in _WRAPPERS:
+            if all(name.startswith(wrapper) for name in bare.values()):
+                bare = {name: short.removeprefix(wrapper) for name, short in bare.items()}
+                changed = True
+    return bare
+
+
+def find_head(shapes: Shapes) -> str:
+    """The name of the final linear layer, such as ``"fc"`` or ``"classifier.6"``.
+
+    The head is the one weight matrix whose outputs no other layer takes in. Where several are
+    left, layers that repeat from block to block are not it, and a usual name decides. Where the
+    head is as wide as a hidden layer, its name has to tell it.
+
+    Args:
+        shapes: Shape of every parameter by its name in the state dict.
+
+    Returns:
+        The layer's name: its parameters are ``name + ".weight"`` and ``name + ".bias"``; the empty
+        string for a network that is a single linear layer.
+
+    Raises:
+        AmbiguousHead: No candidate, or several with the same right; the message lists them.
+    """
+    matrices = {
+        name[: match.start()]: (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if (match := _WEIGHT.search(name)) and len(shape) == 2 and shape[0] >= 2
+    }
+    layers = {name: s for name, s in matrices.items() if not _NOT_A_HEAD.search(name.lower() + ".")}
+    if not layers:
+        convolutions = [layer_of(name) for name, s in shapes.items() if tuple(s[2:]) == (1, 1)]
+        raise AmbiguousHead(
+            f"no final linear layer (a 2-D weight) was found among {len(shapes)} tensors: only a "
+            "fully connected head can be read"
+            + "".join(f", and {name} is a 1x1 convolution" for name in _usual(convolutions)[:1])
+        )
+    ends = _ends(layers)
+    unique = _not_repeated(ends)
+    found = next((c for c in (ends, unique, _usual(unique or ends)) if len(c) == 1), [])
+    if not _usual(found or unique):
+        # A hidden layer as wide as the head's output hides the head from `_ends`, but not its
+        # name; what lies deeper than the layers that were found is of their own making.
+        found = found or unique
+        depth = max((name.count(".") for name in found), default=None)
+        named = _usual(_not_repeated(_without_chains(layers)))
+        found = [*found, *(name for name in named if depth is None or name.count(".") <= depth)]
+    if len(found) == 1 and parameter_name(found[0], "weight") not in shapes:
+        raise AmbiguousHead(
+            f"the weight of the head {found[0]} is made from other tensors (weight_norm, "
+            "spectral_norm): remove that parametrisation on both sides of the update"
+        )
+    if len(found) == 1:
+        return found[0]
+    listed = found or _usual(unique or ends) or sorted(layers, key=_repeats(layers).__getitem__)
+    raise AmbiguousHead(
+        "the classification head is not clear, candidates are: "
+        + ", ".join(f"{name or '(top level)'} ({layers[name][0]} classes)" for name in listed[:12])
+        + (" and more" if len(listed) > 12 else "")
+        + "; choose one with head=NAME (on the command line --head NAME)"
+    )
+
+
+def named_head(shapes: Shapes, head: str | None) -> str:
+    """The head that the caller named, checked, or the one that `find_head` finds.
+
+    Raises:
+        AmbiguousHead: The named layer does not exist or is no linear layer, or none was found.
+    """
+    if head is None:
+        return find_head(shapes)
+    name = layer_of(head) if head.rpartition(".")[2] in ("weight", "bias") else head
+    shape = shapes.get(parameter_name(name, "weight"))
+    if shape is None or len(shape) != 2:
+        matrices = [layer_of(n) for n, s in shapes.items() if len(s) == 2 and n.endswith("weight")]
+        problem = "is not among the tensors" if shape is None else "has no weight matrix"
+        raise AmbiguousHead(
+            f"head {head!r} {problem}; layers with one: {', '.join(matrices[-12:]) or 'none'}"
+        )
+    return name
+
+
+def layer_of(parameter: str) -> str:
+    """Name of the layer a parameter belongs to: ``"fc"`` for ``"fc.weight"``."""
+    return parameter.rpartition(".")[0]
+
+
+def parameter_name(layer: str, kind: str) -> str:
+    """Name of a layer's parameter in the state dict: ``"fc.weight"``."""
+    return f"{layer}.{kind}" if layer else kind
+
+
+def module_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a model by its name."""
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
+def _ends(layers: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Layers whose number of outputs is the number of inputs of no other layer."""
+    taken = Counter(inputs for _, inputs in layers.values())
+    return [
+        name
+        for name, (outputs, inputs) in layers.items()
+        if taken[outputs] - (inputs == outputs) == 0
+    ]
+
+
+def _repeats(names: Iterable[str]) -> dict[str, int]:
+    """How many of the names are the same as each, digits aside: blocks repeat, heads do not."""
+    patterns = {name: re.sub(r"\d+", "#", name) for name in names}
+    counts = Counter(patterns.values())
+    return {name: counts[pattern] for name, pattern in patterns.items()}
+
+
+def _not_repeated(candidates: Iterable[str]) -> list[str]:
+    return [name for name, number in _repeats(candidates).items() if number == 1]
+
+
+def _usual(candidates: list[str]) -> list[str]:
+    """Candidates of which the last word of the name, digits aside, is a usual one for a head."""
+    return [name for name in candidates if _is_usual(name.lower().split("."))]
+
+
+def _is_usual(words: list[str]) -> bool:
+    words = [word for word in words if not word.isdigit()]
+    if not words or any("pre" in word.split("_") for word in words):
+        return False
+    last = words[-1].rstrip("0123456789")
+    return last in _USUAL_NAMES or not _USUAL_PARTS.isdisjoint(last.split("_"))
+
+
+def _without_chains(layers: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Of layers that follow each other (fc1, fc2; net.0, net.2) the last, and all others.
+
+    They follow each other when their names differ in the last number only, and each takes in what
+    the one before puts out. Not so net.0, net.1, which may be a list of several heads.
+    """
+    rows: dict[str, list[tuple[int, str]]] = {}
+    for name in layers:
+        found = re.search(r"\d+$", name)
+        row = name[: found.start()] if found else name
+        rows.setdefault(row, []).append((int(found[0]) if found else -1, name))
+    kept: list[str] = []
+    for row, members in rows.items():
+        steps = list(pairwise(sorted(members)))
+        chained = all(layers[one][0] == layers[two][1] for (_, one), (_, two) in steps)
+        listed = row.endswith(".") and any(two - one == 1 for (one, _), (two, _) in steps)
+        names = [name for _, name in sorted(members)]
+        kept.extend(names[-1:] if chained and not listed else names)
+    return kept

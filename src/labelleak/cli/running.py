@@ -1,0 +1,176 @@
+"""What the commands that run experiments share: options, progress, interruption, results."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from labelleak.errors import LabelLeakError, UnreadableFile
+from labelleak.records import write_json
+
+if TYPE_CHECKING:
+    from labelleak.experiments.definition import Experiment
+
+RUN_SCHEMA = "labelleak/run/1"
+"""Name and version of ``summary.json``: ``{"schema", "title", "studies": [summary, ...]}``."""
+
+_INTERRUPTED = 130
+_FROM_EXTRAS = frozenset({"pydantic", "jinja2", "matplotlib"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where experiments run, as the options say."""
+
+    data_dir: Path | None
+    workers: int | None
+    dask: str | None
+    device: str
+
+
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options ``--data-dir``, ``--workers``, ``--dask`` and ``--device``."""
+    for option in reversed(
+        [
+            click.option(
+                "--data-dir",
+                type=click.Path(file_okay=False, path_type=Path),
+                help="Where the data sets are. Default: LABELLEAK_DATA, then a download.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=1),
+                help="Processes on this machine. Default: one per core.",
+            ),
+            click.option(
+                "--dask",
+                metavar="ADDRESS",
+                help="Run on this Dask scheduler instead, such as tcp://host:8786.",
+            ),
+            click.option(
+                "--device",
+                type=click.Choice(["cpu", "cuda"]),
+                default="cpu",
+                show_default=True,
+                help="Where networks run. Results are the same bit for bit on the CPU only.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def check_extras() -> None:
+    """Make sure that what running experiments and showing them needs is installed.
+
+    Raises:
+        LabelLeakError: It is not; the message names the extra.
+    """
+    try:
+        import labelleak.experiments.definition
+        import labelleak.experiments.runner
+        import labelleak.report  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _FROM_EXTRAS:
+            raise
+        raise LabelLeakError(
+            f"this command needs {error.name}: pip install 'labelleak[cli,experiments,report]'"
+        ) from None
+
+
+def run_experiments(
+    experiments: Sequence["Experiment"], folder: Path, place: Place
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run what the folder does not hold yet, with a progress bar on standard error.
+
+    An interruption (Ctrl-C) ends the command with one line that says how to go on. An experiment
+    that could not be run is named on standard error.
+
+    Args:
+        experiments: What to run.
+        folder: The run's folder.
+        place: Where to run it.
+
+    Returns:
+        All records of the folder; name of each experiment that could not be run, and why.
+
+    Raises:
+        LabelLeakError: See `labelleak.experiments.runner.run`.
+    """
+    from labelleak.experiments.runner import run
+    from labelleak.experiments.store import Store
+
+    with Store(folder) as store:
+        try:
+            with _progress() as bar:
+                tasks = {}
+
+                def tell(what: str, done: int, total: int) -> None:
+                    if what not in tasks:
+                        tasks[what] = bar.add_task(what)
+                    bar.update(tasks[what], completed=done, total=total)
+
+                summary = run(
+                    experiments,
+                    store,
+                    data_dir=place.data_dir,
+                    workers=place.workers,
+                    dask=place.dask,
+                    device=place.device,
+                    progress=tell,
+                )
+        except KeyboardInterrupt:
+            click.echo(
+                f"Interrupted: {len(store)} trials are kept in {store.path}; the same command goes "
+                "on from there.",
+                err=True,
+            )
+            sys.exit(_INTERRUPTED)
+        for name, reason in summary.failed.items():
+            click.echo(f"labelleak: experiment {name!r} could not be run: {reason}", err=True)
+        return store.records(), summary.failed
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def write_results(folder: Path, title: str, summaries: Sequence[dict[str, Any]]) -> Path:
+    """Write what a run came to: ``summary.json``, a CSV file per study, and a page.
+
+    Args:
+        folder: The run's folder.
+        title: Heading of the page.
+        summaries: Of each study, see `labelleak.experiments.summary.summarise`.
+
+    Returns:
+        The page, ``report.html``.
+
+    Raises:
+        UnreadableFile: The folder cannot be written to.
+    """
+    from labelleak.report import study_page, summary_csv
+
+    content = {"schema": RUN_SCHEMA, "title": title, "studies": list(summaries)}
+    page = folder / "report.html"
+    files = {folder / f"{summary['name']}.csv": summary_csv(summary) for summary in summaries}
+    files[page] = study_page(summaries, title)
+    write_json(folder / "summary.json", content)
+    for path, text in files.items():
+        try:
+            path.write_text(text, encoding="utf-8", newline="")
+        except OSError as error:
+            raise UnreadableFile(f"{path}: cannot be written: {error.strerror}") from None
+    return page

@@ -1,0 +1,240 @@
+"""What a loaded data set is: labelled images in memory, or photographs decoded one at a time."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Random crops as everybody trains on ImageNet: share of the area, aspect ratio, attempts.
+_CROP_AREA = (0.08, 1.0)
+_CROP_RATIO = (3 / 4, 4 / 3)
+_CROP_ATTEMPTS = 10
+# Without a random crop: the centre square, as a share of the shorter side (resize to 256, cut 224).
+_CENTRE = 224 / 256
+
+
+class Photographs:
+    """Photographs that are decoded when asked for, because together they do not fit in memory.
+
+    Attributes:
+        shape: `(samples, 3, size, size)`, as a tensor of all of them would have.
+    """
+
+    def __init__(self, open_image: "Callable[[int], Image.Image]", count: int, size: int):
+        """Describe the photographs; none is opened.
+
+        Args:
+            open_image: gives photograph number i as a decoded RGB Pillow image.
+            count: number of photographs.
+            size: side of the square that is cut out of each, pixels.
+        """
+        self._open = open_image
+        self.shape = (count, 3, size, size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def decode(
+        self, index: int, augment: torch.Generator | None = None
+    ) -> UInt8[Tensor, "3 size size"]:
+        """Decode one photograph.
+
+        Args:
+            index: which one, 0 to `len(self) - 1`.
+            augment: None: the shorter side is resized to 256/224 of `size` and the centre is
+                cut out. A generator: a random crop of 8 to 100 % of the area with an aspect
+                ratio of 3/4 to 4/3, resized to `size`, and flipped left to right every other
+                time; the usual augmentation of ImageNet training. Every photograph takes the
+                same number of draws.
+
+        Returns:
+            RGB pixels, 0 to 255.
+
+        Raises:
+            UnreadableFile: it is not an image, or a broken one.
+        """
+        from PIL import Image
+
+        size = self.shape[2]
+        image = self._open(index)
+        width, height = image.size
+        box: tuple[float, float, float, float]
+        if augment is None:
+            # One step for both: Pillow resamples a box. Whole offsets, so that a photograph stored
+            # with a shorter side of 256 is only cut, not blurred.
+            side = min(width, height) * _CENTRE
+            left, top = round((width - side) / 2), round((height - side) / 2)
+            box = (left, top, min(left + side, width), min(top + side, height))
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        else:
+            box, flip = _random_crop(width, height, augment)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+            if flip:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def _random_crop(
+    width: int, height: int, generator: torch.Generator
+) -> tuple[tuple[float, float, float, float], bool]:
+    """Draw (left, top, right, bottom) of a crop, and whether to flip it."""
+    attempts = torch.rand(_CROP_ATTEMPTS, 2, generator=generator).tolist()
+    across, down, flip = torch.rand(3, generator=generator).tolist()
+    low, high = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
+    for area_draw, ratio_draw in attempts:
+        area = width * height * (_CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * area_draw)
+        ratio = math.exp(low + (high - low) * ratio_draw)
+        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if crop_width <= width and crop_height <= height:
+            break
+    else:
+        crop_width = crop_height = min(width, height)
+    left, top = (width - crop_width) * across, (height - crop_height) * down
+    # min: rounding must not put the box a hair outside the image, Pillow refuses that
+    right, bottom = min(left + crop_width, width), min(top + crop_height, height)
+    return (left, top, right, bottom), flip < 0.5
+
+
+class Samples(NamedTuple):
+    """What a reader found, before it is checked against the data set it should be.
+
+    Attributes:
+        images: pixels 0 to 255, or photographs that are decoded later.
+        labels: class of each image.
+        class_names: in the order of the class indices, None where the format holds none.
+    """
+
+    images: UInt8[np.ndarray, "samples channels height width"] | Photographs
+    labels: Int64[np.ndarray, " samples"]
+    class_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images and how they are normalised.
+
+    To use another normalisation (that of a downloaded classifier, say), take
+    `dataclasses.replace(dataset, mean=..., std=...)`.
+
+    Attributes:
+        name: what was really loaded, as it belongs into a record.
+        images: uint8 pixels (samples, channels, height, width), or photographs decoded lazily.
+        labels: int64 class of each image, 0 to `classes - 1`.
+        classes: number of classes C.
+        class_names: C names in the order of the class indices, None where they are unknown.
+        mean: of each channel, on the scale of pixels 0 to 1.
+        std: standard deviation of each channel, on the same scale.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+
+    name: str
+    images: UInt8[Tensor, "images channels height width"] | Photographs = field(repr=False)
+    labels: Int64[Tensor, " samples"] = field(repr=False)
+    classes: int
+    class_names: tuple[str, ...] | None = field(repr=False)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images, but {len(self.labels)} labels")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.classes:
+            raise ValueError(
+                f"labels run from {self.labels.min()} to {self.labels.max()}, "
+                f"but there are {self.classes} classes (0 to {self.classes - 1})"
+            )
+        channels = self.images.shape[1]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std must have one number for each of {channels} channels")
+        if not all(std > 0 for std in self.std):
+            raise ValueError(f"std must be positive, not {self.std}")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class names, but {self.classes} classes")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image, pixels."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def lazy(self) -> bool:
+        """Whether images are photographs decoded on demand; only those can be augmented."""
+        return isinstance(self.images, Photographs)
+
+    def batch(
+        self, indices: Int64[Tensor, " batch"], augment: torch.Generator | None = None
+    ) -> tuple[Float32[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
+        """Images and labels, ready for a network.
+
+        Args:
+            indices: which samples, in this order; one may occur several times.
+            augment: a seeded generator: each photograph is cropped and flipped at random, so
+                that one photograph used twice gives two different inputs.
+
+        Returns:
+            inputs: (pixel / 255 - mean) / std.
+            labels: their classes.
+
+        Raises:
+            IndexError: an index is not 0 to `len(self) - 1`.
+            ValueError: `augment` for a data set that is held in memory.
+            UnreadableFile: a photograph is not an image, or a broken one.
+        """
+        if augment is not None and not self.lazy:
+            raise ValueError(
+                f"{self.name} is held in memory at its own size: only lazily decoded photographs "
+                "are augmented, leave augment out"
+            )
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(
+                f"indices run from {indices.min()} to {indices.max()}, "
+                f"but {self.name} has {len(self)} samples"
+            )
+        if isinstance(self.images, Photographs):
+            pixels = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
+            for row, index in enumerate(indices.tolist()):
+                pixels[row] = self.images.decode(index, augment)
+        else:
+            pixels = self.images[indices]
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        std = torch.tensor(self.std).view(-1, 1, 1)
+        inputs = pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return inputs, self.labels[indices]
+
+    def stream(
+        self,
+        indices: Int64[Tensor, " batch"],
+        chunk: int = 64,
+        augment: torch.Generator | None = None,
+    ) -> Iterator[tuple[Float32[Tensor, "chunk channels height width"], Int64[Tensor, " chunk"]]]:
+        """The same as `batch`, piece by piece, so that a large batch is never held at once.
+
+        Args:
+            indices: as for `batch`.
+            chunk: largest number of samples in one piece.
+            augment: as for `batch`; the pieces are those of the one batch, whatever `chunk` is.
+
+        Yields:
+            (inputs, labels) of at most `chunk` samples, in the order of `indices`.
+
+        Raises:
+            ValueError: `chunk` is not positive; and what `batch` raises.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+        for start in range(0, len(indices), chunk):
+            yield self.batch(indices[start : start + chunk], augment)

@@ -1,0 +1,1 @@
+"""Experiments: an audit that anyone can run at once, later the paper's tables and figures."""

@@ -1,0 +1,304 @@
+"""How much of a batch's labels a restoration got right.
+
+Notation: C classes, K instances, n the true number of instances of each class and n_hat the
+restored one.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from labelleak.restoration import Restoration
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one restoration got right; every figure is better the larger it is.
+
+    Attributes:
+        leacc: Label existence accuracy, see `leacc`.
+        lnacc: Label number accuracy, see `lnacc`; None where no counts were restored.
+        recall: Share of the instances that were restored, see `recall`; None without counts.
+        accuracy: The same with excess counted against it, see `accuracy`; None without counts.
+        exact: Whether every count is right; None without counts.
+        existence_precision: Share of the restored classes that are in the batch.
+        existence_recall: Share of the batch's classes that were restored.
+    """
+
+    leacc: float
+    lnacc: float | None
+    recall: float | None
+    accuracy: float | None
+    exact: bool | None
+    existence_precision: float
+    existence_recall: float
+
+    def as_dict(self) -> dict[str, float | bool | None]:
+        """All figures by name, in the order of the attributes."""
+        return asdict(self)
+
+
+def score(
+    found: Restoration,
+    true_counts: Int[Tensor, " classes"],
+    *,
+    use: Literal["counts", "rounded"] = "counts",
+) -> Score:
+    """Compare a restoration with the true labels of the batch.
+
+    Args:
+        found: The restoration. Without counts (a set, or proportions) the figures about counts are
+            None, and those about existence are taken from ``found.present``.
+        true_counts: Number of instances of each class, integers, shape (classes,), on any device.
+        use: ``"counts"``: the restored counts, which sum to the number of instances. ``"rounded"``:
+            the counts before their sum is repaired, and the set of classes where they are positive,
+            as in the figures of Ma et al. (ICLR 2023); an attack that repairs nothing has no such
+            counts, and its own are taken.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: `true_counts` are no counts of these classes, or `use` is neither.
+    """
+    if use not in ("counts", "rounded"):
+        raise ValueError(f"use={use!r}: choose 'counts' or 'rounded'")
+    counts = found.rounded if use == "rounded" and found.rounded is not None else found.counts
+    present = found.present.long() if counts is None else counts
+    return Score(
+        leacc=leacc(present, true_counts),
+        lnacc=None if counts is None else lnacc(counts, true_counts),
+        recall=None if counts is None else recall(counts, true_counts),
+        accuracy=None if counts is None else accuracy(counts, true_counts),
+        exact=None if counts is None else exact(counts, true_counts),
+        existence_precision=existence_precision(present, true_counts),
+        existence_recall=existence_recall(present, true_counts),
+    )
+
+
+def counts_of(labels: Int[Tensor, " batch"], classes: int) -> Int[Tensor, " classes"]:
+    """Number of instances of each class.
+
+    Args:
+        labels: Class indices, any integer dtype, shape (batch,).
+        classes: Number of classes C.
+
+    Returns:
+        int64, shape (classes,), on the device of `labels`.
+
+    Raises:
+        ValueError: `labels` is not a list of integers, or one of them is not in 0..C-1.
+    """
+    if labels.ndim != 1 or not _is_integer(labels):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} and {labels.dtype}: a list of integers is "
+            "needed"
+        )
+    labels = labels.long()
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.numel():
+        raise ValueError(f"label {int(outside[0])}: the classes are 0..{classes - 1}")
+    return torch.bincount(labels, minlength=classes)
+
+
+def leacc(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+    """Label existence accuracy: the mean over all C classes of ``[n_hat > 0] == [n > 0]``.
+
+    Absent classes count as much as present ones, so with many classes and a small batch it is high
+    for an empty set already. Ma et al., ICLR 2023, section 4.
+
+    Args:
+        found: Restored counts n_hat (or 1 for each restored class), int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    return int(((found > 0) == (true > 0)).sum()) / true.numel()
+
+
+def lnacc(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+    """Label number accuracy: the mean over all C classes of ``n_hat == n``.
+
+    Ma et al., ICLR 2023, section 4. Never above `leacc`.
+
+    Args:
+        found: Restored counts n_hat, int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    return int((found == true).sum()) / true.numel()
+
+
+def recall(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+    """Instance recall: ``sum_i min(n_hat_i, n_i) / K``.
+
+    The IRec of Ma et al., ICLR 2023, section 4. Counts that sum to more than K are not punished;
+    `accuracy` does that, and the two agree where the sum is K.
+
+    Args:
+        found: Restored counts n_hat, int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    return int(torch.minimum(found, true).sum()) / int(true.sum())
+
+
+def accuracy(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+    """Instance accuracy: ``sum_i min(n_hat_i, n_i) / max(K, sum_i n_hat_i)``.
+
+    The overlap of the two multisets of labels, relative to the larger one: 1 only if all is right.
+
+    Args:
+        found: Restored counts n_hat, int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    return int(torch.minimum(found, true).sum()) / max(int(true.sum()), int(found.sum()))
+
+
+def exact(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> bool:
+    """Whether every single count is right; the mean over batches is the exact-batch rate.
+
+    Args:
+        found: Restored counts n_hat, int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        ``n_hat == n`` for all classes.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    return torch.equal(found, true)
+
+
+def existence_precision(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+    """Share of the restored classes that are in the batch.
+
+    Args:
+        found: Restored counts n_hat (or 1 for each restored class), int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        Between 0 and 1. It is 1 where no class was restored: nothing claimed is nothing wrong, and
+        `existence_recall` is 0 then.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    claimed = int((found > 0).sum())
+    return int(((found > 0) & (true > 0)).sum()) / claimed if claimed else 1.0
+
+
+def existence_recall(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+    """Share of the batch's classes that were restored.
+
+    Args:
+        found: Restored counts n_hat (or 1 for each restored class), int64, shape (classes,).
+        true: True counts n, int64, shape (classes,).
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: These are not counts of the same classes, or the true ones are all zero.
+    """
+    found, true = _checked(found, true)
+    return int(((found > 0) & (true > 0)).sum()) / int((true > 0).sum())
+
+
+def cosine_similarity(
+    found: Float[Tensor, "classes features"],
+    true: Float[Tensor, "classes features"],
+    present: Bool[Tensor, " classes"] | None = None,
+) -> float:
+    """Mean over classes of the cosine between the restored and the true vector of a class.
+
+    The CosSim of Ma et al., ICLR 2023, table 1, for class embeddings or class probabilities; there
+    the mean is over the classes in the batch, so pass ``present=true_counts > 0``.
+
+    Args:
+        found: Restored vectors, one row per class, shape (classes, features), any floating dtype.
+        true: True vectors, same shape; rows outside `present` may hold anything.
+        present: The rows to take the mean over, bool, shape (classes,); None for all.
+
+    Returns:
+        Between -1 and 1. A row that is zero on either side counts as 0: it has no direction.
+
+    Raises:
+        ValueError: The shapes differ, or `present` selects no row.
+    """
+    if found.ndim != 2 or found.shape != true.shape:
+        raise ValueError(
+            f"vectors of shape {tuple(found.shape)} and {tuple(true.shape)}: two matrices of one "
+            "shape classes x features are needed"
+        )
+    true = true.to(found.device)
+    if present is not None:
+        if present.dtype != torch.bool or present.shape != found.shape[:1]:
+            raise ValueError(
+                f"present of shape {tuple(present.shape)} and {present.dtype}: one bool for each "
+                f"of the {found.shape[0]} classes is needed"
+            )
+        rows = present.to(found.device)
+        found, true = found[rows], true[rows]
+    if not found.shape[0]:
+        raise ValueError("there is no class to take the mean cosine similarity over")
+    return float((_directions(found) * _directions(true)).sum(dim=1).mean())
+
+
+def _directions(vectors: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
+    vectors = vectors.double()
+    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / torch.where(norms > 0, norms, 1.0)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _checked(found: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as int64 on one device, after making sure that they are counts of the same classes."""
+    for name, counts in (("found", found), ("true", true)):
+        if counts.ndim != 1 or not _is_integer(counts):
+            raise ValueError(
+                f"{name} counts of shape {tuple(counts.shape)} and {counts.dtype}: one integer per "
+                "class is needed (counts_of makes them from labels)"
+            )
+        if bool((counts < 0).any()):
+            raise ValueError(f"{name} counts hold {int(counts.min())}: none can be negative")
+    if found.shape != true.shape:
+        raise ValueError(
+            f"{true.numel()} true counts for {found.numel()} classes: one per class is needed"
+        )
+    if not bool(true.any()):
+        raise ValueError("the true counts are all zero: a batch holds at least one instance")
+    return found.long(), true.long().to(found.device)

@@ -1,0 +1,6 @@
+"""Views of records: pages, plots and tables. No result is computed here."""
+
+from labelleak.report.audit import audit_page
+from labelleak.report.experiments import study_page, summary_csv
+
+__all__ = ["audit_page", "study_page", "summary_csv"]

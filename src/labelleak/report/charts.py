@@ -1,0 +1,91 @@
+"""Charts as inline SVG, in colours that colour-blind readers can tell apart (Okabe and Ito)."""
+
+import re
+from io import StringIO
+from math import ceil
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+GREY = "#767676"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""For curves, most important first; yellow is left out, as it is too pale for lines."""
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_MOST_IN_A_ROW = 12
+
+
+def counts_chart(rows: list[dict[str, Any]]) -> str:
+    """Bars of the true (where known) and the restored number of instances per class.
+
+    Args:
+        rows: One dict per class: ``label``, ``restored`` and ``true`` (None when not known).
+
+    Returns:
+        An ``<svg>`` element with a title for readers of the page by ear, narrow enough to be read
+        on a phone: many classes are several rows of bars.
+    """
+    known = rows[0]["true"] is not None
+    lines = ceil(len(rows) / _MOST_IN_A_ROW)
+    length = ceil(len(rows) / lines)
+    width = 0.4 if known else 0.7
+    highest = max(max(row["restored"], row["true"] or 0) for row in rows)
+    with rc_context({**STYLE, "svg.hashsalt": "counts"}):
+        figure = Figure(figsize=(5.2, 1.6 + 1.9 * lines), layout="constrained")
+        for line, axes in enumerate(figure.subplots(lines, squeeze=False)[:, 0]):
+            part = rows[line * length : (line + 1) * length]
+            if known:
+                axes.bar(
+                    [place - width / 2 for place in range(len(part))],
+                    [row["true"] for row in part],
+                    width,
+                    label="true (private)",
+                    color="#999999",
+                    hatch="//",
+                    edgecolor="white",
+                )
+            axes.bar(
+                [place + (width / 2 if known else 0) for place in range(len(part))],
+                [row["restored"] for row in part],
+                width,
+                label="restored from the update",
+                color=BLUE,
+            )
+            axes.set_xticks(range(len(part)), [str(row["label"]) for row in part])
+            axes.set_xlim(-0.6, length - 0.4)
+            axes.set_ylim(0, max(1, highest) * 1.05)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_xlabel("class")
+        figure.supylabel("samples in the batch", fontsize="medium")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)
+        return inline_svg(figure, "True and restored number of samples of each class")
+
+
+def short(text: str, most: int) -> str:
+    """A text cut to at most so many letters: a chart has no room for more."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def inline_svg(figure: Figure, title: str) -> str:
+    """A figure as an ``<svg>`` element that scales with the page.
+
+    Several of them may stand in one page: names that nothing refers to are left out, and those of
+    markers and clips depend on the style's ``svg.hashsalt``, which is the caller's to choose.
+    """
+    stream = StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Title": title})
+    text = stream.getvalue()
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace("<svg", '<svg role="img"', 1)

@@ -1,0 +1,210 @@
+"""The page of a run of experiments, ours beside the published figures; and the same as CSV."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from labelleak.report.figures import Summary, differences_chart, short_title, study_figures
+from labelleak.report.pages import MINUS, NONE, render
+
+_ROW_COLUMNS = (
+    "label", "data", "stands_in_for", "split", "image_size", "network", "activation", "batchnorm",
+    "dropout", "stem", "stage", "stage_used", "batch_size", "sampler", "defense", "known_classes",
+    "trials_planned", "panel", "series", "x",
+)  # fmt: skip
+_CELL_COLUMNS = ("ours", "low", "high", "published", "difference", "inside", "trials")
+
+
+def study_page(summaries: Sequence[Summary], title: str) -> str:
+    """A self-contained HTML page of a run: summary, figures and tables of every study.
+
+    Args:
+        summaries: Summaries of the studies, plain data of schema ``labelleak/study/1`` (see
+            `labelleak.experiments.summary`), in the order to show them in.
+        title: Heading of the page.
+
+    Returns:
+        The page, one file with nothing to load and no script.
+    """
+    studies = [_study(number, summary) for number, summary in enumerate(summaries, start=1)]
+    measures = {m["name"]: m for summary in summaries for m in summary["metrics"]}
+    totals = {key: sum(s["tally"][key] for s in studies) for key in ("inside", "outside", "open")}
+    return render(
+        "experiments.html",
+        title=title,
+        studies=studies,
+        totals=totals,
+        experiments=sum(len(summary["rows"]) for summary in summaries),
+        # A user's own grid has nothing published, and nothing that could be left out of it.
+        compared=any(study["published"] or study["omitted"] for study in studies),
+        stand_ins=_stand_ins(summaries),
+        differences=differences_chart(summaries) if len(studies) > 1 else None,
+        scales=_distinct(summary["scale"] for summary in summaries),
+        intervals=_distinct(summary["interval"] for summary in summaries),
+        measures=_distinct((m["title"], m["description"]) for m in measures.values()),
+        environments=_distinct(tuple(summary["environment"].items()) for summary in summaries),
+    )
+
+
+def summary_csv(summary: Summary) -> str:
+    """A summary as CSV (RFC 4180): a heading, then one line per metric of each row.
+
+    Args:
+        summary: The summary of a study, schema ``labelleak/study/1``.
+
+    Returns:
+        The text. An empty cell: there is no such value.
+    """
+    stream = StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(
+        ("study", "scale", *_ROW_COLUMNS, "metric", *_CELL_COLUMNS, "failed", "shrunk", "note")
+    )
+    attacks = {metric["name"]: metric["attack"] for metric in summary["metrics"]}
+    for row in summary["rows"]:
+        for name, cell in row["metrics"].items():
+            failure = row["failed"].get(attacks[name], {})
+            writer.writerow(
+                _plain(value)
+                for value in (
+                    summary["name"],
+                    summary["scale"],
+                    *(row[column] for column in _ROW_COLUMNS),
+                    name,
+                    *(cell[column] for column in _CELL_COLUMNS),
+                    failure.get("failed"),
+                    "; ".join(row["shrunk"]),
+                    row["note"],
+                )
+            )
+    return stream.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else value
+
+
+def _distinct(values: Any) -> list[Any]:
+    """The values that are not empty, each once, in their order."""
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _study(number: int, summary: Summary) -> dict[str, Any]:
+    rows = [_row(row, summary["metrics"]) for row in summary["rows"]]
+    cells = [cell for row in summary["rows"] for cell in row["metrics"].values()]
+    known = [cell["inside"] for cell in cells if cell["published"] is not None]
+    return {
+        # Names are the user's own in a grid: an anchor is never made of one.
+        "anchor": f"study-{number}",
+        "name": summary["name"],
+        "title": summary["title"],
+        "source": summary["source"],
+        "omitted": summary["omitted"],
+        "figures": study_figures(summary),
+        "rows": rows,
+        "tally": {
+            "inside": known.count(True),
+            "outside": known.count(False),
+            "open": known.count(None),
+        },
+        "published": bool(known),
+        "stands_in": any(row["stands_in_for"] for row in summary["rows"]),
+    }
+
+
+def _row(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shown = [(m, row["metrics"][m["name"]]) for m in metrics if m["name"] in row["metrics"]]
+    return {
+        "label": row["label"],
+        "facts": _facts(row),
+        "stands_in_for": row["stands_in_for"],
+        "data": row["data"],
+        "shrunk": row["shrunk"],
+        "failed": row["failed"],
+        "note": row["note"],
+        "cells": [
+            _written(metric, cell, row["trials"])
+            for metric, cell in shown
+            if not (cell["ours"] is None and cell["published"] is None)
+        ],
+    }
+
+
+def _facts(row: Mapping[str, Any]) -> list[str]:
+    """Data, network and batches really used."""
+    layers = {True: "with ", False: "without "}
+    size = f", {row['image_size']} pixels" if row["image_size"] else ""
+    network = [f"{row['network']} ({row['activation']})"]
+    if row["batchnorm"] is not None:
+        network.append(f"{layers[row['batchnorm']]}BatchNorm")
+    if row["dropout"]:
+        network.append(f"dropout {row['dropout']:g}")
+    if row["stem"]:
+        network.append(f"{row['stem']} stem")
+    stage = row["stage_used"]
+    if row["stage"] != stage and not stage.startswith(f"{row['stage']} of "):
+        stage += f" (published: {row['stage']})"
+    trials = f"{row['trials']} trial{'' if row['trials'] == 1 else 's'}"
+    if row["trials"] != row["trials_planned"]:
+        trials = f"{row['trials']} of {row['trials_planned']} trials"
+    return [
+        f"{row['data']} ({row['split']}{size})",
+        ", ".join(network),
+        stage,
+        f"K = {row['batch_size']}, {row['sampler'].replace('_', ' ')}",
+        *([row["defense"]] if row["defense"] else []),
+        *(["classes known"] if row["known_classes"] else []),
+        trials,
+    ]
+
+
+def _written(metric: Mapping[str, Any], cell: Mapping[str, Any], trials: int) -> dict[str, Any]:
+    """A metric of a row, its numbers as text."""
+    fixed = metric["bounds"][1] is not None
+    if cell["low"] is None or cell["high"] is None:
+        interval = NONE
+    else:
+        interval = f"{_number(cell['low'], fixed)} to {_number(cell['high'], fixed)}"
+    if cell["ours"] is None:
+        outcome = "not run"
+    else:
+        outcome = {True: "inside", False: "outside", None: ""}[cell["inside"]]
+    return {
+        "title": metric["title"],
+        # An attack may have counts for some batches only.
+        "trials": f"in {cell['trials']} of {trials} trials" if 0 < cell["trials"] < trials else "",
+        "ours": _number(cell["ours"], fixed),
+        "interval": interval,
+        "published": _number(cell["published"], fixed),
+        "difference": _number(cell["difference"], fixed, signed=True),
+        "outcome": outcome,
+    }
+
+
+def _number(value: float | None, fixed: bool, signed: bool = False) -> str:
+    """Three digits after the point for what has fixed bounds, else two or three that count."""
+    if value is None:
+        return NONE
+    text = f"{value:+.3f}" if fixed else f"{value:+.{2 if signed else 3}g}"
+    if float(text) == 0.0:
+        return "0.000" if fixed else "0"
+    number, _, exponent = text.partition("e")
+    number = (number if signed else number.removeprefix("+")).replace("-", MINUS)
+    return f"{number}e{int(exponent)}" if exponent else number
+
+
+def _stand_ins(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Which data set stands in for which, and in which studies."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for summary in summaries:
+        for row in summary["rows"]:
+            if row["stands_in_for"]:
+                pair = (row["data"], row["stands_in_for"])
+                found.setdefault(pair, {})[short_title(summary)] = None
+    return [
+        {"data": data, "published": published, "studies": list(studies)}
+        for (data, published), studies in found.items()
+    ]

@@ -1,0 +1,158 @@
+"""What an attack concludes, and the projection of real-valued counts to integers."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Flag(Enum):
+    """Why a verdict may be unreliable; the value is the explanation for the reader."""
+
+    SUMS_NOT_ZERO = (
+        "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "
+        "noise, sparsification, quantisation, another loss or another layer"
+    )
+    ILL_CONDITIONED = (
+        "the equations for the counts are nearly singular: small errors of the gradient "
+        "become large errors of the counts"
+    )
+    NO_BIAS = "the head has no bias gradient: attacks on the weight alone are weaker"
+    TOTAL_DOES_NOT_FIT = (
+        "the restored counts do not add up to the batch size before they are made to: "
+        "the assumptions of the attack do not hold for this network"
+    )
+    SEVERAL_STEPS = (
+        "the update adds up several local steps; the attack treats them as one step on all their "
+        "samples"
+    )
+    UNKNOWN_BATCH_SIZE = "the batch size is not known: proportions instead of counts"
+    SET_ONLY = "the attack tells which classes are present, and not how many of each"
+
+    @property
+    def text(self) -> str:
+        """The explanation."""
+        return str(self.value)
+
+
+UNRELIABLE = frozenset({Flag.SUMS_NOT_ZERO, Flag.ILL_CONDITIONED, Flag.TOTAL_DOES_NOT_FIT})
+"""Flags under which a low score is no evidence that the labels are safe."""
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """The labels that an attack restored, and how sure it is.
+
+    Attributes:
+        attack: Registered name of the attack that spoke.
+        present: Whether each class is in the batch, bool, shape (classes,).
+        counts: Number of instances of each class, int64, shape (classes,), non-negative, summing
+            to the number of instances of the update; None when the attack yields a set only or
+            when that number is unknown.
+        rounded: The attack's own counts before their sum is repaired, int64, shape (classes,);
+            what the published figures are computed from. None where the attack yields none.
+        raw: The real-valued solution, float64, shape (classes,), unit instances (or proportions
+            where the number of instances is unknown). None where the attack yields none.
+        proportions: Share of each class in the batch, float64, shape (classes,), non-negative,
+            summing to one; None for a set.
+        class_embeddings: Restored mean embedding of each class, float64, shape
+            (classes, features), or None.
+        class_probabilities: Restored mean prediction for samples of each class, float64, shape
+            (classes, classes), row = true class, or None.
+        certified: Whether the counts rebuild the gradient exactly, so that they are proven.
+        flags: Why the verdict may be unreliable, in a fixed order.
+    """
+
+    attack: str
+    present: Bool[Tensor, " classes"]
+    counts: Int[Tensor, " classes"] | None = None
+    rounded: Int[Tensor, " classes"] | None = None
+    raw: Float[Tensor, " classes"] | None = None
+    proportions: Float[Tensor, " classes"] | None = None
+    class_embeddings: Float[Tensor, "classes features"] | None = None
+    class_probabilities: Float[Tensor, "classes classes"] | None = None
+    certified: bool = False
+    flags: tuple[Flag, ...] = ()
+
+    def labels(self) -> Int[Tensor, " batch"]:
+        """The restored labels of the batch, sorted, int64, shape (instances,).
+
+        Raises:
+            ValueError: The restoration has no counts, only a set of classes or proportions.
+        """
+        if self.counts is None:
+            raise ValueError(
+                f"attack {self.attack!r} restored no counts here: see `present` and `proportions`"
+            )
+        classes = torch.arange(self.counts.numel(), device=self.counts.device)
+        return classes.repeat_interleave(self.counts)
+
+    @property
+    def unreliable(self) -> bool:
+        """Whether a flag says that a low score would prove nothing."""
+        return any(flag in UNRELIABLE for flag in self.flags)
+
+
+def project_to_simplex(
+    values: Float[Tensor, " classes"], total: float
+) -> Float[Tensor, " classes"]:
+    """The non-negative vector with the given sum that is nearest in the Euclidean sense.
+
+    Args:
+        values: Any finite real numbers, shape (classes,).
+        total: The sum to reach, positive.
+
+    Returns:
+        Shape (classes,), float64: ``max(values - t, 0)`` with the shift t that makes the sum right.
+    """
+    # Entries `total` or more below the largest end at zero; cutting them there first keeps the
+    # sums exact however far out the values lie.
+    values = (values.double() - values.max()).clamp_min(-total)
+    ordered = values.sort(descending=True).values
+    ranks = torch.arange(1, values.numel() + 1, device=values.device, dtype=torch.float64)
+    shifts = (ordered.cumsum(0) - total) / ranks
+    # The largest support on which every entry stays positive (Held, Wolfe and Crowder 1974).
+    support = int((ordered > shifts).sum())
+    return (values - shifts[support - 1]).clamp_min(0.0)
+
+
+def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tensor, " classes"]:
+    """The non-negative integer vector with the given sum that is nearest in the Euclidean sense.
+
+    The cost is separable and convex, so the best integers take the `total` cheapest unit
+    increments. Those are found from the real-valued projection: its floor holds all increments
+    that are cheap enough for certain, and the largest remainders are the cheapest of the others.
+
+    Args:
+        values: Any finite real numbers, shape (classes,).
+        total: The sum to reach, a non-negative integer below 2**53.
+
+    Returns:
+        int64, shape (classes,). Ties go to the lowest class.
+
+    Raises:
+        ValueError: `total` is negative or an entry of `values` is not finite.
+    """
+    if total < 0:
+        raise ValueError(f"counts cannot sum to {total}")
+    if not torch.isfinite(values).all():
+        raise ValueError("counts cannot be made of NaN or infinite values")
+    if total == 0:
+        return torch.zeros(values.shape, dtype=torch.int64, device=values.device)
+    real = project_to_simplex(values, total)
+    floor = real.floor()
+    counts = floor.long()
+    missing = total - int(counts.sum())
+    if missing:
+        remainder = real - floor
+        if missing > 0:
+            ranked = remainder.sort(descending=True, stable=True).indices
+            counts[ranked[:missing]] += 1
+        else:
+            # Rounding in `real` can lift an entry over an integer: take back the dearest unit.
+            held = torch.where(counts > 0, remainder, torch.inf)
+            ranked = held.sort(stable=True).indices
+            counts[ranked[:-missing]] -= 1
+    return counts

@@ -1,0 +1,100 @@
+import inspect
+
+import pytest
+import torch
+
+from labelleak.attacks import attacks, registry, restore
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.restoration import Restoration
+from synthetic import untrained
+
+BATCH = untrained(6, 12, 4)
+DESCRIPTION = {
+    "title": "An attack",
+    "gives": (Gives.SET,),
+    "assumes": "nothing",
+    "reference": "a paper",
+}
+
+
+@pytest.fixture
+def _empty_table(monkeypatch):
+    monkeypatch.setattr(registry, "_ATTACKS", {})
+
+
+def test_the_attacks_of_the_first_release_are_there():
+    assert {"idlg", "gradinversion", "rlg", "ilrg"} <= set(attacks())
+
+
+@pytest.mark.parametrize("name", attacks())
+def test_every_attack_describes_itself(name):
+    attack = attacks()[name]
+    assert attack.name == name
+    assert attack.gives
+    assert all((attack.title, attack.assumes, attack.reference))
+    for text in (attack.title, attack.assumes, attack.reference):
+        assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", attacks())
+def test_hyper_parameters_are_keywords_with_defaults(name):
+    first, *others = inspect.signature(attacks()[name].rule).parameters.values()
+    assert first.default is inspect.Parameter.empty
+    for parameter in others:
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name", attacks())
+def test_every_attack_signs_and_yields_what_it_says(name):
+    attack = attacks()[name]
+    found = attack.rule(BATCH.observe())
+    assert found.attack == name
+    assert found.present.dtype == torch.bool
+    if Gives.COUNTS in attack.gives:
+        assert int(found.counts.sum()) == 4
+        assert torch.equal(found.present, found.counts > 0)
+    assert (found.class_embeddings is not None) == (Gives.EMBEDDINGS in attack.gives)
+    assert (found.class_probabilities is not None) == (Gives.PROBABILITIES in attack.gives)
+
+
+@pytest.mark.parametrize("name", attacks())
+def test_a_need_that_is_not_declared_is_none(name):
+    """Every attack runs on the least that it says it needs."""
+    needs = attacks()[name].needs
+    observation = BATCH.observe(
+        bias=Need.BIAS in needs, batch_size=4 if Need.BATCH_SIZE in needs else None
+    )
+    assert restore(observation, name).attack == name
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [4, None])
+def test_needs_are_met_by_what_the_observation_holds(bias, size):
+    observation = BATCH.observe(bias=bias, batch_size=size)
+    assert Need.BIAS.is_met(observation) is bias
+    assert Need.BATCH_SIZE.is_met(observation) is (size is not None)
+
+
+def test_the_table_cannot_be_changed_from_outside():
+    with pytest.raises(TypeError):
+        attacks()["mine"] = attacks()["idlg"]
+
+
+@pytest.mark.usefixtures("_empty_table")
+def test_a_registered_rule_is_entered_and_stays_itself():
+    def rule(observation):
+        return Restoration("mine", observation.gradient.bias < 0)
+
+    assert register("mine", needs=(Need.BIAS,), **DESCRIPTION)(rule) is rule
+    entry = attacks()["mine"]
+    assert (entry.name, entry.needs, entry.rule) == ("mine", (Need.BIAS,), rule)
+    assert restore(BATCH.observe(), "mine").attack == "mine"
+
+
+@pytest.mark.usefixtures("_empty_table")
+def test_a_name_is_given_once():
+    register("mine", **DESCRIPTION)(lambda observation: None)
+    with pytest.raises(ValueError, match="an attack named 'mine' is registered already"):
+        register("mine", **DESCRIPTION)(lambda observation: None)
+    assert list(attacks()) == ["mine"]

@@ -1,0 +1,296 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from labelleak import Flag, capture, observe, observe_update, restore
+from labelleak.errors import AmbiguousHead, InvalidObservation
+
+CLASSES = 5
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, CLASSES)
+        )
+
+
+def batches(number, size=8):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(size, 6, generator=generator),
+            torch.randint(CLASSES, (size,), generator=generator),
+        )
+        for _ in range(number)
+    ]
+
+
+def train(model, steps, learning_rate):
+    """Local steps of plain SGD; returns the state dict after them and each step's gradients."""
+    model = deepcopy(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    gradients = []
+    for images, labels in batches(steps):
+        optimizer.zero_grad()
+        nn.CrossEntropyLoss()(model(images), labels).backward()
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters()})
+        optimizer.step()
+    return model.state_dict(), gradients
+
+
+def named(model, **changed):
+    """A made-up gradient of every parameter, by name."""
+    gradients = {
+        name: torch.full_like(value, 0.25 + number)
+        for number, (name, value) in enumerate(model.named_parameters())
+    }
+    return {**gradients, **changed}
+
+
+class TestObserve:
+    def test_gradients_by_name(self, model):
+        gradients = named(model)
+        observation = observe(model, gradients, batch_size=24, label_smoothing=0.1)
+        assert observation.head.name == "3"
+        assert torch.equal(observation.head.weight, model[3].weight)
+        assert torch.equal(observation.head.bias, model[3].bias)
+        assert torch.equal(observation.gradient.weight, gradients["3.weight"])
+        assert torch.equal(observation.gradient.bias, gradients["3.bias"])
+        assert observation.batch_size == 24
+        assert observation.label_smoothing == 0.1
+        assert observation.model is model
+        assert observation.gradients.keys() == gradients.keys()
+
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_gradients_in_the_order_of_the_parameters(self, model, kind):
+        images, labels = batches(1)[0]
+        loss = nn.CrossEntropyLoss()(model(images), labels)
+        observation = observe(model, kind(torch.autograd.grad(loss, list(model.parameters()))))
+        expected = capture(model, images, labels).gradient
+        assert (observation.gradient.weight - expected.weight).norm() <= 1e-6
+        assert (observation.gradient.bias - expected.bias).norm() <= 1e-6
+        assert list(observation.gradients) == [name for name, _ in model.named_parameters()]
+
+    def test_the_gradients_that_the_parameters_hold(self, model):
+        images, labels = batches(1)[0]
+        model[0].weight.requires_grad_(False)
+        nn.CrossEntropyLoss()(model(images), labels).backward()
+        observation = observe(model, [value.grad for value in model.parameters()])
+        assert torch.equal(observation.gradient.weight, model[3].weight.grad)
+        assert "0.weight" not in observation.gradients
+        assert "0.bias" in observation.gradients
+
+    def test_a_state_dict(self, model):
+        gradients = named(model)
+        observation = observe(model.state_dict(), gradients)
+        assert observation.model is None
+        assert torch.equal(observation.head.weight, model[3].weight)
+        assert torch.equal(observation.gradient.weight, gradients["3.weight"])
+
+    def test_a_named_head(self, model):
+        gradients = named(model)
+        observation = observe(model, gradients, head="0")
+        assert observation.classes == 20
+        assert torch.equal(observation.gradient.weight, gradients["0.weight"])
+
+    def test_nothing_requires_grad(self, model):
+        gradients = {name: value.requires_grad_() for name, value in named(model).items()}
+        observation = observe(model, gradients)
+        for tensor in (
+            observation.head.weight,
+            observation.head.bias,
+            observation.gradient.weight,
+            observation.gradient.bias,
+            *observation.gradients.values(),
+        ):
+            assert not tensor.requires_grad
+
+    def test_no_bias_gradient(self, model):
+        observation = observe(model, named(model, **{"3.bias": None}))
+        assert observation.gradient.bias is None
+        assert not observation.has_bias
+
+    @pytest.mark.parametrize("number", [0, 3, 5, 7])
+    def test_wrong_number(self, model, number):
+        with pytest.raises(InvalidObservation, match=f"{number} gradients for 6 parameters"):
+            observe(model, [torch.ones(1)] * number)
+
+    def test_a_list_for_a_state_dict(self, model):
+        with pytest.raises(InvalidObservation, match="pass the model itself"):
+            observe(model.state_dict(), list(named(model).values()))
+
+    @pytest.mark.parametrize(
+        "gradients", [{}, {"weight": torch.ones(5, 20)}, {"0.weight": torch.ones(20, 6)}]
+    )
+    def test_names_do_not_match(self, model, gradients):
+        with pytest.raises(InvalidObservation, match=r"no gradient for 3\.weight: names do not"):
+            observe(model, gradients)
+
+    def test_a_frozen_head(self, model):
+        with pytest.raises(InvalidObservation, match="the final layer is frozen"):
+            observe(model, named(model, **{"3.weight": None}))
+
+    def test_zeros(self, model):
+        zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+        with pytest.raises(InvalidObservation, match="zero everywhere"):
+            observe(model, zeros)
+
+    def test_another_shape(self, model):
+        with pytest.raises(InvalidObservation, match="5x19 and the head 5x20"):
+            observe(model, named(model, **{"3.weight": torch.ones(5, 19), "3.bias": torch.ones(5)}))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, model, value):
+        gradients = named(model)
+        gradients["3.bias"][2] = value
+        with pytest.raises(InvalidObservation, match="bias has NaN or infinite entries"):
+            observe(model, gradients)
+
+    def test_ambiguous(self):
+        model = nn.ModuleDict({name: nn.Linear(4, 3) for name in ("left", "right")})
+        with pytest.raises(AmbiguousHead, match=r"left \(3 classes\), right \(3 classes\)"):
+            observe(model, named(model))
+        assert observe(model, named(model), head="right").head.name == "right"
+
+
+class TestObserveUpdate:
+    @pytest.mark.parametrize("learning_rate", [1e-3, 0.1, 1])
+    def test_one_step_is_its_gradient(self, model, learning_rate):
+        after, gradients = train(model, 1, learning_rate)
+        observation = observe_update(
+            model, model.state_dict(), after, learning_rate=learning_rate, batch_size=8
+        )
+        assert observation.local_steps == 1
+        assert observation.gradients.keys() == gradients[0].keys()
+        for name, found in observation.gradients.items():
+            assert found.dtype == torch.float64
+            expected = gradients[0][name].double()
+            # What float32 weights leave of a step this small.
+            rounding = model.get_parameter(name).abs().max() * 2**-23 / learning_rate
+            assert (found - expected).abs().max() <= rounding + 1e-7
+        assert torch.equal(observation.gradient.weight, observation.gradients["3.weight"])
+        assert torch.equal(observation.gradient.bias, observation.gradients["3.bias"])
+        assert torch.equal(observation.head.weight, model[3].weight)
+
+    @pytest.mark.parametrize("steps", [2, 5])
+    def test_several_steps_are_the_mean_of_their_gradients(self, model, steps):
+        after, gradients = train(model, steps, 0.1)
+        observation = observe_update(
+            model,
+            model.state_dict(),
+            after,
+            learning_rate=0.1,
+            local_steps=steps,
+            batch_size=8,
+        )
+        assert observation.local_steps == steps
+        assert observation.num_instances == 8 * steps
+        for name, found in observation.gradients.items():
+            expected = torch.stack([step[name].double() for step in gradients]).mean(dim=0)
+            assert (found - expected).abs().max() <= 1e-5
+
+    def test_several_steps_are_flagged(self, model):
+        after, _ = train(model, 2, 0.1)
+        update = {"before": model.state_dict(), "after": after, "learning_rate": 0.1}
+        several = observe_update(model, **update, local_steps=2, batch_size=8)
+        assert Flag.SEVERAL_STEPS in restore(several, "ilrg").flags
+        one = observe_update(model, **update, local_steps=1, batch_size=16)
+        assert Flag.SEVERAL_STEPS not in restore(one, "ilrg").flags
+
+    def test_sign(self, model):
+        after, _ = train(model, 1, 0.1)
+        labels = batches(1)[0][1]
+        observation = observe_update(model, model.state_dict(), after, learning_rate=0.1)
+        counts = torch.bincount(labels, minlength=CLASSES)
+        # The logits of the classes that the batch is full of are pushed up.
+        assert observation.gradient.bias[counts.argmax()] < 0 < observation.gradient.bias.max()
+
+    @pytest.mark.parametrize("with_model", [True, False])
+    def test_what_no_optimiser_changes_is_left_out(self, model, with_model):
+        model.register_buffer("moments", torch.ones(3))
+        after, gradients = train(model, 1, 0.1)
+        after["moments"] = 2.0 * after["moments"]
+        assert not torch.equal(after["1.running_mean"], model[1].running_mean)
+        observation = observe_update(
+            model if with_model else None, model.state_dict(), after, learning_rate=0.1
+        )
+        unknown = set() if with_model else {"moments"}
+        assert observation.gradients.keys() == gradients[0].keys() | unknown
+
+    def test_entries_that_are_no_tensors(self, model):
+        after, gradients = train(model, 1, 0.1)
+        before = {**model.state_dict(), "_extra_state": None, "epoch": 3}
+        observation = observe_update(None, before, {**after, "epoch": 4}, learning_rate=0.1)
+        assert observation.gradients.keys() == gradients[0].keys()
+
+    def test_half_precision(self, model):
+        after, gradients = train(model, 1, 1.0)
+        before, after = (
+            {name: value.bfloat16() for name, value in state.items()}
+            for state in (model.state_dict(), after)
+        )
+        gradient = observe_update(None, before, after, learning_rate=1.0).gradient
+        expected = gradients[0]["3.weight"]
+        assert gradient.weight.dtype == torch.float64
+        assert (gradient.weight - expected).norm() <= 0.1 * expected.norm()
+
+    def test_model_and_knowledge(self, model):
+        after, _ = train(model, 1, 0.1)
+        observation = observe_update(
+            model,
+            model.state_dict(),
+            after,
+            learning_rate=0.1,
+            present_classes=torch.tensor([0, 1]),
+            reduction="sum",
+        )
+        assert observation.model is model
+        assert observation.reduction == "sum"
+        assert observation.present_classes.tolist() == [0, 1]
+
+    def test_a_named_head(self, model):
+        after, _ = train(model, 1, 0.1)
+        observation = observe_update(
+            None, model.state_dict(), after, learning_rate=0.1, head="0.weight"
+        )
+        assert observation.head.name == "0"
+        assert observation.classes == 20
+
+    @pytest.mark.parametrize("change", ["rename", "drop", "reshape"])
+    @pytest.mark.parametrize("kind", ["weight", "bias"])
+    def test_names_or_shapes_do_not_match(self, model, kind, change):
+        after, _ = train(model, 1, 0.1)
+        value = after.pop(f"3.{kind}")
+        if change == "rename":
+            after[f"fc.{kind}"] = value
+        elif change == "reshape":
+            after[f"3.{kind}"] = value[:-1]
+        with pytest.raises(InvalidObservation, match=rf"3\.{kind} is not the same tensor before"):
+            observe_update(None, model.state_dict(), after, learning_rate=0.1)
+
+    def test_the_same_weights(self, model):
+        state = model.state_dict()
+        with pytest.raises(InvalidObservation, match="zero everywhere"):
+            observe_update(model, state, state, learning_rate=0.1)
+
+    @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
+    def test_learning_rate(self, model, rate):
+        after, _ = train(model, 1, 0.1)
+        with pytest.raises(InvalidObservation, match="it must be positive and finite"):
+            observe_update(model, model.state_dict(), after, learning_rate=rate)
+
+    def test_a_learning_rate_too_small_for_the_difference(self, model):
+        after, _ = train(model, 1, 0.1)
+        with pytest.raises(InvalidObservation, match="NaN or infinite"):
+            observe_update(model, model.state_dict(), after, learning_rate=1e-320)
+
+    @pytest.mark.parametrize("steps", [0, -1])
+    def test_local_steps(self, model, steps):
+        after, _ = train(model, 1, 0.1)
+        with pytest.raises(InvalidObservation, match="at least 1"):
+            observe_update(model, model.state_dict(), after, learning_rate=0.1, local_steps=steps)

@@ -1,0 +1,199 @@
+import json
+import pickle
+import struct
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from labelleak.cli import run
+from labelleak.metrics import counts_of
+
+
+class _Creates:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self._path,))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model, its gradients and its weights after one step; 24 labels of ten classes."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+    inputs, labels = torch.randn(24, 8) * 0.1 + 1, torch.randint(10, (24,))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    save_file(gradients, tmp_path / "gradients.safetensors")
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "labels.txt").write_text(", ".join(map(str, labels.tolist())))
+    return tmp_path, counts_of(labels, 10).tolist(), gradients
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def audit(files, capsys, monkeypatch):
+    """Runs the command as the entry point does, in this process."""
+    folder = files[0]
+    monkeypatch.chdir(folder)
+
+    def run_command(*options, update="gradients.safetensors", before="model.safetensors"):
+        monkeypatch.setattr(sys, "argv", [
+            "labelleak", "audit", "--before", str(folder / before),
+            "--update", str(folder / update), *options,
+        ])  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            run()
+        return Done(end.value.code, *capsys.readouterr())
+
+    return run_command
+
+
+@pytest.mark.parametrize(
+    ("update", "options"),
+    [
+        ("gradients.safetensors", ()),
+        ("weights.safetensors", ("--kind", "weights", "--learning-rate", "0.5")),
+        ("weights.safetensors", ("--learning-rate", "0.5")),
+    ],
+)
+def test_gradients_and_weights_give_the_true_counts(audit, files, update, options):
+    folder, truth, _ = files
+    done = audit("--batch-size", "24", "--format", "json", *options, update=update)
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads(done.stdout)
+    assert record["attack"] == "ilrg"
+    assert record["head"] == "2"
+    assert record["counts"] == truth
+
+
+def test_labels_and_threshold_decide_the_exit_status(audit, files):
+    folder, truth, _ = files
+    options = ("--batch-size", "24", "--labels", str(folder / "labels.txt"))
+    output = folder / "record.json"
+    over = audit(*options, "--threshold", "0.5", "--output", str(output))
+    assert over.returncode == 1
+    assert "over threshold" in over.stdout
+    record = json.loads(output.read_text())
+    assert record["score"]["exact"] is True
+    assert record["true_counts"] == truth
+    assert audit(*options, "--threshold", "1.0").returncode == 0
+
+
+def test_a_doubtful_update_is_inconclusive(audit, files):
+    folder, _, gradients = files
+    noise = torch.Generator().manual_seed(0)
+    noisy = {n: g + 0.05 * torch.randn(g.shape, generator=noise) for n, g in gradients.items()}
+    save_file(noisy, folder / "noisy.safetensors")
+    done = audit("--batch-size", "24", update="noisy.safetensors")
+    assert done.returncode == 3
+    assert "sums_not_zero" in done.stdout
+
+
+def test_without_a_batch_size_shares_are_shown(audit, files):
+    folder, _, _ = files
+    done = audit()
+    assert done.returncode == 0
+    assert "restored share" in done.stdout
+    assert "batch size unknown" in done.stdout
+
+
+def bad_updates(folder, gradients):
+    """Every kind of bad update by name, with words that its one line must hold."""
+    weight, bias = gradients["2.weight"], gradients["2.bias"]
+    save_file({"2.weight": weight * torch.nan, "2.bias": bias}, folder / "nan.safetensors")
+    save_file({"2.weight": weight, "2.bias": bias / 0}, folder / "inf.safetensors")
+    save_file({n: g * 0 for n, g in gradients.items()}, folder / "zero.safetensors")
+    save_file({"fc.weight": weight, "fc.bias": bias}, folder / "names.safetensors")
+    turned = {"2.weight": weight.T.contiguous(), "2.bias": bias}
+    save_file(turned, folder / "shapes.safetensors")
+    whole = (folder / "gradients.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[:-100])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "huge.safetensors").write_bytes(struct.pack("<Q", 100 * 10**9) + whole[8:])
+    (folder / "pickle.pt").write_bytes(pickle.dumps(_Creates(folder / "was-unpickled")))
+    torch.save({"2.weight": weight, "x": _Creates(folder / "was-unpickled")}, folder / "object.pt")
+    return {
+        "nan.safetensors": "NaN or infinite",
+        "inf.safetensors": "NaN or infinite",
+        "zero.safetensors": "zero everywhere",
+        "names.safetensors": "no tensor '2.weight'",
+        "shapes.safetensors": "not of the same model",
+        "truncated.safetensors": "not readable",
+        "empty.safetensors": "not readable",
+        "huge.safetensors": "not readable",
+        "pickle.pt": "run its code",
+        "object.pt": "run its code",
+        "absent.safetensors": "no such file",
+    }
+
+
+def assert_refused(done, words, folder):
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "record.json").exists()
+
+
+def test_bad_updates_are_one_line_each_and_write_nothing(audit, files):
+    folder, _, gradients = files
+    output = ("--output", str(folder / "record.json"))
+    for update, words in bad_updates(folder, gradients).items():
+        assert_refused(audit("--batch-size", "24", *output, update=update), words, folder)
+    assert not (folder / "was-unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch-size", "0"), "at least 1"),
+        (("--batch-size", "-3"), "at least 1"),
+        (("--batch-size", "2"), "too small"),
+        (("--kind", "weights"), "--learning-rate"),
+        (("--learning-rate", "-1"), "positive"),
+        (("--learning-rate", "0.1", "--local-steps", "0"), "at least 1"),
+        (("--head", "7"), "'7'"),
+        (("--batch-size", "24", "--labels", "out-of-range.txt"), "0 to 9"),
+        (("--batch-size", "24", "--labels", "words.txt"), "'cat'"),
+        (("--batch-size", "24", "--labels", "few.txt"), "they must agree"),
+        (("--batch-size", "24", "--labels", "none.txt"), "No such file"),
+        (("--batch-size", "24", "--labels", "empty.txt"), "no labels"),
+        (("--batch-size", "24", "--threshold", "0.5"), "--labels"),
+        (("--batch-size", "24", "--output", "missing/record.json"), "cannot be written"),
+    ],
+)
+def test_bad_options_are_one_line_each(audit, files, options, words):
+    folder, _, _ = files
+    (folder / "out-of-range.txt").write_text("0 1 10")
+    (folder / "words.txt").write_text("1 cat")
+    (folder / "few.txt").write_text("1 2 3")
+    (folder / "empty.txt").write_text("\n")
+    assert_refused(audit(*options), words, folder)
+
+
+def test_an_attack_that_needs_the_bias_says_so(audit, files):
+    folder, _, gradients = files
+    model = {"0.weight": torch.ones(16, 8), "2.weight": torch.ones(10, 16)}
+    save_file(model, folder / "no-bias.safetensors")
+    save_file({"2.weight": gradients["2.weight"]}, folder / "no-bias-update.safetensors")
+    given = {"update": "no-bias-update.safetensors", "before": "no-bias.safetensors"}
+    done = audit("--batch-size", "24", "--attack", "ilrg", **given)
+    assert_refused(done, "bias", folder)
+    assert "no_bias" in audit("--batch-size", "24", **given).stdout

@@ -1,0 +1,208 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from labelleak.cli import labelleak
+from labelleak.errors import LabelLeakError
+from labelleak.experiments.definition import read_grid
+from labelleak.experiments.store import read_records
+
+GRID = """
+[defaults]
+data = "mnist-sample"
+network = { name = "fcn-3" }
+attacks = ["ilrg", "rlg"]
+trials = 4
+[[experiment]]
+name = "plain"
+[[experiment]]
+name = "noise"
+defense = { name = "gaussian_noise", value = 0.1 }
+[grid]
+batch.size = [8, 24]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GRID)
+    return path
+
+
+def compare(*arguments):
+    return CliRunner().invoke(labelleak, ["compare", *map(str, arguments)])
+
+
+def test_a_grid_is_run_and_shown(grid, tmp_path):
+    out = tmp_path / "out"
+    done = compare(grid, "--out", out, "--workers", 1)
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    assert "Comparison: mine" in text
+    assert "rlg could not run in 4 of 4 trials of 'noise, batch.size=8': RLG needs" in text
+    assert str(out / "report.html") in done.stdout.replace("\n", "")
+    records = read_records(out)
+    keys = {e.trial_key(i) for e in read_grid(grid) for i in range(4)}
+    assert {record["key"] for record in records} == keys
+    assert len(records) == len(keys) == 16
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "noise, batch.size=24" in page
+    with (out / "mine.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "ilrg.leacc"]
+    assert len(rows) == 4
+
+
+def test_json_is_the_summary_and_nothing_else(grid, tmp_path):
+    out = tmp_path / "out"
+    done = compare(grid, "--out", out, "--workers", 1, "--format", "json")
+    summary = json.loads(done.stdout)
+    assert json.loads((out / "summary.json").read_text())["studies"] == [summary]
+    plain = summary["rows"][0]
+    values = [
+        record["attacks"]["ilrg"]["rounded"]["lnacc"]
+        for record in read_records(out)
+        if record["experiment"] == plain["label"]
+    ]
+    assert plain["metrics"]["ilrg.lnacc"]["ours"] == pytest.approx(sum(values) / 4)
+
+
+def test_the_folder_is_named_by_the_grid(grid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compare(grid, "--workers", 1).exit_code == 0
+    assert len(read_records(tmp_path / "labelleak-runs" / "mine")) == 16
+
+
+def test_an_experiment_that_fails_is_named_and_the_others_shown(grid, tmp_path):
+    grid.write_text(GRID.replace("24]", "6000]"))
+    done = compare(grid, "--out", tmp_path / "out", "--workers", 1)
+    assert done.exit_code == 2
+    assert "experiment 'plain, batch.size=6000' could not be run: the data set has" in done.stderr
+    assert "plain" in done.stdout
+    assert len(read_records(tmp_path / "out")) == 8
+
+
+def test_errors_are_lines_of_the_file(grid):
+    grid.write_text(GRID.replace("rlg", "rgl").replace("trials = 4", "trials = 0"))
+    done = compare(grid)
+    assert isinstance(done.exception, LabelLeakError)
+    lines = str(done.exception).splitlines()
+    assert len(lines) == 4  # two experiments with two problems each
+    assert (
+        f"{grid}: experiment 'plain': attacks.1: 'rgl' is unknown, choose one of ilrg" in lines[0]
+    )
+    assert "trials: input should be greater than or equal to 1, not 0" in lines[1]
+
+
+def test_help_shows_a_grid():
+    assert "batch.size = [8, 24, 64]" in compare("--help").output
+
+
+MANY = """
+[defaults]
+name = "many"
+data = "mnist-sample"
+network = { name = "fcn-3" }
+attacks = ["ilrg"]
+batch = { size = 24 }
+trials = 3000
+"""
+
+
+def start(grid, out, *, lines):
+    """Start the command with two workers, and give it once it has made so many records."""
+    command = [sys.executable, "-m", "labelleak", "compare", str(grid), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    path, until = out / "records.jsonl", time.monotonic() + 100
+    while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+class TestInterrupted:
+    def test_killed_at_any_moment_nothing_is_repeated_lost_or_doubled(self, grid, tmp_path):
+        grid.write_text(MANY)
+        out = tmp_path / "out"
+        path = out / "records.jsonl"
+        process = start(grid, out, lines=20)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # Its workers end by themselves, and let go of what they share with it.
+        process.communicate(timeout=30)
+        before = path.read_bytes()
+        whole = before[: before.rfind(b"\n") + 1]
+        assert 20 <= whole.count(b"\n") < 3000
+
+        # So many trials that a hundred or so are left, whichever the first run had made.
+        trials = whole.count(b"\n") + 100
+        grid.write_text(MANY.replace("3000", str(trials)))
+        done = compare(grid, "--out", out, "--workers", 1, "--format", "json")
+        assert done.exit_code == 0, done.output
+        after = path.read_bytes()
+        assert after.startswith(whole)
+        (experiment,) = read_grid(grid)
+        keys = [json.loads(line)["key"] for line in after.splitlines()]
+        assert len(set(keys)) == len(keys)
+        wanted = {experiment.trial_key(index) for index in range(trials)}
+        assert wanted <= set(keys)
+        assert set(keys[whole.count(b"\n") :]) == wanted - set(keys[: whole.count(b"\n")])
+        assert json.loads(done.stdout)["rows"][0]["trials"] == trials
+
+    def test_ctrl_c_says_how_to_go_on(self, grid, tmp_path):
+        grid.write_text(MANY)
+        out = tmp_path / "out"
+        process = start(grid, out, lines=20)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers and all
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        kept = len(read_records(out))
+        assert 20 <= kept < 3000
+        lines = [line for line in errors.splitlines() if line.strip()]
+        path = out / "records.jsonl"
+        assert lines == [
+            f"Interrupted: {kept} trials are kept in {path}; the same command goes on from there."
+        ]
+
+
+def test_only_what_runs_experiments_needs_the_extra(grid):
+    """Without pydantic and joblib the demo works, and this command says what it needs."""
+    program = (
+        "import sys\n"
+        "sys.modules['pydantic'] = sys.modules['joblib'] = None\n"
+        "from labelleak.cli import run\n"
+        "sys.argv[1:] = {arguments}\n"
+        "run()\n"
+    )
+
+    def labelleak_without(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", program.format(arguments=list(arguments))],
+            cwd=grid.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    demo = labelleak_without("demo", "--out", "demo")
+    assert demo.returncode == 0, demo.stderr
+    done = labelleak_without("compare", str(grid))
+    assert done.returncode == 2
+    assert done.stderr == (
+        "labelleak: this command needs pydantic: pip install 'labelleak[cli,experiments,report]'\n"
+    )

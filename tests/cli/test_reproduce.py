@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from labelleak.cli import labelleak
+from labelleak.cli.reproduce import STUDIES
+from labelleak.experiments import paper
+from labelleak.experiments.published import find
+
+
+def reproduce(*arguments):
+    return CliRunner().invoke(labelleak, ["reproduce", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Table 1 at the smallest scale, in this process."""
+    folder = tmp_path_factory.mktemp("runs") / "table1"
+    done = reproduce("table1", "--scale", "smoke", "--workers", 1, "--out", folder)
+    return done, folder
+
+
+def test_every_row_is_run_on_the_embedded_digits(run):
+    done, folder = run
+    assert done.exit_code == 0, done.output
+    summary = json.loads((folder / "summary.json").read_text())
+    (study,) = summary["studies"]
+    assert [row["label"] for row in study["rows"]] == [
+        row.label for row in paper.study("table1", "smoke").rows
+    ]
+    for row in study["rows"]:
+        assert (row["data"], row["trials"], row["trials_planned"]) == ("mnist-sample", 3, 3)
+        for name in ("ilrg.leacc", "idlg.leacc", "gradinversion.leacc", "probability_cossim"):
+            assert row["metrics"][name]["trials"] == 3
+    fcn = study["rows"][0]["metrics"]
+    published = find("table1", model="fcn-3")[0].figures
+    assert fcn["ilrg.lnacc"]["published"] == published["lnacc"]
+    assert fcn["ilrg.lnacc"]["ours"] == pytest.approx(published["lnacc"], abs=0.1)
+    assert fcn["gradinversion.leacc"]["published"] == published["gi_leacc"]
+    assert len((folder / "records.jsonl").read_text().splitlines()) == 3 * len(study["rows"])
+
+
+def test_ours_is_printed_beside_the_published(run):
+    done, folder = run
+    text = " ".join(done.output.split())
+    assert "Table 1: restored labels on untrained networks" in text
+    assert "0.994" in text
+    assert "Left out, shrunk or replaced" in text
+    assert "3 trials instead of 50 (all rows)" in text
+    assert f"Page: {folder / 'report.html'}" in text
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "FCN-3 on MNIST, untrained, K = 24" in page
+    assert "FCN-3 on MNIST" in (folder / "table1.csv").read_text(encoding="utf-8")
+
+
+def test_nothing_that_is_there_is_run_again(run, monkeypatch):
+    _, folder = run
+    before = (folder / "records.jsonl").read_bytes()
+    monkeypatch.setattr("labelleak.experiments.runner.run_trial", None)  # cannot be called
+    arguments = ("--scale", "smoke", "--workers", 1, "--out", folder, "--format", "json")
+    done = reproduce("table1", *arguments)
+    assert done.exit_code == 0
+    assert (folder / "records.jsonl").read_bytes() == before
+    assert json.loads(done.stdout) == json.loads((folder / "summary.json").read_text())
+
+
+def test_all_runs_every_study_and_its_page_grows_with_them(tmp_path, monkeypatch):
+    folders, pages = [], []
+
+    def run_experiments(experiments, folder, place):
+        folders.append(folder)
+        assert place.workers == 2
+        return [], {"Some experiment": "its data is broken"} if len(folders) == 3 else {}
+
+    def write_results(folder, title, summaries):
+        pages.append([summary["name"] for summary in summaries])
+        return folder / "report.html"
+
+    # Of the package's attributes, the command hides the module of the same name.
+    module = sys.modules["labelleak.cli.reproduce"]
+    monkeypatch.setattr(module, "run_experiments", run_experiments)
+    monkeypatch.setattr(module, "write_results", write_results)
+    arguments = ("--scale", "smoke", "--workers", 2, "--out", tmp_path, "--format", "json")
+    done = reproduce("all", *arguments)
+    assert done.exit_code == 2  # something could not be run
+    assert folders == [tmp_path] * len(STUDIES)
+    assert pages == [list(STUDIES[:number]) for number in range(1, len(STUDIES) + 1)]
+    assert [study["name"] for study in json.loads(done.stdout)["studies"]] == list(STUDIES)
+
+
+def test_the_studies_are_those_of_the_paper_module():
+    assert paper.names() == STUDIES
+
+
+def test_figure4_is_not_offered():
+    done = reproduce("figure4")
+    assert done.exit_code == 2
+    assert "'figure3', 'figure5', 'extras', 'all'" in done.output
+
+
+def test_a_missing_extra_is_named_in_one_line():
+    program = (
+        "import sys; sys.modules['pydantic'] = None; sys.argv = ['labelleak', 'reproduce', "
+        "'table1', '--scale', 'smoke']; from labelleak.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "this command needs pydantic: pip install 'labelleak[" in done.stderr

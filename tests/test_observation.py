@@ -1,0 +1,177 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from labelleak.errors import InvalidObservation, LabelLeakError
+from labelleak.observation import Head, HeadGradient, Observation, root_mean_square
+from synthetic import untrained
+
+WEIGHT, BIAS = torch.ones(4, 3), torch.ones(4)
+
+
+def observation(**knowledge):
+    layers = {"head": Head(WEIGHT, BIAS), "gradient": HeadGradient(WEIGHT, BIAS)}
+    return Observation(**(layers | knowledge))
+
+
+def with_entry(value, index=0):
+    tensor = torch.ones(4, 3)
+    tensor.view(-1)[index] = value
+    return tensor
+
+
+@pytest.mark.parametrize("layer", [Head, HeadGradient])
+@pytest.mark.parametrize(
+    ("weight", "bias", "message"),
+    [
+        (torch.ones(3), None, "weight is 3: a matrix classes x features"),
+        (torch.ones(2, 3, 4), None, "weight is 2x3x4: a matrix classes x features"),
+        (torch.tensor(1.0), None, "weight is a single number: a matrix"),
+        (torch.ones(1, 3), None, "weight is 1x3: at least two classes and one feature"),
+        (torch.ones(4, 0), None, "weight is 4x0: at least two classes and one feature"),
+        (WEIGHT, torch.ones(3), "bias is 3 beside a weight of 4x3: 4 entries"),
+        (WEIGHT, torch.ones(4, 1), "bias is 4x1 beside a weight of 4x3: 4 entries"),
+        (WEIGHT, torch.ones(4, device="meta"), "weight is on cpu and its bias on meta"),
+        (WEIGHT.long(), None, "weight is torch.int64: floating-point"),
+        (WEIGHT, BIAS.int(), "bias is torch.int32: floating-point"),
+        (WEIGHT.to(torch.complex64), None, "weight is torch.complex64: floating-point"),
+        (with_entry(math.nan), None, "weight has NaN or infinite entries"),
+        (with_entry(math.inf, 11), None, "weight has NaN or infinite entries"),
+        (WEIGHT, torch.tensor([0.0, 0.0, -math.inf, 0.0]), "bias has NaN or infinite entries"),
+    ],
+)
+def test_a_broken_layer_is_refused_in_one_line(layer, weight, bias, message, unchecked):
+    with pytest.raises(InvalidObservation, match=message) as refused:
+        layer(weight, bias)
+    what = "head" if layer is Head else "gradient"
+    assert str(refused.value).startswith(f"the {what}'s ")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("bias", [None, torch.zeros(4)])
+def test_a_gradient_of_all_zeros_is_refused_in_one_line(bias):
+    with pytest.raises(InvalidObservation, match="zero everywhere") as refused:
+        HeadGradient(torch.zeros(4, 3), bias)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_entry_of_either_tensor_makes_a_gradient():
+    HeadGradient(torch.zeros(4, 3), BIAS)
+    HeadGradient(WEIGHT, torch.zeros(4))
+
+
+def test_an_untouched_head_may_be_all_zeros():
+    assert Head(torch.zeros(4, 3)).classes == 4
+
+
+def test_finite_entries_whose_sum_overflows_are_no_error():
+    huge = torch.full((4, 3), torch.finfo(torch.float64).max, dtype=torch.float64)
+    assert torch.equal(Head(huge).weight, huge)
+
+
+def on_meta_device():
+    """A gradient on another device than the head; there may be none to put a real one on."""
+    gradient = HeadGradient(WEIGHT)
+    object.__setattr__(gradient, "weight", torch.ones(4, 3, device="meta"))
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "message"),
+    [
+        ({"gradient": HeadGradient(torch.ones(4, 2))}, "gradient is 4x2 and the head 4x3"),
+        ({"gradient": HeadGradient(torch.ones(5, 3))}, "gradient is 5x3 and the head 4x3"),
+        ({"head": Head(WEIGHT)}, "there is a bias gradient, and the head has no bias"),
+        ({"gradient": on_meta_device()}, "head is on cpu and the gradient on meta: move one"),
+        ({"batch_size": 0}, "batch size 0: it must be at least 1"),
+        ({"batch_size": -3}, "batch size -3: it must be at least 1"),
+        ({"local_steps": 0}, "0 local steps: there must be at least 1"),
+        ({"reduction": "none"}, "reduction 'none': use 'mean' or 'sum'"),
+        ({"label_smoothing": 1.0}, "label smoothing 1.0: it must be at least 0 and below 1"),
+        ({"label_smoothing": -0.1}, "label smoothing -0.1: it must be"),
+        ({"label_smoothing": math.nan}, "label smoothing nan: it must be"),
+        ({"class_weights": torch.ones(3)}, "class weights 3 for 4 classes: one weight per class"),
+        ({"class_weights": torch.ones(4, 1)}, "class weights 4x1 for 4 classes"),
+        ({"class_weights": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "must be positive and finite"),
+        ({"class_weights": torch.tensor([1.0, -1.0, 1.0, 1.0])}, "must be positive and finite"),
+        ({"class_weights": torch.tensor([1.0, math.nan, 1.0, 1.0])}, "positive and finite"),
+        ({"class_weights": torch.tensor([1.0, math.inf, 1.0, 1.0])}, "positive and finite"),
+        ({"present_classes": torch.tensor([], dtype=torch.int64)}, "a non-empty list of class"),
+        ({"present_classes": torch.tensor([[0]])}, "must be a non-empty list of class indices"),
+        (
+            {"present_classes": torch.tensor([0, 4])},
+            r"holds 0\.\.4, and the head has classes 0\.\.3",
+        ),
+        ({"present_classes": torch.tensor([-1, 2])}, r"present_classes holds -1\.\.2"),
+        ({"present_classes": torch.tensor([2, 0, 2])}, "present_classes names a class twice"),
+        (
+            {"present_classes": torch.arange(3), "batch_size": 2},
+            "3 classes are said to be present among 2 instances: the batch size is too small",
+        ),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(knowledge, message, unchecked):
+    with pytest.raises(InvalidObservation, match=message) as refused:
+        observation(**knowledge)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_invalid_observation_is_an_error_of_the_project_and_a_value_error():
+    assert issubclass(InvalidObservation, LabelLeakError)
+    assert issubclass(InvalidObservation, ValueError)
+
+
+def test_present_classes_may_fill_the_instances_of_all_steps():
+    known = observation(present_classes=torch.arange(4), batch_size=2, local_steps=2)
+    assert known.num_instances == 4
+
+
+def test_what_an_observation_knows_of_itself():
+    head = Head(torch.ones(4, 3), torch.ones(4), name="fc")
+    seen = Observation(head, HeadGradient(WEIGHT, BIAS), batch_size=8, local_steps=3)
+    assert (head.classes, head.features, seen.classes, seen.num_instances) == (4, 3, 4, 24)
+    assert dataclasses.replace(seen, batch_size=None).num_instances is None
+
+
+@pytest.mark.parametrize(
+    ("head", "gradient", "expected"),
+    [(BIAS, BIAS, True), (BIAS, None, False), (None, None, False)],
+)
+def test_a_bias_counts_only_together_with_its_gradient(head, gradient, expected):
+    seen = Observation(Head(WEIGHT, head), HeadGradient(WEIGHT, gradient))
+    assert seen.has_bias is expected
+
+
+@pytest.mark.parametrize("seen", [Head(WEIGHT), HeadGradient(WEIGHT), observation()])
+def test_what_was_seen_cannot_be_changed(seen):
+    field = dataclasses.fields(seen)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(seen, field, None)
+
+
+def test_another_gradient_replaces_that_of_the_whole_model_too():
+    seen = observation(batch_size=5, label_smoothing=0.1, gradients={"fc.weight": WEIGHT})
+    defended = HeadGradient(2 * WEIGHT, BIAS)
+    after = seen.with_gradient(defended)
+    assert after.gradient is defended
+    assert after.gradients is None
+    assert (after.batch_size, after.label_smoothing, after.head) == (5, 0.1, seen.head)
+    assert seen.gradients is not None
+
+
+def test_rounding_is_that_of_the_dtype_unless_given():
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    assert root_mean_square(weight) == 2.5
+    for dtype, epsilon in [(torch.float32, 2**-23), (torch.float64, 2**-52), (torch.half, 2**-10)]:
+        assert HeadGradient(weight.to(dtype)).rounding == 4 * epsilon * 2.5
+    assert HeadGradient(weight, rounding=0.25).rounding == 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_implied_rounding_covers_that_of_a_real_gradient(dtype):
+    exact = untrained(20, 30, 8).gradient()
+    rounded = HeadGradient(exact.weight.to(dtype))
+    error = root_mean_square(rounded.weight.double() - exact.weight)
+    assert 0 < error <= rounded.rounding

@@ -1,5 +1,12 @@
+import os
+
 import jaxtyping
 import pytest
+
+# Some virtual machines announce AMX and then refuse its instructions: a bfloat16 product would end
+# the tests. Set before PyTorch is imported.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
 import torch
 from hypothesis import settings
 

@@ -134,7 +134,7 @@ def test_an_attack_without_rounded_counts_is_scored_by_its_counts():
     assert score(restoration(FOUND), TRUE, use="rounded") == score(restoration(FOUND), TRUE)
 
 
-def test_score_refuses_another_use():
+def test_score_refuses_another_use(unchecked):
     with pytest.raises(ValueError, match="use='raw': choose 'counts' or 'rounded'"):
         score(restoration(FOUND), TRUE, use="raw")
 
@@ -154,7 +154,7 @@ def test_any_integer_dtype_will_do():
         (TRUE * 0, "at least one instance"),
     ],
 )
-def test_wrong_true_counts_are_refused_in_one_line(true, message):
+def test_wrong_true_counts_are_refused_in_one_line(true, message, unchecked):
     for found in (restoration(FOUND), Restoration("set", present=FOUND > 0)):
         with pytest.raises(ValueError, match=message) as caught:
             score(found, true)
@@ -173,7 +173,7 @@ def test_wrong_true_counts_are_refused_in_one_line(true, message):
         metrics.existence_recall,
     ],
 )
-def test_every_metric_checks_its_counts(metric):
+def test_every_metric_checks_its_counts(metric, unchecked):
     with pytest.raises(ValueError, match="found counts hold -2"):
         metric(-FOUND.clamp_max(2), TRUE)
     with pytest.raises(ValueError, match="5 true counts for 1 classes"):
@@ -196,7 +196,7 @@ def test_counts_of_labels(labels, dtype):
         (torch.tensor([[0, 1]]), r"shape \(1, 2\)"),
     ],
 )
-def test_counts_of_refuses_what_is_no_label(labels, message):
+def test_counts_of_refuses_what_is_no_label(labels, message, unchecked):
     with pytest.raises(ValueError, match=message):
         counts_of(labels, 3)
 
@@ -243,6 +243,6 @@ def test_cosine_similarity_agrees_with_a_loop_at_any_scale(seed, scale, classes,
         ((2, 3), torch.tensor([0, 1]), "torch.int64: one bool"),
     ],
 )
-def test_cosine_similarity_refuses_what_does_not_fit(shape, present, message):
+def test_cosine_similarity_refuses_what_does_not_fit(shape, present, message, unchecked):
     with pytest.raises(ValueError, match=message):
         metrics.cosine_similarity(torch.ones(2, 3), torch.ones(shape), present)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from labelleak.restoration import Restoration
@@ -43,7 +43,7 @@ class Score:
 
 def score(
     found: Restoration,
-    true_counts: Int[Tensor, " classes"],
+    true_counts: Integer[Tensor, " classes"],
     *,
     use: Literal["counts", "rounded"] = "counts",
 ) -> Score:
@@ -79,7 +79,7 @@ def score(
     )
 
 
-def counts_of(labels: Int[Tensor, " batch"], classes: int) -> Int[Tensor, " classes"]:
+def counts_of(labels: Integer[Tensor, " batch"], classes: int) -> Integer[Tensor, " classes"]:
     """Number of instances of each class.
 
     Args:
@@ -104,7 +104,7 @@ def counts_of(labels: Int[Tensor, " batch"], classes: int) -> Int[Tensor, " clas
     return torch.bincount(labels, minlength=classes)
 
 
-def leacc(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+def leacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> float:
     """Label existence accuracy: the mean over all C classes of ``[n_hat > 0] == [n > 0]``.
 
     Absent classes count as much as present ones, so with many classes and a small batch it is high
@@ -124,7 +124,7 @@ def leacc(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> floa
     return int(((found > 0) == (true > 0)).sum()) / true.numel()
 
 
-def lnacc(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+def lnacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> float:
     """Label number accuracy: the mean over all C classes of ``n_hat == n``.
 
     Ma et al., ICLR 2023, section 4. Never above `leacc`.
@@ -143,7 +143,7 @@ def lnacc(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> floa
     return int((found == true).sum()) / true.numel()
 
 
-def recall(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+def recall(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> float:
     """Instance recall: ``sum_i min(n_hat_i, n_i) / K``.
 
     The IRec of Ma et al., ICLR 2023, section 4. Counts that sum to more than K are not punished;
@@ -163,7 +163,7 @@ def recall(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> flo
     return int(torch.minimum(found, true).sum()) / int(true.sum())
 
 
-def accuracy(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+def accuracy(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> float:
     """Instance accuracy: ``sum_i min(n_hat_i, n_i) / max(K, sum_i n_hat_i)``.
 
     The overlap of the two multisets of labels, relative to the larger one: 1 only if all is right.
@@ -182,7 +182,7 @@ def accuracy(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> f
     return int(torch.minimum(found, true).sum()) / max(int(true.sum()), int(found.sum()))
 
 
-def exact(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> bool:
+def exact(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> bool:
     """Whether every single count is right; the mean over batches is the exact-batch rate.
 
     Args:
@@ -199,7 +199,9 @@ def exact(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> bool
     return torch.equal(found, true)
 
 
-def existence_precision(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+def existence_precision(
+    found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]
+) -> float:
     """Share of the restored classes that are in the batch.
 
     Args:
@@ -218,7 +220,9 @@ def existence_precision(found: Int[Tensor, " classes"], true: Int[Tensor, " clas
     return int(((found > 0) & (true > 0)).sum()) / claimed if claimed else 1.0
 
 
-def existence_recall(found: Int[Tensor, " classes"], true: Int[Tensor, " classes"]) -> float:
+def existence_recall(
+    found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]
+) -> float:
     """Share of the batch's classes that were restored.
 
     Args:

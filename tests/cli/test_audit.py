@@ -73,7 +73,7 @@ def audit(files, capsys, monkeypatch):
     ],
 )
 def test_gradients_and_weights_give_the_true_counts(audit, files, update, options):
-    folder, truth, _ = files
+    _, truth, _ = files
     done = audit("--batch-size", "24", "--format", "json", *options, update=update)
     assert (done.returncode, done.stderr) == (0, "")
     record = json.loads(done.stdout)
@@ -105,8 +105,7 @@ def test_a_doubtful_update_is_inconclusive(audit, files):
     assert "sums_not_zero" in done.stdout
 
 
-def test_without_a_batch_size_shares_are_shown(audit, files):
-    folder, _, _ = files
+def test_without_a_batch_size_shares_are_shown(audit):
     done = audit()
     assert done.returncode == 0
     assert "restored share" in done.stdout

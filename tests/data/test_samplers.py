@@ -85,6 +85,18 @@ def test_random_classes_stay_within_the_number_of_classes(seed, batch_size, numb
     assert (counts_of(indices) > 0).sum() <= number
 
 
+@pytest.mark.parametrize("num_classes", [1, 3, 7])
+def test_balanced_over_some_classes_draws_which(num_classes):
+    drawn = set()
+    for seed in range(40):
+        counts = counts_of(samplers.balanced(LABELS, 21, seed, num_classes=num_classes))
+        assert sorted(counts[counts > 0].tolist()) == [21 // num_classes] * num_classes
+        drawn |= set(counts.nonzero().flatten().tolist())
+    assert num_classes < len(drawn) <= len(LABELS.unique())
+    with pytest.raises(ValueError, match="different classes"):
+        samplers.balanced(LABELS, 21, 0, num_classes=0)
+
+
 @given(seed=SEEDS, batch_size=st.integers(4, 32))
 def test_imbalanced_has_one_and_the_rest_and_one(seed, batch_size):
     counts = sorted(counts_of(samplers.imbalanced(LABELS, batch_size, seed)).tolist())

@@ -56,29 +56,38 @@ def random(
 
 
 def balanced(
-    labels: Int64[Tensor, " samples"], batch_size: int, seed: Seed, *, replacement: bool = False
+    labels: Int64[Tensor, " samples"],
+    batch_size: int,
+    seed: Seed,
+    *,
+    num_classes: int | None = None,
+    replacement: bool = False,
 ) -> Int64[Tensor, " batch"]:
     """Every class floor(K / C) or ceil(K / C) times; which ones have one more is drawn.
 
     Args:
-        labels: class of each sample of the data set; C counts the classes that occur.
+        labels: class of each sample of the data set.
         batch_size: number of samples K.
         seed: integer, or a CPU generator that goes on from where it is.
+        num_classes: C, so many classes are drawn; None for all that occur.
         replacement: use samples again where a class has too few.
 
     Returns:
         K indices.
 
     Raises:
-        ValueError: K is not positive, or a class has too few samples.
+        ValueError: K or `num_classes` is not positive, there are not so many classes, or a class
+            has too few samples.
     """
     generator = _start(labels, batch_size, seed)
     sizes = torch.bincount(labels)
-    present = sizes.nonzero().flatten()
+    chosen = sizes.nonzero().flatten()
+    if num_classes is not None:
+        chosen = _classes(labels, num_classes, generator)
     counts = torch.zeros_like(sizes)
-    counts[present] = batch_size // len(present)
-    more = torch.randperm(len(present), generator=generator)[: batch_size % len(present)]
-    counts[present[more]] += 1
+    counts[chosen] = batch_size // len(chosen)
+    more = torch.randperm(len(chosen), generator=generator)[: batch_size % len(chosen)]
+    counts[chosen[more]] += 1
     return _take(labels, counts, generator, replacement)
 
 

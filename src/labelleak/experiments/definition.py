@@ -43,7 +43,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 # Options that only some samplers have: option -> samplers.
 _SAMPLER_OPTIONS = {
-    "num_classes": ("random_classes",),
+    "num_classes": ("random_classes", "balanced"),
     "classes": ("imbalanced",),
     "alpha": ("dirichlet",),
 }
@@ -161,7 +161,8 @@ class Batch(Definition):
         size: Number of samples K.
         replacement: Whether a sample may be used again; photographs that are decoded lazily are
             then cropped and flipped at random.
-        num_classes: Of the sampler ``random_classes``, which needs it: size of the subset.
+        num_classes: Of the samplers ``random_classes``, which needs it, and ``balanced``: how many
+            classes are drawn; None for all.
         classes: Of the sampler ``imbalanced``: the three classes; None for drawn ones.
         alpha: Of the sampler ``dirichlet``: its concentration; None for the sampler's default.
     """
@@ -182,8 +183,9 @@ class Batch(Definition):
     def _options_fit(self) -> "Batch":
         for option, samplers in _SAMPLER_OPTIONS.items():
             if getattr(self, option) is not None and self.sampler not in samplers:
+                known = " and ".join(map(repr, samplers))
                 raise ValueError(
-                    f"{option} is an option of the sampler {samplers[0]!r}, not of {self.sampler!r}"
+                    f"{option} is an option of the sampler {known}, not of {self.sampler!r}"
                 )
         if self.sampler == "random_classes" and self.num_classes is None:
             raise ValueError("the sampler 'random_classes' needs num_classes")

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test smoke lint docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
@@ -19,6 +19,10 @@ demo: $(VENV)/demo.stamp ## audit one update made from a real batch; writes labe
 test: $(VENV)/test.stamp ## run the tests on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smallest scale
+	rm -rf labelleak-runs/all-smoke
+	LABELLEAK_CACHE=labelleak-runs/cache $(BIN)/labelleak reproduce all --scale smoke
+
 lint: $(VENV)/lint.stamp ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -28,7 +32,7 @@ docs: $(VENV)/docs.stamp ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove everything the other targets made, .venv included
-	rm -rf $(VENV) site labelleak-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site labelleak-demo labelleak-runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/demo.stamp: packages = --editable ".[cli,report]"
 $(VENV)/test.stamp: packages = --editable ".[cli,report,data]" --group test

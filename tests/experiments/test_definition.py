@@ -148,6 +148,14 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
             "nesterov needs a momentum above 0",
         ),
         ({"training": {"unit": "epochs", "steps": 1, "rate": 1}}, "training.rate", "learning_rate"),
+        (
+            {
+                "network": {"name": "fcn-3", "seed": "per-trial"},
+                "training": {"unit": "iterations", "steps": 1, "total": 1},
+            },
+            "definition",
+            "'per-trial' is for a network without training",
+        ),
         ({"batch": {"size": 24, "sampler": "randon"}}, "batch.sampler", "balanced, dirichlet"),
         ({"batch": {"size": 24, "alpha": 1}}, "batch", "sampler 'dirichlet', not of 'random'"),
         ({"batch": {"size": 24, "sampler": "random_classes"}}, "batch", "needs num_classes"),

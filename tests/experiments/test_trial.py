@@ -52,6 +52,20 @@ def seen(monkeypatch):
     return observations
 
 
+def test_weights_can_be_other_in_each_trial(seen):
+    fixed, fresh = experiment(), experiment(network=Network(name="fcn-3", seed="per-trial"))
+    for e in (fixed, fresh):
+        for index in (0, 1, 0):
+            run_trial(e, index)
+    heads = [observation.head.weight for observation in seen[:: len(attacks())]]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[3], heads[4])
+    assert torch.equal(heads[3], heads[5])
+    own = derive_seed(0, 1, "network")
+    expected = build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=own)
+    assert torch.equal(heads[4], list(expected.parameters())[-2])
+
+
 def test_a_record_is_what_the_steps_by_hand_give():
     """Drawn, differentiated by autograd, attacked and scored, with the public functions alone."""
     digits = load("mnist-sample")

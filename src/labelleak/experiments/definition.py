@@ -72,7 +72,8 @@ class Network(Definition):
             own default, here and below.
         dropout: Of VGG: probability with which training drops a feature, in [0, 1).
         stem: Of ResNet: ``paper`` or ``imagenet``.
-        seed: Seed of the initial weights; the default is that of the published code.
+        seed: Seed of the initial weights; the default is that of the published code. ``per-trial``:
+            other weights in each trial, of a network that is not trained.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Network(Definition):
     batchnorm: bool | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     stem: Literal["paper", "imagenet"] | None = None
-    seed: Seed = 13
+    seed: Seed | Literal["per-trial"] = 13
 
     @model_validator(mode="after")
     def _exists(self) -> "Network":
@@ -281,6 +282,8 @@ class Experiment(Definition):
 
     @model_validator(mode="after")
     def _measurable(self) -> "Experiment":
+        if self.network.seed == "per-trial" and self.training is not None:
+            raise ValueError("network.seed 'per-trial' is for a network without training")
         if self.measures and "ilrg" not in self.attacks:
             raise ValueError("measures compare what the attack 'ilrg' restores: add it to attacks")
         return self

@@ -13,7 +13,7 @@ from labelleak.data import draw, load
 from labelleak.errors import UnreadableFile
 from labelleak.metrics import counts_of
 from labelleak.models import build
-from labelleak.records import AuditRecord, audit
+from labelleak.records import AuditRecord, audit, read_labels, write_whole
 
 BATCH_SIZE = 24
 LEARNING_RATE = 0.1
@@ -37,13 +37,22 @@ class DemoFiles:
     labels: Path
     description: str
 
-    def command(self) -> str:
-        """The command line that audits the same files."""
-        return (
-            f"labelleak audit --before {shlex.quote(str(self.before))} "
-            f"--update {shlex.quote(str(self.update))} --kind weights "
-            f"--learning-rate {LEARNING_RATE} --batch-size {BATCH_SIZE} "
-            f"--labels {shlex.quote(str(self.labels))}"
+    def command(self, between: str = " ") -> str:
+        """The command line that audits the same files.
+
+        Args:
+            between: What stands between its options, such as a line break for a shell.
+        """
+        return between.join(
+            [
+                "labelleak audit",
+                f"--before {shlex.quote(str(self.before))}",
+                f"--update {shlex.quote(str(self.update))}",
+                "--kind weights",
+                f"--learning-rate {LEARNING_RATE}",
+                f"--batch-size {BATCH_SIZE}",
+                f"--labels {shlex.quote(str(self.labels))}",
+            ]
         )
 
 
@@ -59,7 +68,7 @@ def run_client(folder: Path) -> DemoFiles:
     Raises:
         UnreadableFile: The folder cannot be written to.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     digits = load("mnist-sample")
     inputs, labels = digits.batch(draw("random", digits.labels, BATCH_SIZE, _SEED))
@@ -73,14 +82,14 @@ def run_client(folder: Path) -> DemoFiles:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), files.before)
-        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        save_file(model.state_dict(), files.update)
-        files.labels.write_text(" ".join(map(str, labels.tolist())) + "\n", encoding="utf-8")
     except OSError as error:
         raise UnreadableFile(f"{folder}: cannot be written: {error.strerror}") from None
+    write_whole(files.before, save(model.state_dict()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    write_whole(files.update, save(model.state_dict()))
+    write_whole(files.labels, " ".join(map(str, labels.tolist())) + "\n")
     return files
 
 
@@ -93,7 +102,6 @@ def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
     Yields:
         The record of ``auto`` first, then one per registered attack.
     """
-    labels = torch.tensor([int(word) for word in files.labels.read_text().split()])
     for attack in ("auto", *attacks()):
         observation = read_observation(
             files.before,
@@ -102,6 +110,7 @@ def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
             learning_rate=LEARNING_RATE,
             batch_size=BATCH_SIZE,
         )
+        labels = read_labels(files.labels, observation.classes)
         yield audit(
             observation,
             attack,

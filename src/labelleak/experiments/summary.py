@@ -42,7 +42,7 @@ import torch
 from scipy import stats
 
 from labelleak._version import __version__
-from labelleak.experiments.definition import Defense, Experiment, Training
+from labelleak.experiments.definition import Defense, Experiment
 from labelleak.experiments.paper import TABLE5_CLASSES, Study, StudyRow, stage_title
 from labelleak.experiments.published import PublishedRow
 
@@ -50,8 +50,9 @@ SUMMARY_SCHEMA = "labelleak/study/1"
 """Name and version of a summary."""
 
 INTERVAL = (
-    "95 % interval of the mean over trials: Student's t, cut off at the bounds of the metric; one "
-    "network and one data set, whose choice it does not cover"
+    "95 % interval of the mean over trials: Student's t, cut off at the bounds of the metric; it "
+    "covers the choice of the batches, and that of the initial weights only where each trial has "
+    "its own"
 )
 _CONFIDENCE = 0.95
 
@@ -266,7 +267,7 @@ def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record])
         "dropout": network.dropout,
         "stem": network.stem,
         "stage": row.stage or stage_title(experiment.training),
-        "stage_used": _stage_used(experiment.training),
+        "stage_used": _stage_used(experiment),
         "batch_size": experiment.batch.size,
         "sampler": experiment.batch.sampler,
         "defense": _defense_title(experiment.defense),
@@ -283,9 +284,11 @@ def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record])
     }
 
 
-def _stage_used(training: Training | None) -> str:
+def _stage_used(experiment: Experiment) -> str:
+    training = experiment.training
     if training is None:
-        return "untrained"
+        fresh = experiment.network.seed == "per-trial"
+        return "untrained, other weights in each trial" if fresh else "untrained"
     text = f"{stage_title(training)} of {training.total}"
     if training.samples_per_class is not None:
         text += f", {training.samples_per_class} samples of each class"

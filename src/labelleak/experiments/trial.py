@@ -143,10 +143,11 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     dataset = cached_dataset(
         experiment.data, experiment.data_split, data_dir, experiment.image_size
     )
-    model = _network(
-        experiment.network, experiment.training, training_set(experiment, data_dir), device
-    )
     seed = partial(derive_seed, experiment.seed, index)
+    network = experiment.network
+    if network.seed == "per-trial":
+        network = network.model_copy(update={"seed": seed("network")})
+    model = _network(network, experiment.training, training_set(experiment, data_dir), device)
     batch = _Batch(
         dataset,
         _draw(experiment, dataset, seed("batch")),

@@ -6,7 +6,8 @@ from io import StringIO
 from typing import Any
 
 from labelleak.report.figures import Summary, differences_chart, short_title, study_figures
-from labelleak.report.pages import MINUS, NONE, render
+from labelleak.report.pages import NONE, render, typeset
+from labelleak.views import number
 
 _ROW_COLUMNS = (
     "label", "data", "stands_in_for", "split", "image_size", "network", "activation", "batchnorm",
@@ -145,7 +146,7 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
     if row["stem"]:
         network.append(f"{row['stem']} stem")
     stage = row["stage_used"]
-    if row["stage"] != stage and not stage.startswith(f"{row['stage']} of "):
+    if row["stage"] != stage and not stage.startswith((f"{row['stage']} of ", f"{row['stage']},")):
         stage += f" (published: {row['stage']})"
     trials = f"{row['trials']} trial{'' if row['trials'] == 1 else 's'}"
     if row["trials"] != row["trials_planned"]:
@@ -185,15 +186,7 @@ def _written(metric: Mapping[str, Any], cell: Mapping[str, Any], trials: int) ->
 
 
 def _number(value: float | None, fixed: bool, signed: bool = False) -> str:
-    """Three digits after the point for what has fixed bounds, else two or three that count."""
-    if value is None:
-        return NONE
-    text = f"{value:+.3f}" if fixed else f"{value:+.{2 if signed else 3}g}"
-    if float(text) == 0.0:
-        return "0.000" if fixed else "0"
-    number, _, exponent = text.partition("e")
-    number = (number if signed else number.removeprefix("+")).replace("-", MINUS)
-    return f"{number}e{int(exponent)}" if exponent else number
+    return typeset(number(value, fixed=fixed, signed=signed))
 
 
 def _stand_ins(summaries: Sequence[Summary]) -> list[dict[str, Any]]:

@@ -373,8 +373,8 @@ def _quick(experiment: Experiment) -> Experiment:
     )
 
 
-# Iterations, and samples of each class: ten minutes in all, two cores. Few samples are learned in few
-# iterations as well as the paper's networks learn all of theirs; what hampers iLRG is a network
+# Iterations, and samples of each class: ten minutes in all, two cores. Few samples are learned in
+# few iterations as well as the paper's networks learn all of theirs; what hampers iLRG is a network
 # that is sure of them.
 _QUICK_TRAINING = {"vgg": (260, 20), "resnet": (100, 5)}
 
@@ -674,7 +674,7 @@ def _analysis_rows(table: str) -> list[StudyRow]:
         _row(
             printed[stage],
             more=(logged[stage],) if stage in logged else (),
-            measures=("approximations", "soteria_embedding"),
+            measures=("cossim", "approximations", "soteria_embedding"),
         )
         for stage in ("untrained", "epoch40", "epoch100")
     ]

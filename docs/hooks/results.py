@@ -1,0 +1,82 @@
+"""The page of recorded results is made from `results/quick/` while the site is built."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+_RECORDED = Path(__file__).parents[2] / "results" / "quick"
+_PLACE = "<!-- results -->"
+_BASE_METRICS = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Put the page of the run, with its figures, beside the others (an event of MkDocs)."""
+    page = (_RECORDED / "report.html").read_text(encoding="utf-8")
+    files.append(File.generated(config, "recorded/report.html", content=page))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill in the tables where a page asks for them (an event of MkDocs)."""
+    if _PLACE not in markdown:
+        return markdown
+    content = json.loads((_RECORDED / "summary.json").read_text(encoding="utf-8"))
+    studies = [line for summary in content["studies"] for line in _study(summary)]
+    return markdown.replace(_PLACE, "\n".join(studies))
+
+
+def _study(summary: dict[str, Any]) -> Iterator[str]:
+    title, _, rest = summary["title"].partition(": ")
+    yield f"## {title}: {rest}" if rest else f"## {title}"
+    yield ""
+    yield f"Published in {summary['source']}."
+    yield ""
+    yield "| setting | metric | ours | 95 % interval | published | difference |"
+    yield "|---|---|---|---|---|---|"
+    for row in summary["rows"]:
+        label = f"{row['label']}<br><small>{row['data']}, {row['network']}, {row['stage_used']}, "
+        label += f"{row['trials']} trials</small>"
+        for metric in summary["metrics"]:
+            cell = row["metrics"].get(metric["name"])
+            if cell is None or not _shown(row, metric["name"]):
+                continue
+            values = " | ".join(_values(cell))
+            yield f"| {label} | {metric['title']} | {values} |"
+            label = ""
+    yield ""
+    notes = [row for row in summary["rows"] if row["note"]]
+    if notes:
+        yield '??? note "Why published figures are outside the interval"'
+        yield ""
+        yield from (f"    - **{row['label']}**: {row['note']}" for row in notes)
+        yield ""
+    if summary["omitted"]:
+        yield '??? note "Left out, shrunk or replaced"'
+        yield ""
+        yield from (f"    - {text}" for text in summary["omitted"])
+        yield ""
+
+
+def _shown(row: dict[str, Any], name: str) -> bool:
+    """What was published; of a row that was not, iLRG's usual metrics."""
+    published = [n for n, cell in row["metrics"].items() if cell["published"] is not None]
+    return name in (published or _BASE_METRICS)
+
+
+def _values(cell: dict[str, Any]) -> tuple[str, str, str, str]:
+    interval = "" if cell["low"] is None else f"{_number(cell['low'])}–{_number(cell['high'])}"
+    difference = _number(cell["difference"], sign="+")
+    if cell["inside"] is False:
+        difference = f"**{difference}**"
+    return _number(cell["ours"]), interval, _number(cell["published"]), difference
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    if 0 < abs(value) < 5e-4:
+        return f"{value:{sign}.1e}"
+    return f"{value:{sign}.3f}"

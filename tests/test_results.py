@@ -1,0 +1,47 @@
+"""The recorded results are what this code's experiments, and their records, come to."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from labelleak.experiments import paper
+from labelleak.experiments.paper import Source
+from labelleak.experiments.summary import summarise
+
+RECORDED = Path(__file__).parent.parent / "results" / "quick"
+# What was at hand when they were recorded.
+SOURCES = {
+    "mnist": Source("mnist"),
+    "cifar100": Source("tiny-imagenet-100"),
+    "imagenet": Source("imagenet", "test", replacement=True),
+}
+
+
+@pytest.fixture(scope="module")
+def records():
+    lines = (RECORDED / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    content = json.loads((RECORDED / "summary.json").read_text(encoding="utf-8"))
+    return {summary["name"]: summary for summary in content["studies"]}
+
+
+@pytest.mark.parametrize("name", paper.names())
+def test_every_trial_is_recorded_and_the_summary_follows_from_them(name, records, recorded):
+    study = paper.study(name, "quick", SOURCES)
+    keys = {record["key"] for record in records}
+    for experiment in study.experiments:
+        assert all(experiment.trial_key(index) in keys for index in range(experiment.trials))
+    expected = summarise(study, records)
+    found = dict(recorded[name])
+    # Where it was recorded is the one thing that no record tells.
+    del expected["environment"], found["environment"]
+    assert found == json.loads(json.dumps(expected))
+
+
+def test_nothing_is_recorded_twice(records):
+    assert len({record["key"] for record in records}) == len(records)

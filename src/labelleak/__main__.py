@@ -10,7 +10,14 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise
-        sys.exit("labelleak: the command line needs its extra: pip install 'labelleak[cli]'")
+        print(
+            "labelleak: the command line needs its extra: pip install 'labelleak[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("labelleak: interrupted", file=sys.stderr)
+        sys.exit(130)
     run()
 
 

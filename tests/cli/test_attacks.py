@@ -1,9 +1,11 @@
 import json
 
 from click.testing import CliRunner
+from rich.console import Console
 
 import labelleak
 from labelleak.cli import labelleak as command
+from labelleak.cli import output
 
 
 def test_the_list_holds_every_attack_with_its_source():
@@ -12,6 +14,16 @@ def test_the_list_holds_every_attack_with_its_source():
     assert all(row["reference"] and row["needs"] and row["gives"] for row in rows)
 
 
-def test_the_table_names_every_attack():
-    output = CliRunner().invoke(command, ["attacks"]).output
-    assert all(name in output for name in labelleak.attacks())
+def test_the_list_says_of_each_attack_what_it_needs():
+    text = " ".join(CliRunner().invoke(command, ["attacks"]).output.split())
+    for name, entry in labelleak.attacks().items():
+        assert f"{name}: {entry.title}" in text
+        assert entry.reference in text
+        assert f"assumes {entry.assumes}" in text
+
+
+def test_the_list_fits_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr(output, "_Console", lambda width, **style: Console(width=80, **style))
+    lines = CliRunner().invoke(command, ["attacks"]).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "ilrg: iLRG (instance-wise label restoration)" in lines

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import struct
 import sys
@@ -159,32 +160,101 @@ def test_bad_updates_are_one_line_each_and_write_nothing(audit, files):
     assert not (folder / "was-unpickled").exists()
 
 
+_WEIGHTS = ("--learning-rate", "0.5")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--batch-size", "0"), "at least 1"),
         (("--batch-size", "-3"), "at least 1"),
         (("--batch-size", "2"), "too small"),
+        (("--batch-size", str(2**53)), "2**53"),
+        (("--batch-size", "9" * 4000), "2**53"),
+        (("--batch-size", "24.5"), "not a valid integer"),
+        ((*_WEIGHTS, "--batch-size", str(2**52), "--local-steps", "2"), "2**53"),
+        ((*_WEIGHTS, "--local-steps", "9" * 400), "2**53"),
         (("--kind", "weights"), "--learning-rate"),
+        (("--kind", "gradients", *_WEIGHTS), "--kind gradients has no use"),
         (("--learning-rate", "-1"), "positive"),
-        (("--learning-rate", "0.1", "--local-steps", "0"), "at least 1"),
+        (("--learning-rate", "0"), "positive"),
+        (("--learning-rate", "nan"), "positive"),
+        (("--learning-rate", "inf"), "positive"),
+        ((*_WEIGHTS, "--local-steps", "0"), "at least 1"),
+        (("--local-steps", "0"), "at least 1"),
         (("--head", "7"), "'7'"),
-        (("--batch-size", "24", "--labels", "out-of-range.txt"), "0 to 9"),
+        (("--batch-size", "24", "--labels", "out-of-range.txt"), "line 2: '10' is no label"),
         (("--batch-size", "24", "--labels", "words.txt"), "'cat'"),
         (("--batch-size", "24", "--labels", "few.txt"), "they must agree"),
+        (("--local-steps", "2", "--labels", "few.txt"), "not 2 batches"),
         (("--batch-size", "24", "--labels", "none.txt"), "No such file"),
         (("--batch-size", "24", "--labels", "empty.txt"), "no labels"),
         (("--batch-size", "24", "--threshold", "0.5"), "--labels"),
-        (("--batch-size", "24", "--output", "missing/record.json"), "cannot be written"),
+        (("--labels", "labels.txt", "--threshold", "nan"), "from 0 to 1"),
+        (("--labels", "labels.txt", "--threshold", "-0.1"), "from 0 to 1"),
+        (("--labels", "labels.txt", "--threshold", "50"), "from 0 to 1"),
     ],
 )
 def test_bad_options_are_one_line_each(audit, files, options, words):
     folder, _, _ = files
-    (folder / "out-of-range.txt").write_text("0 1 10")
+    (folder / "out-of-range.txt").write_text("0 1\n10")
     (folder / "words.txt").write_text("1 cat")
     (folder / "few.txt").write_text("1 2 3")
     (folder / "empty.txt").write_text("\n")
-    assert_refused(audit(*options), words, folder)
+    assert_refused(audit(*options, "--output", "record.json"), words, folder)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("missing/record.json", "No such file"),
+        ("model.safetensors/record.json", "Not a directory"),
+        ("folder", "is a directory"),
+        ("x" * 300, "name too long"),
+        ("/".join(["x" * 200] * 30), "name too long"),
+        ("a\nb", "control characters"),
+        ("model.safetensors", "would be overwritten"),
+        ("gradients.safetensors", "would be overwritten"),
+        ("./folder/../labels.txt", "would be overwritten"),
+        ("link.json", "would be overwritten"),
+        ("same.json", "would be overwritten"),
+        ("pipe", "no regular file"),
+    ],
+)
+def test_an_output_that_cannot_be_is_told_before_the_work(audit, files, monkeypatch, output, words):
+    folder, _, _ = files
+    (folder / "folder").mkdir()
+    (folder / "link.json").symlink_to("model.safetensors")
+    (folder / "same.json").hardlink_to(folder / "labels.txt")
+    os.mkfifo(folder / "pipe")
+    module = sys.modules["labelleak.cli.audit"]
+    monkeypatch.setattr(module, "read_observation", None)  # would be an internal error
+    before = contents(folder)
+    assert_refused(audit("--labels", "labels.txt", "--output", output), words, folder)
+    assert contents(folder) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_record_with_a_name_as_long_as_can_be_is_written(audit, files):
+    name = "x" * 255
+    assert audit("--batch-size", "24", "--output", name).returncode == 0
+    assert json.loads((files[0] / name).read_text())["batch_size"] == 24
+
+
+def test_the_batch_size_is_the_number_of_labels_where_it_is_not_given(audit, files):
+    folder, truth, _ = files
+    own = (folder / "labels.txt").read_text().replace(", ", "\r\n\r\n")
+    (folder / "windows.txt").write_bytes(b"\xef\xbb\xbf" + own.encode())
+    done = audit("--labels", "windows.txt", "--format", "json")
+    assert done.returncode == 0
+    record = json.loads(done.stdout)
+    assert (record["batch_size"], record["true_counts"], record["counts"]) == (24, truth, truth)
+    steps = ("--local-steps", "2", *_WEIGHTS, "--format", "json")
+    done = audit("--labels", "windows.txt", *steps, update="weights.safetensors")
+    assert json.loads(done.stdout)["batch_size"] == 12
 
 
 def test_an_attack_that_needs_the_bias_says_so(audit, files):

@@ -1,14 +1,14 @@
 import json
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
 from labelleak.attacks import attacks
-from labelleak.cli import labelleak
+from labelleak.cli import labelleak, run
+from labelleak.errors import UnreadableFile
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +46,46 @@ def test_the_page_shows_the_same(demo):
     assert not re.search(r'(src|href)\s*=\s*"(?!#)', page)
 
 
+def invoke(*words):
+    return CliRunner().invoke(labelleak, list(map(str, words)))
+
+
 def test_the_command_at_the_end_repeats_the_audit(demo):
     done, folder = demo
     line = next(line for line in done.output.splitlines() if "labelleak audit" in line)
-    words = shlex.split(line)[1:]
-    again = subprocess.run(
-        [sys.executable, "-m", "labelleak", *words, "--format", "json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    again = invoke(*shlex.split(line)[1:], "--format", "json")
+    assert again.exit_code == 0
     first = json.loads((folder / "record.json").read_text())
     second = json.loads(again.stdout)
     for key in ("attack", "counts", "rounded", "score", "flags", "verdict"):
         assert second[key] == first[key]
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "labels.txt", "report.html"])
+def test_what_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    error = invoke("demo", "--out", tmp_path).exception
+    assert isinstance(error, UnreadableFile)
+    assert str(error) == f"{tmp_path / name}: cannot be written: it is a folder"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-m", "labelleak", "demo", "--out", str(tmp_path / "file" / "out")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+    error = invoke("demo", "--out", tmp_path / "file" / "out").exception
+    assert isinstance(error, UnreadableFile)
+    assert str(error).endswith("cannot be written: Not a directory")
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib"])
+def test_without_its_extra_nothing_is_written(tmp_path, monkeypatch, capsys, module):
+    for name in list(sys.modules):
+        if name.startswith("labelleak.report"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["labelleak", "demo", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 2
+    needed = f"labelleak: this command needs {module}: pip install 'labelleak[cli,report]'\n"
+    assert capsys.readouterr().err == needed
+    assert list(tmp_path.iterdir()) == []

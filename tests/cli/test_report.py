@@ -1,6 +1,5 @@
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -124,21 +123,28 @@ def test_what_is_no_record_is_one_line(record):
         assert not path.with_suffix(".html").exists()
 
 
+def test_a_record_is_never_overwritten_by_its_page(record):
+    path, _ = record
+    page = path.rename(path.with_suffix(".html"))
+    before = page.read_bytes()
+    assert "would be overwritten" in str(_report(page).exception)
+    assert page.read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_is_named(record):
+    path, _ = record
+    path.with_suffix(".html").mkdir()
+    assert str(_report(path).exception).endswith("record.html: cannot be written: it is a folder")
+
+
+def test_the_studies_are_of_the_schema_that_summaries_have():
+    from labelleak.experiments.summary import SUMMARY_SCHEMA
+
+    assert sys.modules["labelleak.cli.report"]._STUDY_SCHEMA == SUMMARY_SCHEMA
+
+
 def test_what_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "none", tmp_path / "none.json"):
         done = _report(path)
         assert isinstance(done.exception, UnreadableFile)
         assert str(done.exception).startswith(f"{path}: No such file")
-
-
-def test_an_error_is_one_line_and_status_2(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "labelleak", "report", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "summary.json: No such file" in done.stderr

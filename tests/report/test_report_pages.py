@@ -1,7 +1,7 @@
 import pytest
 
 from labelleak.report import audit_page, study_page
-from labelleak.report.pages import metric
+from labelleak.report.pages import typeset
 
 _HOSTILE = (
     '<script>alert(1)</script>"><img src=x onerror=alert(2)></style></svg>{{ 7 * 7 }}$\\frac$ &amp;'
@@ -20,9 +20,10 @@ def _poisoned(content, key=None):
     return _HOSTILE if isinstance(content, str) else content
 
 
-def test_numbers_are_written_with_three_digits():
-    assert [metric(v) for v in (None, True, False, 0.12345, 1, 0)] == [
-        "–", "yes", "no", "0.123", "1.000", "0.000"
+def test_signs_and_gaps_have_their_own_characters():
+    texts = ["-", "-0.250", "+0.250", "1.7e-11", "-1e-5", "yes"]
+    assert [typeset(text) for text in texts] == [
+        "–", "−0.250", "+0.250", "1.7e-11", "−1e-5", "yes"
     ]  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 import json
 
 import click
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from labelleak.attacks import Attack
 from labelleak.attacks import attacks as registered
@@ -13,17 +15,23 @@ from labelleak.cli.output import console, format_option
 @click.command()
 @format_option
 def attacks(output_format: str) -> None:
-    """List the attacks: what each needs, gives and assumes, and where it is from."""
+    """List the attacks: what each needs, gives and assumes.
+
+    And the paper that each is from. The name is what `labelleak audit --attack` takes.
+    """
     rows = [_row(entry) for entry in registered().values()]
     if output_format == "json":
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table(title="Attacks", show_lines=True)
-    for column in ("name", "title", "needs", "gives", "assumes", "reference"):
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    target = console()
     for row in rows:
-        table.add_row(*("; ".join(v) if isinstance(v, list) else v for v in row.values()))
-    console().print(table)
+        target.print(Text.assemble((str(row["name"]), "bold"), f": {row['title']}"))
+        facts = Table.grid(padding=(0, 2))
+        for key in ("needs", "gives", "assumes", "reference"):
+            value = row[key]
+            facts.add_row(key, "; ".join(value) if isinstance(value, list) else value)
+        target.print(Padding(facts, (0, 0, 1, 2)))
+    target.print("set: which classes are in the batch; counts: how many samples of each.")
 
 
 def _row(entry: Attack) -> dict[str, str | list[str]]:

@@ -2,21 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
-import torch
-from torch import Tensor
 
 from labelleak.attacks import attacks
 from labelleak.capture import read_observation
-from labelleak.cli.output import console, format_option, print_record
-from labelleak.errors import UnreadableFile
+from labelleak.cli.output import PathOption, console, format_option, print_record
 from labelleak.metrics import counts_of
 from labelleak.records import audit as audit_observation
-from labelleak.records import write_json
+from labelleak.records import check_writable, read_labels, write_json
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = PathOption("file")
+# Above, the counts would not be exact in double precision.
+_MOST_SAMPLES = 2**53 - 1
 
 
 @click.command()
@@ -27,22 +27,43 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["gradients", "weights"]),
     help="What the update holds. Default: weights where a learning rate is given, else gradients.",
 )
-@click.option("--batch-size", type=int, help="Samples in one local step, if the server knows it.")
-@click.option("--head", help="Name of the final linear layer, if it is not found by itself.")
-@click.option("--learning-rate", type=float, help="Of the local steps; needed for weights.")
-@click.option("--local-steps", type=int, default=1, show_default=True, help="Optimiser steps.")
+@click.option(
+    "--batch-size",
+    type=int,
+    metavar="K",
+    help="Samples in one local step. Default: as many as --labels has; else unknown, and shares "
+    "are restored instead of numbers.",
+)
+@click.option("--head", metavar="NAME", help="The final linear layer, if it is not found.")
+@click.option(
+    "--learning-rate", type=float, metavar="F", help="Of the local steps; needed for weights."
+)
+@click.option(
+    "--local-steps",
+    type=int,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Optimiser steps that the update adds up.",
+)
 @click.option(
     "--attack",
     type=click.Choice(["auto", *attacks()]),
     default="auto",
     show_default=True,
-    help="See `labelleak attacks`.",
+    help="One of `labelleak attacks`; auto: the strongest that can run.",
 )
-@click.option("--labels", type=_FILE, help="Your own labels, to score the attack: integers.")
+@click.option(
+    "--labels",
+    type=_FILE,
+    help="Your own labels, to score the attack: integers from 0, apart by spaces, commas or line "
+    "breaks.",
+)
 @click.option(
     "--threshold",
-    type=click.FloatRange(0.0, 1.0),
-    help="Accuracy above which the exit status is 1; needs --labels.",
+    type=float,
+    metavar="F",
+    help="Accuracy, from 0 to 1, above which the exit status is 1; needs --labels.",
 )
 @format_option
 @click.option("--output", type=_FILE, help="Write the record there, as JSON.")
@@ -63,9 +84,19 @@ def audit(
     """Restore the labels that one update gives away.
 
     Files are .safetensors, or .pt with a state dict; only the head's tensors are read. With
-    --labels (a site auditing its own update) the restored counts are scored; the threshold on
-    accuracy then decides the exit status: 0 at or under it, 1 over it, 3 inconclusive.
-    """
+    --labels (a site auditing its own update) the restored counts are scored, and the threshold on
+    accuracy decides the exit status: 0 at or under it, 1 over it, 3 inconclusive.
+
+    \b
+    Examples:
+      labelleak audit --before model.safetensors --update grads.safetensors \\
+        --batch-size 24
+      labelleak audit --before model.safetensors --update after.safetensors \\
+        --learning-rate 0.1 --labels labels.txt --threshold 0.5
+    """  # noqa: D301
+    _check_options(kind, batch_size, learning_rate, local_steps, labels, threshold)
+    if output is not None:
+        check_writable(output, [path for path in (before, update, labels) if path is not None])
     kind = kind or ("gradients" if learning_rate is None else "weights")
     observation = read_observation(
         before,
@@ -76,12 +107,21 @@ def audit(
         local_steps=local_steps,
         batch_size=batch_size,
     )
+    true_counts = None
+    if labels is not None:
+        own = read_labels(labels, observation.classes)
+        true_counts = counts_of(own, observation.classes)
+        if batch_size is None:
+            if own.numel() % local_steps:
+                raise click.UsageError(
+                    f"{labels} has {own.numel()} labels, which are not {local_steps} batches of "
+                    "one size: give --batch-size or the right --local-steps"
+                )
+            observation = replace(observation, batch_size=own.numel() // local_steps)
     record = audit_observation(
         observation,
         attack,
-        true_counts=None
-        if labels is None
-        else counts_of(read_labels(labels, observation.classes), observation.classes),
+        true_counts=true_counts,
         threshold=threshold,
         source={
             "before": str(before),
@@ -100,26 +140,29 @@ def audit(
     sys.exit(record.exit_status)
 
 
-def read_labels(path: Path, classes: int) -> Tensor:
-    """The labels of a text file: integers from 0, apart by spaces, commas or line breaks.
+def _check_options(
+    kind: str | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    local_steps: int,
+    labels: Path | None,
+    threshold: float | None,
+) -> None:
+    """Refuse what contradicts itself before anything is read.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything else.
+        UsageError: Two options do not go together, or there cannot be so many samples.
     """
-    try:
-        words = path.read_text(encoding="utf-8").replace(",", " ").split()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UnreadableFile(f"{path}: is no text file of labels") from None
-    if not words:
-        raise UnreadableFile(f"{path}: holds no labels")
-    labels = []
-    for place, word in enumerate(words, start=1):
-        if not (word.isascii() and word.isdigit() and int(word[:19]) < classes):
-            raise UnreadableFile(
-                f"{path}: label {place} is {word[:40]!r}: integers from 0 to {classes - 1} are "
-                "needed"
-            )
-        labels.append(int(word))
-    return torch.tensor(labels)
+    if kind == "gradients" and learning_rate is not None:
+        raise click.UsageError(
+            "--kind gradients has no use for --learning-rate: leave one of them out"
+        )
+    if threshold is not None and labels is None:
+        raise click.UsageError("--threshold needs --labels, the truth to measure accuracy by")
+    for option, value in (("--batch-size", batch_size), ("--local-steps", local_steps)):
+        if value is not None and value < 1:
+            raise click.UsageError(f"{option} {value}: it must be at least 1")
+    if (batch_size or 1) * local_steps > _MOST_SAMPLES:
+        raise click.UsageError(
+            f"--batch-size times --local-steps is more than {_MOST_SAMPLES} (2**53 - 1) samples"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from labelleak.cli.output import console, format_option
+from labelleak.cli.output import PathOption, console, format_option
 from labelleak.cli.running import (
     Place,
     check_extras,
@@ -16,17 +16,23 @@ from labelleak.cli.running import (
     run_experiments,
     write_results,
 )
+from labelleak.views import NONE, SCORES, number
 
+# The recall of the paper, of counts whose sum is free, has its own name.
 _SCORES = {
-    "leacc": "LeAcc", "lnacc": "LnAcc", "irec": "IRec", "accuracy": "accuracy", "exact": "exact"
-}  # fmt: skip
+    "leacc": SCORES["leacc"],
+    "lnacc": SCORES["lnacc"],
+    "irec": "IRec",
+    "accuracy": SCORES["accuracy"],
+    "exact": SCORES["exact"],
+}
 
 
 @click.command()
-@click.argument("grid", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("grid", type=PathOption("file"))
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathOption("folder"),
     help="Folder for the records and the report. Default: labelleak-runs/<name of the grid>.",
 )
 @place_options
@@ -40,7 +46,7 @@ def compare(
     device: str,
     output_format: str,
 ) -> None:
-    """Run the experiments of a TOML file, and compare what every attack restores.
+    """Compare attacks and defences on a grid of your own.
 
     GRID has a table [defaults], tables [[experiment]], and a table [grid] of alternatives, of which
     every combination is run:
@@ -84,10 +90,8 @@ def compare(
                 target.print(
                     f"{attack} could not run in {failure['failed']} of {failure['of']} trials of "
                     f"{row['label']!r}: {failure['error']}",
-                    highlight=False,
-                    markup=False,
                 )
-        target.print(f"Page: {page}", highlight=False, soft_wrap=True)
+        target.print(f"Page: {page}", soft_wrap=True)
     sys.exit(2 if failed else 0)
 
 
@@ -128,8 +132,8 @@ def _scores(metrics: dict[str, Any], attack: str) -> dict[str, Any]:
 
 def _cell(cell: dict[str, Any] | None) -> str:
     if cell is None or cell["ours"] is None:
-        return "-"
+        return NONE
     if cell["low"] is None:
-        return f"{cell['ours']:.3f}"
+        return number(cell["ours"])
     half = max(cell["high"] - cell["ours"], cell["ours"] - cell["low"])
-    return f"{cell['ours']:.3f} \N{PLUS-MINUS SIGN}{half:.3f}"
+    return f"{number(cell['ours'])} \N{PLUS-MINUS SIGN}{number(half)}"

@@ -1,6 +1,5 @@
 """``labelleak report``: pages and tables once more, from the JSON that they were made of."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,28 +7,24 @@ from typing import Any
 
 import click
 
+from labelleak.cli.output import PathOption
 from labelleak.cli.running import RUN_SCHEMA, write_results
 from labelleak.errors import LabelLeakError, UnreadableFile
-from labelleak.records import read_record
+from labelleak.records import check_writable, read_json, read_record, write_whole
 
 _STUDY_SCHEMA = "labelleak/study/1"
 
 
 @click.command()
-@click.argument("path", metavar="RUN_DIR|RECORD.json", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN_DIR|RECORD.json", type=PathOption("file or folder"))
 def report(path: Path) -> None:
-    """Write the page of a run, or of one audit, once more.
+    """Write the page of a run or of one audit once more.
 
     RUN_DIR is the folder of a run of `reproduce` or `compare`: its report.html and CSV files are
     made from its summary.json. RECORD.json is what `audit --output` or `demo` wrote: its page is
     written beside it, as RECORD.html.
     """
-    try:
-        from labelleak.report import audit_page
-    except ModuleNotFoundError as error:
-        raise LabelLeakError(
-            f"this command needs {error.name}: pip install 'labelleak[cli,report]'"
-        ) from None
+    from labelleak.report import audit_page
 
     if path.is_dir() or path.name == "summary.json":
         source = path / "summary.json" if path.is_dir() else path
@@ -38,24 +33,15 @@ def report(path: Path) -> None:
             page = write_results(source.parent, title, studies)
     else:
         record, page = read_record(path), path.with_suffix(".html")
+        check_writable(page, [path])
         with _as_its_schema_says(path):
-            text = audit_page(record, []).encode()
-        try:
-            page.write_bytes(text)
-        except OSError as error:
-            raise UnreadableFile(f"{page}: cannot be written: {error.strerror}") from None
+            text = audit_page(record, [])
+        write_whole(page, text)
     click.echo(f"Page: {page}")
 
 
 def _read_run(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(
-            f"{path}: {error.strerror}: the folder of a run, or an audit record, is needed"
-        ) from None
-    except ValueError:
-        raise UnreadableFile(f"{path}: is not JSON") from None
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != RUN_SCHEMA:
         raise UnreadableFile(f"{path}: is no summary of a run of schema {RUN_SCHEMA!r}")
     studies = content.get("studies")

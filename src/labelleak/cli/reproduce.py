@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from labelleak.cli.output import console, format_option
+from labelleak.cli.output import PathOption, console, format_option
 from labelleak.cli.running import (
     RUN_SCHEMA,
     Place,
@@ -19,6 +20,7 @@ from labelleak.cli.running import (
     run_experiments,
     write_results,
 )
+from labelleak.views import NONE, number
 
 STUDIES = (
     "table1", "table3", "table4", "table5", "figure2", "figure3", "figure5", "extras",
@@ -40,7 +42,7 @@ _UNPUBLISHED_SHOWN = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec")
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathOption("folder"),
     help="Folder for the records and the report. Default: labelleak-runs/<name>-<scale>.",
 )
 @place_options
@@ -55,11 +57,12 @@ def reproduce(
     device: str,
     output_format: str,
 ) -> None:
-    """Run a table or figure of the paper (Ma et al., ICLR 2023), or all of them.
+    """Run a table or figure of the iLRG paper, or all of them.
 
-    Every result is shown with its 95 % interval, the published figure and the difference. Data that
-    is not there is replaced where something can stand in for it; what is replaced, shrunk or left
-    out is listed. Interrupted at any moment, the same command goes on where it was.
+    The paper is Ma et al., ICLR 2023. Every result is shown with its 95 % interval, the published
+    figure and the difference. Data that is not there is replaced where something can stand in for
+    it; what is replaced, shrunk or left out is listed. Interrupted at any moment, the same command
+    goes on where it was.
 
     Writes records.jsonl, summary.json, a CSV file per study and report.html. Networks are trained
     where a study needs that, and kept in the cache (LABELLEAK_CACHE).
@@ -90,7 +93,7 @@ def reproduce(
         content = {"schema": RUN_SCHEMA, "title": title, "studies": summaries}
         click.echo(json.dumps(content, indent=2, allow_nan=False))
     else:
-        target.print(f"Page: {page}", highlight=False, soft_wrap=True)
+        target.print(f"Page: {page}", soft_wrap=True)
     sys.exit(2 if failed else 0)
 
 
@@ -108,45 +111,37 @@ def print_study(summary: dict[str, Any], target: Console) -> None:
         table.add_column(heading, justify="right")
     for row in summary["rows"]:
         label = row["label"]
-        for title, cell in _shown(summary, row):
+        for metric, cell in _shown(summary, row):
             style = "yellow" if cell["inside"] is False else None
-            table.add_row(label, title, *_texts(cell), style=style)
+            table.add_row(label, metric["title"], *_texts(metric, cell), style=style)
             label = ""
         table.add_section()
     target.print(table)
     for row in summary["rows"]:
         if row["note"]:
-            target.print(f"[yellow]{row['label']}[/yellow]: {row['note']}", highlight=False)
+            target.print(Text.assemble((row["label"], "yellow"), f": {row['note']}"))
     if summary["omitted"]:
         target.print("Left out, shrunk or replaced, at this scale and with this data:")
     for text in summary["omitted"]:
-        target.print(f"  {text}", highlight=False)
+        target.print(f"  {text}")
     target.print()
 
 
-def _shown(summary: dict[str, Any], row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _shown(
+    summary: dict[str, Any], row: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The metrics that were published; of a row that was not, iLRG's usual ones."""
     cells = row["metrics"]
     published = [name for name in cells if cells[name]["published"] is not None]
     for metric in summary["metrics"]:
         if metric["name"] in (published or _UNPUBLISHED_SHOWN) and metric["name"] in cells:
-            yield metric["title"], cells[metric["name"]]
+            yield metric, cells[metric["name"]]
 
 
-def _texts(cell: dict[str, Any]) -> tuple[str, str, str, str]:
-    interval = "-" if cell["low"] is None else f"{_number(cell['low'])}..{_number(cell['high'])}"
-    return (
-        _number(cell["ours"]),
-        interval,
-        _number(cell["published"]),
-        _number(cell["difference"], sign=True),
+def _texts(metric: dict[str, Any], cell: dict[str, Any]) -> tuple[str, str, str, str]:
+    fixed = metric["bounds"][1] is not None
+    ours, low, high, published = (
+        number(cell[key], fixed=fixed) for key in ("ours", "low", "high", "published")
     )
-
-
-def _number(value: float | None, *, sign: bool = False) -> str:
-    if value is None:
-        return "-"
-    flag = "+" if sign else ""
-    if 0 < abs(value) < 5e-4:
-        return f"{value:{flag}.1e}"
-    return f"{value:{flag}.3f}"
+    interval = NONE if cell["low"] is None else f"{low}..{high}"
+    return ours, interval, published, number(cell["difference"], fixed=fixed, signed=True)

@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from labelleak.errors import LabelLeakError, UnreadableFile
-from labelleak.records import write_json
+from labelleak.cli.output import PathOption
+from labelleak.records import write_json, write_whole
 
 if TYPE_CHECKING:
     from labelleak.experiments.definition import Experiment
@@ -20,7 +20,6 @@ RUN_SCHEMA = "labelleak/run/1"
 """Name and version of ``summary.json``: ``{"schema", "title", "studies": [summary, ...]}``."""
 
 _INTERRUPTED = 130
-_FROM_EXTRAS = frozenset({"pydantic", "jinja2", "matplotlib"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
         [
             click.option(
                 "--data-dir",
-                type=click.Path(file_okay=False, path_type=Path),
+                type=PathOption("folder"),
                 help="Where the data sets are. Default: LABELLEAK_DATA, then a download.",
             ),
             click.option(
@@ -66,21 +65,14 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_extras() -> None:
-    """Make sure that what running experiments and showing them needs is installed.
+    """Import what running experiments and showing them needs, before any work.
 
     Raises:
-        LabelLeakError: It is not; the message names the extra.
+        ModuleNotFoundError: It is not installed; the entry point names the extra.
     """
-    try:
-        import labelleak.experiments.definition
-        import labelleak.experiments.runner
-        import labelleak.report  # noqa: F401
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _FROM_EXTRAS:
-            raise
-        raise LabelLeakError(
-            f"this command needs {error.name}: pip install 'labelleak[cli,experiments,report]'"
-        ) from None
+    import labelleak.experiments.definition
+    import labelleak.experiments.runner
+    import labelleak.report  # noqa: F401
 
 
 def run_experiments(
@@ -138,7 +130,7 @@ def run_experiments(
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -169,8 +161,5 @@ def write_results(folder: Path, title: str, summaries: Sequence[dict[str, Any]])
     files[page] = study_page(summaries, title)
     write_json(folder / "summary.json", content)
     for path, text in files.items():
-        try:
-            path.write_text(text, encoding="utf-8", newline="")
-        except OSError as error:
-            raise UnreadableFile(f"{path}: cannot be written: {error.strerror}") from None
+        write_whole(path, text)
     return page

@@ -5,8 +5,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-MINUS = "\N{MINUS SIGN}"
+from labelleak import views
+
 NONE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 
 
 def render(template: str, **content: Any) -> str:
@@ -31,12 +33,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["metric"] = metric
+    environment.filters["metric"] = lambda value: typeset(views.number(value))
+    environment.filters["typeset"] = typeset
     return environment
 
 
-def metric(value: float | bool | None) -> str:
-    """A score for a reader: three digits after the point, yes or no, or a dash for none."""
-    if value is None:
+def typeset(text: str) -> str:
+    """A figure in ASCII with the minus sign or the dash that a page has for it."""
+    if text == views.NONE:
         return NONE
-    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3f}"
+    return f"{MINUS}{text[1:]}" if text.startswith("-") else text

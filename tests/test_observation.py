@@ -1,14 +1,27 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from labelleak.errors import InvalidObservation, LabelLeakError
-from labelleak.observation import Head, HeadGradient, Observation, root_mean_square
+from labelleak.observation import (
+    Head,
+    HeadGradient,
+    Observation,
+    machine_epsilon,
+    root_mean_square,
+)
 from synthetic import untrained
 
 WEIGHT, BIAS = torch.ones(4, 3), torch.ones(4)
+EPSILON = {
+    torch.bfloat16: 2**-7,
+    torch.float16: 2**-10,
+    torch.float32: 2**-23,
+    torch.float64: 2**-52,
+}
 
 
 def observation(**knowledge):
@@ -34,9 +47,12 @@ def with_entry(value, index=0):
         (WEIGHT, torch.ones(3), "bias is 3 beside a weight of 4x3: 4 entries"),
         (WEIGHT, torch.ones(4, 1), "bias is 4x1 beside a weight of 4x3: 4 entries"),
         (WEIGHT, torch.ones(4, device="meta"), "weight is on cpu and its bias on meta"),
-        (WEIGHT.long(), None, "weight is torch.int64: floating-point"),
-        (WEIGHT, BIAS.int(), "bias is torch.int32: floating-point"),
-        (WEIGHT.to(torch.complex64), None, "weight is torch.complex64: floating-point"),
+        (WEIGHT.long(), None, r"weight is torch.int64 .*: a plain tensor of floating-point"),
+        (WEIGHT, BIAS.int(), r"bias is torch.int32 \(strided, cpu\): a plain tensor"),
+        (WEIGHT.to(torch.complex64), None, r"weight is torch.complex64 .*: a plain tensor"),
+        (WEIGHT.to(torch.float8_e4m3fn), None, "weight is torch.float8_e4m3fn .*: a plain tensor"),
+        (WEIGHT.to_sparse(), None, r"weight is torch.float32 \(sparse_coo, cpu\): a plain tensor"),
+        (WEIGHT.to("meta"), None, r"weight is torch.float32 \(strided, meta\): a plain tensor"),
         (with_entry(math.nan), None, "weight has NaN or infinite entries"),
         (with_entry(math.inf, 11), None, "weight has NaN or infinite entries"),
         (WEIGHT, torch.tensor([0.0, 0.0, -math.inf, 0.0]), "bias has NaN or infinite entries"),
@@ -87,7 +103,18 @@ def on_meta_device():
         ({"gradient": on_meta_device()}, "head is on cpu and the gradient on meta: move one"),
         ({"batch_size": 0}, "batch size 0: it must be at least 1"),
         ({"batch_size": -3}, "batch size -3: it must be at least 1"),
-        ({"local_steps": 0}, "0 local steps: there must be at least 1"),
+        *(
+            ({"batch_size": value}, "batch size .*: it must be a whole number, at least 1")
+            for value in (2.5, 4.0, "4", True, math.nan, torch.tensor(2.0), np.float64(4))
+        ),
+        *(
+            ({"local_steps": value}, "local steps .*: it must be a whole number, at least 1")
+            for value in (2.5, "4", False, None)
+        ),
+        ({"local_steps": 0}, "local steps 0: it must be at least 1"),
+        ({"batch_size": 2**53}, "fewer than 2.*53 instances can be counted"),
+        ({"batch_size": 2**30, "local_steps": 2**30}, "fewer than 2.*53 instances"),
+        ({"batch_size": 10**400}, "fewer than 2.*53 instances"),
         ({"reduction": "none"}, "reduction 'none': use 'mean' or 'sum'"),
         ({"label_smoothing": 1.0}, "label smoothing 1.0: it must be at least 0 and below 1"),
         ({"label_smoothing": -0.1}, "label smoothing -0.1: it must be"),
@@ -128,6 +155,14 @@ def test_present_classes_may_fill_the_instances_of_all_steps():
     assert known.num_instances == 4
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, torch.tensor])
+def test_whole_numbers_of_any_kind_become_int(kind, unchecked):
+    seen = observation(batch_size=kind(8), local_steps=kind(3))
+    assert (seen.batch_size, seen.local_steps, seen.num_instances) == (8, 3, 24)
+    assert {type(seen.batch_size), type(seen.local_steps)} == {int}
+    assert observation(batch_size=2**53 - 1).num_instances == 2**53 - 1
+
+
 def test_what_an_observation_knows_of_itself():
     head = Head(torch.ones(4, 3), torch.ones(4), name="fc")
     seen = Observation(head, HeadGradient(WEIGHT, BIAS), batch_size=8, local_steps=3)
@@ -151,22 +186,29 @@ def test_what_was_seen_cannot_be_changed(seen):
         setattr(seen, field, None)
 
 
-def test_another_gradient_replaces_that_of_the_whole_model_too():
-    seen = observation(batch_size=5, label_smoothing=0.1, gradients={"fc.weight": WEIGHT})
-    defended = HeadGradient(2 * WEIGHT, BIAS)
-    after = seen.with_gradient(defended)
-    assert after.gradient is defended
-    assert after.gradients is None
-    assert (after.batch_size, after.label_smoothing, after.head) == (5, 0.1, seen.head)
-    assert seen.gradients is not None
-
-
 def test_rounding_is_that_of_the_dtype_unless_given():
-    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert root_mean_square(weight) == 2.5
-    for dtype, epsilon in [(torch.float32, 2**-23), (torch.float64, 2**-52), (torch.half, 2**-10)]:
-        assert HeadGradient(weight.to(dtype)).rounding == 4 * epsilon * 2.5
+    # A third is exact in no format.
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64) / 3
+    for dtype, epsilon in EPSILON.items():
+        rounded = weight.to(dtype)
+        expected = 4 * epsilon * root_mean_square(rounded)
+        for stored, finer in EPSILON.items():
+            if finer <= epsilon and {dtype, stored} != {torch.half, torch.bfloat16}:
+                assert HeadGradient(rounded.to(stored)).rounding == expected
     assert HeadGradient(weight, rounding=0.25).rounding == 0.25
+
+
+def test_one_entry_that_is_finer_makes_a_gradient_fine():
+    weight = torch.ones(50, 3, dtype=torch.float64)
+    assert machine_epsilon(weight) == EPSILON[torch.bfloat16]
+    weight[-1, -1] += 2.0**-9
+    assert machine_epsilon(weight) == EPSILON[torch.half]
+    weight[-1, -1] += 2.0**-40
+    assert machine_epsilon(weight) == EPSILON[torch.float64]
+
+
+def test_root_mean_square():
+    assert root_mean_square(torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == 2.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

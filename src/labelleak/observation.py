@@ -1,8 +1,9 @@
 """What the honest-but-curious server sees of one client's update: frozen and validated."""
 
 import math
+import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 from labelleak.errors import InvalidObservation
 
 Reduction = Literal["mean", "sum"]
+
+# From the coarsest to the finest.
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+# Up to here every integer is a float64, in which counts are computed.
+_MOST_INSTANCES = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +63,7 @@ class HeadGradient:
         weight: Gradient of the weight, shape (classes, features), any floating dtype.
         bias: Gradient of the bias, shape (classes,), or None.
         rounding: Typical rounding error of one entry of the weight, in the gradient's unit; NaN
-            for what its dtype implies, which then stands here. A difference of weights carries
-            more than its dtype says.
+            for `implied_rounding`, which then stands here. A difference of weights carries more.
 
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or every
@@ -77,9 +82,7 @@ class HeadGradient:
                 "(is it frozen, or is the update the model itself?)"
             )
         if math.isnan(self.rounding):
-            # A few machine epsilons of a typical entry, as sums of products leave.
-            implied = 4 * torch.finfo(self.weight.dtype).eps * root_mean_square(self.weight)
-            object.__setattr__(self, "rounding", implied)
+            object.__setattr__(self, "rounding", implied_rounding(self.weight))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +92,16 @@ class Observation:
     Args:
         head: The final layer before the client's step.
         gradient: The gradient the client's update holds for that layer.
-        batch_size: Number of samples K in one local step; None when nobody told the server.
+        batch_size: Number of samples K in one local step, a whole number; None when nobody told
+            the server.
         reduction: ``"mean"`` when the loss averages over the batch, ``"sum"`` when it adds up.
         label_smoothing: The loss's label smoothing, in [0, 1).
         class_weights: The loss's positive weight of each class, shape (classes,), as in
             ``torch.nn.CrossEntropyLoss(weight=...)``; None for equal weights.
         present_classes: Classes that the server knows to be in the batch, int64, shape (present,);
             None when it knows nothing.
-        local_steps: Number of optimiser steps S that the update adds up.
+        local_steps: Number of optimiser steps S that the update adds up, a whole number; K * S is
+            below 2**53.
         model: The whole model before the step, when the server has it.
         gradients: The whole update by parameter name, when the server has it.
 
@@ -131,10 +136,14 @@ class Observation:
                 f"the head is on {head.weight.device} and the gradient on "
                 f"{gradient.weight.device}: move one to the other"
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InvalidObservation(f"batch size {self.batch_size}: it must be at least 1")
-        if self.local_steps < 1:
-            raise InvalidObservation(f"{self.local_steps} local steps: there must be at least 1")
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", whole_number("batch size", self.batch_size))
+        object.__setattr__(self, "local_steps", whole_number("local steps", self.local_steps))
+        if (self.num_instances or 0) >= _MOST_INSTANCES:
+            raise InvalidObservation(
+                f"batch size {self.batch_size} times {self.local_steps} local steps: fewer than "
+                "2**53 instances can be counted"
+            )
         if self.reduction not in ("mean", "sum"):
             raise InvalidObservation(f"reduction {self.reduction!r}: use 'mean' or 'sum'")
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -189,18 +198,65 @@ class Observation:
         """Whether the bias and its gradient are there."""
         return self.head.bias is not None and self.gradient.bias is not None
 
-    def with_gradient(self, gradient: HeadGradient) -> "Observation":
-        """The same observation with another head gradient, as after a defence.
-
-        The whole-model gradients are dropped: they would still be the undefended ones.
-        """
-        return replace(self, gradient=gradient, gradients=None)
-
 
 def root_mean_square(tensor: Tensor) -> float:
     """Root of the mean square of all entries, computed in double precision."""
     norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
     return norm / math.sqrt(max(tensor.numel(), 1))
+
+
+def machine_epsilon(tensor: Tensor) -> float:
+    """That of the coarsest floating-point format which holds all entries as they are.
+
+    A gradient computed in single precision and stored in double precision is no better for it.
+    """
+    own = torch.finfo(tensor.dtype).eps
+    for dtype in _DTYPES:
+        epsilon = torch.finfo(dtype).eps
+        # A few entries tell nearly always.
+        if epsilon > own and all(
+            torch.equal(part.to(dtype).to(part.dtype), part) for part in (tensor[:1], tensor)
+        ):
+            return float(epsilon)
+    return float(own)
+
+
+def implied_rounding(tensor: Tensor) -> float:
+    """Rounding error of an entry that its format implies: a few epsilons of a typical entry.
+
+    That is what sums of products leave, in the unit of the entries.
+    """
+    return 4 * machine_epsilon(tensor) * root_mean_square(tensor)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it holds floating-point numbers to compute with: dense, in memory, 16 to 64 bits."""
+    return (
+        tensor.layout == torch.strided and tensor.device.type != "meta" and tensor.dtype in _DTYPES
+    )
+
+
+def whole_number(what: str, value: object) -> int:
+    """The number as an `int`, whatever integer type it came as.
+
+    Raises:
+        InvalidObservation: It is no whole number of at least 1.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InvalidObservation(f"{what} {value!r}: it must be a whole number, at least 1")
+    if number < 1:
+        raise InvalidObservation(f"{what} {number}: it must be at least 1")
+    return number
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Its dtype, and where and how it is stored, in words: ``"torch.float32 (strided, cpu)"``."""
+    layout = str(tensor.layout).removeprefix("torch.")
+    return f"{tensor.dtype} ({layout}, {tensor.device})"
 
 
 def _shape(tensor: Tensor) -> str:
@@ -230,9 +286,10 @@ def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
             )
         tensors["bias"] = bias
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not is_plain(tensor):
             raise InvalidObservation(
-                f"the {what}'s {name} is {tensor.dtype}: floating-point numbers are needed"
+                f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
+                "numbers is needed (16 bits or more)"
             )
         # A sum is finite only if every term is, and needs no second copy of a large head; an
         # overflowing sum of finite terms is looked at entry by entry.

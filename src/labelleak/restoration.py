@@ -13,7 +13,8 @@ class Flag(Enum):
 
     SUMS_NOT_ZERO = (
         "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "
-        "noise, sparsification, quantisation, another loss or another layer"
+        "noise, sparsification, quantisation, weight decay or momentum in the client's steps, "
+        "another loss or another layer"
     )
     ILL_CONDITIONED = (
         "the equations for the counts are nearly singular: small errors of the gradient "
@@ -24,11 +25,17 @@ class Flag(Enum):
         "the restored counts do not add up to the batch size before they are made to: "
         "the assumptions of the attack do not hold for this network"
     )
+    NOT_INTEGRAL = (
+        "the restored counts lie far from whole numbers before they are rounded: "
+        "the estimate is about as coarse as a guess between neighbours"
+    )
     SEVERAL_STEPS = (
         "the update adds up several local steps; the attack treats them as one step on all their "
         "samples"
     )
-    UNKNOWN_BATCH_SIZE = "the batch size is not known: proportions instead of counts"
+    UNKNOWN_BATCH_SIZE = (
+        "the batch size is not known: shares of the classes or a set of them, but no counts"
+    )
     SET_ONLY = "the attack tells which classes are present, and not how many of each"
 
     @property
@@ -37,7 +44,15 @@ class Flag(Enum):
         return str(self.value)
 
 
-UNRELIABLE = frozenset({Flag.SUMS_NOT_ZERO, Flag.ILL_CONDITIONED, Flag.TOTAL_DOES_NOT_FIT})
+UNRELIABLE = frozenset(
+    {
+        Flag.SUMS_NOT_ZERO,
+        Flag.ILL_CONDITIONED,
+        Flag.TOTAL_DOES_NOT_FIT,
+        Flag.NOT_INTEGRAL,
+        Flag.SEVERAL_STEPS,
+    }
+)
 """Flags under which a low score is no evidence that the labels are safe."""
 
 

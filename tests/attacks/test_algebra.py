@@ -8,6 +8,8 @@ from labelleak.attacks._algebra import (
     product_of_low_rank,
     solve_square,
 )
+from labelleak.capture import observe_update
+from labelleak.observation import HeadGradient, root_mean_square
 from synthetic import rng, untrained
 
 
@@ -90,6 +92,30 @@ def test_the_rank_does_not_count_errors_of_the_entries(shape, rank, error):
 def test_the_rank_of_a_gradient_is_its_number_of_samples(classes, features, size, dtype):
     gradient = untrained(classes, features, size, spread=1.0).gradient(dtype)
     assert rank_of(gradient.weight, gradient.rounding) == size
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 8, 24])
+def test_the_rank_is_the_same_in_whatever_format_a_gradient_is_stored(size, stored):
+    gradient = untrained(100, 84, size, spread=1.0).gradient(torch.float32)
+    again = HeadGradient(gradient.weight.to(stored))
+    assert again.rounding == gradient.rounding
+    assert rank_of(again.weight, again.rounding) == size
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_rank_of_a_difference_of_weights_counts_no_rounding(dtype, learning_rate):
+    batch = untrained(100, 84, 6, spread=1.0, dtype=dtype)
+    before = {"fc.weight": batch.weight.to(dtype)}
+    step = learning_rate * batch.gradient(dtype).weight
+    after = {"fc.weight": before["fc.weight"] - step}
+    observation = observe_update(None, before, after, learning_rate=learning_rate)
+    assert rank_of(observation.gradient.weight, observation.gradient.rounding) == 6
+    error = (before["fc.weight"].double() - after["fc.weight"].double()) / learning_rate
+    error -= batch.gradient().weight
+    # Not far above the truth, lest samples be taken for rounding.
+    assert 1 <= observation.gradient.rounding / root_mean_square(error) <= 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

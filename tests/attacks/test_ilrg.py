@@ -400,6 +400,56 @@ def test_a_total_that_does_not_fit_is_flagged():
     assert int(found.counts.sum()) == 24
 
 
+def with_fractions(fraction, classes=10, features=30, size=24, absent=0):
+    """An observation of which the restored counts are off by the given share of a sample.
+
+    Half of the present classes have that much too many, half too few, so that all else fits.
+    """
+    batch = one_embedding(classes, features, size)
+    batch.labels = torch.arange(size) % (classes - absent)
+    gradient = batch.gradient()
+    change = torch.zeros(classes, dtype=torch.float64)
+    change[0 : classes - absent : 2], change[1 : classes - absent : 2] = fraction, -fraction
+    bias = gradient.bias - change / size
+    # As from one mean embedding: the quotients stay what they were.
+    weight = bias[:, None] * batch.embeddings[0]
+    return batch.observe(HeadGradient(weight, bias))
+
+
+@pytest.mark.parametrize(("fraction", "flagged"), [(0.0, 0), (0.1, 0), (0.2, 1), (0.45, 1)])
+@pytest.mark.parametrize("absent", [0, 4])
+def test_counts_far_from_integers_are_flagged(fraction, flagged, absent):
+    observation = with_fractions(fraction, absent=absent)
+    found = ilrg(observation)
+    assert abs(float((found.raw - found.raw.round()).abs().max()) - fraction) < 1e-6
+    assert (Flag.NOT_INTEGRAL in found.flags) == flagged
+    assert Flag.TOTAL_DOES_NOT_FIT not in found.flags
+    known = replace(observation, present_classes=torch.arange(10 - absent))
+    assert (Flag.NOT_INTEGRAL in ilrg(known).flags) == flagged
+    assert ilrg(replace(observation, batch_size=None)).flags == ()
+
+
+def test_many_absent_classes_do_not_hide_what_is_wrong_with_the_others():
+    observation = with_fractions(0.4, classes=200, size=8, absent=192)
+    raw = ilrg(observation).raw
+    assert float((raw - raw.round()).abs().mean()) < 0.02
+    assert Flag.NOT_INTEGRAL in ilrg(observation).flags
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fractions_are_of_instances_whatever_the_loss(options):
+    """Class weights scale the unknowns of the equations, and not the counts."""
+    batch = one_embedding(10, 30, 24)
+    loss_options = loss(**options, classes=10)
+    observation = batch.observe(batch.autograd(**loss_options), **knowledge(loss_options))
+    assert Flag.NOT_INTEGRAL not in ilrg(observation).flags
+    bias = observation.gradient.bias
+    noise = torch.randn(10, generator=rng(1), dtype=torch.float64)
+    bias = bias + 2 / 24 * bias.abs().sum() * (noise - noise.mean())
+    spoilt = HeadGradient(bias[:, None] * batch.embeddings[0], bias)
+    assert Flag.NOT_INTEGRAL in ilrg(replace(observation, gradient=spoilt)).flags
+
+
 def test_restore_hands_on_what_the_attack_found():
     batch = separated(10, 30, 24)
     found, direct = restore(batch.observe(), "ilrg"), ilrg(batch.observe())

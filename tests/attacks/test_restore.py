@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelleak.attacks import attacks, restore
-from labelleak.attacks.registry import Need
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
@@ -55,6 +54,23 @@ def test_auto_takes_the_strongest_that_the_observation_allows(observation, attac
     named = restore(observation, attack)
     assert torch.equal(found.present, named.present)
     assert found.flags == named.flags
+
+
+@pytest.mark.parametrize(("classes", "size"), [(10, 24), (10, 9), (2, 5), (2, 1)])
+def test_auto_passes_over_rlg_where_every_class_is_separable(classes, size):
+    """At a rank of classes - 1 RLG as published answers "all classes" to any batch."""
+    batch = untrained(classes, 300, size, seed=1, spread=1.0)
+    batch.labels %= 5
+    observation = batch.observe(bias=False)
+    assert restore(observation).attack == "gradinversion"
+    assert restore(observation, "rlg").present.all()
+    with pytest.raises(MissingKnowledge, match=f"every one of {classes} classes .* rank"):
+        restore(observation, "rlg", strict=True)
+
+
+def test_auto_takes_rlg_just_below_that_rank():
+    batch = untrained(10, 300, 8, spread=1.0)
+    assert restore(batch.observe(bias=False)).attack == "rlg"
 
 
 def test_auto_passes_over_attacks_that_hold_dense_matrices_of_many_classes(monkeypatch):
@@ -109,14 +125,6 @@ def test_missing_knowledge_is_named(observation):
     message = "^attack 'ilrg' needs the final layer's bias and its gradient$"
     with pytest.raises(MissingKnowledge, match=message):
         restore(observation, "ilrg")
-
-
-def test_all_missing_knowledge_is_named_at_once(monkeypatch):
-    entry = replace(attacks()["ilrg"], needs=tuple(Need))
-    monkeypatch.setattr(module, "attacks", lambda: {"ilrg": entry})
-    message = "the final layer's bias and its gradient and the batch size .*--batch-size K"
-    with pytest.raises(MissingKnowledge, match=message):
-        restore(SMALL.observe(bias=False, batch_size=None), "ilrg")
 
 
 def test_a_missing_scale_is_named():
@@ -174,11 +182,47 @@ def test_sums_of_either_tensor_must_be_zero(tensor):
     assert Flag.SUMS_NOT_ZERO in restore(EXACT.observe(HeadGradient(**changed)), "idlg").flags
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+FORMATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("stored", [*FORMATS, None], ids=str)
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("classes", [2, 10, 500])
-def test_rounding_is_no_sum_that_is_not_zero(classes, dtype):
-    batch = untrained(classes, 64, 16, dtype=dtype)
-    assert Flag.SUMS_NOT_ZERO not in restore(batch.observe(dtype=dtype), "idlg").flags
+def test_rounding_is_no_sum_that_is_not_zero(classes, dtype, stored):
+    """Nor where a coarse gradient was stored in a finer format afterwards."""
+    for size in (1, 16, 64):
+        exact = untrained(classes, 64, size).gradient(dtype)
+        gradient = HeadGradient(exact.weight.to(stored or dtype), exact.bias.to(stored or dtype))
+        observation = untrained(classes, 64, size).observe(gradient)
+        assert Flag.SUMS_NOT_ZERO not in restore(observation, "idlg").flags
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("size", [1, 8, 64])
+def test_a_network_in_half_precision_has_sums_of_zero(size, autocast):
+    """Where the predictions are rounded, too, and do not sum to one."""
+    for seed in range(5):
+        batch = untrained(20, 40, size, seed)
+        dtype = torch.float32 if autocast else torch.bfloat16
+        head = torch.nn.Linear(40, 20, dtype=dtype)
+        with torch.no_grad():
+            head.weight.copy_(batch.weight)
+            head.bias.copy_(batch.bias)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            logits = head(batch.embeddings.to(dtype))
+            torch.nn.functional.cross_entropy(logits, batch.labels).backward()
+        gradient = HeadGradient(head.weight.grad, head.bias.grad)
+        observation = replace(batch.observe(dtype=dtype), gradient=gradient)
+        assert Flag.SUMS_NOT_ZERO not in restore(observation, "idlg").flags
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("rounding", [float("nan"), 1e3])
+def test_noise_of_a_tenth_is_no_rounding_of_any_format(dtype, rounding):
+    gradient = noisy(untrained(20, 40, 16), 0.2)
+    gradient = HeadGradient(gradient.weight.to(dtype), gradient.bias.to(dtype), rounding)
+    observation = untrained(20, 40, 16).observe(gradient)
+    assert Flag.SUMS_NOT_ZERO in restore(observation, "idlg").flags
 
 
 def test_a_gradient_of_the_bias_alone_has_no_sums_to_miss():
@@ -265,7 +309,7 @@ def test_rounding_does_not_make_the_true_batch_size_too_small(loss, dtype):
         observation = under(batch, loss)
         gradient = observation.gradient
         rounded = HeadGradient(gradient.weight.to(dtype), gradient.bias.to(dtype))
-        assert restore(observation.with_gradient(rounded), "idlg").attack == "idlg"
+        assert restore(replace(observation, gradient=rounded), "idlg").attack == "idlg"
 
 
 def test_rounding_of_the_bias_alone_does_not_either():

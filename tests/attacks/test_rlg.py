@@ -164,6 +164,22 @@ def test_many_classes_and_a_batch_larger_than_both_take_no_time(monkeypatch):
     assert rlg(untrained(400, 500, 800, spread=1.0).observe()).present.all()
 
 
+@pytest.mark.parametrize(("rank", "refused"), [(7, False), (8, False), (9, True)])
+def test_a_rank_at_which_all_is_separable_is_refused_only_if_strict(rank, refused):
+    batch = untrained(10, 300, rank, seed=3, spread=1.0)
+    batch.labels %= 4
+    found = rlg(batch.observe())
+    assert found.present.all() == refused
+    if refused:
+        with pytest.raises(
+            MissingKnowledge, match=r"every one of 10 classes .* of rank 9"
+        ) as error:
+            rlg(batch.observe(), strict=True)
+        assert "\n" not in str(error.value)
+    else:
+        assert torch.equal(rlg(batch.observe(), strict=True).present, found.present)
+
+
 def test_the_rank_is_that_of_the_gradient_whatever_the_batch_size_is_said_to_be():
     batch = untrained(30, 60, 10)
     expected = rlg(batch.observe()).present

@@ -117,6 +117,18 @@ class TestRoundTrip:
         observation = read_observation(before, save(content, tmp_path / "update.pt"))
         assert torch.equal(observation.gradient.weight, tensors(1)["fc.weight"])
 
+    @pytest.mark.parametrize("key", ["network", "state_dict"])
+    @pytest.mark.parametrize("beside", [{}, {"loss": torch.ones(3), "step": torch.tensor(7.0)}])
+    def test_a_state_dict_beside_statistics(self, tmp_path, before, key, beside):
+        content = {**beside, "optimizer": {"momentum": torch.ones(4)}, key: tensors(1)}
+        observation = read_observation(before, save(content, tmp_path / "update.pt"))
+        assert torch.equal(observation.gradient.weight, tensors(1)["fc.weight"])
+
+    def test_statistics_beside_a_state_dict(self, tmp_path, before):
+        content = {**tensors(1), "model": {"step": torch.tensor(7.0)}}
+        observation = read_observation(before, save(content, tmp_path / "update.pt"))
+        assert torch.equal(observation.gradient.weight, tensors(1)["fc.weight"])
+
     def test_parameters_that_require_grad(self, tmp_path, before):
         content = {name: torch.nn.Parameter(value) for name, value in tensors(1).items()}
         observation = read_observation(before, save(content, tmp_path / "update.pt"))
@@ -171,10 +183,25 @@ class TestRoundTrip:
         observation = read_observation(before, save(gradients, tmp_path / f"update{ending}"))
         assert observation.gradient.bias is None
 
-    def test_a_named_head(self, tmp_path, before, ending):
+    def test_no_bias_after_the_steps(self, tmp_path, before, ending):
+        after = {"fc.weight": tensors(1)["fc.weight"]}
+        options = {"kind": "weights", "learning_rate": 0.1}
+        update = save(after, tmp_path / f"update{ending}")
+        observation = read_observation(before, update, **options)
+        expected = observe_update(None, tensors(0), after, learning_rate=0.1)
+        assert observation.gradient.bias is None
+        assert torch.equal(observation.gradient.weight, expected.gradient.weight)
+        assert observation.gradient.rounding == expected.gradient.rounding
+
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_a_named_head(self, tmp_path, ending, prefix):
+        state = {prefix + name: value for name, value in tensors(0).items()}
+        before = save(state, tmp_path / f"before{ending}")
         update = save(tensors(1), tmp_path / f"update{ending}")
-        observation = read_observation(before, update, head="hidden")
-        assert torch.equal(observation.gradient.weight, tensors(1)["hidden.weight"])
+        for head in ("hidden", "module.hidden", "module.hidden.weight", "_orig_mod.hidden"):
+            observation = read_observation(before, update, head=head)
+            assert observation.head.name == "hidden"
+            assert torch.equal(observation.gradient.weight, tensors(1)["hidden.weight"])
 
     def test_paths_may_be_strings_and_endings_upper_case(self, tmp_path, before):
         update = tmp_path / "update.PT"
@@ -359,8 +386,8 @@ class TestSchedule:
     def test_local_steps(self, tmp_path, before, steps):
         after = save(tensors(1), tmp_path / "after.pt")
         options = {"kind": "weights", "learning_rate": 0.1, "local_steps": steps}
-        refused(before, after, "there must be at least 1", InvalidObservation, **options)
-        refused(before, after, "there must be at least 1", InvalidObservation, local_steps=steps)
+        refused(before, after, "it must be at least 1", InvalidObservation, **options)
+        refused(before, after, "it must be at least 1", InvalidObservation, local_steps=steps)
 
     @pytest.mark.usefixtures("unchecked")
     def test_kind(self, before):

@@ -193,6 +193,22 @@ class TestObservation:
 
 
 class TestLeavesNoTrace:
+    def test_of_the_model_after_an_error_in_it(self):
+        class Broken(Net):
+            def forward(self, images):
+                super().forward(images)
+                raise RuntimeError("broken")
+
+        model, (images, labels) = network(Broken, train=True), batch(10)
+        before = deepcopy(model.state_dict())
+        with pytest.raises(RuntimeError, match="broken"):
+            capture(model, images, labels)
+        assert not model.fc._forward_hooks
+        assert model.training
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert torch.is_grad_enabled()
+
     @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
     def test_of_the_model(self, train):
         model, (images, labels) = network(train=train), batch(100)
@@ -314,6 +330,18 @@ class TestPieces:
     def test_none(self):
         with pytest.raises(InvalidObservation, match="batch is empty"):
             capture(network(), [])
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        "pieces",
+        [batch(2), [batch(2)[0]], [{"images": batch(2)[0], "labels": batch(2)[1]}], [(1, 2)]],
+        ids=["a pair", "no labels", "dicts", "no tensors"],
+    )
+    def test_that_are_no_pairs(self, pieces):
+        model = network()
+        with pytest.raises(InvalidObservation, match=r"pairs \(inputs, labels\)"):
+            capture(model, pieces)
+        assert not model.fc._forward_hooks
 
 
 class Masked(nn.Module):
@@ -443,6 +471,55 @@ def test_logits_of_a_sequence():
         capture(Sequence(), tokens, labels)
 
 
+class Tied(nn.Module):
+    """As language models do, which predict by the table that they look tokens up in."""
+
+    def __init__(self, *, table_first):
+        super().__init__()
+        for name in ("table", "decoder") if table_first else ("decoder", "table"):
+            layer = nn.Embedding(CLASSES, 12) if name == "table" else nn.Linear(12, CLASSES)
+            self.add_module(name, layer)
+        self.decoder.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.decoder(self.table(tokens).mean(dim=1))
+
+
+@pytest.mark.parametrize("table_first", [True, False])
+def test_a_head_that_shares_its_weight(table_first):
+    tokens, labels = torch.arange(6).reshape(3, 2), torch.arange(3)
+    model = Tied(table_first=table_first)
+    with pytest.raises((InvalidObservation, AmbiguousHead), match=r"'table'|among the tensors"):
+        capture(model, tokens, labels, head="decoder")
+    if not table_first:
+        with pytest.raises(InvalidObservation, match="'decoder' shares its weight with 'table'"):
+            capture(model, tokens, labels)
+
+
+def test_a_head_that_is_frozen():
+    """As in a model that was loaded for inference; what a client would compute is asked for."""
+    model, (images, labels) = network(), batch(9)
+    expected = by_autograd(model, images, labels)
+    assert_same(capture(model.requires_grad_(False), images, labels).gradient, expected, 1e-6)
+
+
+def test_a_head_with_an_argument_of_another_name():
+    class Other(nn.Linear):
+        def forward(self, features):
+            return super().forward(features)
+
+    class Keyword(Net):
+        def __init__(self):
+            super().__init__()
+            self.fc = Other(4 * 4 * 4, CLASSES)
+
+        def forward(self, images):
+            return self.fc(features=self.embed(images))
+
+    model, (images, labels) = network(Keyword), batch(9)
+    assert_same(capture(model, images, labels).gradient, by_autograd(model, images, labels), 1e-6)
+
+
 def test_a_head_that_is_not_linear():
     class Cosine(nn.Linear):
         def forward(self, input):
@@ -487,6 +564,12 @@ class TestBadLabels:
             "attention_mask": torch.ones(3, 2),
         }
         with pytest.raises(InvalidObservation, match="one class index per sample"):
+            capture(network(Masked, wrap=None), inputs, torch.zeros(4, dtype=torch.int64))
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_an_input_that_is_no_tensor(self):
+        inputs = {"input_ids": torch.zeros(4, 2, dtype=torch.int64), "return_dict": True}
+        with pytest.raises(InvalidObservation, match="input 'return_dict' is no tensor"):
             capture(network(Masked, wrap=None), inputs, torch.zeros(4, dtype=torch.int64))
 
     def test_missing(self):

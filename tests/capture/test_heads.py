@@ -289,6 +289,18 @@ class TestNamedHead:
     def test_of_the_layer_or_a_parameter(self, head):
         assert named_head(self.shapes, head) == "b"
 
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+    @pytest.mark.parametrize("given", ["b", "module.b", "_module.b.weight", "_orig_mod.module.b"])
+    def test_the_prefix_of_a_wrapper_on_either_side(self, prefix, given):
+        shapes = {prefix + name: shape for name, shape in self.shapes.items()}
+        assert named_head(shapes, given) == prefix + "b"
+
+    def test_a_prefix_that_is_a_name(self):
+        shapes = {"module.b.weight": (3, 4), "b.weight": (5, 4), "module.c.weight": (6, 4)}
+        assert named_head(shapes, "b") == "b"
+        assert named_head(shapes, "module.b") == "module.b"
+        assert named_head(shapes, "c") == "module.c"
+
     def test_none_is_to_find_it(self):
         assert named_head({"fc.weight": (10, 64)}, None) == "fc"
         with pytest.raises(AmbiguousHead, match=r"are: a \(10 classes\), b \(9 classes\);"):

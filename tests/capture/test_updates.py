@@ -158,6 +158,46 @@ class TestObserve:
         assert observe(model, named(model), head="right").head.name == "right"
 
 
+WRAPPERS = {
+    "none": ("", lambda model: model),
+    "DataParallel": ("module.", nn.DataParallel),
+    "compile": ("_orig_mod.", lambda model: torch.compile(model, backend="eager")),
+    "both": (
+        "_orig_mod.module.",
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ),
+}
+
+
+@pytest.mark.parametrize("update", WRAPPERS)
+@pytest.mark.parametrize("wrapped", WRAPPERS)
+class TestWrappers:
+    """The server and the client wrap the model as they like."""
+
+    def test_gradients(self, model, wrapped, update):
+        gradients = {WRAPPERS[update][0] + name: value for name, value in named(model).items()}
+        outer = WRAPPERS[wrapped][1](model)
+        for server in (outer, outer.state_dict()):
+            observation = observe(server, gradients)
+            assert observation.head.name == "3"
+            assert torch.equal(observation.gradient.weight, named(model)["3.weight"])
+            assert observation.gradients.keys() == named(model).keys()
+        assert observe(outer, gradients).model is model
+        assert observe(outer, list(named(model).values())).gradients.keys() == named(model).keys()
+
+    def test_weights(self, model, wrapped, update):
+        after, gradients = train(model, 1, 0.1)
+        after = {WRAPPERS[update][0] + name: value for name, value in after.items()}
+        outer = WRAPPERS[wrapped][1](model)
+        for head in (None, "3", "module.3", "3.weight", "module.3.bias", "_orig_mod.module.3"):
+            observation = observe_update(
+                outer, outer.state_dict(), after, learning_rate=0.1, head=head
+            )
+            assert observation.head.name == "3"
+            assert observation.model is model
+            assert observation.gradients.keys() == gradients[0].keys()
+
+
 class TestObserveUpdate:
     @pytest.mark.parametrize("learning_rate", [1e-3, 0.1, 1])
     def test_one_step_is_its_gradient(self, model, learning_rate):
@@ -261,8 +301,10 @@ class TestObserveUpdate:
         assert observation.head.name == "0"
         assert observation.classes == 20
 
-    @pytest.mark.parametrize("change", ["rename", "drop", "reshape"])
-    @pytest.mark.parametrize("kind", ["weight", "bias"])
+    @pytest.mark.parametrize(
+        ("kind", "change"),
+        [("weight", "rename"), ("weight", "drop"), ("weight", "reshape"), ("bias", "reshape")],
+    )
     def test_names_or_shapes_do_not_match(self, model, kind, change):
         after, _ = train(model, 1, 0.1)
         value = after.pop(f"3.{kind}")
@@ -277,6 +319,76 @@ class TestObserveUpdate:
         state = model.state_dict()
         with pytest.raises(InvalidObservation, match="zero everywhere"):
             observe_update(model, state, state, learning_rate=0.1)
+
+    def test_a_bias_that_was_not_sent(self, model):
+        after, gradients = train(model, 1, 0.1)
+        del after["3.bias"]
+        observation = observe_update(model, model.state_dict(), after, learning_rate=0.1)
+        assert observation.head.bias is not None
+        assert observation.gradient.bias is None
+        assert observation.gradients.keys() == gradients[0].keys() - {"3.bias"}
+        assert Flag.NO_BIAS in restore(observation).flags
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda value: value.to(torch.complex64),
+            lambda value: value.long(),
+            lambda value: value.to(torch.float8_e4m3fn),
+            lambda value: value.to_sparse(),
+            lambda value: value.to("meta"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["3.weight", "3.bias"])
+    def test_weights_of_another_kind(self, model, change, name):
+        after, _ = train(model, 1, 0.1)
+        after[name] = change(after[name])
+        with pytest.raises(InvalidObservation, match=f"{name} after the steps is torch.*plain"):
+            observe_update(None, model.state_dict(), after, learning_rate=0.1)
+
+    @pytest.mark.parametrize(("steps", "wrong"), [(2.5, True), ("2", True), (True, True), (2, 0)])
+    def test_local_steps_are_a_whole_number(self, model, steps, wrong, unchecked):
+        after, _ = train(model, 1, 0.1)
+        update = {"before": model.state_dict(), "after": after, "learning_rate": 0.1}
+        if wrong:
+            with pytest.raises(InvalidObservation, match=r"local steps .* a whole number"):
+                observe_update(None, **update, local_steps=steps)
+        else:
+            assert observe_update(None, **update, local_steps=steps).local_steps == steps
+
+    @pytest.mark.parametrize("coarse", ["before", "after", "both"])
+    @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+    def test_rounding_is_that_of_the_coarser_side(self, model, coarse, stored):
+        after, _ = train(model, 1, 1.0)
+        states = {"before": model.state_dict(), "after": after}
+        for side, state in states.items():
+            if coarse in (side, "both"):
+                # On the side of the server only the dtype tells: a new head may be zeros.
+                kept = torch.bfloat16 if side == "before" else stored
+                states[side] = {name: value.bfloat16().to(kept) for name, value in state.items()}
+        gradient = observe_update(None, **states, learning_rate=1.0).gradient
+        exact = observe_update(None, model.state_dict(), after, learning_rate=1.0).gradient
+        error = (gradient.weight - exact.weight).square().mean().sqrt()
+        assert error <= gradient.rounding <= 40 * error
+        assert exact.rounding < 1e-3 * gradient.rounding
+
+    def test_a_head_of_zeros_is_not_taken_for_a_coarse_one(self, model):
+        with torch.no_grad():
+            model[3].weight.zero_()
+        after, gradients = train(model, 1, 0.1)
+        gradient = observe_update(None, model.state_dict(), after, learning_rate=0.1).gradient
+        assert gradient.rounding < 1e-5 * gradients[0]["3.weight"].abs().max()
+
+    def test_weight_decay_is_flagged(self, model):
+        model = deepcopy(model)
+        before = deepcopy(model.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        images, labels = batches(1)[0]
+        nn.CrossEntropyLoss()(model(images), labels).backward()
+        optimizer.step()
+        found = restore(observe_update(None, before, model.state_dict(), learning_rate=0.1))
+        assert Flag.SUMS_NOT_ZERO in found.flags
+        assert "weight decay" in Flag.SUMS_NOT_ZERO.text
 
     @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
     def test_learning_rate(self, model, rate):

@@ -11,16 +11,23 @@ from labelleak.attacks import rlg as _rlg  # noqa: F401
 from labelleak.attacks import signs as _signs  # noqa: F401
 from labelleak.attacks.registry import Attack, Gives, Need, attacks
 from labelleak.errors import InvalidObservation, MissingKnowledge
-from labelleak.observation import Observation
+from labelleak.observation import Observation, implied_rounding, root_mean_square
 from labelleak.restoration import Flag, Restoration
 
 __all__ = ["Attack", "Gives", "Need", "attacks", "restore"]
 
 # Strongest first: counts before sets, and the set that needs the fewest assumptions before others.
-_PREFERENCE = ("ilrg", "rlg", "gradinversion")
+_PREFERENCE: tuple[tuple[str, dict[str, object]], ...] = (
+    ("ilrg", {}),
+    ("rlg", {"strict": True}),
+    ("gradinversion", {}),
+)
 # iLRG and RLG hold dense matrices classes x classes (2 GB each here): above, `auto` passes on.
 _DENSE_CLASSES = 16_384
+# Sums over the classes of more than this share of the gradient's norm are not zero; nor are those
+# above what rounding leaves, which in half precision is more, up to the second share.
 _SUM_TOLERANCE = 1e-3
+_ROUNDED_SUM_TOLERANCE = 0.1
 
 
 def restore(
@@ -56,12 +63,12 @@ def restore(
 
 
 def _run_strongest(observation: Observation) -> Restoration:
-    for name in _PREFERENCE:
+    for name, hyper_parameters in _PREFERENCE:
         dense = name in ("ilrg", "rlg")
         if dense and observation.classes > _DENSE_CLASSES:
             continue
         try:
-            return _run(observation, name, {})
+            return _run(observation, name, hyper_parameters)
         except MissingKnowledge:
             continue
     raise AssertionError("the last attack of the preference has no needs")
@@ -84,9 +91,11 @@ def _run(observation: Observation, name: str, hyper_parameters: dict[str, object
 
 def _observation_flags(observation: Observation) -> list[Flag]:
     flags = []
-    gradient = observation.gradient
-    if _off_zero(gradient.weight) > _SUM_TOLERANCE or (
-        gradient.bias is not None and _off_zero(gradient.bias[:, None]) > _SUM_TOLERANCE
+    weight, bias = observation.gradient.weight, observation.gradient.bias
+    rounding = observation.gradient.rounding
+    if _off_zero(weight, rounding) or (
+        # The rounding of a difference of weights is about that of a difference of biases.
+        bias is not None and _off_zero(bias[:, None], max(rounding, implied_rounding(bias)))
     ):
         flags.append(Flag.SUMS_NOT_ZERO)
     if not observation.has_bias:
@@ -104,13 +113,17 @@ def _class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " 
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
 
 
-def _off_zero(gradient: Float[Tensor, "classes features"]) -> float:
-    """Norm of the sums over the classes, relative to that of the gradient.
+def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> bool:
+    """Whether the sums over the classes are more than rounding errors of that size leave.
 
-    For noise of equal size in every entry this is the noise's share of the gradient's norm.
+    The norm of the sums, relative to that of the gradient, is the share of independent noise of
+    equal size in every entry.
     """
-    size = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-    return float(_class_sums(gradient).norm() / size) if size > 0 else 0.0
+    size = root_mean_square(gradient)
+    if not size:
+        return False
+    share = float(_class_sums(gradient).norm()) / size / float(gradient.numel() ** 0.5)
+    return share > max(_SUM_TOLERANCE, min(rounding / size, _ROUNDED_SUM_TOLERANCE))
 
 
 def _check_batch_size(observation: Observation) -> None:

@@ -14,13 +14,10 @@ class Need(Enum):
     """Something an attack cannot do without; the value says how to provide it."""
 
     BIAS = "the final layer's bias and its gradient"
-    BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
 
     def is_met(self, observation: Observation) -> bool:
         """Whether the observation holds it."""
-        if self is Need.BIAS:
-            return observation.has_bias
-        return observation.batch_size is not None
+        return observation.has_bias
 
 
 class Gives(Enum):

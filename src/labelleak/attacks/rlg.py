@@ -23,10 +23,10 @@ _MARGIN = 1e-6
     "rlg",
     title="RLG (Revealing Labels from Gradients)",
     gives=(Gives.SET,),
-    assumes="the gradient's rank below both the number of classes and of features",
+    assumes="the gradient's rank below the number of features and of classes less one",
     reference="Dang et al., NeurIPS 2021 (arXiv:2111.00556), Algorithm 1",
 )
-def rlg(observation: Observation) -> Restoration:
+def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
     """The classes that one hyperplane separates from all others.
 
     The gradient is ``Q^T E`` with one row per sample in Q, negative at the sample's label only. Its
@@ -35,16 +35,21 @@ def rlg(observation: Observation) -> Restoration:
     linear programme per class (SciPy HiGHS), after cheap sufficient tests. The rank S is the
     numerical rank of the gradient, never the true batch size.
 
+    The paper asks for S < min(classes, features), and so does this. But the columns of a gradient
+    sum to zero over the classes, so that S is at most classes - 1, and at that rank every class is
+    separable: the answer is "all classes", whatever the batch. The published figures hold such
+    answers; `strict`, which ``restore(attack="auto")`` sets, refuses to give them.
+
     Args:
         observation: Needs the weight gradient only.
+        strict: Whether to refuse a rank of classes - 1, at which the answer says nothing.
 
     Returns:
         A set; counts where the set leaves one possibility only.
 
     Raises:
-        MissingKnowledge: The rank is not below min(classes, features). It says nothing already at
-            classes - 1, the most that rows summing to zero over the classes can have: every class
-            is separable then.
+        MissingKnowledge: The rank is not below min(classes, features), or, if strict, not below
+            min(classes - 1, features).
     """
     gradient = observation.gradient.weight
     left, values, _ = torch.linalg.svd(gradient.double(), full_matrices=False)
@@ -53,6 +58,11 @@ def rlg(observation: Observation) -> Restoration:
         raise MissingKnowledge(
             f"RLG needs a gradient of rank below {min(gradient.shape)} (the smaller of classes and "
             f"features), and this one has full rank: the batch is too large or noise was added"
+        )
+    if strict and rank >= observation.classes - 1:
+        raise MissingKnowledge(
+            f"RLG finds every one of {observation.classes} classes in any gradient of rank {rank}: "
+            "the batch is too large for it to tell anything"
         )
     return restore_set("rlg", observation, separable(left[:, :rank]))
 

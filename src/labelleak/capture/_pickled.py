@@ -119,12 +119,18 @@ def _named_tensors(content: object) -> dict[str, Tensor] | None:
     if not isinstance(content, Mapping):
         return None
     nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-    for mapping in (*nested, content):
-        tensors = {
-            name: value
-            for name, value in mapping.items()
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        if tensors:
-            return tensors
-    return None
+    # What a checkpoint calls otherwise comes last, and counts beside its statistics all the same.
+    others = [value for value in content.values() if isinstance(value, Mapping)]
+    found = [
+        tensors
+        for mapping in (*nested, content, *others)
+        if (
+            tensors := {
+                name: value
+                for name, value in mapping.items()
+                if isinstance(name, str) and isinstance(value, Tensor)
+            }
+        )
+    ]
+    matrices = [tensors for tensors in found if any(value.ndim == 2 for value in tensors.values())]
+    return next(iter(matrices or found), None)

@@ -11,25 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from labelleak.capture._pickled import load_pickled
 from labelleak.capture.heads import named_head, parameter_name, strip_wrappers
-from labelleak.capture.updates import (
-    check_schedule,
-    difference,
-    gradient_of,
-    head_of,
-    update_gradient,
-)
+from labelleak.capture.updates import check_schedule, observe_head, observe_head_update
 from labelleak.errors import InvalidObservation, LabelLeakError, UnreadableFile
-from labelleak.observation import Observation
+from labelleak.observation import Observation, is_plain, kind_of
 
 Kind = Literal["gradients", "weights"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONGEST_NAME = 500
 
 _Read = Callable[[str], Tensor]
@@ -53,11 +45,10 @@ class TensorFile:
         """
         with _clear(self.path):
             tensor = self._read(self._stored_names[name])
-            plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-            if not plain or tensor.dtype not in _DTYPES:
+            if not is_plain(tensor):
                 raise UnreadableFile(
-                    f"{self.path}: {name!r} is {tensor.dtype} ({tensor.layout}): a plain tensor of "
-                    "floating-point numbers is needed"
+                    f"{self.path}: {name!r} is {kind_of(tensor)}: a plain tensor of floating-point "
+                    "numbers is needed (16 bits or more)"
                 )
             # A tensor may repeat its few numbers without end (stride 0).
             if math.prod(tensor.shape) * tensor.itemsize > self.path.stat().st_size:
@@ -129,28 +120,21 @@ def read_observation(
     """
     if kind not in get_args(Kind):
         raise InvalidObservation(f"kind {kind!r}: use one of {', '.join(get_args(Kind))}")
-    if kind == "weights":
-        if learning_rate is None:
-            raise InvalidObservation(
-                "weights need the learning rate of the local steps to become a gradient "
-                "(on the command line --learning-rate F)"
-            )
+    if kind == "weights" and learning_rate is None:
+        raise InvalidObservation(
+            "weights need the learning rate of the local steps to become a gradient "
+            "(on the command line --learning-rate F)"
+        )
+    if learning_rate is not None:
         check_schedule(learning_rate, local_steps)
     model, sent = open_tensors(before), open_tensors(update)
     layer = named_head(model.shapes, head)
     start, end = _read_layer(model, sent, layer)
-    if kind == "weights":
-        scale = (learning_rate or 1.0) * local_steps
-        end = {name: difference(start[name], value, scale) for name, value in end.items()}
-        gradient = update_gradient(start, end, layer, scale)
-    else:
-        gradient = gradient_of(end, layer)
-    return Observation(
-        head=head_of(start, layer),
-        gradient=gradient,
-        local_steps=local_steps,
-        **knowledge,
-    )
+    if kind == "weights" and learning_rate is not None:
+        return observe_head_update(
+            start, end, layer, learning_rate=learning_rate, local_steps=local_steps, **knowledge
+        )
+    return observe_head(start, end, layer, local_steps=local_steps, **knowledge)
 
 
 def _read_layer(

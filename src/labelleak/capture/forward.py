@@ -65,6 +65,7 @@ def capture(
         InvalidObservation: The model's output is not the head's, or labels do not fit.
     """
     layer = named_head(module_shapes(model), head)
+    _check_not_shared(model, layer)
     found = deepcopy(head_of(dict(model.named_parameters()), layer))
     sums = _Sums(found.weight, label_smoothing, class_weights)
     pieces = _pieces(model, inputs, labels)
@@ -82,6 +83,18 @@ def capture(
         class_weights=class_weights,
         model=model,
     )
+
+
+def _check_not_shared(model: nn.Module, layer: str) -> None:
+    """Refuse a head whose weight another layer uses, too, as where a decoder is tied to a table."""
+    holder = model.get_submodule(layer)
+    for name, module in model.named_modules():
+        own = module.named_parameters(recurse=False)
+        if module is not holder and any(value is holder.weight for _, value in own):
+            raise InvalidObservation(
+                f"layer {layer!r} shares its weight with {name!r}: its gradient is the sum of what "
+                "both do, and says nothing certain about labels"
+            )
 
 
 class _Sums:
@@ -151,11 +164,21 @@ def _pieces(
                 "a batch in pieces has no common BatchNorm statistics: call model.eval(), or pass "
                 "the whole batch at once"
             )
-        yield from inputs
+        for item in inputs:
+            if not (isinstance(item, (tuple, list)) and len(item) == 2) or not isinstance(
+                item[1], Tensor
+            ):
+                raise InvalidObservation(
+                    "a batch in pieces is an iterable of pairs (inputs, labels), and a whole batch "
+                    "two arguments, inputs and labels"
+                )
+            yield item[0], item[1]
         return
     if not isinstance(inputs, (Tensor, Mapping)):
         raise InvalidObservation("an iterable of pieces brings its own labels: leave out `labels`")
-    for value in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
+    for name, value in inputs.items() if isinstance(inputs, Mapping) else [("inputs", inputs)]:
+        if not isinstance(value, Tensor):
+            raise InvalidObservation(f"input {name!r} is no tensor: leave out what is no sample")
         _check_one_each(labels, value)
     step = max(1, labels.shape[0] if whole else _CHUNK)
     for start in range(0, labels.shape[0], step):
@@ -198,12 +221,12 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
-    calls: list[_Pass] = []
+    calls: list[tuple[Any, Any]] = []
 
     def keep(
         _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
     ) -> None:
-        calls.append(_Pass(output, arguments[0] if arguments else keywords["input"]))
+        calls.append((output, next(iter((*arguments, *keywords.values())), None)))
 
     layer = head.name or ""
     handle = model.get_submodule(layer).register_forward_hook(keep, with_kwargs=True)
@@ -218,11 +241,11 @@ def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
             f"layer {layer!r} ran {len(calls)} times in one forward pass: a classification head "
             "runs once; name the right one with head=NAME"
         )
-    seen = calls[0]
-    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in seen):
+    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in calls[0]):
         raise InvalidObservation(
             f"layer {layer!r} does not map one embedding per sample to one vector of logits"
         )
+    seen = _Pass(*calls[0])
     if not torch.isfinite(seen.logits).all():
         raise InvalidObservation("the model puts out NaN or infinite logits: it is broken")
     logits = _logits(output)

@@ -49,6 +49,13 @@ def strip_wrappers(names: Sequence[str]) -> dict[str, str]:
     return bare
 
 
+def without_wrappers(name: str) -> str:
+    """One name without the prefixes that wrappers put before it."""
+    while prefix := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), ""):
+        name = name.removeprefix(prefix)
+    return name
+
+
 def find_head(shapes: Shapes) -> str:
     """The name of the final linear layer, such as ``"fc"`` or ``"classifier.6"``.
 
@@ -108,12 +115,18 @@ def find_head(shapes: Shapes) -> str:
 def named_head(shapes: Shapes, head: str | None) -> str:
     """The head that the caller named, checked, or the one that `find_head` finds.
 
+    The prefix of a wrapper may stand in the given name only, or among the tensors only.
+
     Raises:
         AmbiguousHead: The named layer does not exist or is no linear layer, or none was found.
     """
     if head is None:
         return find_head(shapes)
     name = layer_of(head) if head.rpartition(".")[2] in ("weight", "bias") else head
+    if parameter_name(name, "weight") not in shapes:
+        bare = without_wrappers(parameter_name(name, "weight"))
+        same = [layer_of(other) for other in shapes if without_wrappers(other) == bare]
+        name = same[0] if len(same) == 1 else name
     shape = shapes.get(parameter_name(name, "weight"))
     if shape is None or len(shape) != 2:
         matrices = [layer_of(n) for n, s in shapes.items() if len(s) == 2 and n.endswith("weight")]

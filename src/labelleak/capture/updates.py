@@ -7,9 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelleak.capture.heads import named_head, parameter_name
+from labelleak.capture.heads import named_head, parameter_name, strip_wrappers
 from labelleak.errors import InvalidObservation
-from labelleak.observation import Head, HeadGradient, Observation, root_mean_square
+from labelleak.observation import (
+    Head,
+    HeadGradient,
+    Observation,
+    is_plain,
+    kind_of,
+    machine_epsilon,
+    root_mean_square,
+    whole_number,
+)
 
 StateDict = Mapping[str, Tensor]
 
@@ -35,7 +44,9 @@ def observe(
             (``batch_size``, ``reduction``, ``label_smoothing``, ...).
 
     Returns:
-        The observation. It shares memory with the given tensors.
+        The observation. It shares memory with the given tensors. Names are without the prefix that
+        a wrapper (DataParallel, compile, Opacus) puts on all of them, and the model is the one
+        inside it.
 
     Raises:
         AmbiguousHead: The head is not clear.
@@ -54,12 +65,14 @@ def observe(
                 "parameter in the order of model.parameters(), or a dict by name"
             )
         gradients = dict(zip(parameters, gradients, strict=True))
-    sent = {name: value.detach() for name, value in gradients.items() if value is not None}
+    sent = _bare({name: value.detach() for name, value in gradients.items() if value is not None})
+    parameters = _bare(parameters)
     layer = named_head({name: value.shape for name, value in parameters.items()}, head)
-    return Observation(
-        head=head_of(parameters, layer),
-        gradient=gradient_of(sent, layer),
-        model=model if isinstance(model, nn.Module) else None,
+    return observe_head(
+        parameters,
+        sent,
+        layer,
+        model=_inside(model) if isinstance(model, nn.Module) else None,
         gradients=sent,
         **knowledge,
     )
@@ -90,38 +103,89 @@ def observe_update(
 
     Returns:
         The observation; its gradients are float64. BatchNorm's running statistics, buffers and
-        integers are left out: the optimiser did not change them.
+        integers are left out: the optimiser did not change them. A bias of the head that is not
+        among the weights afterwards counts as not sent. Names are without a wrapper's prefix, as
+        those of `observe`.
 
     Raises:
         AmbiguousHead: The head is not clear.
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
     """
     check_schedule(learning_rate, local_steps)
-    before, after = _parameters(before), _parameters(after)
+    before, after = _bare(_parameters(before)), _bare(_parameters(after))
     layer = named_head({name: value.shape for name, value in before.items()}, head)
-    scale = learning_rate * local_steps
+    model = None if model is None else _inside(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
     gradients = {}
     for name, start in before.items():
         end = after.get(name)
-        learned = name not in buffers and not name.endswith(_RUNNING)
-        if end is not None and end.shape == start.shape and start.is_floating_point() and learned:
-            gradients[name] = difference(start, end, scale)
-    missing = [
-        name
-        for kind in ("weight", "bias")
-        if (name := parameter_name(layer, kind)) in before and name not in gradients
-    ]
-    if missing:
-        raise InvalidObservation(
-            f"{missing[0]} is not the same tensor before and after: names or shapes do not match"
-        )
-    return Observation(
-        head=head_of(before, layer),
-        gradient=update_gradient(before, gradients, layer, scale),
+        if name in buffers or name.endswith(_RUNNING) or end is None or end.shape != start.shape:
+            continue
+        if is_plain(start) and is_plain(end):
+            gradients[name] = _difference(name, start, end, learning_rate * local_steps)
+    return observe_head_update(
+        before,
+        after,
+        layer,
+        learning_rate=learning_rate,
         local_steps=local_steps,
         model=model,
         gradients=gradients,
+        **knowledge,
+    )
+
+
+def observe_head(
+    parameters: StateDict, sent: StateDict, layer: str, **knowledge: Any
+) -> Observation:
+    """The observation of the head of that name and its gradient.
+
+    Raises:
+        InvalidObservation: The gradient was not sent, or a value is impossible.
+    """
+    return Observation(
+        head=head_of(parameters, layer), gradient=_gradient_of(sent, layer), **knowledge
+    )
+
+
+def observe_head_update(
+    before: StateDict,
+    after: StateDict,
+    layer: str,
+    *,
+    learning_rate: float,
+    local_steps: int,
+    **knowledge: Any,
+) -> Observation:
+    """The observation of the head of that name, from its weights before and after the steps.
+
+    Raises:
+        InvalidObservation: The two do not fit, or a value is impossible.
+    """
+    scale = learning_rate * local_steps
+    weight, bias = parameter_name(layer, "weight"), parameter_name(layer, "bias")
+    gradients = {}
+    for name in (weight, bias):
+        start, end = before.get(name), after.get(name)
+        if start is None or (end is None and name == bias):
+            continue
+        if end is None or end.shape != start.shape:
+            raise InvalidObservation(
+                f"{name} is not the same tensor before and after: names or shapes do not match"
+            )
+        gradients[name] = _difference(name, start, end, scale)
+    gradient = _gradient_of(gradients, layer)
+    # The coarser of the two formats; zeros to begin with would fit in any.
+    epsilon = max(torch.finfo(before[weight].dtype).eps, machine_epsilon(after[weight]))
+    # The client rounded its weights, by at most epsilon / sqrt(12) of their size on average, and
+    # its gradient before that.
+    rounding = epsilon * (
+        4 * root_mean_square(gradient.weight) + 0.3 * root_mean_square(before[weight]) / scale
+    )
+    return Observation(
+        head=head_of(before, layer),
+        gradient=replace(gradient, rounding=rounding),
+        local_steps=local_steps,
         **knowledge,
     )
 
@@ -134,27 +198,19 @@ def check_schedule(learning_rate: float, local_steps: int) -> None:
     """
     if not 0.0 < learning_rate < float("inf"):
         raise InvalidObservation(f"learning rate {learning_rate}: it must be positive and finite")
-    if local_steps < 1:
-        raise InvalidObservation(f"{local_steps} local steps: there must be at least 1")
+    whole_number("local steps", local_steps)
 
 
-def difference(before: Tensor, after: Tensor, scale: float) -> Tensor:
+def _difference(name: str, before: Tensor, after: Tensor, scale: float) -> Tensor:
     """The mean gradient that led from one tensor to the other, float64."""
-    return (before.detach().double() - after.detach().double()) / scale
-
-
-def update_gradient(
-    before: StateDict, gradients: StateDict, layer: str, scale: float
-) -> HeadGradient:
-    """The head's gradient from a difference of weights, with the rounding of those weights."""
-    gradient = gradient_of(gradients, layer)
-    start = before[parameter_name(layer, "weight")]
-    epsilon = torch.finfo(start.dtype).eps
-    # The client computed its gradient and rounded its weights in the precision it sent.
-    rounding = epsilon * (
-        4 * root_mean_square(gradient.weight) + 0.5 * root_mean_square(start) / scale
-    )
-    return replace(gradient, rounding=rounding)
+    for when, tensor in (("before", before), ("after", after)):
+        if not is_plain(tensor):
+            raise InvalidObservation(
+                f"{name} {when} the steps is {kind_of(tensor)}: a plain tensor of floating-point "
+                "numbers is needed (16 bits or more)"
+            )
+    start, end = (tensor.detach().to(before.device, torch.float64) for tensor in (before, after))
+    return (start - end) / scale
 
 
 def head_of(parameters: StateDict, layer: str) -> Head:
@@ -167,7 +223,7 @@ def head_of(parameters: StateDict, layer: str) -> Head:
     )
 
 
-def gradient_of(gradients: StateDict, layer: str) -> HeadGradient:
+def _gradient_of(gradients: StateDict, layer: str) -> HeadGradient:
     """The gradient of the head of that name.
 
     Raises:
@@ -187,3 +243,18 @@ def _parameters(model: nn.Module | StateDict) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
         return {name: value.detach() for name, value in model.named_parameters()}
     return {name: value for name, value in model.items() if isinstance(value, Tensor)}
+
+
+def _bare(tensors: StateDict) -> dict[str, Tensor]:
+    bare = strip_wrappers(list(tensors))
+    return {bare[name]: value for name, value in tensors.items()}
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The model that a wrapper holds, in which names are as `_bare` makes them."""
+    names = [name for name, _ in model.named_parameters()]
+    inside = model
+    for name, bare in list(strip_wrappers(names).items())[:1]:
+        for part in name.removesuffix(bare).split(".")[:-1]:
+            inside = inside.get_submodule(part)
+    return inside

@@ -78,6 +78,24 @@ def test_one_entry_of_either_tensor_makes_a_gradient():
     HeadGradient(WEIGHT, torch.zeros(4))
 
 
+@pytest.mark.parametrize("layer", [Head, HeadGradient])
+def test_parameters_are_taken_as_numbers_in_the_same_memory(layer):
+    weight, bias = torch.nn.Parameter(WEIGHT.clone()), torch.nn.Parameter(BIAS.clone())
+    taken = layer(weight, bias)
+    assert not taken.weight.requires_grad
+    assert not taken.bias.requires_grad
+    assert taken.weight.data_ptr() == weight.data_ptr()
+    assert weight.requires_grad
+
+
+@pytest.mark.parametrize("layer", [Head, HeadGradient])
+def test_arrays_are_refused_in_one_line(layer, unchecked):
+    with pytest.raises(InvalidObservation, match="weight is a ndarray: a tensor is needed"):
+        layer(np.ones((4, 3)))
+    with pytest.raises(InvalidObservation, match="bias is a list: a tensor is needed"):
+        layer(WEIGHT, [1.0, 1.0, 1.0, 1.0])
+
+
 def test_an_untouched_head_may_be_all_zeros():
     assert Head(torch.zeros(4, 3)).classes == 4
 
@@ -126,7 +144,11 @@ def on_meta_device():
         ({"class_weights": torch.tensor([1.0, math.nan, 1.0, 1.0])}, "positive and finite"),
         ({"class_weights": torch.tensor([1.0, math.inf, 1.0, 1.0])}, "positive and finite"),
         ({"present_classes": torch.tensor([], dtype=torch.int64)}, "a non-empty list of class"),
-        ({"present_classes": torch.tensor([[0]])}, "must be a non-empty list of class indices"),
+        ({"present_classes": torch.tensor([[0]])}, "a non-empty list of class indices"),
+        ({"present_classes": torch.tensor([0.0, 1.0])}, "2 of torch.float32: a non-empty list"),
+        ({"present_classes": torch.tensor([True])}, "1 of torch.bool: a non-empty list"),
+        ({"present_classes": [0, 1]}, "present_classes is a list: a tensor is needed"),
+        ({"class_weights": [1.0] * 4}, "class_weights is a list: a tensor is needed"),
         (
             {"present_classes": torch.tensor([0, 4])},
             r"holds 0\.\.4, and the head has classes 0\.\.3",
@@ -161,6 +183,12 @@ def test_whole_numbers_of_any_kind_become_int(kind, unchecked):
     assert (seen.batch_size, seen.local_steps, seen.num_instances) == (8, 3, 24)
     assert {type(seen.batch_size), type(seen.local_steps)} == {int}
     assert observation(batch_size=2**53 - 1).num_instances == 2**53 - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_present_classes_of_any_integer_type_become_int64(dtype):
+    seen = observation(present_classes=torch.tensor([0, 2], dtype=dtype))
+    assert torch.equal(seen.present_classes, torch.tensor([0, 2]))
 
 
 def test_what_an_observation_knows_of_itself():

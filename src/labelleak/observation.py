@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
@@ -16,6 +16,7 @@ Reduction = Literal["mean", "sum"]
 
 # From the coarsest to the finest.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Up to here every integer is a float64, in which counts are computed.
 _MOST_INSTANCES = 2**53
 
@@ -40,6 +41,7 @@ class Head:
 
     def __post_init__(self) -> None:
         _check_layer("head", self.weight, self.bias)
+        _detach(self)
 
     @property
     def classes(self) -> int:
@@ -76,6 +78,7 @@ class HeadGradient:
 
     def __post_init__(self) -> None:
         _check_layer("gradient", self.weight, self.bias)
+        _detach(self)
         if not self.weight.any() and (self.bias is None or not self.bias.any()):
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
@@ -98,8 +101,8 @@ class Observation:
         label_smoothing: The loss's label smoothing, in [0, 1).
         class_weights: The loss's positive weight of each class, shape (classes,), as in
             ``torch.nn.CrossEntropyLoss(weight=...)``; None for equal weights.
-        present_classes: Classes that the server knows to be in the batch, int64, shape (present,);
-            None when it knows nothing.
+        present_classes: Classes that the server knows to be in the batch, and no others, int64,
+            shape (present,); None when it does not know them.
         local_steps: Number of optimiser steps S that the update adds up, a whole number; K * S is
             below 2**53.
         model: The whole model before the step, when the server has it.
@@ -115,7 +118,7 @@ class Observation:
     reduction: Reduction = "mean"
     label_smoothing: float = 0.0
     class_weights: Float[Tensor, " classes"] | None = None
-    present_classes: Int[Tensor, " present"] | None = None
+    present_classes: Integer[Tensor, " present"] | None = None
     local_steps: int = 1
     model: nn.Module | None = field(default=None, repr=False)
     gradients: Mapping[str, Tensor] | None = field(default=None, repr=False)
@@ -157,6 +160,7 @@ class Observation:
         weights = self.class_weights
         if weights is None:
             return
+        _check_tensor("class_weights", weights)
         if weights.shape != (self.classes,):
             raise InvalidObservation(
                 f"class weights {_shape(weights)} for {self.classes} classes: one weight per class"
@@ -168,8 +172,12 @@ class Observation:
         present = self.present_classes
         if present is None:
             return
-        if present.ndim != 1 or not present.numel():
-            raise InvalidObservation("present_classes must be a non-empty list of class indices")
+        _check_tensor("present_classes", present)
+        if present.ndim != 1 or not present.numel() or present.dtype not in _INDICES:
+            raise InvalidObservation(
+                f"present_classes is {_shape(present)} of {present.dtype}: a non-empty list of "
+                "class indices is needed (int64)"
+            )
         if int(present.min()) < 0 or int(present.max()) >= self.classes:
             raise InvalidObservation(
                 f"present_classes holds {int(present.min())}..{int(present.max())}, and the head "
@@ -182,6 +190,8 @@ class Observation:
                 f"{present.numel()} classes are said to be present among {self.num_instances} "
                 "instances: the batch size is too small"
             )
+        # Only as int64 do all of them index.
+        object.__setattr__(self, "present_classes", present.long())
 
     @property
     def classes(self) -> int:
@@ -263,7 +273,23 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a single number"
 
 
+def _detach(layer: Head | HeadGradient) -> None:
+    """Keep the numbers alone: attacks differentiate nothing, and parameters would have them try."""
+    for name in ("weight", "bias"):
+        tensor = getattr(layer, name)
+        if tensor is not None and tensor.requires_grad:
+            object.__setattr__(layer, name, tensor.detach())
+
+
+def _check_tensor(what: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise InvalidObservation(
+            f"{what} is a {type(value).__name__}: a tensor is needed (torch.as_tensor makes one)"
+        )
+
+
 def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
+    _check_tensor(f"the {what}'s weight", weight)
     if weight.ndim != 2:
         raise InvalidObservation(
             f"the {what}'s weight is {_shape(weight)}: a matrix classes x features is needed"
@@ -275,6 +301,7 @@ def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
         )
     tensors = {"weight": weight}
     if bias is not None:
+        _check_tensor(f"the {what}'s bias", bias)
         if bias.shape != weight.shape[:1]:
             raise InvalidObservation(
                 f"the {what}'s bias is {_shape(bias)} beside a weight of {_shape(weight)}: "

@@ -13,8 +13,8 @@ class Flag(Enum):
 
     SUMS_NOT_ZERO = (
         "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "
-        "noise, sparsification, quantisation, weight decay or momentum in the client's steps, "
-        "another loss or another layer"
+        "noise, sparsification, quantisation, weight decay or an adaptive optimiser (Adam) in the "
+        "client's steps, another loss or another layer"
     )
     ILL_CONDITIONED = (
         "the equations for the counts are nearly singular: small errors of the gradient "

@@ -10,7 +10,7 @@ from labelleak.attacks import restore
 from labelleak.attacks.ilrg import _System, ilrg
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Head, HeadGradient, Observation
-from labelleak.restoration import Flag
+from labelleak.restoration import Flag, project_to_counts
 from synthetic import one_embedding, rng, separated, untrained
 
 EPSILON = np.finfo(np.float64).eps
@@ -148,6 +148,29 @@ def test_known_classes_give_what_a_plain_pseudo_inverse_gives(case):
     assert found.rounded.tolist() == rounded.tolist()
     others = torch.ones(case.classes, dtype=torch.bool).index_fill(0, known, False)
     assert not found.raw[others].any()
+
+
+def test_counts_of_known_classes_go_to_no_other_class():
+    """Their solution misses the total where the assumptions fail; it is made up among them."""
+    spilt = False
+    for seed in range(10):
+        random = rng(seed)
+        weight = 3 * torch.randn(6, 20, generator=random, dtype=torch.float64)
+        embeddings = torch.randn(24, 20, generator=random, dtype=torch.float64).relu()
+        labels = torch.randint(3, (24,), generator=random)
+        error = torch.softmax(embeddings @ weight.T, dim=1)
+        error[torch.arange(24), labels] -= 1.0
+        gradient = HeadGradient(error.T @ embeddings / 24, error.mean(dim=0))
+        head = Head(weight, torch.zeros(6, dtype=torch.float64))
+        seen = Observation(head, gradient, 24, present_classes=torch.arange(3, dtype=torch.int32))
+        found = ilrg(seen)
+        spilt |= bool(project_to_counts(found.raw, 24)[3:].any())
+        assert not found.counts[3:].any()
+        assert int(found.counts.sum()) == 24
+        shares = ilrg(replace(seen, batch_size=None)).proportions
+        assert not shares[3:].any()
+        assert float(shares.sum()) == pytest.approx(1.0)
+    assert spilt, "made up among all classes, none of these would have come out wrong"
 
 
 OPTIONS = [

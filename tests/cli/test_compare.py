@@ -101,6 +101,13 @@ def test_errors_are_lines_of_the_file(grid):
     assert "trials: input should be greater than or equal to 1, not 0" in lines[1]
 
 
+def test_a_cluster_has_workers_of_its_own(grid, tmp_path):
+    done = compare(grid, "--out", tmp_path / "out", "--workers", 2, "--dask", "tcp://127.0.0.1:9")
+    assert done.exit_code == 2
+    assert "give one of them" in done.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_shows_a_grid():
     assert "batch.size = [8, 24, 64]" in compare("--help").output
 

@@ -140,6 +140,8 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
         ({"network": {"name": "resnet18", "stem": "big"}}, "network.stem", "'paper' or 'imagenet'"),
         ({"network": {"name": "fcn-3", "width": 5}}, "network.width", "activation, batchnorm"),
         ({"network": "fcn-3"}, "network", "name, activation"),
+        ({"network": {"name": "fcn-3", "seed": -1}}, "network.seed", "'per-trial', not -1"),
+        ({"network": {"name": "fcn-3", "seed": -1}}, "network.seed", "than or equal to 0, not -1"),
         ({"training": {"unit": "steps", "steps": 1, "total": 1}}, "training.unit", "'epochs'"),
         ({"training": {"unit": "epochs", "steps": 2, "total": 1}}, "training", "more than total 1"),
         (

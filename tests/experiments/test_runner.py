@@ -131,6 +131,13 @@ def test_no_scheduler(folder, monkeypatch):
         records([experiment()], folder, dask="nowhere://x")
 
 
+def test_without_a_gpu_nothing_is_tried(folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(runner, "run_trial", None)  # cannot be called
+    with pytest.raises(LabelLeakError, match="no CUDA GPU here"):
+        records([experiment()], folder, workers=1, device="cuda")
+
+
 @pytest.mark.parametrize(
     ("module", "options"),
     [("joblib", {"workers": 2}), ("distributed", {"dask": "tcp://127.0.0.1:9"})],
@@ -208,7 +215,7 @@ def test_a_worker_that_dies_is_told_of(folder, monkeypatch):
         records([experiment()], folder, workers=2)
 
 
-def _die(task):
+def _die(task, parent):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks._algebra import (
@@ -44,8 +44,8 @@ def ilrg(observation: Observation) -> Restoration:
     least-squares sense (equation 10). Time O(C^2 m + C^3), memory O(C m + C^2), float64.
 
     Where the observation names the present classes, the other unknowns and their equations are
-    left out, as in the paper's variant. Label smoothing and class weights, when the observation
-    holds them, enter the equations exactly.
+    left out, as in the paper's variant, and no other class is given a count. Label smoothing and
+    class weights, when the observation holds them, enter the equations exactly.
 
     Args:
         observation: Needs the bias and its gradient. Without a batch size, proportions only.
@@ -165,18 +165,22 @@ def _conclude(
     raw: Float[Tensor, " classes"], observation: Observation, flags: tuple[Flag, ...]
 ) -> Restoration:
     """Set, counts and proportions that real-valued counts stand for."""
-    total = observation.num_instances
+    total, known = observation.num_instances, observation.present_classes
+    # Where the known classes do not add up, no other class may fill the gap.
+    solved = slice(None) if known is None else known
     clipped = raw.clamp(0.0, total or 1)
-    proportions = project_to_simplex(raw, total or 1) / (total or 1)
+    proportions = torch.zeros_like(raw)
+    proportions[solved] = project_to_simplex(raw[solved], total or 1) / (total or 1)
     if total is None:
         # Without K the smallest share that can be told from an error is not known; half of a
         # median present class's share keeps the clear ones.
         present = clipped > 0.5 * clipped[clipped > 0].median()
         return Restoration("ilrg", present=present, raw=raw, proportions=proportions, flags=flags)
-    counts = project_to_counts(raw, total)
+    counts = torch.zeros_like(raw, dtype=torch.int64)
+    counts[solved] = project_to_counts(raw[solved], total)
     if abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total):
         flags = (*flags, Flag.TOTAL_DOES_NOT_FIT)
-    if _distance_from_integers(raw, observation.present_classes) > _NOT_INTEGRAL:
+    if _distance_from_integers(raw[solved]) > _NOT_INTEGRAL:
         flags = (*flags, Flag.NOT_INTEGRAL)
     return Restoration(
         "ilrg",
@@ -189,15 +193,12 @@ def _conclude(
     )
 
 
-def _distance_from_integers(
-    raw: Float[Tensor, " classes"], known: Int[Tensor, " present"] | None
-) -> float:
+def _distance_from_integers(solved: Float[Tensor, " unknowns"]) -> float:
     """Mean distance of the real-valued counts from the nearest integers, at most 0.5.
 
     Over all classes that were solved for, or over those with a count if that is more: many absent
     classes, rightly near zero, would hide what is wrong with the others.
     """
-    solved = raw if known is None else raw[known]
     distances = (solved - solved.round()).abs()
     counted = distances[solved > 0.5]
     return max(float(distances.mean()), float(counted.mean()) if counted.numel() else 0.0)

@@ -31,6 +31,13 @@ class Place:
     dask: str | None
     device: str
 
+    def __post_init__(self) -> None:
+        if self.dask is not None and self.workers is not None:
+            raise click.UsageError(
+                "--workers is the number of processes on this machine, and --dask has its own: "
+                "give one of them"
+            )
+
 
 def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options ``--data-dir``, ``--workers``, ``--dask`` and ``--device``."""
@@ -95,7 +102,7 @@ def run_experiments(
         LabelLeakError: See `labelleak.experiments.runner.run`.
     """
     from labelleak.experiments.runner import run
-    from labelleak.experiments.store import Store
+    from labelleak.experiments.store import Store, read_records
 
     with Store(folder) as store:
         try:
@@ -117,9 +124,11 @@ def run_experiments(
                     progress=tell,
                 )
         except KeyboardInterrupt:
+            # Of the file: the interruption may have come between it and the store's own count.
+            kept = len(read_records(store.path))
             click.echo(
-                f"Interrupted: {len(store)} trials are kept in {store.path}; the same command goes "
-                "on from there.",
+                f"Interrupted: {kept} trials are kept in {store.path}; the same command goes on "
+                "from there.",
                 err=True,
             )
             sys.exit(_INTERRUPTED)
@@ -129,13 +138,16 @@ def run_experiments(
 
 
 def _progress() -> Progress:
+    target = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=target,
         transient=True,
+        # Without a terminal it would leave an empty line and nothing else.
+        disable=not target.is_terminal,
     )
 
 

@@ -407,7 +407,7 @@ def problem_lines(error: ValidationError) -> list[str]:
     """
     lines = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "definition"
+        field = ".".join(map(str, _place(problem["loc"]))) or "definition"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"no such field, choose one of {', '.join(_fields_at(problem['loc'][:-1]))}"
@@ -421,6 +421,21 @@ def problem_lines(error: ValidationError) -> list[str]:
                 message += f", not {problem['input']!r}"
         lines.append(f"{field}: {message}")
     return lines
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location without what pydantic appends to it: which of several types was tried."""
+    part: type[BaseModel] | None = Experiment
+    kept: list[int | str] = []
+    for step in location:
+        if isinstance(step, str) and part is None:
+            break
+        kept.append(step)
+        if part is not None:
+            found = part.model_fields.get(str(step))
+            kinds = () if found is None else (found.annotation, *get_args(found.annotation))
+            part = next((kind for kind in kinds if _is_definition(kind)), None)
+    return tuple(kept)
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -4,11 +4,14 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from labelleak.errors import LabelLeakError
 from labelleak.experiments.definition import Experiment
@@ -88,10 +91,12 @@ def run(
         What became of it.
 
     Raises:
-        LabelLeakError: The extra `experiments` or `dask` is not installed, no scheduler answers, or
-            a worker died.
+        LabelLeakError: The extra `experiments` or `dask` is not installed, there is no GPU here, no
+            scheduler answers, or a worker died.
         UnreadableFile: The store cannot be written to.
     """
+    if device == "cuda" and dask is None and not torch.cuda.is_available():
+        raise LabelLeakError("there is no CUDA GPU here: take the device cpu")
     experiments = list(experiments)
     tell = progress or (lambda what, done, total: None)
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
@@ -177,17 +182,19 @@ def _attempt(task: _Task) -> Record | _Failure:
         return _Failure(experiment.name, str(error))
 
 
-def _attempt_in_process(task: _Task) -> Record | _Failure:
+def _attempt_in_process(task: _Task, parent: int | None = None) -> Record | _Failure:
     """The same in a worker process, which leaves an interruption (Ctrl-C) to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    _end_with(parent or os.getppid())
     return _attempt(task)
 
 
 @cache
-def _end_with_parent() -> None:
-    """Have this process end soon after its parent, which may be killed without a word."""
-    parent = os.getppid()
+def _end_with(parent: int) -> None:
+    """Have this process end soon after its parent, which may be killed without a word.
+
+    Even before this is called: so its number is not asked for here.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -209,9 +216,15 @@ def _here(tasks: list[_Task], workers: int | None) -> Iterator[Record | _Failure
             "several processes need the extra 'experiments': pip install 'labelleak[experiments]', "
             "or take one worker"
         ) from None
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
+    with (
+        warnings.catch_warnings(),
+        joblib.parallel_config("loky", inner_max_num_threads=1),
+    ):
+        # No news to the user: workers that hold a data set are taken for leaky and replaced, and an
+        # interruption cancels what was under way.
+        warnings.filterwarnings("ignore", r"A worker stopped while|\d+ tasks ", UserWarning)
         parallel = joblib.Parallel(n_jobs=workers or -1, return_as="generator_unordered")
-        results = parallel(joblib.delayed(_attempt_in_process)(task) for task in tasks)
+        results = parallel(joblib.delayed(_attempt_in_process)(task, os.getpid()) for task in tasks)
         try:
             yield from results
         except TerminatedWorkerError:

@@ -1,6 +1,7 @@
 """What the commands that run experiments share: options, progress, interruption, results."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ RUN_SCHEMA = "labelleak/run/1"
 """Name and version of ``summary.json``: ``{"schema", "title", "studies": [summary, ...]}``."""
 
 _INTERRUPTED = 130
+_TELL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,16 @@ def run_experiments(
             with _progress() as bar:
                 tasks = {}
 
+                told = time.monotonic()
+
                 def tell(what: str, done: int, total: int) -> None:
+                    nonlocal told
                     if what not in tasks:
                         tasks[what] = bar.add_task(what)
                     bar.update(tasks[what], completed=done, total=total)
+                    if bar.disable and time.monotonic() - told > _TELL_SECONDS:
+                        told = time.monotonic()
+                        click.echo(f"{what}: {done} of {total}", err=True)
 
                 summary = run(
                     experiments,
@@ -146,7 +154,7 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=target,
         transient=True,
-        # Without a terminal it would leave an empty line and nothing else.
+        # Without a terminal it would leave an empty line and nothing else; lines tell instead.
         disable=not target.is_terminal,
     )
 

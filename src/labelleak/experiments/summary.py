@@ -401,5 +401,6 @@ def _note(
             "takes the number of present classes from the rank of the gradient"
         )
     titles = ", ".join(m.title for m in outside)
-    because = "; ".join(reasons) if reasons else "the reason is not known"
+    # None of these has been shown to be the reason.
+    because = "possible reasons: " + "; ".join(reasons) if reasons else "the reason is not known"
     return f"{titles}: published outside the interval; {because}"

@@ -7,10 +7,6 @@ peak of the resident set above what stood before the attack ran, inputs included
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +17,7 @@ import numpy as np
 import torch
 
 import labelleak
+from measuring import in_own_process, load, peak, reset_peak, write
 from plain import entry_by_entry, plain_ilrg, row_by_row
 
 SIZES = [(10, 300, 24), (100, 84, 24), (1000, 2048, 24), (1000, 4096, 2048)]
@@ -89,39 +86,19 @@ def prepared(size: tuple[int, int, int], what: str) -> Callable[[], object]:
     return lambda: labelleak.restore(seen, what)
 
 
-def reset_peak() -> int:
-    """Make the kernel count the peak from now on; returns the resident set as it is."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak() -> int:
-    """Largest resident set since `reset_peak`, in bytes."""
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
 def main() -> None:
     """Measure everything, print a table, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=None)
     output = parser.parse_args().output
-    spawn = multiprocessing.get_context("spawn")
+    load_before = load()
     results = []
     print(f"{'C':>5} {'m':>5} {'K':>5}  {'what':<18}{'ms':>12}{'of plain':>10}{'peak MB':>9}")
     for size in SIZES:
         names = [*BASELINES, PINV, *labelleak.attacks()]
         plain = None
         for name in names:
-            # A process ends with its measurement, so that no memory is handed on.
-            with spawn.Pool(1) as pool:
-                row = pool.apply(measure, (size, name))
+            row = in_own_process(measure, size, name)
             plain = plain or row["seconds"]
             classes, features, batch = size
             results.append(
@@ -133,21 +110,7 @@ def main() -> None:
                 + ("  refused" if row["refused"] else ""),
                 flush=True,
             )
-    content = {
-        "schema": "labelleak/benchmark/1",
-        "what": __doc__,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "labelleak": labelleak.__version__,
-        },
-        "results": results,
-    }
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(content, indent=1) + "\n")
+    write(output, __doc__, load_before, results=results)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_ours_is_compared_with_the_published_figure(lnaccs, inside):
     ("fields", "row_fields", "reasons"),
     [
         ({}, {}, "the reason is not known"),
-        ({}, {"reason": "one network"}, "one network"),
+        ({}, {"reason": "one network"}, "possible reasons: one network"),
         (
             {"data": "mnist-sample", "stands_in_for": "mnist"},
             {},

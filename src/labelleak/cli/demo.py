@@ -1,5 +1,7 @@
 """``labelleak demo``: the whole path on a real batch, with a page to open."""
 
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -51,4 +53,6 @@ def demo(out: Path) -> None:
     target.print(scores_table(others))
     target.print(f"Page: {page}", soft_wrap=True)
     target.print("Repeat the audit by hand:")
-    click.echo(f"  {files.command()}")
+    # `make demo` installs into .venv, which is on no path.
+    program = "labelleak" if which("labelleak") else os.path.relpath(sys.argv[0])
+    click.echo(f"  {program}{files.command().removeprefix('labelleak')}")

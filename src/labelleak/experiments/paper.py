@@ -398,7 +398,7 @@ def _differences(full: Experiment, used: Experiment) -> list[str]:
         texts.append(f"images of {used.image_size or 28} pixels instead of {full.image_size}")
     if full.training is not None and used.training is not None and used.training != full.training:
         texts.append(
-            f"trained for {_length(used.training)} in all instead of {_length(full.training)}"
+            f"trained for {_length(used.training)} instead of {_length(full.training)}"
         )
     if used.trials != full.trials:
         texts.append(f"{used.trials} trials instead of {full.trials}")
@@ -410,7 +410,7 @@ def _length(training: Training) -> str:
     if training.unit == "epochs":
         text = f"{training.total} epochs"
     if training.samples_per_class is not None:
-        text += f", drawn from {training.samples_per_class} of each class,"
+        text += f" (of {training.samples_per_class} of each class)"
     return text
 
 

@@ -9,6 +9,7 @@ from labelleak.cli.attacks import attacks
 from labelleak.cli.audit import audit
 from labelleak.cli.compare import compare
 from labelleak.cli.demo import demo
+from labelleak.cli.invert import invert
 from labelleak.cli.report import report
 from labelleak.cli.reproduce import reproduce
 from labelleak.errors import LabelLeakError
@@ -24,7 +25,7 @@ def labelleak() -> None:
     """
 
 
-for _command in (attacks, audit, compare, demo, report, reproduce):
+for _command in (attacks, audit, compare, demo, invert, report, reproduce):
     labelleak.add_command(_command)
 
 

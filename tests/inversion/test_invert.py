@@ -8,8 +8,8 @@ import labelleak
 from labelleak.data import load
 from labelleak.errors import InvalidObservation, LabelLeakError, MissingKnowledge
 from labelleak.inversion import DLG, IG, Analytic, assess, invert, match
+from labelleak.inversion.methods import search
 from labelleak.inversion.objective import squared_distance
-from labelleak.inversion.search import search
 from labelleak.inversion.task import Task
 from labelleak.models import build
 

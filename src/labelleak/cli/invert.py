@@ -318,14 +318,16 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def _progress() -> Progress:
+    target = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3g}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=target,
         transient=True,
+        disable=not target.is_terminal,
     )
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from labelleak.attacks import restore
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.inversion.analytic import Analytic, read_first_layer
+from labelleak.inversion.methods import DLG, IG, search
 from labelleak.inversion.pictures import grid, png
 from labelleak.inversion.quality import Quality, assess, match
-from labelleak.inversion.search import DLG, IG, search
 from labelleak.inversion.task import ImageShape, Progress, Task
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration

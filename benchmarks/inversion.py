@@ -34,7 +34,7 @@ from labelleak.models import build
 # Network, image shape, classes, batch size, iterations per round and core.
 CASES: dict[str, tuple[tuple[int, int, int], int, int, int]] = {
     "fcn-3": ((1, 28, 28), 10, 50, 200),
-    "resnet18": ((3, 32, 32), 100, 16, 4),
+    "resnet18": ((3, 32, 32), 100, 16, 12),
 }
 TOTAL_VARIATION = 1e-4
 LEARNING_RATE = 0.1

@@ -199,9 +199,9 @@ def test_table5_has_the_classes_of_the_paper():
     assert restored["instances_18"] == 155
 
 
-@pytest.mark.parametrize(("name", "scale"), [("figure4", "paper"), ("table1", "tiny")])
+@pytest.mark.parametrize(("name", "scale"), [("figure6", "paper"), ("table1", "tiny")])
 def test_unknown_names_and_scales_are_refused(unchecked, name, scale):
-    with pytest.raises(ValueError, match=r"unknown (study 'figure4'|scale 'tiny'): choose one of"):
+    with pytest.raises(ValueError, match=r"unknown (study 'figure6'|scale 'tiny'): choose one of"):
         study(name, scale)
 
 

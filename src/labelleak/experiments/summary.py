@@ -402,7 +402,8 @@ def _note(
     if row.experiment.data_split != "train":
         reasons.append("held-out images, a few of each class, cropped at random")
     reasons += [text for text in row.shrunk if "trials instead of" not in text]
-    if row.reason is not None and any(m.attack in ("ilrg", None) for m in outside):
+    reasoned = [m for m in outside if m.attack == "ilrg" or m.name.split("_")[0] in _IMAGE_SCORES]
+    if row.reason is not None and reasoned:
         reasons.append(row.reason)
     if any(m.attack == "rlg" for m in outside):
         reasons.append(

@@ -95,10 +95,28 @@ def test_the_studies_are_those_of_the_paper_module():
     assert paper.names() == STUDIES
 
 
-def test_figure4_is_not_offered():
-    done = reproduce("figure4")
-    assert done.exit_code == 2
-    assert "'figure3', 'figure5', 'extras', 'all'" in done.output
+def test_figure4_shows_its_pictures(tmp_path):
+    done = reproduce("figure4", "--scale", "smoke", "--workers", 1, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    (study,) = json.loads((tmp_path / "summary.json").read_text())["studies"]
+    rows = {(row["network"], row["inversion"]["labels"]): row for row in study["rows"]}
+    assert len(rows) == len(study["rows"]) == 2 * 4
+    for row in rows.values():
+        assert row["trials"] == 1
+        pictures = row["pictures"]
+        scores = sorted(pictures["psnr"], reverse=True)
+        assert row["metrics"]["psnr"]["ours"] == pytest.approx(sum(scores) / len(scores))
+        assert row["metrics"]["psnr_best6"]["ours"] == pytest.approx(sum(scores[:6]) / 6)
+        for name in pictures["files"].values():
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    published = rows["fcn-3", "shared"]["metrics"]["psnr_best6"]["published"]
+    assert published == find("figure4_shared", dataset="mnist")[0].figures["psnr_best6"] == 12.46
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2 * len(rows)
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(rows)
+    report = CliRunner().invoke(labelleak, ["report", str(tmp_path)])
+    assert report.exit_code == 0
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 
 def test_a_missing_extra_is_named_in_one_line():

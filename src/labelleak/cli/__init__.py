@@ -12,6 +12,7 @@ from labelleak.cli.attacks import attacks
 from labelleak.cli.audit import audit
 from labelleak.cli.compare import compare
 from labelleak.cli.demo import demo
+from labelleak.cli.invert import invert
 from labelleak.cli.output import one_line
 from labelleak.cli.report import report
 from labelleak.cli.reproduce import reproduce
@@ -65,7 +66,7 @@ def labelleak() -> None:
     """
 
 
-for _command in (demo, audit, attacks, compare, reproduce, report):
+for _command in (demo, audit, attacks, compare, reproduce, invert, report):
     labelleak.add_command(_command)
 
 

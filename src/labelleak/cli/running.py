@@ -178,7 +178,7 @@ def write_results(folder: Path, title: str, summaries: Sequence[dict[str, Any]])
     content = {"schema": RUN_SCHEMA, "title": title, "studies": list(summaries)}
     page = folder / "report.html"
     files = {folder / f"{summary['name']}.csv": summary_csv(summary) for summary in summaries}
-    files[page] = study_page(summaries, title)
+    files[page] = study_page(summaries, title, folder)
     write_json(folder / "summary.json", content)
     for path, text in files.items():
         write_whole(path, text)

@@ -228,6 +228,24 @@ class Defense(Definition):
         return self
 
 
+class Inversion(Definition):
+    """Images are sought for, too, by IG; see `labelleak.inversion`.
+
+    Attributes:
+        labels: What is known of the labels: ``shared``: nothing, one soft label for the whole batch
+            is sought for; ``free``: nothing, one for each image; ``restored``: what the first of
+            the experiment's attacks restores; ``given``: all.
+        iterations: Of each restart.
+        restarts: Starts from other noise.
+        total_variation: Weight of the prior.
+    """
+
+    labels: Literal["shared", "free", "restored", "given"]
+    iterations: PositiveInt
+    restarts: PositiveInt = 1
+    total_variation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+
+
 class Experiment(Definition):
     """One setting and how often it is tried.
 
@@ -246,6 +264,7 @@ class Experiment(Definition):
         measures: What to measure besides the scores: ``cossim`` (restored class embeddings and
             probabilities against the true ones, table 1), ``approximations`` (table 3) and
             ``soteria_embedding`` (table 4); each needs the attack ``ilrg``.
+        inversion: How images are sought for; None: they are not.
         trials: Number of batches.
         seed: What all randomness of the trials is derived from.
     """
@@ -265,6 +284,7 @@ class Experiment(Definition):
     ]
     known_classes: bool = False
     measures: tuple[Measure, ...] = ()
+    inversion: Inversion | None = None
     trials: PositiveInt
     seed: Seed = 0
 
@@ -286,6 +306,8 @@ class Experiment(Definition):
             raise ValueError("network.seed 'per-trial' is for a network without training")
         if self.measures and "ilrg" not in self.attacks:
             raise ValueError("measures compare what the attack 'ilrg' restores: add it to attacks")
+        if self.inversion is not None and self.defense.name != "none":
+            raise ValueError("inversion takes the whole gradient, which no defence is applied to")
         return self
 
     def trial_key(self, index: int) -> str:
@@ -302,6 +324,9 @@ class Experiment(Definition):
             schema, 64 hexadecimal digits.
         """
         content = self.model_dump(mode="json", exclude={"name", "trials"})
+        if self.inversion is None:
+            # Keys of experiments without stay what they were before there was any.
+            del content["inversion"]
         text = json.dumps([TRIAL_SCHEMA, content, index], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 Activation = Literal["relu", "swish", "leaky_relu"]
 
-_FILES = ("published.csv", "published_tables.csv")
+_FILES = ("published.csv", "published_tables.csv", "published_pictures.csv")
 _SETTINGS = (
     "source", "dataset", "model", "activation", "stage", "batch_size", "trials", "distribution",
     "classes_known", "defense", "defense_value",
@@ -25,7 +25,8 @@ class PublishedRow:
 
     Attributes:
         file: The file of this package that holds it: ``published.csv`` for the authors' public
-            logs, ``published_tables.csv`` for what the paper alone prints.
+            logs, ``published_tables.csv`` and ``published_pictures.csv`` for what the paper alone
+            prints.
         line: Number of the row in that file, from 1, comments and heading not counted.
         source: Table or figure of the paper, such as ``table1``; ``extra_...`` where it is in none.
         dataset: ``mnist``, ``cifar100`` or ``imagenet``.
@@ -67,11 +68,15 @@ class PublishedRow:
 
         Returns:
             The smallest and the largest value that are printed as it is: mean squared errors have
-            two digits, numbers of instances are cut off to integers, all else has three decimals.
+            two digits, numbers of instances are cut off to integers, PSNR has two decimals, LPIPS
+            four, all else three.
         """
         value = self.figures[name]
         if name.startswith("instances_"):
             return value, value + 1
+        if name.startswith(("psnr", "lpips")):
+            half = 0.005 if name.startswith("psnr") else 0.00005
+            return value - half, value + half
         half = 0.05 * 10.0 ** math.floor(math.log10(value)) if name.endswith("_mse") else 0.0005
         return value - half, value + half
 

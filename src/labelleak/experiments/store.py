@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -127,7 +128,8 @@ class Store:
         """Add a record, for good; one whose key is there already changes nothing.
 
         Args:
-            record: Plain data with a ``key``.
+            record: Plain data with a ``key``. What stands under ``files``, content by name, goes
+                into files of the run's folder instead, before the record does.
 
         Raises:
             UnreadableFile: It cannot be written; the file is then as before.
@@ -137,6 +139,8 @@ class Store:
             raise ValueError("the store is not open: use it in a `with` statement")
         if record["key"] in self._records:
             return
+        record = dict(record)
+        self._write_files(record.pop("files", {}))
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         start = self._file.tell()
         try:
@@ -149,6 +153,15 @@ class Store:
             self._file.seek(start)
             raise UnreadableFile(f"{self.path}: cannot be written: {error.strerror}") from None
         self._records[record["key"]] = record
+
+    def _write_files(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            path = self.path.parent / name
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            except OSError as error:
+                raise UnreadableFile(f"{path}: cannot be written: {error.strerror}") from None
 
     def _synchronise(self) -> None:
         """Have the disk hold what was written; not every line, which takes longer than a trial."""

@@ -22,6 +22,8 @@ A summary is plain data, which the report renders::
           "ours": 0.992, "low": 0.984, "high": 1.0,   # null where no trial has it, or just one
           "published": 0.994, "difference": -0.002, "inside": true, "trials": 50}, ...},
         "failed": {"rlg": {"failed": 3, "of": 50, "error": ...}},
+        "inversion": null,              # how images were sought for: labels, iterations, restarts
+        "pictures": null,               # of the first trial, see `labelleak.experiments.pictures`
         "shrunk": ["10 trials instead of 50"],
         "note": null                    # why published figures are outside the interval
       }, ...],
@@ -113,10 +115,16 @@ _SCORES: dict[str, tuple[str, str, str, str, str | None]] = {
     ),
     "exact": ("exact", "batches with every count right", "counts", "exact", None),
 }
+_IMAGE_SCORES = {"psnr": "PSNR (dB, peak 1)", "ssim": "SSIM", "lpips": "LPIPS (VGG)"}
 _MEASURES = {
     "probability_cossim": "CosSim of the restored class probabilities",
     "embedding_cossim": "CosSim of the restored class embeddings",
     "embedding_mse": "MSE of the restored class embeddings",
+    **{
+        f"{name}{suffix}": f"{title}, mean over {over}"
+        for name, title in _IMAGE_SCORES.items()
+        for suffix, over in (("", "the batch"), ("_best6", "its six best images"))
+    },
     "soteria_embedding_cossim": "CosSim of the gradient's rows and the class embeddings (Soteria)",
     "soteria_embedding_mse": "MSE of the gradient's rows and the class embeddings (Soteria)",
     **{
@@ -147,8 +155,8 @@ def metric(name: str) -> Metric:
         ValueError: There is none of that name.
     """
     if name in _MEASURES:
-        low = -1.0 if name.endswith("cossim") else 0.0
-        high = 1.0 if name.endswith("cossim") else None
+        low = -1.0 if name.endswith("cossim") or name.startswith("ssim") else 0.0
+        high = 1.0 if name.endswith("cossim") or name.startswith("ssim") else None
         title = _MEASURES[name]
         return Metric(name, title, title, (low, high), None, "measures", name, name)
     attack, _, field = name.partition(".")
@@ -188,6 +196,8 @@ def grid_study(experiments: Sequence[Experiment], name: str, title: str) -> Stud
         names += [n for n in _MEASURES if n[0] == "a"] + ["embedding_mse", "embedding_cossim"]
     if "soteria_embedding" in measures:
         names += ["soteria_embedding_mse", "soteria_embedding_cossim"]
+    if any(e.inversion is not None for e in experiments):
+        names += [f"{name}{suffix}" for name in _IMAGE_SCORES for suffix in ("", "_best6")]
     rows = tuple(StudyRow(e.name, e) for e in experiments)
     return Study(name, title, "", None, tuple(dict.fromkeys(names)), rows)
 
@@ -279,6 +289,8 @@ def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record])
         "x": row.x,
         "metrics": cells,
         "failed": _failures(experiment, records),
+        "inversion": None if experiment.inversion is None else experiment.inversion.model_dump(),
+        "pictures": next((r["pictures"] for r in records if "pictures" in r), None),
         "shrunk": list(row.shrunk),
         "note": _note(row, metrics, cells),
     }
@@ -393,7 +405,8 @@ def _note(
     if row.experiment.data_split != "train":
         reasons.append("held-out images, a few of each class, cropped at random")
     reasons += [text for text in row.shrunk if "trials instead of" not in text]
-    if row.reason is not None and any(m.attack == "ilrg" for m in outside):
+    reasoned = [m for m in outside if m.attack == "ilrg" or m.name.split("_")[0] in _IMAGE_SCORES]
+    if row.reason is not None and reasoned:
         reasons.append(row.reason)
     if any(m.attack == "rlg" for m in outside):
         reasons.append(

@@ -20,8 +20,9 @@ A record is plain data for one line of JSON::
           "predicted": {"0": 1, ...}    # sampler imbalanced only: numbers above zero by class,
         }                               # those of "rounded" where there are such
       },
-      "measures": {"embedding_cossim": 0.98, ...}
-    }
+      "measures": {"embedding_cossim": 0.98, ...},
+      "pictures": {...}                 # experiments with an inversion only, see
+    }                                   # `labelleak.experiments.pictures`
 
 It holds no time and no place: the same trial gives the same record wherever it runs.
 """
@@ -52,6 +53,7 @@ from labelleak.experiments.definition import (
     derive_seed,
 )
 from labelleak.experiments.measures import ClassSums, measure
+from labelleak.experiments.pictures import reconstruct
 from labelleak.experiments.training import load_network, one_thread, training_samples
 from labelleak.metrics import counts_of, score
 from labelleak.observation import Observation
@@ -174,6 +176,13 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
             attacks[name]["predicted"] = _predicted(found)
         if name == "ilrg" and sums is not None:
             measures = measure(experiment.measures, found, observation, sums.means())
+    reconstruction: Record = {}
+    if experiment.inversion is not None:
+        truth = dataset.labels[batch.indices].to(device)
+        scores, reconstruction = reconstruct(
+            experiment, model, dataset, batch.inputs(), truth, seed("inversion"), index
+        )
+        measures |= scores
     return {
         "schema": TRIAL_SCHEMA,
         "key": experiment.trial_key(index),
@@ -190,6 +199,7 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
         "batch_size": experiment.batch.size,
         "attacks": attacks,
         "measures": measures,
+        **reconstruction,
     }
 
 

@@ -1,8 +1,10 @@
 """The page of a run of experiments, ours beside the published figures; and the same as CSV."""
 
+import base64
 import csv
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from labelleak.report.figures import Summary, differences_chart, short_title, study_figures
@@ -17,18 +19,19 @@ _ROW_COLUMNS = (
 _CELL_COLUMNS = ("ours", "low", "high", "published", "difference", "inside", "trials")
 
 
-def study_page(summaries: Sequence[Summary], title: str) -> str:
+def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = None) -> str:
     """A self-contained HTML page of a run: summary, figures and tables of every study.
 
     Args:
         summaries: Summaries of the studies, plain data of schema ``labelleak/study/1`` (see
             `labelleak.experiments.summary`), in the order to show them in.
         title: Heading of the page.
+        folder: The run's folder, whose pictures become part of the page; None for none.
 
     Returns:
         The page, one file with nothing to load and no script.
     """
-    studies = [_study(number, summary) for number, summary in enumerate(summaries, start=1)]
+    studies = [_study(number, summary, folder) for number, summary in enumerate(summaries, start=1)]
     measures = {m["name"]: m for summary in summaries for m in summary["metrics"]}
     totals = {key: sum(s["tally"][key] for s in studies) for key in ("inside", "outside", "open")}
     return render(
@@ -93,7 +96,7 @@ def _distinct(values: Any) -> list[Any]:
     return list(dict.fromkeys(value for value in values if value))
 
 
-def _study(number: int, summary: Summary) -> dict[str, Any]:
+def _study(number: int, summary: Summary, folder: Path | None) -> dict[str, Any]:
     rows = [_row(row, summary["metrics"]) for row in summary["rows"]]
     cells = [cell for row in summary["rows"] for cell in row["metrics"].values()]
     known = [cell["inside"] for cell in cells if cell["published"] is not None]
@@ -105,6 +108,7 @@ def _study(number: int, summary: Summary) -> dict[str, Any]:
         "source": summary["source"],
         "omitted": summary["omitted"],
         "figures": study_figures(summary),
+        "pictures": [strip for row in summary["rows"] if (strip := _pictures(row, folder))],
         "rows": rows,
         "tally": {
             "inside": known.count(True),
@@ -113,6 +117,29 @@ def _study(number: int, summary: Summary) -> dict[str, Any]:
         },
         "published": bool(known),
         "stands_in": any(row["stands_in_for"] for row in summary["rows"]),
+    }
+
+
+def _pictures(row: Mapping[str, Any], folder: Path | None) -> dict[str, Any] | None:
+    """The best images of a row's first trial and what they should be, with their PSNR."""
+    pictures = row.get("pictures")
+    if pictures is None or folder is None:
+        return None
+    strips = {}
+    for what in ("true", "found"):
+        # The summary may be from somewhere else: a name leads nowhere but to the run's pictures.
+        path = folder / "pictures" / Path(pictures["files"][what]).name
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        strips[what] = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+    values = [pictures["psnr"][index] for index in pictures["best"]]
+    return {
+        "label": row["label"],
+        **strips,
+        "psnr": [_number(value, fixed=False) for value in values],
+        "wrong": pictures["exact"] is False,
     }
 
 
@@ -158,7 +185,20 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         f"K = {row['batch_size']}, {row['sampler'].replace('_', ' ')}",
         *([row["defense"]] if row["defense"] else []),
         *(["classes known"] if row["known_classes"] else []),
+        *_search(row.get("inversion")),
         trials,
+    ]
+
+
+def _search(inversion: Mapping[str, Any] | None) -> list[str]:
+    """How images were sought for."""
+    if inversion is None:
+        return []
+    restarts = inversion["restarts"]
+    times = "" if restarts == 1 else f"{restarts} times "
+    return [
+        f"{times}{inversion['iterations']} iterations of IG",
+        f"total variation {inversion['total_variation']:g}",
     ]
 
 

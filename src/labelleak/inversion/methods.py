@@ -1,0 +1,226 @@
+"""The search for images whose gradient is the observed one: IG and DLG."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from labelleak.errors import LabelLeakError
+from labelleak.inversion.objective import (
+    cosine_distance,
+    squared_distance,
+    total_variation,
+)
+from labelleak.inversion.task import Progress, Task
+
+_DROPS = (3 / 8, 5 / 8, 7 / 8)
+_TELL_EVERY = 25
+_LBFGS_STEPS = 20
+
+
+@dataclass(frozen=True)
+class IG:
+    """Inverting gradients: the direction of the gradient is met, by signed gradients with Adam.
+
+    The cosine distance plus a total variation prior is minimised; after every step pixels are cut
+    off at 0 and 1, and the learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the iterations.
+
+    Args:
+        iterations: Steps of Adam in each restart.
+        learning_rate: Of Adam at the start, in units of the normalised pixels.
+        total_variation: Weight of the mean absolute difference of neighbouring pixels.
+        restarts: Number of starts from other noise; the one of least final distance is taken.
+
+    References:
+        Geiping et al., "Inverting gradients: how easy is it to break privacy in federated
+        learning?", NeurIPS 2020.
+    """
+
+    iterations: int = 4800
+    learning_rate: float = 0.1
+    total_variation: float = 1e-4
+    restarts: int = 1
+
+    name = "ig"
+    normalise = True
+    distance = staticmethod(cosine_distance)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "iterations", "learning_rate", "restarts")
+        if not 0.0 <= self.total_variation < math.inf:
+            raise ValueError(f"total_variation {self.total_variation}: it is at least 0")
+
+    def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
+        """Move the images (and the logits of soft labels) in place; yields the distance before."""
+        negatives = task.negatives(normalise=self.normalise)
+        soft = labels.is_floating_point()
+        variables = [images, labels] if soft else [images]
+        fused = images.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(variables, lr=self.learning_rate, fused=fused)
+        drops = {int(self.iterations * place) for place in _DROPS}
+        for iteration in range(self.iterations):
+            if iteration in drops:
+                optimizer.param_groups[0]["lr"] *= 0.1
+            step = task.step(images, labels, self.distance, negatives)
+            direction = step.images
+            if self.total_variation:
+                _, slope = total_variation(images.detach())
+                direction = direction.add_(slope, alpha=self.total_variation)
+            images.grad = direction.sign_()
+            if soft:
+                labels.grad = step.logits
+            optimizer.step()
+            with torch.no_grad():
+                torch.clamp(images, task.low, task.high, out=images)
+            yield step.distance
+
+
+@dataclass(frozen=True)
+class DLG:
+    """Deep leakage from gradients: the gradient itself is met, by L-BFGS.
+
+    Works for networks that are smooth enough (sigmoid or Swish activations) and few images. Steps
+    are sized by a line search (strong Wolfe conditions), which the original has none of.
+
+    Args:
+        iterations: Rounds of 20 steps of L-BFGS each in a restart; it ends before where a round
+            brings nothing more.
+        restarts: Number of starts from other noise; the one of least final distance is taken.
+
+    References:
+        Zhu et al., "Deep leakage from gradients", NeurIPS 2019.
+    """
+
+    iterations: int = 300
+    restarts: int = 1
+
+    name = "dlg"
+    normalise = False
+    distance = staticmethod(squared_distance)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "iterations", "restarts")
+
+    def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
+        """Move the images (and the logits of soft labels) in place; yields the distance before."""
+        negatives = task.negatives(normalise=self.normalise)
+        soft = labels.is_floating_point()
+        optimizer = torch.optim.LBFGS(
+            [images, labels] if soft else [images],
+            max_iter=_LBFGS_STEPS,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            step = task.step(images, labels, self.distance, negatives)
+            images.grad = step.images
+            if soft:
+                labels.grad = step.logits
+            return step.distance
+
+        before = math.inf
+        for _ in range(self.iterations):
+            distance: Tensor = optimizer.step(closure)  # type: ignore[no-untyped-call]
+            yield distance
+            if not float(distance) < before:
+                return
+            before = float(distance)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where a search ended.
+
+    Attributes:
+        images: Inputs of the network, without a graph.
+        logits: Of the soft labels, one row for each image or one for all; None where the classes
+            were fixed.
+        distances: Final distance of each restart that was begun.
+        iterations: Number of iterations done, all restarts together.
+        interrupted: Whether it was ended before its time.
+    """
+
+    images: Float[Tensor, "batch channels height width"]
+    logits: Float[Tensor, "rows classes"] | None
+    distances: tuple[float, ...]
+    iterations: int
+    interrupted: bool
+
+
+def search(
+    method: IG | DLG,
+    task: Task,
+    classes: Int[Tensor, " batch"] | None,
+    rows: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Search from every start, and keep the outcome of least distance.
+
+    An interruption (``KeyboardInterrupt``) ends the search, and the best so far is the outcome.
+
+    Args:
+        method: How.
+        task: What.
+        classes: Of the images; None where they are sought for, too.
+        rows: Number of soft labels where they are: one for each image, or 1 for all.
+        seed: Of all starts. They are the same whatever the device and however the labels are known.
+        progress: Told how far the search is.
+
+    Returns:
+        The best outcome.
+
+    Raises:
+        LabelLeakError: The distance became NaN or infinite in every restart.
+    """
+    best: tuple[float, Tensor, Tensor] | None = None
+    distances: list[float] = []
+    iterations, interrupted = 0, False
+    negatives = task.negatives(normalise=method.normalise)
+    for restart in range(method.restarts):
+        images, labels = _start(task, classes, rows, seed + restart)
+        try:
+            for done, distance in enumerate(method.iterate(task, images, labels), start=1):
+                iterations += 1
+                if progress is not None and (done == 1 or done % _TELL_EVERY == 0):
+                    progress(restart + 1, done, float(distance))
+        except KeyboardInterrupt:
+            interrupted = True
+        final = task.distance(images, labels, method.distance, negatives)
+        distances.append(final)
+        if math.isfinite(final) and (best is None or final < best[0]):
+            best = (final, images.detach(), labels.detach())
+        if interrupted:
+            break
+    if best is None:
+        raise LabelLeakError(
+            "the distance of the gradients became NaN or infinite in every restart: try a smaller "
+            "learning rate, another seed, or double precision"
+        )
+    logits = best[2] if best[2].is_floating_point() else None
+    return Outcome(best[1], logits, tuple(distances), iterations, interrupted)
+
+
+def _start(
+    task: Task, classes: Int[Tensor, " batch"] | None, rows: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Noise for images, and the classes or noise for their logits; leaves."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn((task.batch_size, *task.image_shape), generator=generator)
+    images = images.to(task.device, task.dtype).requires_grad_()
+    if classes is not None:
+        return images, classes.to(task.device)
+    logits = torch.randn((rows, task.classes), generator=generator)
+    return images, logits.to(task.device, task.dtype).requires_grad_()
+
+
+def _check_positive(method: object, *names: str) -> None:
+    for name in names:
+        value = getattr(method, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} {value}: it must be positive and finite")

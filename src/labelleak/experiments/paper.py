@@ -397,9 +397,7 @@ def _differences(full: Experiment, used: Experiment) -> list[str]:
     if used.image_size != full.image_size:
         texts.append(f"images of {used.image_size or 28} pixels instead of {full.image_size}")
     if full.training is not None and used.training is not None and used.training != full.training:
-        texts.append(
-            f"trained for {_length(used.training)} instead of {_length(full.training)}"
-        )
+        texts.append(f"trained for {_length(used.training)} instead of {_length(full.training)}")
     if used.trials != full.trials:
         texts.append(f"{used.trials} trials instead of {full.trials}")
     return texts

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from shutil import which
 
 import click
 from rich.progress import Progress

@@ -1,0 +1,176 @@
+"""Memory of a large batch of photographs, and what a second worker saves.
+
+    python benchmarks/experiments.py --data-dir ~/data [--output results/benchmark-experiments.json]
+
+Memory: one trial through ResNet-18 with the ImageNet stem on crops of 224 x 224 pixels, taken from
+the split `test` of `imagenet` with replacement, in a process of its own: the peak of that process
+from its start, with Python, PyTorch and the network in it (Linux only).
+
+Workers: the same trials (LeNet-5 and ResNet-18 on the embedded digits) one after the other in one
+process, by joblib in two, and on a local Dask scheduler with one and with two workers of one thread
+each. The four take turns, and each starts anew: the time is that of the whole run, the workers'
+imports included, but not the start of scheduler and workers. Ratios are to Dask with one worker,
+medians over the turns. All records are compared, as text.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from labelleak.experiments.definition import Batch, Experiment, Network
+from labelleak.experiments.runner import run
+from labelleak.experiments.store import Store
+from labelleak.experiments.trial import run_trial
+from measuring import Row, in_own_process, load, peak, write
+
+BATCH_SIZES = (64, 4096)
+TURNS = 3
+TRIALS = 24
+
+
+class Way(NamedTuple):
+    """How trials are run: on how many workers, of Dask or of one machine."""
+
+    name: str
+    workers: int
+    dask: bool
+
+
+BASELINE = Way("dask-1", 1, dask=True)
+WAYS = (
+    BASELINE,
+    Way("dask-2", 2, dask=True),
+    Way("one-process", 1, dask=False),
+    Way("joblib-2", 2, dask=False),
+)
+
+
+def photographs(batch_size: int) -> Experiment:
+    """A batch of photographs; fewer than a large batch needs are each used several times."""
+    return Experiment(
+        name=f"K = {batch_size}",
+        data="imagenet",
+        data_split="test",
+        network=Network(name="resnet18", stem="imagenet"),
+        batch=Batch(size=batch_size, replacement=True),
+        attacks=("ilrg",),
+        trials=1,
+    )
+
+
+def digits(trials: int) -> list[Experiment]:
+    """Trials of two lengths, so that workers do not end in step."""
+    return [
+        Experiment(
+            name=name,
+            data="mnist-sample",
+            network=Network(name=name),
+            batch=Batch(size=size),
+            attacks=("ilrg", "rlg"),
+            trials=trials,
+        )
+        for name, size in (("lenet5", 1024), ("resnet18", 32))
+    ]
+
+
+def trial_of_photographs(batch_size: int, data_dir: str) -> Row:
+    """Seconds and peak memory of one trial (run in a fresh process)."""
+    start = time.perf_counter()
+    record = run_trial(photographs(batch_size), 0, data_dir)
+    error = record["attacks"]["ilrg"]["error"]
+    if error:
+        raise RuntimeError(error)
+    return {
+        "batch_size": batch_size,
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": peak(),
+    }
+
+
+def run_digits(way: Way, trials: int) -> tuple[float, str]:
+    """Seconds of a run, and its records in the order of their keys (run in a fresh process)."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store(folder) as store,
+        cluster(way) as address,
+    ):
+        start = time.perf_counter()
+        summary = run(digits(trials), store, workers=way.workers, dask=address)
+        taken = time.perf_counter() - start
+        if summary.failed:
+            raise RuntimeError(str(summary.failed))
+        records = sorted(store.records(), key=lambda record: str(record["key"]))
+    return taken, json.dumps(records)
+
+
+@contextlib.contextmanager
+def cluster(way: Way) -> Iterator[str | None]:
+    """Address of a scheduler with workers, processes of one thread; None where none is needed."""
+    if not way.dask:
+        yield None
+        return
+    from distributed import LocalCluster
+
+    with LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=way.workers, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as local:
+        yield local.scheduler_address
+
+
+def main() -> None:
+    """Measure, print tables, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data-dir", type=Path, required=True, help="a folder with imagenet")
+    parser.add_argument("--output", type=Path, default=None)
+    arguments = parser.parse_args()
+    load_before = load()
+
+    memory = []
+    print(f"{'K':>5}{'s':>9}{'peak MB':>10}")
+    for batch_size in BATCH_SIZES:
+        row = in_own_process(trial_of_photographs, batch_size, str(arguments.data_dir))
+        memory.append(row)
+        print(f"{batch_size:>5}{row['seconds']:>9.1f}{row['peak_bytes'] / 1e6:>10.1f}", flush=True)
+
+    times: dict[Way, list[float]] = {way: [] for way in WAYS}
+    records = set()
+    for _ in range(TURNS):
+        for way in WAYS:
+            taken, found = in_own_process(run_digits, way, TRIALS)
+            times[way].append(taken)
+            records.add(found)
+    workers = [
+        {
+            "name": way.name,
+            "seconds": statistics.median(taken),
+            "runs": len(taken),
+            "ratio": statistics.median(
+                own / other for own, other in zip(taken, times[BASELINE], strict=True)
+            ),
+        }
+        for way, taken in times.items()
+    ]
+    print(f"{'way':<12}{'s':>9}{'of ' + BASELINE.name:>11}")
+    for row in workers:
+        print(f"{row['name']:<12}{row['seconds']:>9.1f}{row['ratio']:>11.3f}")
+    same = len(records) == 1
+    print(f"records the same, bit for bit: {'yes' if same else 'NO'}")
+    write(
+        arguments.output,
+        __doc__,
+        load_before,
+        memory=memory,
+        trials=len(digits(TRIALS)) * TRIALS,
+        workers=workers,
+        same_records=same,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import in_own_process, load, peak, reset_peak, write
 
 import labelleak
+from measuring import in_own_process, load, peak, reset_peak, write
 from plain import entry_by_entry, plain_ilrg, row_by_row
 
 SIZES = [(10, 300, 24), (100, 84, 24), (1000, 2048, 24), (1000, 4096, 2048)]

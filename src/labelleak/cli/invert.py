@@ -354,7 +354,7 @@ def _write(folder: Path, images: Tensor, content: dict[str, Any]) -> None:
 
 def _print(found: Inversion, score: Quality | None, seconds: float, out: Path) -> None:
     target = console()
-    words = [f"Method [bold]{found.method}[/bold]"]
+    words = [f"Method {found.method}"]
     if found.mode is not None:
         by = "" if found.restoration is None else f" by {found.restoration.attack}"
         words.append(f"labels {found.mode}{by}")
@@ -363,7 +363,7 @@ def _print(found: Inversion, score: Quality | None, seconds: float, out: Path) -
     words.append(f"{seconds:.1f} s" + (", interrupted: the best so far" * found.interrupted))
     target.print("; ".join(words), highlight=False)
     for flag in () if found.restoration is None else found.restoration.flags:
-        target.print(f"[yellow]flag[/yellow] {flag.name.lower()}: {flag.text}", highlight=False)
+        target.print(f"flag {flag.name.lower()}: {flag.text}")
     if score is not None:
         ssim, lpips = (
             "not available" if mean is None else f"{mean:.3f}"

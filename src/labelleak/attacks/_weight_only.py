@@ -43,7 +43,7 @@ def restored_bias_gradient(
             "without both, the length of the mean embedding is open"
         )
     head, gradient = observation.head, observation.gradient.weight
-    left, value, right = _top_pair(gradient)
+    left, value, second, right = _top_pair(gradient)
     direction = (head.weight.to(right.dtype) @ right).double()
     left, right = left.double(), right.double()
     bias = torch.zeros_like(direction) if head.bias is None else head.bias.double()
@@ -73,13 +73,22 @@ def restored_bias_gradient(
     generator = torch.Generator().manual_seed(1)
     drawn = torch.multinomial(likely, replicates, replacement=True, generator=generator)
     best = signed[int(cost.argmin())]
-    return value / best * left, value / signed[drawn] * left[:, None]
+    found, varied = value / best * left, value / signed[drawn] * left[:, None]
+    # What a row holds besides the pair may lie along e as well: rows of classes with many instances
+    # hold most, and no direction holds more than the second singular value.
+    share = (scale / observation.classes - found).clamp_min(0.0)
+    error = second / best.abs() * (share / share.sum().clamp_min(1e-300)).sqrt()
+    noise = torch.randn(varied.shape, generator=generator, dtype=torch.float64).to(varied)
+    return found, varied + error[:, None] * noise
 
 
 def _top_pair(
     gradient: Float[Tensor, "classes features"],
-) -> tuple[Float[Tensor, " classes"], float, Float[Tensor, " features"]]:
-    """The largest singular value and its vectors, by subspace iteration (Halko et al. 2011)."""
+) -> tuple[Float[Tensor, " classes"], float, float, Float[Tensor, " features"]]:
+    """The largest singular value, its vectors about it, and the second largest value.
+
+    By subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    """
     matrix = gradient if gradient.numel() > _SMALL_HEAD else gradient.double()
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.float()
@@ -91,4 +100,5 @@ def _top_pair(
         basis, _ = torch.linalg.qr(matrix @ probes)
         probes = matrix.T @ basis
     left, values, right = torch.linalg.svd(probes.T, full_matrices=False)
-    return basis @ left[:, 0], float(values[0]), right[0]
+    second = float(values[1]) if columns > 1 else 0.0
+    return basis @ left[:, 0], float(values[0]), second, right[0]

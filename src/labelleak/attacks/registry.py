@@ -15,11 +15,14 @@ class Need(Enum):
 
     BIAS = "the final layer's bias and its gradient"
     BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
+    MODEL = "the whole model (model=...)"
 
     def is_met(self, observation: Observation) -> bool:
         """Whether the observation holds it."""
         if self is Need.BIAS:
             return observation.has_bias
+        if self is Need.MODEL:
+            return observation.model is not None
         return observation.batch_size is not None
 
 

@@ -1,6 +1,7 @@
 """Inputs that resemble images in nothing but their smoothness."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,8 +15,8 @@ _SIDES = (32, 28, 64, 96, 224, 128, 256)
 
 
 def dummy_inputs(
-    shape: tuple[int, ...], number: int, slope: float, generator: torch.Generator
-) -> Float[Tensor, "number *shape"]:
+    shape: tuple[int, ...], number: int, slopes: Sequence[float], generator: torch.Generator
+) -> list[Float[Tensor, "number *shape"]]:
     """Gaussian noise of mean zero and mean square one with a spectrum like that of images.
 
     Amplitudes fall as ``frequency ** -slope`` (Field 1987: about 1 in natural images). The noise is
@@ -25,14 +26,14 @@ def dummy_inputs(
     Args:
         shape: Of one input: (channels, height, width), or anything else.
         number: How many.
-        slope: Power of the frequency, positive.
+        slopes: Powers of the frequency, positive.
         generator: Source of the noise, on the CPU.
 
     Returns:
-        float32, shape (number, *shape).
+        For every slope float32, shape (number, *shape), made of the same white noise.
     """
     if len(shape) != 3 or min(shape[1:]) < 2:
-        return torch.randn(number, *shape, generator=generator)
+        return [torch.randn(number, *shape, generator=generator)] * len(slopes)
     channels, height, width = shape
     across = torch.fft.rfftfreq(2 * width)[None, :]
     down = torch.fft.fftfreq(2 * height)[:, None]
@@ -42,9 +43,13 @@ def dummy_inputs(
     if channels > 1:
         common = torch.randn(number, 1, 2 * height, 2 * width, generator=generator)
         noise = math.sqrt(1.0 - _COMMON) * noise + math.sqrt(_COMMON) * common
-    spectrum = torch.fft.rfft2(noise) * frequency**-slope
-    field = torch.fft.irfft2(spectrum, s=(2 * height, 2 * width))[..., :height, :width]
-    return field / field.square().mean().sqrt()
+    white = torch.fft.rfft2(noise)
+    fields = []
+    for slope in slopes:
+        whole = torch.fft.irfft2(white * frequency**-slope, s=(2 * height, 2 * width))
+        field = whole[..., :height, :width]
+        fields.append(field / field.square().mean().sqrt())
+    return fields
 
 
 def guessed_shape(model: nn.Module, layer: nn.Module) -> tuple[int, ...]:

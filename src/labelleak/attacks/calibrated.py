@@ -1,7 +1,7 @@
 """Calibrated restoration: the mean prediction from the whole model on dummy or auxiliary inputs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,7 +25,10 @@ _SLOPES = (1.2, 1.3, 1.4, 1.5, 1.6, 1.7)
 _POWER_SPREAD = 0.1
 _CHANNEL_SPREAD = 0.1
 _REPLICATES = 128
+_ERRORS = 16
 _CHUNK = 64
+# Of the mean eigenvalue of the second moments of the first layer's deltas.
+_RIDGE = 0.1
 # Pooled contradicts the dummies where their distance is so many times what both errors explain.
 _CONTRADICTION = 3.0
 
@@ -69,7 +72,7 @@ def calibrated(
     pooled = mean_logits(observation)
     with torch.no_grad(), _evaluation(model):
         if observation.auxiliary is None:
-            seen = _see_dummies(observation, model, dummies, power)
+            seen = _see_dummies(observation, model, pooled, dummies, power)
         else:
             seen = _see_auxiliary(observation, model, observation.auxiliary)
     return conclude("calibrated", observation, _combine(observation, pooled, seen))
@@ -106,39 +109,48 @@ def _see_auxiliary(
 
 
 def _see_dummies(
-    observation: Observation, model: nn.Module, dummies: int, power: float
+    observation: Observation, model: nn.Module, pooled: MeanLogits, dummies: int, power: float
 ) -> _Seen:
     name, layer = _first_layer(model)
-    mean = _mean_input(observation, name, layer)
+    gradients = _first_gradients(observation, name, layer)
     shape = observation.input_shape
     if shape is None:
         shape = guessed_shape(model, layer)
     generator = torch.Generator().manual_seed(0)
     like = next(iter(layer.parameters()))
 
-    def logits_of(slope: float, scale: float, centre: Tensor) -> Tensor:
-        # The same white noise for all, so that what differs is their kind and not their luck.
-        white = torch.Generator().manual_seed(1)
-        inputs = dummy_inputs(shape, dummies, slope, white)
+    def placed(inputs: Tensor, scale: float, centre: Tensor) -> Tensor:
         rest = max(scale * power - float(centre.square().mean()), 0.05 * scale * power)
-        inputs = centre.float() + rest**0.5 * inputs
-        return _logits(model, inputs.to(like), observation)
+        return (centre.float() + rest**0.5 * inputs).to(like)
 
-    centre = torch.zeros(shape) if mean is None else mean.values.cpu().view(shape)
-    kinds, means = [], []
-    for slope in _SLOPES:
+    def logits_of(inputs: Tensor, scale: float, centre: Tensor) -> Tensor:
+        return _logits(model, placed(inputs, scale, centre), observation)
+
+    # The same white noise for all, so that what differs is their kind and not their luck.
+    fields = dummy_inputs(shape, dummies, _SLOPES, generator)
+    middle = fields[len(fields) // 2]
+    mean, centre = None, torch.zeros(shape)
+    if gradients is not None:
+        mean = _mean_input(
+            observation,
+            pooled,
+            layer,
+            gradients,
+            lambda values: placed(middle, 1.0, values.cpu().view(shape)),
+        )
+        centre = mean.values.cpu().view(shape)
+    kinds = []
+    for field in fields:
         scale = math.exp(_POWER_SPREAD * float(torch.randn((), generator=generator)))
         offset = torch.zeros(())
         if mean is None:
             one = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
             offset = _CHANNEL_SPREAD * one
-        kinds.append(logits_of(slope, scale, centre + offset))
-        means.append(kinds[-1].mean(dim=0))
-    every = torch.stack(means)
-    spread = (every - every.mean(dim=0)).T / math.sqrt(len(means) - 1)
+        kinds.append(logits_of(field, scale, centre + offset))
+    every = torch.stack(kinds).mean(dim=1)
+    spread = (every - every.mean(dim=0)).T / math.sqrt(len(every) - 1)
     shared = spread.new_zeros(len(spread), 1)
     if mean is not None:
-        middle = _SLOPES[len(_SLOPES) // 2]
         at_centre = logits_of(middle, 1.0, centre).mean(dim=0)
         columns = [
             logits_of(middle, 1.0, centre + error.cpu().view(shape)).mean(dim=0) - at_centre
@@ -223,38 +235,98 @@ class _Mean(NamedTuple):
     errors: Float[Tensor, "inputs draws"]
 
 
-def _mean_input(observation: Observation, name: str, layer: nn.Module) -> _Mean | None:
-    """The batch's mean input, where the first layer is fully connected and has a bias."""
+def _first_gradients(
+    observation: Observation, name: str, layer: nn.Module
+) -> tuple[Tensor, Tensor] | None:
+    """Gradients of a fully connected first layer with a bias, float64; None for any other."""
     if not isinstance(layer, nn.Linear) or layer.bias is None:
         return None
-    if name == (observation.head.name or name) and layer.weight.shape == observation.head.weight.shape:
+    head = observation.head
+    if name == (head.name or name) and layer.weight.shape == head.weight.shape:
         weight, bias = observation.gradient.weight, observation.gradient.bias
     else:
         gradients = observation.gradients or {}
-        weight, bias = (_named(gradients, f"{name}.{kind}") for kind in ("weight", "bias"))
+        weight, bias = (gradients.get(f"{name}.{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None:
         raise MissingKnowledge(
             f"attack 'calibrated' needs the gradients of the first layer, {name!r}, or auxiliary "
             "inputs (gradients=..., auxiliary=...)"
         )
-    weight, bias = weight.double(), bias.double()
-    noise = observation.gradient and gradient_noise(observation.gradient.weight)
+    return weight.detach().double(), bias.detach().double()
+
+
+def _mean_input(
+    observation: Observation,
+    pooled: MeanLogits,
+    layer: nn.Module,
+    gradients: tuple[Tensor, Tensor],
+    draw: Callable[[Tensor], Tensor],
+) -> _Mean:
+    """The batch's mean input by generalised least squares over the rows of the first layer.
+
+    With delta_k the gradient of sample k at the layer's output, ``a^T dW = sum_k (a^T delta_k) x_k
+    / K``. Least squares takes a along ``db``. Less noise has the a that makes ``a^T delta_k`` most
+    alike over the samples; it follows from the second moments of delta, and these from dummy inputs
+    with the least-squares mean and the labels that `pooled` restores.
+    """
+    weight, bias = gradients
     squares = float(bias.square().sum())
-    norm = max(squares - len(bias) * noise**2, 0.1 * squares)
-    values = weight.T @ bias / norm
-    # Rows of neighbouring units err alike. Along the principal axes they do not, and the residual
-    # of each gets a random sign, as the residual of a row in `pooled`.
-    axes, _, _ = torch.linalg.svd(weight, full_matrices=False)
-    share = axes.T @ bias
-    residuals = axes.T @ weight - torch.outer(share, values)
+    noise = gradient_noise(observation.gradient.weight)
+    simple = weight.T @ bias / max(squares - len(bias) * noise**2, 0.1 * squares)
+    inputs = draw(simple)
+    deltas = _output_gradients(observation, pooled, layer, inputs)
+    size = observation.num_instances or len(deltas)
+    moments = deltas.T @ deltas / len(deltas)
+    ridge = _RIDGE * float(moments.trace()) / len(bias) + size * noise**2
+    combination = torch.linalg.solve(moments + ridge * torch.eye(len(bias)).to(moments), bias)
+    combination /= combination @ bias
+    # Errors are what these combinations of random inputs scatter by, and what noise adds.
+    uneven = deltas @ combination
+    uneven -= uneven.mean()
     generator = torch.Generator().manual_seed(3)
-    signs = torch.randint(0, 2, (len(share), 16), generator=generator).to(residuals) * 2.0 - 1.0
-    return _Mean(values, residuals.T @ (signs * share[:, None]) / norm)
+
+    def normal(rows: int) -> Tensor:
+        return torch.randn(rows, _ERRORS, generator=generator, dtype=torch.float64).to(bias)
+
+    values = weight.T @ combination
+    centred = inputs.flatten(1).to(values) - values
+    errors = centred.T @ (uneven[:, None] * normal(len(uneven))) / (len(uneven) * size) ** 0.5
+    errors += noise * float(combination.norm()) * normal(len(values))
+    return _Mean(values, errors)
 
 
-def _named(gradients: object, name: str) -> Tensor | None:
-    found = gradients.get(name) if hasattr(gradients, "get") else None
-    return found if isinstance(found, Tensor) else None
+def _output_gradients(
+    observation: Observation, pooled: MeanLogits, layer: nn.Module, inputs: Tensor
+) -> Float[Tensor, "samples outputs"]:
+    """Gradient of every dummy input's loss at a layer's output, float64."""
+    model, kept = observation.model, []
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()  # what follows may work in place
+
+    assert model is not None, "a need of the attack"
+    with torch.enable_grad():
+        inputs = inputs.clone().requires_grad_()
+        handle = layer.register_forward_hook(keep)
+        try:
+            logits = _head_output(model, inputs, observation)
+        finally:
+            handle.remove()
+        scale = observation.batch_size or 1 if observation.reduction == "sum" else 1
+        prediction = torch.softmax(pooled.logits, dim=0)
+        share = (prediction - pooled.bias_gradient / scale).clamp_min(1e-6)
+        ends = (share / share.sum()).cumsum(0)
+        places = (torch.arange(len(inputs)) + 0.5) / len(inputs)
+        labels = torch.searchsorted(ends, places.to(ends)).clamp_max(len(share) - 1)
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(4))
+        labels = labels[order.to(labels.device)].to(logits.device)
+        errors = torch.softmax(logits.detach(), dim=1)
+        errors[torch.arange(len(labels)), labels] -= 1.0
+        if observation.class_weights is not None:
+            errors *= observation.class_weights.to(errors)[labels, None]
+        (deltas,) = torch.autograd.grad(logits, kept[0], errors)
+    return deltas.flatten(1).double().to(pooled.logits.device)
 
 
 def _first_layer(model: nn.Module) -> tuple[str, nn.Module]:
@@ -269,22 +341,26 @@ def _first_layer(model: nn.Module) -> tuple[str, nn.Module]:
 
 def _logits(model: nn.Module, inputs: Tensor, observation: Observation) -> Tensor:
     """Logits of the head, float64, whatever the model puts out after it."""
-    seen: list[Tensor] = []
-    head = model.get_submodule(observation.head.name) if observation.head.name else model
-    handle = head.register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
-        like = next(iter(model.parameters()))
-        for piece in inputs.split(_CHUNK):
-            model(piece.to(like))
-    finally:
-        handle.remove()
-    logits = torch.cat(seen).double()
+    like = next(iter(model.parameters()))
+    pieces = [_head_output(model, piece.to(like), observation) for piece in inputs.split(_CHUNK)]
+    logits = torch.cat(pieces).double()
     if logits.shape != (len(inputs), observation.classes) or not torch.isfinite(logits).all():
         raise MissingKnowledge(
             "attack 'calibrated' needs a model whose head puts out one vector of finite logits per "
             "input"
         )
     return logits.to(observation.head.weight.device)
+
+
+def _head_output(model: nn.Module, inputs: Tensor, observation: Observation) -> Tensor:
+    seen: list[Tensor] = []
+    head = model.get_submodule(observation.head.name or "")
+    handle = head.register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        model(inputs)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @contextmanager

@@ -29,8 +29,9 @@ _ERRORS = 16
 _CHUNK = 64
 # Of the mean eigenvalue of the second moments of the first layer's deltas.
 _RIDGE = 0.1
-# Pooled contradicts the dummies where their distance is so many times what both errors explain.
-_CONTRADICTION = 3.0
+# Squared distance of the dummies' mean logits from the truth that nothing else explains, in units of
+# the variance of single inputs.
+_DISCREPANCY = 0.01
 
 
 @register(
@@ -111,53 +112,93 @@ def _see_auxiliary(
 def _see_dummies(
     observation: Observation, model: nn.Module, pooled: MeanLogits, dummies: int, power: float
 ) -> _Seen:
-    name, layer = _first_layer(model)
-    gradients = _first_gradients(observation, name, layer)
-    shape = observation.input_shape
-    if shape is None:
-        shape = guessed_shape(model, layer)
+    first, (name, layer) = _first_layer(model), _first_linear(model)
+    at_input = layer is first
+    gradients = _layer_gradients(observation, name, layer, needed=at_input)
+    shape = observation.input_shape or guessed_shape(model, first)
     generator = torch.Generator().manual_seed(0)
-    like = next(iter(layer.parameters()))
-
-    def placed(inputs: Tensor, scale: float, centre: Tensor) -> Tensor:
-        rest = max(scale * power - float(centre.square().mean()), 0.05 * scale * power)
-        return (centre.float() + rest**0.5 * inputs).to(like)
-
-    def logits_of(inputs: Tensor, scale: float, centre: Tensor) -> Tensor:
-        return _logits(model, placed(inputs, scale, centre), observation)
-
-    # The same white noise for all, so that what differs is their kind and not their luck.
+    like = next(iter(first.parameters()))
     fields = dummy_inputs(shape, dummies, _SLOPES, generator)
-    middle = fields[len(fields) // 2]
-    mean, centre = None, torch.zeros(shape)
-    if gradients is not None:
-        mean = _mean_input(
-            observation,
-            pooled,
-            layer,
-            gradients,
-            lambda values: placed(middle, 1.0, values.cpu().view(shape)),
-        )
-        centre = mean.values.cpu().view(shape)
+
+    def inputs_of(field: Tensor, scale: float, centre: Tensor) -> Tensor:
+        rest = max(scale * power - float(centre.square().mean()), 0.05 * scale * power)
+        return (centre.float() + rest**0.5 * field).to(like)
+
+    middle, centre, mean = fields[len(fields) // 2], torch.zeros(shape), None
+    if gradients is not None and layer is not None:
+        if at_input:
+            start = _simple_mean(observation, *gradients).cpu().view(shape)
+        else:
+            start = centre
+        typical = inputs_of(middle, 1.0, start)
+        mean = _mean_input(observation, pooled, layer, gradients, typical)
+        if at_input:
+            centre = mean.values.cpu().view(shape)
+
+    def logits_of(field: Tensor, scale: float, offset: Tensor, error: Tensor | None) -> Tensor:
+        if mean is None or layer is None:
+            return _logits(model, inputs_of(field, scale, offset), observation)
+        if at_input:
+            moved = centre if error is None else centre + error.cpu().view(shape)
+            return _logits(model, inputs_of(field, scale, moved), observation)
+        target = mean.values if error is None else mean.values + error
+        inputs = inputs_of(field, scale, offset)
+        with _mean_set(layer, _mean_of_inputs(model, layer, inputs, observation), target):
+            return _logits(model, inputs, observation)
+
     kinds = []
     for field in fields:
         scale = math.exp(_POWER_SPREAD * float(torch.randn((), generator=generator)))
-        offset = torch.zeros(())
-        if mean is None:
-            one = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
-            offset = _CHANNEL_SPREAD * one
-        kinds.append(logits_of(field, scale, centre + offset))
+        one = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
+        kinds.append(logits_of(field, scale, _CHANNEL_SPREAD * one, None))
     every = torch.stack(kinds).mean(dim=1)
     spread = (every - every.mean(dim=0)).T / math.sqrt(len(every) - 1)
     shared = spread.new_zeros(len(spread), 1)
     if mean is not None:
-        at_centre = logits_of(middle, 1.0, centre).mean(dim=0)
+        none = torch.zeros(())
+        at_centre = logits_of(middle, 1.0, none, None).mean(dim=0)
         columns = [
-            logits_of(middle, 1.0, centre + error.cpu().view(shape)).mean(dim=0) - at_centre
-            for error in mean.errors.T
+            logits_of(middle, 1.0, none, error).mean(dim=0) - at_centre for error in mean.errors.T
         ]
         shared = torch.stack(columns, dim=1) / math.sqrt(len(columns))
     return _summary(torch.cat(kinds), spread, shared, dummies)
+
+
+def _mean_of_inputs(
+    model: nn.Module, layer: nn.Module, inputs: Tensor, observation: Observation
+) -> Float[Tensor, " inputs"]:
+    """Mean of what enters a fully connected layer."""
+    return _entering(model, layer, inputs, observation).mean(dim=0)
+
+
+def _entering(
+    model: nn.Module, layer: nn.Module, inputs: Tensor, observation: Observation
+) -> Float[Tensor, "samples inputs"]:
+    kept: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: kept.append(given[0].detach()))
+    try:
+        _logits(model, inputs, observation)
+    finally:
+        handle.remove()
+    return torch.cat(kept).flatten(1).double()
+
+
+@contextmanager
+def _mean_set(layer: nn.Module, before: Tensor, after: Tensor) -> Iterator[None]:
+    """Let what enters a layer have another mean: scaled where it is positive, else shifted."""
+    positive = (before > 0) & (after > 0)
+    factor = torch.where(positive, after / before.clamp_min(1e-30), 1.0).clamp(max=4.0)
+    shift = torch.where(positive, 0.0, after.clamp_min(0.0) if bool((before >= 0).all()) else after)
+    shift = shift - torch.where(positive, 0.0, before)
+
+    def move(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (given[0] * factor.to(given[0]) + shift.to(given[0]), *given[1:])
+
+    handle = layer.register_forward_pre_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _summary(logits: Tensor, spread: Tensor, shared: Tensor, inputs: int) -> _Seen:
@@ -194,14 +235,20 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
     own = 1.0 / seen.inputs + 1.0 / (observation.num_instances or seen.inputs)
     prior = spread @ spread.T + own * covariance
 
-    explained = torch.linalg.solve(prior + shared @ shared.T + noise, difference)
-    surplus = float((difference * explained).sum()) / (classes - 1)
-    if surplus > _CONTRADICTION:
-        prior = prior * surplus
+    # Dummies are no images. Where pooled contradicts them, they are taken for further off, until
+    # both agree within their errors.
+    prior = prior + _DISCREPANCY * covariance
+    surplus = _surplus(difference, prior + shared @ shared.T + noise)
+    allowed, trust = 1.0 + 3.0 * math.sqrt(2.0 / max(classes - 1, 1)), 1.0
+    if surplus > allowed:
+        for doublings in range(1, 24):
+            trust = 1.0 / (1.0 + _DISCREPANCY * 2.0**doublings)
+            wider = prior + _DISCREPANCY * 2.0**doublings * covariance
+            if _surplus(difference, wider + shared @ shared.T + noise) <= 1.0:
+                break
+        prior = wider
     gain = torch.linalg.solve(prior + noise, prior).T
-    second_order = seen.log_probabilities - seen.logits
-    if surplus > _CONTRADICTION:
-        second_order = second_order * _CONTRADICTION / surplus
+    second_order = trust * (seen.log_probabilities - seen.logits)
     logits = seen.logits + second_order + (gain @ difference)[:, 0]
 
     left = prior - gain @ prior
@@ -223,6 +270,12 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
     )
 
 
+def _surplus(difference: Tensor, covariance: Tensor) -> float:
+    """Squared distance in units of what the covariance explains, one on average."""
+    explained = torch.linalg.solve(covariance, difference)
+    return float((difference * explained).sum()) / (len(difference) - 1)
+
+
 def _centred(matrix: Tensor, *, both: bool = False) -> Tensor:
     matrix = matrix - matrix.mean(dim=0)
     return matrix - matrix.mean(dim=1, keepdim=True) if both else matrix
@@ -235,19 +288,25 @@ class _Mean(NamedTuple):
     errors: Float[Tensor, "inputs draws"]
 
 
-def _first_gradients(
-    observation: Observation, name: str, layer: nn.Module
+def _layer_gradients(
+    observation: Observation, name: str, layer: nn.Module | None, *, needed: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """Gradients of a fully connected first layer with a bias, float64; None for any other."""
+    """Gradients of a fully connected layer with a bias, float64; None where there are none.
+
+    Raises:
+        MissingKnowledge: They are needed.
+    """
+    head = observation.head
     if not isinstance(layer, nn.Linear) or layer.bias is None:
         return None
-    head = observation.head
     if name == (head.name or name) and layer.weight.shape == head.weight.shape:
         weight, bias = observation.gradient.weight, observation.gradient.bias
     else:
         gradients = observation.gradients or {}
         weight, bias = (gradients.get(f"{name}.{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None:
+        if not needed:
+            return None
         raise MissingKnowledge(
             f"attack 'calibrated' needs the gradients of the first layer, {name!r}, or auxiliary "
             "inputs (gradients=..., auxiliary=...)"
@@ -255,26 +314,29 @@ def _first_gradients(
     return weight.detach().double(), bias.detach().double()
 
 
+def _simple_mean(observation: Observation, weight: Tensor, bias: Tensor) -> Tensor:
+    """A layer's mean input by plain least squares over its rows."""
+    noise, squares = gradient_noise(observation.gradient.weight), float(bias.square().sum())
+    return weight.T @ bias / max(squares - len(bias) * noise**2, 0.1 * squares)
+
+
 def _mean_input(
     observation: Observation,
     pooled: MeanLogits,
     layer: nn.Module,
     gradients: tuple[Tensor, Tensor],
-    draw: Callable[[Tensor], Tensor],
+    typical: Tensor,
 ) -> _Mean:
-    """The batch's mean input by generalised least squares over the rows of the first layer.
+    """The batch's mean input to a layer by generalised least squares over the layer's rows.
 
     With delta_k the gradient of sample k at the layer's output, ``a^T dW = sum_k (a^T delta_k) x_k
     / K``. Least squares takes a along ``db``. Less noise has the a that makes ``a^T delta_k`` most
     alike over the samples; it follows from the second moments of delta, and these from dummy inputs
-    with the least-squares mean and the labels that `pooled` restores.
+    with the labels that `pooled` restores.
     """
     weight, bias = gradients
-    squares = float(bias.square().sum())
     noise = gradient_noise(observation.gradient.weight)
-    simple = weight.T @ bias / max(squares - len(bias) * noise**2, 0.1 * squares)
-    inputs = draw(simple)
-    deltas = _output_gradients(observation, pooled, layer, inputs)
+    deltas = _output_gradients(observation, pooled, layer, typical)
     size = observation.num_instances or len(deltas)
     moments = deltas.T @ deltas / len(deltas)
     ridge = _RIDGE * float(moments.trace()) / len(bias) + size * noise**2
@@ -289,7 +351,9 @@ def _mean_input(
         return torch.randn(rows, _ERRORS, generator=generator, dtype=torch.float64).to(bias)
 
     values = weight.T @ combination
-    centred = inputs.flatten(1).to(values) - values
+    assert observation.model is not None, "a need of the attack"
+    inputs = _entering(observation.model, layer, typical, observation).to(values)
+    centred = inputs - inputs.mean(dim=0)
     errors = centred.T @ (uneven[:, None] * normal(len(uneven))) / (len(uneven) * size) ** 0.5
     errors += noise * float(combination.norm()) * normal(len(values))
     return _Mean(values, errors)
@@ -329,14 +393,21 @@ def _output_gradients(
     return deltas.flatten(1).double().to(pooled.logits.device)
 
 
-def _first_layer(model: nn.Module) -> tuple[str, nn.Module]:
-    for name, module in model.named_modules():
+def _first_layer(model: nn.Module) -> nn.Module:
+    for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            return name, module
+            return module
     raise MissingKnowledge(
         "attack 'calibrated' makes inputs for a first layer that is fully connected or a "
         "convolution of images, and this model has neither: give auxiliary inputs (auxiliary=...)"
     )
+
+
+def _first_linear(model: nn.Module) -> tuple[str, nn.Module | None]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            return name, module
+    return "", None
 
 
 def _logits(model: nn.Module, inputs: Tensor, observation: Observation) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.stats import f
 from torch import Tensor, nn
 
 from labelleak.attacks._counts import MeanPrediction, conclude
@@ -239,7 +240,8 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
     # both agree within their errors.
     prior = prior + _DISCREPANCY * covariance
     surplus = _surplus(difference, prior + shared @ shared.T + noise)
-    allowed, trust = 1.0 + 3.0 * math.sqrt(2.0 / max(classes - 1, 1)), 1.0
+    # The size of pooled's error is itself estimated, from as many rows as there are classes.
+    allowed, trust = float(f.ppf(0.99, classes - 1, classes - 1)), 1.0
     if surplus > allowed:
         for doublings in range(1, 24):
             trust = 1.0 / (1.0 + _DISCREPANCY * 2.0**doublings)

@@ -33,8 +33,8 @@ class MeanPrediction(NamedTuple):
         replicates: Estimates that scatter about the former as it does about the truth, float64,
             shape (classes, replicates).
         bias_gradient: Gradient of the head's bias in its own unit, float64, shape (classes,).
-        bias_replicates: Like `replicates`, of the bias gradient, where it is restored and not given;
-            shape (classes, replicates) or (classes, 1).
+        bias_replicates: Like `replicates`, of the bias gradient, where it is restored and not
+            given; shape (classes, replicates).
         noise: Standard deviation of the noise in an entry of a bias gradient that is given.
         samples: Number of independent pieces of evidence that the scatter is estimated from.
     """
@@ -149,7 +149,7 @@ def _with_errors(
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
     freedom = (mean.samples or observation.classes) - 1
     variance = variance * float(student_t.ppf(0.975, freedom) / NORMAL_QUANTILE) ** 2
-    weights = 1.0
+    weights = torch.ones_like(raw)
     if observation.class_weights is not None:
         weights = observation.class_weights.to(raw)
     scale = batch_size if observation.reduction == "sum" else 1

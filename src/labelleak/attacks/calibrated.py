@@ -1,7 +1,7 @@
 """Calibrated restoration: the mean prediction from the whole model on dummy or auxiliary inputs."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -30,8 +30,8 @@ _ERRORS = 16
 _CHUNK = 64
 # Of the mean eigenvalue of the second moments of the first layer's deltas.
 _RIDGE = 0.1
-# Squared distance of the dummies' mean logits from the truth that nothing else explains, in units of
-# the variance of single inputs.
+# Squared distance of the dummies' mean logits from the truth that nothing else explains, in units
+# of the variance of single inputs.
 _DISCREPANCY = 0.01
 
 
@@ -44,9 +44,7 @@ _DISCREPANCY = 0.01
     "inputs from the client's distribution; a network that is not trained far",
     reference="labelleak, documentation of the attack 'calibrated'",
 )
-def calibrated(
-    observation: Observation, *, dummies: int = 256, power: float = 1.0
-) -> Restoration:
+def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1.0) -> Restoration:
     """Restore the counts by ``n = K (p - db)`` with p from the whole model.
 
     Inputs that resemble the batch go through the model, forward and in evaluation mode, and their
@@ -123,14 +121,12 @@ def _see_dummies(
 
     def inputs_of(field: Tensor, scale: float, centre: Tensor) -> Tensor:
         rest = max(scale * power - float(centre.square().mean()), 0.05 * scale * power)
-        return (centre.float() + rest**0.5 * field).to(like)
+        inputs: Tensor = (centre.float() + rest**0.5 * field).to(like)
+        return inputs
 
     middle, centre, mean = fields[len(fields) // 2], torch.zeros(shape), None
     if gradients is not None and layer is not None:
-        if at_input:
-            start = _simple_mean(observation, *gradients).cpu().view(shape)
-        else:
-            start = centre
+        start = _simple_mean(observation, *gradients).cpu().view(shape) if at_input else centre
         typical = inputs_of(middle, 1.0, start)
         mean = _mean_input(observation, pooled, layer, gradients, typical)
         if at_input:
@@ -301,11 +297,11 @@ def _layer_gradients(
     head = observation.head
     if not isinstance(layer, nn.Linear) or layer.bias is None:
         return None
+    gradients = observation.gradients or {}
+    weight: Tensor | None = gradients.get(f"{name}.weight")
+    bias: Tensor | None = gradients.get(f"{name}.bias")
     if name == (head.name or name) and layer.weight.shape == head.weight.shape:
         weight, bias = observation.gradient.weight, observation.gradient.bias
-    else:
-        gradients = observation.gradients or {}
-        weight, bias = (gradients.get(f"{name}.{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None:
         if not needed:
             return None
@@ -415,7 +411,9 @@ def _first_linear(model: nn.Module) -> tuple[str, nn.Module | None]:
 def _logits(model: nn.Module, inputs: Tensor, observation: Observation) -> Tensor:
     """Logits of the head, float64, whatever the model puts out after it."""
     like = next(iter(model.parameters()))
-    pieces = [_head_output(model, piece.to(like), observation) for piece in inputs.split(_CHUNK)]
+    pieces = [
+        _head_output(model, piece.to(like), observation) for piece in torch.split(inputs, _CHUNK)
+    ]
     logits = torch.cat(pieces).double()
     if logits.shape != (len(inputs), observation.classes) or not torch.isfinite(logits).all():
         raise MissingKnowledge(

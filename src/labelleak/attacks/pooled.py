@@ -101,7 +101,11 @@ def mean_logits(observation: Observation) -> MeanLogits:
         bias_gradient = gradient.bias.double()
     given_noise = noise if gradient.bias is not None else 0.0
     embeddings = _regress(
-        gradient.weight, bias_gradient, _scatter(observation, bias_gradient), given_noise, replicates
+        gradient.weight,
+        bias_gradient,
+        _scatter(observation, bias_gradient),
+        given_noise,
+        replicates,
     )
     logits = _apply(head.weight, embeddings)
     if head.bias is not None:
@@ -112,9 +116,7 @@ def mean_logits(observation: Observation) -> MeanLogits:
         longer = (bias_gradient.norm() / varied.norm(dim=0)).clamp(0.1, 10.0)
         offset = 0.0 if head.bias is None else head.bias.double()[:, None]
         others = (others - offset) * longer + offset
-    return MeanLogits(
-        centre[:, 0], others, bias_gradient, varied, given_noise, embeddings[:, 0]
-    )
+    return MeanLogits(centre[:, 0], others, bias_gradient, varied, given_noise, embeddings[:, 0])
 
 
 def gradient_noise(weight_gradient: Float[Tensor, "classes features"]) -> float:

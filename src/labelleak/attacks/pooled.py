@@ -17,7 +17,7 @@ from labelleak.restoration import Restoration
 _BLOCK_ENTRIES = 1 << 20
 # Up to so many entries everything is computed in double precision, with more replicates.
 _SMALL_HEAD = 1 << 22
-_REPLICATES, _REPLICATES_LARGE = 128, 8
+_REPLICATES, _REPLICATES_LARGE = 128, 7
 
 
 @register(
@@ -92,20 +92,14 @@ class MeanLogits(NamedTuple):
 def mean_logits(observation: Observation) -> MeanLogits:
     """Logits of the mean embedding, by least squares over the rows of the gradient."""
     gradient, head = observation.gradient, observation.head
-    noise = gradient_noise(gradient.weight)
     replicates = _REPLICATES if gradient.weight.numel() <= _SMALL_HEAD else _REPLICATES_LARGE
     varied = None
     if gradient.bias is None:
         bias_gradient, varied = restored_bias_gradient(observation, replicates)
     else:
         bias_gradient = gradient.bias.double()
-    given_noise = noise if gradient.bias is not None else 0.0
-    embeddings = _regress(
-        gradient.weight,
-        bias_gradient,
-        _scatter(observation, bias_gradient),
-        given_noise,
-        replicates,
+    embeddings, noise = _regress(
+        gradient.weight, bias_gradient, _scatter(observation, bias_gradient), replicates
     )
     logits = _apply(head.weight, embeddings)
     if head.bias is not None:
@@ -116,7 +110,9 @@ def mean_logits(observation: Observation) -> MeanLogits:
         longer = (bias_gradient.norm() / varied.norm(dim=0)).clamp(0.1, 10.0)
         offset = 0.0 if head.bias is None else head.bias.double()[:, None]
         others = (others - offset) * longer + offset
-    return MeanLogits(centre[:, 0], others, bias_gradient, varied, given_noise, embeddings[:, 0])
+    if varied is not None:
+        noise = 0.0
+    return MeanLogits(centre[:, 0], others, bias_gradient, varied, noise, embeddings[:, 0])
 
 
 def gradient_noise(weight_gradient: Float[Tensor, "classes features"]) -> float:
@@ -140,21 +136,19 @@ def _regress(
     weight_gradient: Float[Tensor, "classes features"],
     bias_gradient: Float[Tensor, " classes"],
     scatter: Float[Tensor, " classes"],
-    noise: float,
     replicates: int,
-) -> Float[Tensor, "features estimates"]:
-    """The mean embedding by least squares, column 0, and bootstrap replicates of it.
+) -> tuple[Float[Tensor, "features estimates"], float]:
+    """The mean embedding by least squares, column 0, and bootstrap replicates; and the noise.
 
     Noise in the regressor adds its own variance to the sum of squares (errors in variables), which
     is taken off again, down to a tenth of what was there.
     """
-    classes = bias_gradient.numel()
+    classes, features = weight_gradient.shape
     centred = bias_gradient - bias_gradient.mean()
     squares = float(centred.square().sum())
-    norm = max(squares - (classes - 1) * noise**2, 0.1 * squares)
     small = weight_gradient.numel() <= _SMALL_HEAD
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (classes, replicates), generator=generator, dtype=torch.int8)
+    signs = torch.randint(0, 2, (replicates, classes), generator=generator, dtype=torch.int8)
     signs = signs.to(bias_gradient.device)
     # A row that dominates the fit has a residual that is too small: MacKinnon and White's HC3.
     leverage = centred.square() / squares
@@ -163,20 +157,21 @@ def _regress(
     common = (scatter @ centred) / scatter.sum()
     weights = (centred - common) / (1.0 - leverage).clamp_min(0.1)
 
-    sums = torch.zeros(
-        weight_gradient.shape[1], 1 + replicates, dtype=torch.float64, device=centred.device
-    )
+    # One pass for all: the estimate, its replicates, and the sums that are zero without noise.
+    sums = torch.zeros(replicates + 2, features, dtype=torch.float64, device=centred.device)
     shared = torch.zeros(replicates, dtype=torch.float64, device=centred.device)
     for rows in _blocks(weight_gradient.shape):
-        signed = (2.0 * signs[rows] - 1.0) * weights[rows, None]
-        shared += centred[rows] @ signed
-        columns = torch.cat([centred[rows, None], signed], dim=1)
+        signed = (2.0 * signs[:, rows] - 1.0) * weights[rows]
+        shared += signed @ centred[rows]
+        factors = torch.cat([centred[rows][None], signed, torch.ones_like(centred[rows])[None]])
         block = weight_gradient[rows]
         block = block.double() if small or block.dtype != torch.float32 else block
-        sums += block.T @ columns.to(block.dtype)
-    estimate = sums[:, :1] / norm
-    deviations = (sums[:, 1:] - estimate * shared) / norm
-    return torch.cat([estimate, estimate + deviations], dim=1)
+        sums += factors.to(block.dtype) @ block
+    noise = float(sums[-1].norm()) / math.sqrt(classes * features)
+    norm = max(squares - (classes - 1) * noise**2, 0.1 * squares)
+    estimate = sums[:1] / norm
+    deviations = (sums[1:-1] - shared[:, None] * estimate) / norm
+    return torch.cat([estimate, estimate + deviations]).T, noise
 
 
 def _apply(

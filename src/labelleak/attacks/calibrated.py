@@ -48,14 +48,14 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
     """Restore the counts by ``n = K (p - db)`` with p from the whole model.
 
     Inputs that resemble the batch go through the model, forward and in evaluation mode, and their
-    mean prediction stands for the batch's. They have the mean that the first layer's gradient
-    reveals, if that layer is fully connected, and are else smooth noise of the power that is left;
-    or they are the observation's auxiliary inputs. The mean logits are combined with those of
-    `pooled` by the variances of both.
+    mean prediction stands for the batch's. They are smooth noise, and what enters the first fully
+    connected layer is given the mean that this layer's gradient reveals; or they are the
+    observation's auxiliary inputs. The mean logits are combined with those of `pooled` by the
+    variances of both.
 
     Args:
-        observation: Needs the model; the gradients of its first layer where that is fully
-            connected and there are no auxiliary inputs; what `pooled` needs.
+        observation: Needs the model, and what `pooled` needs; without auxiliary inputs also the
+            gradients of the first fully connected layer, if no convolution comes before it.
         dummies: Number of dummy inputs of each of six spectra.
         power: Mean square of the inputs as the model takes them; 1 for normalised data.
 

@@ -73,6 +73,15 @@ def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=t
     )
 
 
+def model_of(batch, *, bias=True):
+    """The network that is the batch's head and nothing else: embeddings are its inputs."""
+    model = torch.nn.Linear(*reversed(batch.weight.shape), bias=bias, dtype=torch.float64)
+    model.load_state_dict(
+        {"weight": batch.weight, "bias": batch.bias} if bias else {"weight": batch.weight}
+    )
+    return model
+
+
 def one_embedding(classes, features, size, seed=0):
     """Every sample has the same embedding: what iLRG assumes of an untrained network, exactly."""
     return untrained(classes, features, size, seed, spread=0.0)

@@ -107,6 +107,10 @@ class Observation:
             below 2**53.
         model: The whole model before the step, when the server has it.
         gradients: The whole update by parameter name, when the server has it.
+        input_shape: Shape of one input of the model, ``(channels, height, width)`` of an image,
+            when the server knows it.
+        auxiliary: Inputs of the server's own that resemble the client's, without labels,
+            normalised alike, floating point, shape (samples, ...); None when it has none.
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
@@ -122,6 +126,8 @@ class Observation:
     local_steps: int = 1
     model: nn.Module | None = field(default=None, repr=False)
     gradients: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] | None = None
+    auxiliary: Float[Tensor, "samples *shape"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         head, gradient = self.head, self.gradient
@@ -155,6 +161,7 @@ class Observation:
             )
         self._check_class_weights()
         self._check_present_classes()
+        self._check_inputs()
 
     def _check_class_weights(self) -> None:
         weights = self.class_weights
@@ -192,6 +199,25 @@ class Observation:
             )
         # Only as int64 do all of them index.
         object.__setattr__(self, "present_classes", present.long())
+
+    def _check_inputs(self) -> None:
+        shape, auxiliary = self.input_shape, self.auxiliary
+        if shape is not None and (not shape or min(shape) < 1):
+            raise InvalidObservation(f"input shape {shape}: sizes must be positive")
+        if auxiliary is None:
+            return
+        if not auxiliary.is_floating_point() or auxiliary.ndim < 2 or not auxiliary.numel():
+            raise InvalidObservation(
+                f"auxiliary inputs are {_shape(auxiliary)} of {auxiliary.dtype}: floating-point "
+                "numbers are needed, samples first"
+            )
+        if not torch.isfinite(auxiliary).all():
+            raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
+        if shape is not None and tuple(auxiliary.shape[1:]) != tuple(shape):
+            raise InvalidObservation(
+                f"auxiliary inputs are {_shape(auxiliary[0])} each, and the model's inputs "
+                f"{'x'.join(map(str, shape))}"
+            )
 
     @property
     def classes(self) -> int:

@@ -56,6 +56,10 @@ UNRELIABLE = frozenset(
 """Flags under which a low score is no evidence that the labels are safe."""
 
 
+NORMAL_QUANTILE = 1.959963984540054
+"""Standard errors either side of an estimate that a 95 % interval spans."""
+
+
 @dataclass(frozen=True, eq=False)
 class Restoration:
     """The labels that an attack restored, and how sure it is.
@@ -70,6 +74,9 @@ class Restoration:
             what the published figures are computed from. None where the attack yields none.
         raw: The real-valued solution, float64, shape (classes,), unit instances (or proportions
             where the number of instances is unknown). None where the attack yields none.
+        standard_errors: Estimated standard error of every entry of `raw`, float64, shape
+            (classes,), in the unit of `raw`; scaled where it rests on few observations so that
+            `intervals` keeps its level. None where the attack estimates none.
         proportions: Share of each class in the batch, float64, shape (classes,), non-negative,
             summing to one; None for a set.
         class_embeddings: Restored mean embedding of each class, float64, shape
@@ -85,6 +92,7 @@ class Restoration:
     counts: Int[Tensor, " classes"] | None = None
     rounded: Int[Tensor, " classes"] | None = None
     raw: Float[Tensor, " classes"] | None = None
+    standard_errors: Float[Tensor, " classes"] | None = None
     proportions: Float[Tensor, " classes"] | None = None
     class_embeddings: Float[Tensor, "classes features"] | None = None
     class_probabilities: Float[Tensor, "classes classes"] | None = None
@@ -103,6 +111,18 @@ class Restoration:
             )
         classes = torch.arange(self.counts.numel(), device=self.counts.device)
         return classes.repeat_interleave(self.counts)
+
+    @property
+    def intervals(self) -> Float[Tensor, "classes 2"] | None:
+        """A 95 % interval of every count: `raw` less and plus 1.96 standard errors.
+
+        Float64, shape (classes, 2), lower and upper end, real-valued and in the unit of `raw`; None
+        where the attack estimates no standard errors.
+        """
+        if self.raw is None or self.standard_errors is None:
+            return None
+        margin = NORMAL_QUANTILE * self.standard_errors
+        return torch.stack([self.raw - margin, self.raw + margin], dim=1)
 
     @property
     def unreliable(self) -> bool:

@@ -1,4 +1,5 @@
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from labelleak.attacks import attacks, registry, restore
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.restoration import Restoration
-from synthetic import untrained
+from synthetic import model_of, untrained
 
 BATCH = untrained(6, 12, 4)
 DESCRIPTION = {
@@ -48,7 +49,7 @@ def test_hyper_parameters_are_keywords_with_defaults(name):
 @pytest.mark.parametrize("name", attacks())
 def test_every_attack_signs_and_yields_what_it_says(name):
     attack = attacks()[name]
-    found = attack.rule(BATCH.observe())
+    found = attack.rule(BATCH.observe(model=model_of(BATCH)))
     assert found.attack == name
     assert found.present.dtype == torch.bool
     if Gives.COUNTS in attack.gives:
@@ -62,13 +63,23 @@ def test_every_attack_signs_and_yields_what_it_says(name):
 def test_a_need_that_is_not_declared_is_none(name):
     """Every attack runs on the least that it says it needs."""
     needs = attacks()[name].needs
-    observation = BATCH.observe(bias=Need.BIAS in needs, batch_size=None)
+    bias = Need.BIAS in needs
+    # Without either no attack can tell the scale; those that count say so.
+    sized = Gives.COUNTS in attacks()[name].gives and not bias
+    observation = BATCH.observe(
+        bias=bias,
+        batch_size=4 if sized else None,
+        model=model_of(BATCH, bias=bias) if Need.MODEL in needs else None,
+    )
     assert restore(observation, name).attack == name
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_needs_are_met_by_what_the_observation_holds(bias):
-    assert Need.BIAS.is_met(BATCH.observe(bias=bias)) is bias
+    observation = BATCH.observe(bias=bias)
+    assert Need.BIAS.is_met(observation) is bias
+    assert not Need.MODEL.is_met(observation)
+    assert Need.MODEL.is_met(replace(observation, model=model_of(BATCH, bias=bias)))
 
 
 def test_the_table_cannot_be_changed_from_outside():

@@ -10,7 +10,7 @@ from labelleak.attacks import attacks, restore
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
-from synthetic import one_embedding, rng, untrained
+from synthetic import model_of, one_embedding, rng, untrained
 
 # `labelleak.attacks` is the function of that name.
 module = importlib.import_module("labelleak.attacks")
@@ -98,7 +98,7 @@ def test_hyper_parameters_reach_the_attack():
 @pytest.mark.parametrize("attack", attacks())
 def test_a_hyper_parameter_that_an_attack_does_not_have_is_refused_in_one_line(attack, unchecked):
     with pytest.raises(ValueError, match=f"^attack '{attack}': .*'strength'") as refused:
-        restore(SMALL.observe(), attack, strength=1)
+        restore(SMALL.observe(model=model_of(SMALL)), attack, strength=1)
     assert "\n" not in str(refused.value)
 
 

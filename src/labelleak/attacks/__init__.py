@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks import ilrg as _ilrg  # noqa: F401  (registers itself)
+from labelleak.attacks import calibrated as _calibrated  # noqa: F401  (registers itself)
+from labelleak.attacks import ilrg as _ilrg  # noqa: F401
+from labelleak.attacks import pooled as _pooled  # noqa: F401
 from labelleak.attacks import rlg as _rlg  # noqa: F401
 from labelleak.attacks import signs as _signs  # noqa: F401
 from labelleak.attacks.registry import Attack, Gives, Need, attacks

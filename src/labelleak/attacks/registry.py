@@ -14,10 +14,11 @@ class Need(Enum):
     """Something an attack cannot do without; the value says how to provide it."""
 
     BIAS = "the final layer's bias and its gradient"
+    MODEL = "the whole model (model=...)"
 
     def is_met(self, observation: Observation) -> bool:
         """Whether the observation holds it."""
-        return observation.has_bias
+        return observation.has_bias if self is Need.BIAS else observation.model is not None
 
 
 class Gives(Enum):

@@ -39,8 +39,8 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from labelleak import defenses
-from labelleak.attacks import restore
-from labelleak.capture import capture, find_head
+from labelleak.attacks import Need, attacks, restore
+from labelleak.capture import capture, find_head, whole_gradient
 from labelleak.capture.heads import module_shapes
 from labelleak.data import Dataset, draw, load
 from labelleak.errors import LabelLeakError
@@ -158,22 +158,24 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     )
     sums = _class_sums(model) if experiment.measures else None
     observation = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
+    if any(Need.MODEL in attacks()[name].needs for name in experiment.attacks):
+        observation = _with_whole_gradient(observation, model, batch)
     observation = _defend(experiment.defense, observation, batch, seed("defense"))
     true_counts = counts_of(dataset.labels[batch.indices], dataset.classes)
     if experiment.known_classes:
         present = true_counts.nonzero()[:, 0].to(device)
         observation = replace(observation, present_classes=present)
-    attacks = {}
+    outcomes = {}
     measures: dict[str, float] = {}
     for name in experiment.attacks:
         try:
             found = restore(observation, name)
         except LabelLeakError as error:
-            attacks[name] = _failed(error)
+            outcomes[name] = _failed(error)
             continue
-        attacks[name] = _scored(found, true_counts)
+        outcomes[name] = _scored(found, true_counts)
         if experiment.batch.sampler == "imbalanced":
-            attacks[name]["predicted"] = _predicted(found)
+            outcomes[name]["predicted"] = _predicted(found)
         if name == "ilrg" and sums is not None:
             measures = measure(experiment.measures, found, observation, sums.means())
     reconstruction: Record = {}
@@ -197,7 +199,7 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
         "classes": dataset.classes,
         "features": observation.head.features,
         "batch_size": experiment.batch.size,
-        "attacks": attacks,
+        "attacks": outcomes,
         "measures": measures,
         **reconstruction,
     }
@@ -235,6 +237,17 @@ class _Batch:
 
     def _crops(self) -> torch.Generator | None:
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+
+def _with_whole_gradient(observation: Observation, model: nn.Module, batch: _Batch) -> Observation:
+    """The same with every parameter's gradient, of which the head's stay as captured."""
+    gradients = whole_gradient(model, batch.pieces())
+    name, gradient = observation.head.name, observation.gradient
+    gradients[f"{name}.weight"] = gradient.weight
+    if gradient.bias is not None:
+        gradients[f"{name}.bias"] = gradient.bias
+    shape = batch.dataset.image_shape
+    return replace(observation, gradients=gradients, input_shape=shape)
 
 
 def _class_sums(model: nn.Module) -> ClassSums:

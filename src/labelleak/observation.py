@@ -83,13 +83,40 @@ class HeadGradient:
 
 
 @dataclass(frozen=True, eq=False)
+class Auxiliary:
+    """Labelled samples that the server holds itself; none of them is the client's.
+
+    Args:
+        inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
+        labels: Their classes, int64, shape (samples,).
+
+    Raises:
+        InvalidObservation: There are none, or not one label for each input.
+    """
+
+    inputs: Tensor
+    labels: Int[Tensor, " samples"]
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 1 or not self.labels.numel():
+            raise InvalidObservation("auxiliary data needs at least one sample, and labels in a row")
+        if self.inputs.shape[:1] != self.labels.shape:
+            raise InvalidObservation(
+                f"auxiliary inputs are {_shape(self.inputs)} and labels {_shape(self.labels)}: one "
+                "label per input is needed"
+            )
+        if self.labels.dtype != torch.int64 or int(self.labels.min()) < 0:
+            raise InvalidObservation("auxiliary labels must be class indices (int64), 0 and above")
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
     """Everything that an attack may know about one update; true labels are no part of it.
 
     Args:
         head: The final layer before the client's step.
         gradient: The gradient the client's update holds for that layer.
-        batch_size: Number of samples K in one local step; None when nobody told the server.
+        batch_size: Number of samples in one local step; None when nobody told the server.
         reduction: ``"mean"`` when the loss averages over the batch, ``"sum"`` when it adds up.
         label_smoothing: The loss's label smoothing, in [0, 1).
         class_weights: The loss's positive weight of each class, shape (classes,), as in
@@ -97,8 +124,15 @@ class Observation:
         present_classes: Classes that the server knows to be in the batch, int64, shape (present,);
             None when it knows nothing.
         local_steps: Number of optimiser steps S that the update adds up.
-        model: The whole model before the step, when the server has it.
+        local_epochs: How often each sample takes part in those steps.
+        learning_rates: How far each step's gradient moved the weights, positive, one per step;
+            None when the server does not know.
+        model: The whole model before the step, when the server has it. Its mode, training or
+            evaluation, is the one that the client ran it in.
         gradients: The whole update by parameter name, when the server has it.
+        after: The state dict that the client sent back, where it sent weights.
+        input_shape: Shape of one input of the model, when the server knows it.
+        auxiliary: Labelled samples of its own that the server holds, as far as it has any.
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
@@ -112,8 +146,13 @@ class Observation:
     class_weights: Float[Tensor, " classes"] | None = None
     present_classes: Int[Tensor, " present"] | None = None
     local_steps: int = 1
+    local_epochs: int = 1
+    learning_rates: tuple[float, ...] | None = None
     model: nn.Module | None = field(default=None, repr=False)
     gradients: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    after: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] | None = None
+    auxiliary: Auxiliary | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         head, gradient = self.head, self.gradient
@@ -135,6 +174,12 @@ class Observation:
             raise InvalidObservation(f"batch size {self.batch_size}: it must be at least 1")
         if self.local_steps < 1:
             raise InvalidObservation(f"{self.local_steps} local steps: there must be at least 1")
+        if self.local_epochs < 1 or self.local_steps % self.local_epochs:
+            raise InvalidObservation(
+                f"{self.local_epochs} local epochs in {self.local_steps} local steps: every epoch "
+                "has the same number of steps, at least 1"
+            )
+        self._check_learning_rates()
         if self.reduction not in ("mean", "sum"):
             raise InvalidObservation(f"reduction {self.reduction!r}: use 'mean' or 'sum'")
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -143,6 +188,22 @@ class Observation:
             )
         self._check_class_weights()
         self._check_present_classes()
+        if self.auxiliary is not None and int(self.auxiliary.labels.max()) >= self.classes:
+            raise InvalidObservation(
+                f"auxiliary labels run to {int(self.auxiliary.labels.max())}, and the head has "
+                f"classes 0..{self.classes - 1}"
+            )
+
+    def _check_learning_rates(self) -> None:
+        rates = self.learning_rates
+        if rates is None:
+            return
+        if len(rates) != self.local_steps:
+            raise InvalidObservation(
+                f"{len(rates)} learning rates for {self.local_steps} local steps: one per step"
+            )
+        if not all(0.0 < rate < math.inf for rate in rates):
+            raise InvalidObservation("learning rates must be positive and finite")
 
     def _check_class_weights(self) -> None:
         weights = self.class_weights
@@ -181,8 +242,13 @@ class Observation:
 
     @property
     def num_instances(self) -> int | None:
-        """Number of instances the update is made of, ``batch_size * local_steps``, or None."""
-        return None if self.batch_size is None else self.batch_size * self.local_steps
+        """Number of different samples that the update is made of, or None.
+
+        ``batch_size * local_steps / local_epochs``: the client's whole local data set.
+        """
+        if self.batch_size is None:
+            return None
+        return self.batch_size * self.local_steps // self.local_epochs
 
     @property
     def has_bias(self) -> bool:
@@ -192,9 +258,10 @@ class Observation:
     def with_gradient(self, gradient: HeadGradient) -> "Observation":
         """The same observation with another head gradient, as after a defence.
 
-        The whole-model gradients are dropped: they would still be the undefended ones.
+        The whole-model gradients are dropped, and so is the client's model: they would still be
+        the undefended ones.
         """
-        return replace(self, gradient=gradient, gradients=None)
+        return replace(self, gradient=gradient, gradients=None, after=None)
 
 
 def root_mean_square(tensor: Tensor) -> float:

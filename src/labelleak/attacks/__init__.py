@@ -6,9 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks import ilrg as _ilrg  # noqa: F401  (registers itself)
+from labelleak.attacks import dimitrov as _dimitrov  # noqa: F401  (registers itself)
+from labelleak.attacks import e2egi as _e2egi  # noqa: F401
+from labelleak.attacks import ilrg as _ilrg  # noqa: F401
+from labelleak.attacks import llbg as _llbg  # noqa: F401
+from labelleak.attacks import llg as _llg  # noqa: F401
 from labelleak.attacks import rlg as _rlg  # noqa: F401
+from labelleak.attacks import rlu as _rlu  # noqa: F401
 from labelleak.attacks import signs as _signs  # noqa: F401
+from labelleak.attacks import soft_label as _soft_label  # noqa: F401
+from labelleak.attacks import zlg as _zlg  # noqa: F401
 from labelleak.attacks.registry import Attack, Gives, Need, attacks
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Observation
@@ -71,9 +78,10 @@ def _run(observation: Observation, name: str, hyper_parameters: dict[str, object
     entry = attacks().get(name)
     if entry is None:
         raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(attacks())}")
-    missing = [need.value for need in entry.needs if not need.is_met(observation)]
+    missing = entry.missing(observation)
     if missing:
-        raise MissingKnowledge(f"attack {name!r} needs {' and '.join(missing)}")
+        texts = " and ".join(need.value for need in missing)
+        raise MissingKnowledge(f"attack {name!r} needs {texts}")
     try:
         return entry.rule(observation, **hyper_parameters)
     except TypeError as error:

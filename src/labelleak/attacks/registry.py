@@ -15,12 +15,30 @@ class Need(Enum):
 
     BIAS = "the final layer's bias and its gradient"
     BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
+    PLAIN_LOSS = "a plain cross-entropy loss: no label smoothing, no class weights"
+    ONE_SAMPLE = "a batch of one sample (batch_size=1)"
+    MODEL = "the whole model (model=..., as ll.observe and ll.observe_update take it)"
+    INPUT_SHAPE = "the shape of one input (input_shape=(3, 32, 32), say), or auxiliary data"
+    AUXILIARY = "auxiliary data (auxiliary=ll.Auxiliary(inputs, labels))"
+    AFTER = "the client's model after its local steps (as ll.observe_update takes it)"
+    LEARNING_RATES = "the learning rates of the local steps (as ll.observe_update takes them)"
 
     def is_met(self, observation: Observation) -> bool:
         """Whether the observation holds it."""
-        if self is Need.BIAS:
-            return observation.has_bias
-        return observation.batch_size is not None
+        return _MET[self](observation)
+
+
+_MET: dict[Need, Callable[[Observation], bool]] = {
+    Need.BIAS: lambda seen: seen.has_bias,
+    Need.BATCH_SIZE: lambda seen: seen.batch_size is not None,
+    Need.PLAIN_LOSS: lambda seen: seen.label_smoothing == 0.0 and seen.class_weights is None,
+    Need.ONE_SAMPLE: lambda seen: seen.num_instances == 1,
+    Need.MODEL: lambda seen: seen.model is not None,
+    Need.INPUT_SHAPE: lambda seen: seen.input_shape is not None or seen.auxiliary is not None,
+    Need.AUXILIARY: lambda seen: seen.auxiliary is not None,
+    Need.AFTER: lambda seen: seen.after is not None,
+    Need.LEARNING_RATES: lambda seen: seen.learning_rates is not None,
+}
 
 
 class Gives(Enum):
@@ -56,6 +74,10 @@ class Attack:
     assumes: str
     reference: str
     rule: Callable[..., Restoration]
+
+    def missing(self, observation: Observation) -> tuple[Need, ...]:
+        """The needs that the observation does not meet, in the order of `needs`."""
+        return tuple(need for need in self.needs if not need.is_met(observation))
 
 
 _ATTACKS: dict[str, Attack] = {}

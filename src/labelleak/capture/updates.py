@@ -1,5 +1,6 @@
 """From a client's gradients, or from the weights before and after, to an observation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,21 +71,30 @@ def observe_update(
     before: StateDict,
     after: StateDict,
     *,
-    learning_rate: float,
+    learning_rate: float | Sequence[float],
     local_steps: int = 1,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    proximal: float = 0.0,
     head: str | None = None,
     **knowledge: Any,
 ) -> Observation:
-    """What the server sees of a client that sends weights after local steps of plain SGD.
+    """What the server sees of a client that sends weights after local steps of SGD.
 
-    ``(before - after) / (learning_rate * local_steps)`` is the mean of the steps' gradients.
+    ``(before - after) / (learning_rate * local_steps)`` is the mean of the steps' gradients. With a
+    schedule of learning rates or momentum it is a weighted mean, and the divisor the sum of
+    `step_sizes`. What weight decay and FedProx's proximal term added is taken off, as if the
+    weights had moved evenly from the one model to the other; for one step that is exact.
 
     Args:
         model: The network, for attacks that use all of it; None when only weights are at hand.
         before: State dict that the server handed out.
         after: State dict that the client sent back.
-        learning_rate: Learning rate of the local steps, positive.
-        local_steps: Number of local steps, at least 1.
+        learning_rate: Learning rate of the local steps, positive; or one for each step.
+        local_steps: Number of local steps, at least 1; with one rate for each they count them.
+        momentum: Of the client's SGD (without dampening), in [0, 1).
+        weight_decay: Of the client's SGD, at least 0.
+        proximal: FedProx's factor mu of ``mu / 2 * |weights - before|^2``, at least 0.
         head: Name of the final linear layer; None to find it.
         **knowledge: Other fields of `Observation`; ``batch_size`` is that of one local step.
 
@@ -96,10 +106,15 @@ def observe_update(
         AmbiguousHead: The head is not clear.
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
     """
-    check_schedule(learning_rate, local_steps)
+    sizes = step_sizes(learning_rate, local_steps, momentum)
+    for what, value in (("weight decay", weight_decay), ("proximal term", proximal)):
+        if not 0.0 <= value < math.inf:
+            raise InvalidObservation(f"{what} {value}: it must be at least 0 and finite")
     before, after = _parameters(before), _parameters(after)
     layer = named_head({name: value.shape for name, value in before.items()}, head)
-    scale = learning_rate * local_steps
+    scale = math.fsum(sizes)
+    # Where on the way the weights were when the gradients were taken, 0 for before, on average.
+    place = (1.0 - math.fsum(size**2 for size in sizes) / scale**2) / 2
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
     gradients = {}
     for name, start in before.items():
@@ -107,6 +122,10 @@ def observe_update(
         learned = name not in buffers and not name.endswith(_RUNNING)
         if end is not None and end.shape == start.shape and start.is_floating_point() and learned:
             gradients[name] = difference(start, end, scale)
+            if weight_decay or proximal:
+                moved = gradients[name] * scale
+                pull = weight_decay * (start.detach().double() - place * moved)
+                gradients[name] -= pull - proximal * place * moved
     missing = [
         name
         for kind in ("weight", "bias")
@@ -119,11 +138,52 @@ def observe_update(
     return Observation(
         head=head_of(before, layer),
         gradient=update_gradient(before, gradients, layer, scale),
-        local_steps=local_steps,
+        local_steps=len(sizes),
+        learning_rates=sizes,
         model=model,
         gradients=gradients,
+        after=after,
         **knowledge,
     )
+
+
+def step_sizes(
+    learning_rate: float | Sequence[float], local_steps: int = 1, momentum: float = 0.0
+) -> tuple[float, ...]:
+    """How far each step's gradient moves the weights in all the steps together.
+
+    Without momentum that is the step's learning rate. With momentum a gradient goes on to move the
+    weights in later steps: ``sum over s >= t of learning_rate[s] * momentum ** (s - t)``.
+
+    Args:
+        learning_rate: One for all steps, or one for each.
+        local_steps: Number of steps; counted where there is a rate for each.
+        momentum: In [0, 1).
+
+    Returns:
+        One number per step.
+
+    Raises:
+        InvalidObservation: A value is impossible, or the number of rates is not that of the steps.
+    """
+    if isinstance(learning_rate, Sequence):
+        if local_steps not in (1, len(learning_rate)) or not learning_rate:
+            raise InvalidObservation(
+                f"{len(learning_rate)} learning rates for {local_steps} local steps: one per step"
+            )
+        rates = list(learning_rate)
+    else:
+        check_schedule(learning_rate, local_steps)
+        rates = [learning_rate] * local_steps
+    if not 0.0 <= momentum < 1.0:
+        raise InvalidObservation(f"momentum {momentum}: it must be at least 0 and below 1")
+    sizes: list[float] = []
+    later = 0.0
+    for rate in reversed(rates):
+        check_schedule(rate, len(rates))
+        later = rate + momentum * later
+        sizes.append(later)
+    return tuple(reversed(sizes))
 
 
 def check_schedule(learning_rate: float, local_steps: int) -> None:

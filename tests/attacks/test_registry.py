@@ -1,10 +1,11 @@
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
 
 from labelleak.attacks import attacks, registry, restore
-from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.registry import Attack, Gives, Need, register
 from labelleak.restoration import Restoration
 from synthetic import untrained
 
@@ -48,11 +49,12 @@ def test_hyper_parameters_are_keywords_with_defaults(name):
 @pytest.mark.parametrize("name", attacks())
 def test_every_attack_signs_and_yields_what_it_says(name):
     attack = attacks()[name]
-    found = attack.rule(BATCH.observe())
+    observation = BATCH.observe_for((*attack.needs, Need.BATCH_SIZE))
+    found = attack.rule(observation)
     assert found.attack == name
     assert found.present.dtype == torch.bool
     if Gives.COUNTS in attack.gives:
-        assert int(found.counts.sum()) == 4
+        assert int(found.counts.sum()) == observation.num_instances
         assert torch.equal(found.present, found.counts > 0)
     assert (found.class_embeddings is not None) == (Gives.EMBEDDINGS in attack.gives)
     assert (found.class_probabilities is not None) == (Gives.PROBABILITIES in attack.gives)
@@ -61,11 +63,33 @@ def test_every_attack_signs_and_yields_what_it_says(name):
 @pytest.mark.parametrize("name", attacks())
 def test_a_need_that_is_not_declared_is_none(name):
     """Every attack runs on the least that it says it needs."""
-    needs = attacks()[name].needs
-    observation = BATCH.observe(
-        bias=Need.BIAS in needs, batch_size=4 if Need.BATCH_SIZE in needs else None
-    )
+    observation = BATCH.observe_for(attacks()[name].needs)
     assert restore(observation, name).attack == name
+
+
+@pytest.mark.parametrize("need", [*Need])
+def test_a_need_is_not_met_by_all_the_others(need):
+    others = {*Need} - {need}
+    if need is Need.BATCH_SIZE:
+        others -= {Need.ONE_SAMPLE}
+    elif need is Need.INPUT_SHAPE:
+        others -= {Need.AUXILIARY}
+    observation = BATCH.observe_for(others)
+    if need is Need.PLAIN_LOSS:
+        observation = replace(observation, label_smoothing=0.1)
+    assert not need.is_met(observation)
+    assert all(other.is_met(observation) for other in others)
+    entry = Attack("mine", "", (Need.BATCH_SIZE, need), (), "", "", lambda: None)
+    missing = dict.fromkeys(n for n in entry.needs if not n.is_met(observation))
+    assert entry.missing(observation) == tuple(n for n in entry.needs if n in missing)
+
+
+def test_auxiliary_data_tells_the_shape_of_an_input():
+    assert Need.INPUT_SHAPE.is_met(BATCH.observe(auxiliary=BATCH.auxiliary()))
+
+
+def test_class_weights_make_no_plain_loss():
+    assert not Need.PLAIN_LOSS.is_met(BATCH.observe(class_weights=torch.ones(6)))
 
 
 @pytest.mark.parametrize("bias", [True, False])

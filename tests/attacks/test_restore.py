@@ -81,8 +81,9 @@ def test_hyper_parameters_reach_the_attack():
 
 @pytest.mark.parametrize("attack", attacks())
 def test_a_hyper_parameter_that_an_attack_does_not_have_is_refused_in_one_line(attack, unchecked):
+    observation = SMALL.observe_for(attacks()[attack].needs)
     with pytest.raises(ValueError, match=f"^attack '{attack}': .*'strength'") as refused:
-        restore(SMALL.observe(), attack, strength=1)
+        restore(observation, attack, strength=1)
     assert "\n" not in str(refused.value)
 
 
@@ -112,7 +113,7 @@ def test_missing_knowledge_is_named(observation):
 
 
 def test_all_missing_knowledge_is_named_at_once(monkeypatch):
-    entry = replace(attacks()["ilrg"], needs=tuple(Need))
+    entry = replace(attacks()["ilrg"], needs=(Need.BIAS, Need.BATCH_SIZE))
     monkeypatch.setattr(module, "attacks", lambda: {"ilrg": entry})
     message = "the final layer's bias and its gradient and the batch size .*--batch-size K"
     with pytest.raises(MissingKnowledge, match=message):

@@ -91,9 +91,7 @@ def emit(
     return torch.tensor(emitted, device=evidence.device), flags
 
 
-def emitted(
-    attack: str, counts: Int[Tensor, " classes"], flags: tuple[Flag, ...]
-) -> Restoration:
+def emitted(attack: str, counts: Int[Tensor, " classes"], flags: tuple[Flag, ...]) -> Restoration:
     """The restoration of counts that were emitted one by one."""
     return Restoration(
         attack,

@@ -101,7 +101,7 @@ def probe(
         handle.remove()
     embeddings = torch.cat(seen).to(observation.head.weight.device).double()
     embeddings = embeddings[order.argsort().to(embeddings.device)]
-    own = dict(head.named_parameters())
+    own = {name: value.detach() for name, value in head.named_parameters()}
     logits = embeddings @ own["weight"].to(embeddings).T
     if "bias" in own:
         logits = logits + own["bias"].to(embeddings)
@@ -110,9 +110,7 @@ def probe(
     return Probe(embeddings, logits)
 
 
-def dummies(
-    observation: Observation, kind: Dummies, samples: int
-) -> Float[Tensor, "samples ..."]:
+def dummies(observation: Observation, kind: Dummies, samples: int) -> Float[Tensor, "samples ..."]:
     """Made-up inputs: standard normal noise (the same at every call), zeros or ones.
 
     Raises:

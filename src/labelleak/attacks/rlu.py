@@ -145,7 +145,9 @@ class _Simulation:
         labels: Int[Tensor, " samples"],
     ) -> None:
         if observation.learning_rates is None:
-            raise MissingKnowledge(f"attack 'rlu' on several steps needs {Need.LEARNING_RATES.value}")
+            raise MissingKnowledge(
+                f"attack 'rlu' on several steps needs {Need.LEARNING_RATES.value}"
+            )
         self._observation, self._logits, self._labels = observation, logits, labels
         bias = bias_gradient(observation) * mean_divisor(observation)
         embedding = observation.gradient.weight.double().T @ bias / bias.square().sum()
@@ -187,14 +189,12 @@ class _Simulation:
         classes = self._observation.classes
         rates = self._observation.learning_rates or ()
         weights = torch.ones_like(shares)
-        if (
-            self._observation.class_weights is not None
-            and self._observation.reduction == "mean"
-        ):
+        if self._observation.class_weights is not None and self._observation.reduction == "mean":
             weights = self._observation.class_weights.to(shares)
         parts = shares / (shares * weights).sum()
-        drift, total = torch.zeros_like(shares), torch.zeros(
-            classes, classes, dtype=shares.dtype, device=shares.device
+        drift, total = (
+            torch.zeros_like(shares),
+            torch.zeros(classes, classes, dtype=shares.dtype, device=shares.device),
         )
         for rate in rates:
             now = torch.softmax(self._logits + drift, dim=1)
@@ -204,5 +204,3 @@ class _Simulation:
                 parts @ expected_mistakes(self._observation, predictions)
             )
         return total / sum(rates), drift
-
-

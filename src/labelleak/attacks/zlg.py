@@ -25,9 +25,7 @@ _REFERENCE = (
     "look like real ones to the network",
     reference=_REFERENCE,
 )
-def zlg(
-    observation: Observation, *, inputs: Dummies = "random", samples: int = 256
-) -> Restoration:
+def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 256) -> Restoration:
     """Solve for the counts with predictions and embeddings of dummy inputs.
 
     Row j of the weight gradient sums to about ``(p_j - n_j / K) O``, with the mean prediction p and

@@ -6,7 +6,6 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from labelleak.attacks import attacks
 from labelleak.cli.output import console, number, print_record
 from labelleak.experiments.demo import audit_files, run_client
 from labelleak.records import write_json
@@ -32,7 +31,7 @@ def demo(out: Path) -> None:
     files = run_client(out)
     records = []
     with Progress(console=target, transient=True) as progress:
-        task = progress.add_task("Auditing", total=len(attacks()) + 1)
+        task = progress.add_task("Auditing", total=None)
         for record in audit_files(files):
             records.append(record.as_dict())
             progress.advance(task)

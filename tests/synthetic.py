@@ -137,3 +137,18 @@ def separated(classes, features, size, seed=0):
     bias = torch.randn(classes, generator=generator, dtype=torch.float64)
     labels = torch.randint(present, (size,), generator=generator)
     return Batch(weight, bias, prototypes[labels], labels)
+
+
+def emitted_by_hand(evidence, impact, total, offset):
+    """Algorithm 1 of Wainakh et al., label by label, with an argmin over all classes each time."""
+    left, labels = list(evidence), []
+    negative = [label for label, value in enumerate(evidence) if value < 0]
+    for label in sorted(negative, key=lambda label: evidence[label])[:total]:
+        labels.append(label)
+        left[label] -= impact[label]
+    left = [value - shift for value, shift in zip(left, offset, strict=True)]
+    while len(labels) < total:
+        least = left.index(min(left))
+        labels.append(least)
+        left[least] -= impact[least]
+    return [labels.count(label) for label in range(len(evidence))]

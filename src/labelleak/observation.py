@@ -99,9 +99,7 @@ class Auxiliary:
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 1 or not self.labels.numel():
-            raise InvalidObservation(
-                "auxiliary data needs at least one sample, and labels in a row"
-            )
+            raise InvalidObservation("auxiliary data needs samples, and their labels in a row")
         if self.inputs.shape[:1] != self.labels.shape:
             raise InvalidObservation(
                 f"auxiliary inputs are {_shape(self.inputs)} and labels {_shape(self.labels)}: one "

@@ -15,23 +15,7 @@ from labelleak.attacks._evidence import (
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
-from synthetic import untrained
-
-
-def by_hand(evidence, impact, total, offset):
-    """Algorithm 1 of Wainakh et al., label by label, with an argmin over all classes each time."""
-    left, labels = list(evidence), []
-    negative = [label for label, value in enumerate(evidence) if value < 0]
-    for label in sorted(negative, key=lambda label: evidence[label])[:total]:
-        labels.append(label)
-        left[label] -= impact[label]
-    left = [value - shift for value, shift in zip(left, offset, strict=True)]
-    while len(labels) < total:
-        least = left.index(min(left))
-        labels.append(least)
-        left[least] -= impact[least]
-    return [labels.count(label) for label in range(len(evidence))]
-
+from synthetic import emitted_by_hand, untrained
 
 # Multiples of a power of two: no sum is rounded, and there are many ties.
 quarters = st.integers(-40, 40).map(lambda number: number / 4)
@@ -53,7 +37,7 @@ def tensors(*lists):
 def test_labels_are_emitted_as_in_the_published_algorithm(problem):
     evidence, impact, total, offset = problem
     counts, flags = emit(*tensors(evidence, impact), total, *tensors(offset))
-    assert counts.tolist() == by_hand(evidence, impact, total, offset)
+    assert counts.tolist() == emitted_by_hand(evidence, impact, total, offset)
     assert counts.dtype == torch.int64
     assert int(counts.sum()) == total
     many = sum(value < 0 for value in evidence) > total

@@ -2,13 +2,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_evidence import by_hand
 
 from labelleak.attacks import restore
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Auxiliary, HeadGradient
 from labelleak.restoration import Flag
-from synthetic import Batch, one_embedding, rng, untrained
+from synthetic import Batch, emitted_by_hand, one_embedding, rng, untrained
 
 
 def rows(batch):
@@ -33,7 +32,7 @@ def with_dummies(batch, inputs_of):
             if other != label:
                 offsets[other] += sums[other] / (classes - 1)
     impact *= 1 + 1 / classes
-    return by_hand(rows(batch), [impact] * classes, size, offsets)
+    return emitted_by_hand(rows(batch), [impact] * classes, size, offsets)
 
 
 def observed(batch, **knowledge):
@@ -46,7 +45,7 @@ def test_llg_is_the_published_algorithm(seed):
     sums = rows(batch)
     impact = (1 + 1 / 12) / 30 * sum(value for value in sums if value < 0)
     found = restore(batch.observe(), "llg")
-    assert found.counts.tolist() == by_hand(sums, [impact] * 12, 30, [0.0] * 12)
+    assert found.counts.tolist() == emitted_by_hand(sums, [impact] * 12, 30, [0.0] * 12)
 
 
 @pytest.mark.parametrize("inputs", ["random", "zeros", "ones"])
@@ -71,7 +70,7 @@ def test_llg_plus_is_the_published_algorithm(seed):
     assert found.counts.tolist() == expected
 
 
-def test_llg_worked_by_hand():
+def test_llg_worked_emitted_by_hand():
     """g = (-3, -1, 2, 2): impact (1 + 1/4) / 5 * -4 = -1, so 0 and 1, then 0, 0, and 0 again."""
     gradient = HeadGradient(torch.tensor([[-3.0], [-1.0], [2.0], [2.0]], dtype=torch.float64))
     batch = untrained(4, 1, 5)

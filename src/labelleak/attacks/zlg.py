@@ -1,4 +1,4 @@
-"""ZLG and ZLG+: the mean prediction and the mean embedding's sum from inputs of the server's own."""
+"""ZLG and ZLG+: mean prediction and mean sum of an embedding from the server's own inputs."""
 
 from jaxtyping import Float
 from torch import Tensor

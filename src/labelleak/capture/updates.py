@@ -114,7 +114,7 @@ def observe_update(
     layer = named_head({name: value.shape for name, value in before.items()}, head)
     scale = math.fsum(sizes)
     # Where on the way the weights were when the gradients were taken, 0 for before, on average.
-    place = (1.0 - math.fsum(size**2 for size in sizes) / scale**2) / 2
+    place = (1.0 - math.fsum((size / scale) ** 2 for size in sizes)) / 2
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
     gradients = {}
     for name, start in before.items():

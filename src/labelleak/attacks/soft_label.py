@@ -44,8 +44,8 @@ def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restora
             samples.
 
     Returns:
-        ``raw`` and ``proportions``: the soft label; ``counts``: the class of its largest entry, once;
-        the sample's embedding, the same for every class.
+        ``raw`` and ``proportions``: the soft label; ``counts``: its largest entry's class;
+        ``class_embeddings``: the sample's embedding, the same for every class.
 
     Raises:
         ValueError: No such kind.

@@ -134,7 +134,7 @@ def train_locally(
         local.parameters(), lr=rates[0], momentum=momentum, weight_decay=weight_decay
     )
     loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    batches = torch.cat(orders).split(size)
+    batches = torch.cat(orders).reshape(-1, size)
     for rate, batch in zip(rates, batches, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()

@@ -62,7 +62,7 @@ def test_a_record_is_what_the_steps_by_hand_give():
         model = build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=13)
         loss = nn.functional.cross_entropy(model(inputs), labels)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
-        observation = observe(model, gradients, batch_size=24, input_shape=(1, 28, 28))
+        observation = observe(model, gradients, batch_size=24)
         true = counts_of(labels, 10)
         record = run_trial(e, index)
         for name, entry in record["attacks"].items():

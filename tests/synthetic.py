@@ -1,11 +1,14 @@
 """Batches of embeddings with true labels, and what a server sees of them."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.nn.functional import one_hot
 
-from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.attacks.registry import Need
+from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
 
 
 def rng(seed=0):
@@ -49,8 +52,53 @@ class Batch:
         gradient = gradient or self.gradient(dtype)
         if not bias:
             gradient = replace(gradient, bias=None)
-        head = Head(self.weight.to(dtype), self.bias.to(dtype) if bias else None)
+        head = Head(self.weight.to(dtype), self.bias.to(dtype) if bias else None, "fc")
         return Observation(head, gradient, **{"batch_size": len(self.labels), **knowledge})
+
+    def model(self, *, bias=True):
+        """A network that is this head alone: its inputs are the embeddings."""
+        layer = nn.Linear(*reversed(self.weight.shape), bias=bias).double()
+        state = {"weight": self.weight, "bias": self.bias}
+        layer.load_state_dict(state if bias else {"weight": self.weight})
+        return nn.Sequential(OrderedDict(fc=layer))
+
+    def auxiliary(self, per_class=3, seed=1):
+        """Other samples about the batch's mean embedding, as many of each class."""
+        labels = torch.arange(len(self.weight)).repeat(per_class)
+        noise = torch.randn(len(labels), self.weight.shape[1], generator=rng(seed)).double()
+        return Auxiliary((self.embeddings.mean(dim=0) * (1 + 0.1 * noise)), labels)
+
+    def observe_for(self, needs):
+        """What a server sees that knows what the needs ask for, and nothing more."""
+        batch = self
+        if Need.ONE_SAMPLE in needs:
+            batch = replace(self, embeddings=self.embeddings[:1], labels=self.labels[:1])
+        counted = {Need.ONE_SAMPLE, Need.BATCH_SIZE} & set(needs)
+        known = {
+            Need.MODEL: {"model": batch.model(bias=Need.BIAS in needs)},
+            Need.GRADIENTS: {"gradients": batch.gradients()},
+            Need.INPUT_SHAPE: {"input_shape": batch.embeddings.shape[1:]},
+            Need.AUXILIARY: {"auxiliary": batch.auxiliary()},
+            Need.AFTER: {"after": batch.after(0.1)},
+            Need.LEARNING_RATES: {"learning_rates": (0.1,)},
+        }
+        knowledge = {"batch_size": len(batch.labels) if counted else None}
+        for need in needs:
+            knowledge |= known.get(need, {})
+        return batch.observe(bias=Need.BIAS in needs, **knowledge)
+
+    def gradients(self):
+        """The gradient by name, of every parameter of `model`."""
+        gradient = self.gradient()
+        return {"fc.weight": gradient.weight, "fc.bias": gradient.bias}
+
+    def after(self, learning_rate):
+        """The state dict after one step of gradient descent."""
+        gradients = self.gradients()
+        return {
+            "fc.weight": self.weight - learning_rate * gradients["fc.weight"],
+            "fc.bias": self.bias - learning_rate * gradients["fc.bias"],
+        }
 
 
 def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=torch.float64):
@@ -71,15 +119,6 @@ def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=t
         embeddings.to(dtype).double(),
         torch.randint(classes, (size,), generator=generator),
     )
-
-
-def model_of(batch, *, bias=True):
-    """The network that is the batch's head and nothing else: embeddings are its inputs."""
-    model = torch.nn.Linear(*reversed(batch.weight.shape), bias=bias, dtype=torch.float64)
-    model.load_state_dict(
-        {"weight": batch.weight, "bias": batch.bias} if bias else {"weight": batch.weight}
-    )
-    return model
 
 
 def one_embedding(classes, features, size, seed=0):
@@ -105,3 +144,18 @@ def separated(classes, features, size, seed=0):
     bias = torch.randn(classes, generator=generator, dtype=torch.float64)
     labels = torch.randint(present, (size,), generator=generator)
     return Batch(weight, bias, prototypes[labels], labels)
+
+
+def emitted_by_hand(evidence, impact, total, offset):
+    """Algorithm 1 of Wainakh et al., label by label, with an argmin over all classes each time."""
+    left, labels = list(evidence), []
+    negative = [label for label, value in enumerate(evidence) if value < 0]
+    for label in sorted(negative, key=lambda label: evidence[label])[:total]:
+        labels.append(label)
+        left[label] -= impact[label]
+    left = [value - shift for value, shift in zip(left, offset, strict=True)]
+    while len(labels) < total:
+        least = left.index(min(left))
+        labels.append(least)
+        left[least] -= impact[least]
+    return [labels.count(label) for label in range(len(evidence))]

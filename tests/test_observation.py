@@ -7,6 +7,7 @@ import torch
 
 from labelleak.errors import InvalidObservation, LabelLeakError
 from labelleak.observation import (
+    Auxiliary,
     Head,
     HeadGradient,
     Observation,
@@ -245,3 +246,70 @@ def test_the_implied_rounding_covers_that_of_a_real_gradient(dtype):
     rounded = HeadGradient(exact.weight.to(dtype))
     error = root_mean_square(rounded.weight.double() - exact.weight)
     assert 0 < error <= rounded.rounding
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "message"),
+    [
+        ({"local_epochs": 0}, "local epochs 0: it must be at least 1"),
+        ({"local_steps": 5, "local_epochs": 2}, "2 local epochs in 5 local steps"),
+        ({"learning_rates": (0.1, 0.1)}, "2 learning rates for 1 local steps"),
+        ({"learning_rates": (0.0,)}, "learning rates must be positive"),
+        ({"learning_rates": (math.inf,)}, "learning rates must be positive"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_in_one_line(knowledge, message):
+    with pytest.raises(InvalidObservation, match=message) as refused:
+        observation(**knowledge)
+    assert "\n" not in str(refused.value)
+
+
+def test_instances_are_the_different_samples_of_all_steps():
+    assert observation(batch_size=8, local_steps=6).num_instances == 48
+    assert observation(batch_size=8, local_steps=6, local_epochs=3).num_instances == 16
+    assert observation(local_steps=6).num_instances is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "message"),
+    [
+        (torch.ones(0, 3), torch.tensor([], dtype=torch.int64), "needs samples"),
+        (torch.ones(2, 3), torch.tensor([[0], [1]]), "labels in a row"),
+        (torch.ones(3, 3), torch.tensor([0, 1]), "inputs are 3x3 and labels 2"),
+        (torch.ones(2, 3), torch.tensor([0, -1]), "class indices"),
+        (torch.ones(2, 3), torch.tensor([0.0, 1.0]), "class indices"),
+    ],
+)
+def test_broken_auxiliary_data_is_refused_in_one_line(inputs, labels, message, unchecked):
+    with pytest.raises(InvalidObservation, match=message) as refused:
+        Auxiliary(inputs, labels)
+    assert "\n" not in str(refused.value)
+
+
+def test_auxiliary_labels_must_be_classes_of_the_head():
+    auxiliary = Auxiliary(torch.ones(2, 3), torch.tensor([0, 4]))
+    with pytest.raises(
+        InvalidObservation, match=r"labels run to 4, and the head has classes 0\.\.3"
+    ):
+        observation(auxiliary=auxiliary)
+
+
+def test_auxiliary_labels_of_any_integer_dtype_are_kept_as_int64():
+    labels = Auxiliary(torch.ones(2, 3), torch.tensor([3, 0], dtype=torch.uint8)).labels
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [3, 0]
+
+
+def test_auxiliary_inputs_that_are_not_finite_are_refused():
+    with pytest.raises(InvalidObservation, match="NaN or infinite"):
+        Auxiliary(torch.tensor([[1.0], [math.nan]]), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((), "sizes must be positive"), ((3, 0), "sizes must be positive"), ((1, 3), "are 3 each")],
+)
+def test_an_input_shape_that_cannot_be_is_refused(shape, message):
+    auxiliary = Auxiliary(torch.ones(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(InvalidObservation, match=message):
+        observation(input_shape=shape, auxiliary=auxiliary)

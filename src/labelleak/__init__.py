@@ -17,11 +17,12 @@ from labelleak.errors import (
     UnreadableFile,
 )
 from labelleak.metrics import Score, score
-from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
 from labelleak.restoration import Flag, Restoration
 
 __all__ = [
     "AmbiguousHead",
+    "Auxiliary",
     "Flag",
     "Head",
     "HeadGradient",

@@ -61,6 +61,7 @@ def defend(observation: Observation, defense: Defense) -> Observation:
         observation,
         gradient=replace(gradient, rounding=rounding),
         gradients=None if observation.gradients is None else defended,
+        after=None,  # it would give the undefended update away
     )
 
 

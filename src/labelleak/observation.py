@@ -89,6 +89,39 @@ class HeadGradient:
 
 
 @dataclass(frozen=True, eq=False)
+class Auxiliary:
+    """Labelled samples that the server holds itself; none of them is the client's.
+
+    Args:
+        inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
+        labels: Their classes, any integer dtype (kept as int64), shape (samples,).
+
+    Raises:
+        InvalidObservation: There are none, not one label for each input, or an input is NaN or
+            infinite.
+    """
+
+    inputs: Tensor
+    labels: Integer[Tensor, " samples"]
+
+    def __post_init__(self) -> None:
+        _check_tensor("auxiliary inputs", self.inputs)
+        _check_tensor("auxiliary labels", self.labels)
+        if self.labels.ndim != 1 or not self.labels.numel():
+            raise InvalidObservation("auxiliary data needs samples, and their labels in a row")
+        if self.inputs.shape[:1] != self.labels.shape:
+            raise InvalidObservation(
+                f"auxiliary inputs are {_shape(self.inputs)} and labels {_shape(self.labels)}: one "
+                "label per input is needed"
+            )
+        if self.labels.dtype not in _INDICES or int(self.labels.min()) < 0:
+            raise InvalidObservation("auxiliary labels must be class indices (int64), 0 and above")
+        if not torch.isfinite(self.inputs).all():
+            raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
+        object.__setattr__(self, "labels", self.labels.long())
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
     """Everything that an attack may know about one update; true labels are no part of it.
 
@@ -105,12 +138,16 @@ class Observation:
             shape (present,); None when it does not know them.
         local_steps: Number of optimiser steps S that the update adds up, a whole number; K * S is
             below 2**53.
-        model: The whole model before the step, when the server has it.
+        local_epochs: How often each sample takes part in those steps, a whole number.
+        learning_rates: How far each step's gradient moved the weights, positive, one per step;
+            None when the server does not know.
+        model: The whole model before the step, when the server has it. Its mode, training or
+            evaluation, is the one that the client ran it in.
         gradients: The whole update by parameter name, when the server has it.
+        after: The state dict that the client sent back, where it sent weights.
         input_shape: Shape of one input of the model, ``(channels, height, width)`` of an image,
             when the server knows it.
-        auxiliary: Inputs of the server's own that resemble the client's, without labels,
-            normalised alike, floating point, shape (samples, ...); None when it has none.
+        auxiliary: Labelled samples of its own that the server holds, as far as it has any.
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
@@ -124,10 +161,13 @@ class Observation:
     class_weights: Float[Tensor, " classes"] | None = None
     present_classes: Integer[Tensor, " present"] | None = None
     local_steps: int = 1
+    local_epochs: int = 1
+    learning_rates: tuple[float, ...] | None = None
     model: nn.Module | None = field(default=None, repr=False)
     gradients: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    after: Mapping[str, Tensor] | None = field(default=None, repr=False)
     input_shape: tuple[int, ...] | None = None
-    auxiliary: Float[Tensor, "samples *shape"] | None = field(default=None, repr=False)
+    auxiliary: Auxiliary | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         head, gradient = self.head, self.gradient
@@ -147,12 +187,20 @@ class Observation:
             )
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", whole_number("batch size", self.batch_size))
-        object.__setattr__(self, "local_steps", whole_number("local steps", self.local_steps))
-        if (self.num_instances or 0) >= _MOST_INSTANCES:
+        for what in ("local_steps", "local_epochs"):
+            number = whole_number(what.replace("_", " "), getattr(self, what))
+            object.__setattr__(self, what, number)
+        if self.local_steps % self.local_epochs:
+            raise InvalidObservation(
+                f"{self.local_epochs} local epochs in {self.local_steps} local steps: every epoch "
+                "has the same number of steps, at least 1"
+            )
+        if (self.batch_size or 0) * self.local_steps >= _MOST_INSTANCES:
             raise InvalidObservation(
                 f"batch size {self.batch_size} times {self.local_steps} local steps: fewer than "
                 "2**53 instances can be counted"
             )
+        self._check_learning_rates()
         if self.reduction not in ("mean", "sum"):
             raise InvalidObservation(f"reduction {self.reduction!r}: use 'mean' or 'sum'")
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -162,6 +210,17 @@ class Observation:
         self._check_class_weights()
         self._check_present_classes()
         self._check_inputs()
+
+    def _check_learning_rates(self) -> None:
+        rates = self.learning_rates
+        if rates is None:
+            return
+        if len(rates) != self.local_steps:
+            raise InvalidObservation(
+                f"{len(rates)} learning rates for {self.local_steps} local steps: one per step"
+            )
+        if not all(0.0 < rate < math.inf for rate in rates):
+            raise InvalidObservation("learning rates must be positive and finite")
 
     def _check_class_weights(self) -> None:
         weights = self.class_weights
@@ -206,17 +265,15 @@ class Observation:
             raise InvalidObservation(f"input shape {shape}: sizes must be positive")
         if auxiliary is None:
             return
-        if not auxiliary.is_floating_point() or auxiliary.ndim < 2 or not auxiliary.numel():
+        if shape is not None and tuple(auxiliary.inputs.shape[1:]) != tuple(shape):
             raise InvalidObservation(
-                f"auxiliary inputs are {_shape(auxiliary)} of {auxiliary.dtype}: floating-point "
-                "numbers are needed, samples first"
-            )
-        if not torch.isfinite(auxiliary).all():
-            raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
-        if shape is not None and tuple(auxiliary.shape[1:]) != tuple(shape):
-            raise InvalidObservation(
-                f"auxiliary inputs are {_shape(auxiliary[0])} each, and the model's inputs "
+                f"auxiliary inputs are {_shape(auxiliary.inputs[0])} each, and the model's inputs "
                 f"{'x'.join(map(str, shape))}"
+            )
+        if int(auxiliary.labels.max()) >= self.classes:
+            raise InvalidObservation(
+                f"auxiliary labels run to {int(auxiliary.labels.max())}, and the head has "
+                f"classes 0..{self.classes - 1}"
             )
 
     @property
@@ -226,8 +283,13 @@ class Observation:
 
     @property
     def num_instances(self) -> int | None:
-        """Number of instances the update is made of, ``batch_size * local_steps``, or None."""
-        return None if self.batch_size is None else self.batch_size * self.local_steps
+        """Number of different samples that the update is made of, or None.
+
+        ``batch_size * local_steps / local_epochs``: the client's whole local data set.
+        """
+        if self.batch_size is None:
+            return None
+        return self.batch_size * self.local_steps // self.local_epochs
 
     @property
     def has_bias(self) -> bool:

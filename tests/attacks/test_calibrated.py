@@ -10,7 +10,8 @@ from labelleak.attacks.calibrated import _mean_set
 from labelleak.capture import capture, whole_gradient
 from labelleak.errors import MissingKnowledge
 from labelleak.models import build
-from synthetic import model_of, rng, untrained
+from labelleak.observation import Auxiliary
+from synthetic import rng, untrained
 
 
 def images(shape, size, seed):
@@ -18,6 +19,11 @@ def images(shape, size, seed):
     (fields,) = dummy_inputs(shape, size, (1.5,), rng(seed))
     mean = dummy_inputs(shape, 1, (1.5,), rng(99))[0]
     return 0.5 * mean + 0.75**0.5 * fields
+
+
+def unlabelled(inputs):
+    """Auxiliary data whose labels say nothing: the attack looks at the inputs alone."""
+    return Auxiliary(inputs, torch.zeros(len(inputs), dtype=torch.int64))
 
 
 def observe(model, inputs, labels):
@@ -56,7 +62,7 @@ def test_auxiliary_inputs_stand_in_for_the_batch():
     errors = {"pooled": 0.0, "calibrated": 0.0}
     for seed in range(4):
         seen, counts = trial("fcn-3", shape, 10, 128, seed)
-        seen = replace(seen, gradients=None, auxiliary=images(shape, 400, 50 + seed))
+        seen = replace(seen, gradients=None, auxiliary=unlabelled(images(shape, 400, 50 + seed)))
         for name in errors:
             errors[name] += float((restore(seen, name).raw - counts).square().mean())
     assert errors["calibrated"] < 0.3 * errors["pooled"]
@@ -65,7 +71,8 @@ def test_auxiliary_inputs_stand_in_for_the_batch():
 def test_misleading_auxiliary_inputs_are_outvoted_by_the_gradient():
     """Inputs of ten times the size say nothing true: what pooled finds stays."""
     seen, counts = trial("lenet5", (3, 32, 32), 20, 40, 0)
-    misled = replace(seen, auxiliary=10.0 * images((3, 32, 32), 200, 1) + 5.0)
+    misleading = 10.0 * images((3, 32, 32), 200, 1) + 5.0
+    misled = replace(seen, auxiliary=unlabelled(misleading))
     assert torch.equal(restore(seen, "pooled").counts, counts)
     assert torch.equal(restore(misled, "calibrated").counts, counts)
 
@@ -119,7 +126,7 @@ def test_shapes_are_guessed_where_they_can_be():
     assert guessed_shape(lenet, lenet.features[0][0]) == (3, 32, 32)
     fcn = build("fcn-2", classes=4, image_shape=(1, 28, 28))
     assert guessed_shape(fcn, fcn.hidden[0]) == (1, 28, 28)
-    head = model_of(untrained(6, 12, 4))
+    head = untrained(6, 12, 4).model().fc
     assert guessed_shape(head, head) == (12,)
 
 

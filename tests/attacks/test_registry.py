@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from labelleak.attacks import attacks, registry, restore
-from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.registry import Attack, Gives, Need, register
 from labelleak.restoration import Restoration
-from synthetic import model_of, untrained
+from synthetic import untrained
 
 BATCH = untrained(6, 12, 4)
 DESCRIPTION = {
@@ -49,11 +49,12 @@ def test_hyper_parameters_are_keywords_with_defaults(name):
 @pytest.mark.parametrize("name", attacks())
 def test_every_attack_signs_and_yields_what_it_says(name):
     attack = attacks()[name]
-    found = attack.rule(BATCH.observe(model=model_of(BATCH)))
+    observation = BATCH.observe_for((*attack.needs, Need.BATCH_SIZE))
+    found = attack.rule(observation)
     assert found.attack == name
     assert found.present.dtype == torch.bool
     if Gives.COUNTS in attack.gives:
-        assert int(found.counts.sum()) == 4
+        assert int(found.counts.sum()) == observation.num_instances
         assert torch.equal(found.present, found.counts > 0)
     assert (found.class_embeddings is not None) == (Gives.EMBEDDINGS in attack.gives)
     assert (found.class_probabilities is not None) == (Gives.PROBABILITIES in attack.gives)
@@ -62,16 +63,36 @@ def test_every_attack_signs_and_yields_what_it_says(name):
 @pytest.mark.parametrize("name", attacks())
 def test_a_need_that_is_not_declared_is_none(name):
     """Every attack runs on the least that it says it needs."""
-    needs = attacks()[name].needs
-    bias = Need.BIAS in needs
-    # Without either no attack can tell the scale; those that count say so.
-    sized = Gives.COUNTS in attacks()[name].gives and not bias
-    observation = BATCH.observe(
-        bias=bias,
-        batch_size=4 if sized else None,
-        model=model_of(BATCH, bias=bias) if Need.MODEL in needs else None,
-    )
+    observation = BATCH.observe_for(attacks()[name].needs)
+    if name in ("pooled", "calibrated"):
+        # Without a bias gradient the batch size gives the scale; either will do.
+        observation = replace(observation, batch_size=4)
     assert restore(observation, name).attack == name
+
+
+@pytest.mark.parametrize("need", [*Need])
+def test_a_need_is_not_met_by_all_the_others(need):
+    others = {*Need} - {need}
+    if need is Need.BATCH_SIZE:
+        others -= {Need.ONE_SAMPLE}
+    elif need is Need.INPUT_SHAPE:
+        others -= {Need.AUXILIARY}
+    observation = BATCH.observe_for(others)
+    if need is Need.PLAIN_LOSS:
+        observation = replace(observation, label_smoothing=0.1)
+    assert not need.is_met(observation)
+    assert all(other.is_met(observation) for other in others)
+    entry = Attack("mine", "", (Need.BATCH_SIZE, need), (), (), "", "", False, lambda: None)
+    missing = dict.fromkeys(n for n in entry.needs if not n.is_met(observation))
+    assert entry.missing(observation) == tuple(n for n in entry.needs if n in missing)
+
+
+def test_auxiliary_data_tells_the_shape_of_an_input():
+    assert Need.INPUT_SHAPE.is_met(BATCH.observe(auxiliary=BATCH.auxiliary()))
+
+
+def test_class_weights_make_no_plain_loss():
+    assert not Need.PLAIN_LOSS.is_met(BATCH.observe(class_weights=torch.ones(6)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -79,7 +100,7 @@ def test_needs_are_met_by_what_the_observation_holds(bias):
     observation = BATCH.observe(bias=bias)
     assert Need.BIAS.is_met(observation) is bias
     assert not Need.MODEL.is_met(observation)
-    assert Need.MODEL.is_met(replace(observation, model=model_of(BATCH, bias=bias)))
+    assert Need.MODEL.is_met(replace(observation, model=BATCH.model(bias=bias)))
 
 
 def test_the_table_cannot_be_changed_from_outside():

@@ -10,7 +10,7 @@ from labelleak.attacks import attacks, restore
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
-from synthetic import model_of, one_embedding, rng, untrained
+from synthetic import one_embedding, rng, untrained
 
 # `labelleak.attacks` is the function of that name.
 module = importlib.import_module("labelleak.attacks")
@@ -97,8 +97,9 @@ def test_hyper_parameters_reach_the_attack():
 
 @pytest.mark.parametrize("attack", attacks())
 def test_a_hyper_parameter_that_an_attack_does_not_have_is_refused_in_one_line(attack, unchecked):
+    observation = SMALL.observe_for(attacks()[attack].needs)
     with pytest.raises(ValueError, match=f"^attack '{attack}': .*'strength'") as refused:
-        restore(SMALL.observe(model=model_of(SMALL)), attack, strength=1)
+        restore(observation, attack, strength=1)
     assert "\n" not in str(refused.value)
 
 
@@ -125,6 +126,14 @@ def test_missing_knowledge_is_named(observation):
     message = "^attack 'ilrg' needs the final layer's bias and its gradient$"
     with pytest.raises(MissingKnowledge, match=message):
         restore(observation, "ilrg")
+
+
+def test_all_missing_knowledge_is_named_at_once(monkeypatch):
+    entry = replace(attacks()["ilrg"], needs=(Need.BIAS, Need.BATCH_SIZE))
+    monkeypatch.setattr(module, "attacks", lambda: {"ilrg": entry})
+    message = "the final layer's bias and its gradient and the batch size .*--batch-size K"
+    with pytest.raises(MissingKnowledge, match=message):
+        restore(SMALL.observe(bias=False, batch_size=None), "ilrg")
 
 
 def test_a_missing_scale_is_named():

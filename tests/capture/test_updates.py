@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from labelleak import Flag, capture, observe, observe_update, restore
+from labelleak.capture.updates import step_sizes
 from labelleak.errors import AmbiguousHead, InvalidObservation
 
 CLASSES = 5
@@ -406,3 +407,49 @@ class TestObserveUpdate:
         after, _ = train(model, 1, 0.1)
         with pytest.raises(InvalidObservation, match="at least 1"):
             observe_update(model, model.state_dict(), after, learning_rate=0.1, local_steps=steps)
+
+    def test_a_schedule_of_learning_rates(self, model):
+        after, _ = train(model, 3, 0.1)
+        update = {"before": model.state_dict(), "after": after}
+        constant = observe_update(model, **update, learning_rate=0.1, local_steps=3)
+        scheduled = observe_update(model, **update, learning_rate=[0.05, 0.1, 0.15])
+        torch.testing.assert_close(scheduled.gradient.weight, constant.gradient.weight)
+        assert constant.learning_rates == (0.1, 0.1, 0.1)
+        assert scheduled.learning_rates == (0.05, 0.1, 0.15)
+        assert scheduled.local_steps == 3
+        assert scheduled.after["3.bias"] is after["3.bias"]
+
+    @pytest.mark.parametrize(
+        ("schedule", "message"),
+        [
+            ({"learning_rate": [0.1, 0.1], "local_steps": 3}, "2 learning rates for 3 local steps"),
+            ({"learning_rate": []}, "0 learning rates"),
+            ({"learning_rate": [0.1, -0.1]}, "learning rate -0.1: it must be positive"),
+            ({"learning_rate": 0.1, "momentum": 1.0}, "momentum 1.0"),
+            ({"learning_rate": 0.1, "weight_decay": -1.0}, "weight decay -1.0"),
+            ({"learning_rate": 0.1, "proximal": float("nan")}, "proximal term nan"),
+        ],
+    )
+    def test_a_schedule_that_cannot_be(self, model, schedule, message):
+        after, _ = train(model, 2, 0.1)
+        with pytest.raises(InvalidObservation, match=message):
+            observe_update(model, model.state_dict(), after, **schedule)
+
+    def test_weight_decay_of_one_step_is_taken_off_exactly(self, model):
+        after, gradients = train(model, 1, 0.1)
+        before = model.state_dict()
+        decayed = {
+            name: after[name] - 0.1 * 0.5 * before[name] if name in gradients[0] else after[name]
+            for name in after
+        }
+        observation = observe_update(
+            model, before, decayed, learning_rate=0.1, weight_decay=0.5, proximal=3.0
+        )
+        for name, expected in gradients[0].items():
+            assert (observation.gradients[name] - expected).abs().max() <= 1e-5
+
+
+def test_momentum_carries_a_gradient_into_later_steps():
+    """By hand: 0.1 + 0.5 * (0.2 + 0.5 * 0.4), 0.2 + 0.5 * 0.4, 0.4."""
+    assert step_sizes([0.1, 0.2, 0.4], momentum=0.5) == pytest.approx((0.3, 0.4, 0.4))
+    assert step_sizes(0.1, 3) == pytest.approx((0.1, 0.1, 0.1))

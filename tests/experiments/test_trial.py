@@ -76,10 +76,13 @@ def test_a_record_is_what_the_steps_by_hand_give():
         model = build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=13)
         loss = nn.functional.cross_entropy(model(inputs), labels)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
-        observation = observe(model, gradients, batch_size=24)
+        observation = observe(model, gradients, batch_size=24, input_shape=(1, 28, 28))
         true = counts_of(labels, 10)
         record = run_trial(e, index)
         for name, entry in record["attacks"].items():
+            if attacks()[name].missing(observation):
+                assert entry["error"].startswith(f"attack '{name}' needs ")
+                continue
             found = restore(observation, name)
             assert entry["counts"] == score(found, true).as_dict()
             rounded = None if found.rounded is None else score(found, true, use="rounded").as_dict()
@@ -320,3 +323,14 @@ def test_what_cannot_be_drawn_or_found_is_named(tmp_path):
         run_trial(experiment(data="mnist"), 0, tmp_path)
     with pytest.raises(ValueError, match="at least 32x32"):
         run_trial(experiment(network=Network(name="vgg11")), 0)
+
+
+WHOLE = {"idlg": False, "zlg": False, "calibrated": True}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_trial_gives_of_the_whole_model_what_its_attacks_need(seen, name):
+    run_trial(experiment(attacks=(name,)), 0)
+    (observation,) = seen
+    assert (observation.gradients is not None) is WHOLE[name]
+    assert observation.input_shape == (None if name == "idlg" else (1, 28, 28))

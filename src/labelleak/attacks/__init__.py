@@ -7,10 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks import calibrated as _calibrated  # noqa: F401  (registers itself)
+from labelleak.attacks import dimitrov as _dimitrov  # noqa: F401
+from labelleak.attacks import e2egi as _e2egi  # noqa: F401
 from labelleak.attacks import ilrg as _ilrg  # noqa: F401
+from labelleak.attacks import llbg as _llbg  # noqa: F401
+from labelleak.attacks import llg as _llg  # noqa: F401
 from labelleak.attacks import pooled as _pooled  # noqa: F401
 from labelleak.attacks import rlg as _rlg  # noqa: F401
+from labelleak.attacks import rlu as _rlu  # noqa: F401
 from labelleak.attacks import signs as _signs  # noqa: F401
+from labelleak.attacks import soft_label as _soft_label  # noqa: F401
+from labelleak.attacks import zlg as _zlg  # noqa: F401
 from labelleak.attacks.registry import Attack, Gives, Need, attacks
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Observation, implied_rounding, root_mean_square
@@ -58,7 +65,7 @@ def restore(
         found = _run_strongest(observation)
     else:
         found = _run(observation, attack, hyper_parameters)
-    flags = {*_observation_flags(observation), *found.flags}
+    flags = {*_observation_flags(observation, found.attack), *found.flags}
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
@@ -80,9 +87,10 @@ def _run(observation: Observation, name: str, hyper_parameters: dict[str, object
     entry = attacks().get(name)
     if entry is None:
         raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(attacks())}")
-    missing = [need.value for need in entry.needs if not need.is_met(observation)]
+    missing = entry.missing(observation)
     if missing:
-        raise MissingKnowledge(f"attack {name!r} needs {' and '.join(missing)}")
+        texts = " and ".join(need.value for need in missing)
+        raise MissingKnowledge(f"attack {name!r} needs {texts}")
     try:
         return entry.rule(observation, **hyper_parameters)
     except TypeError as error:
@@ -91,7 +99,7 @@ def _run(observation: Observation, name: str, hyper_parameters: dict[str, object
         raise
 
 
-def _observation_flags(observation: Observation) -> list[Flag]:
+def _observation_flags(observation: Observation, attack: str) -> list[Flag]:
     flags = []
     weight, bias = observation.gradient.weight, observation.gradient.bias
     rounding = observation.gradient.rounding
@@ -102,7 +110,7 @@ def _observation_flags(observation: Observation) -> list[Flag]:
         flags.append(Flag.SUMS_NOT_ZERO)
     if not observation.has_bias:
         flags.append(Flag.NO_BIAS)
-    if observation.local_steps > 1:
+    if observation.local_steps > 1 and not attacks()[attack].models_steps:
         flags.append(Flag.SEVERAL_STEPS)
     if observation.batch_size is None:
         flags.append(Flag.UNKNOWN_BATCH_SIZE)

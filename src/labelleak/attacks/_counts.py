@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from labelleak.errors import MissingKnowledge
@@ -113,7 +113,7 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
             f"{attack} on a summed loss needs the batch size (batch_size=K, --batch-size K): "
             "without it the gradient has no scale"
         )
-    total = None if size is None else size * observation.local_steps
+    total = None if size is None else size * observation.local_steps // observation.local_epochs
     raw, errors = _with_errors(observation, mean, total or 1, size or 1)
     proportions = project_to_simplex(raw, total or 1) / (total or 1)
     if total is None:
@@ -148,7 +148,7 @@ def _with_errors(
     variance = scatter.square().mean(dim=1)
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
     freedom = (mean.samples or observation.classes) - 1
-    variance = variance * float(student_t.ppf(0.975, freedom) / NORMAL_QUANTILE) ** 2
+    variance = variance * float(stdtrit(freedom, 0.975) / NORMAL_QUANTILE) ** 2
     weights = torch.ones_like(raw)
     if observation.class_weights is not None:
         weights = observation.class_weights.to(raw)
@@ -164,7 +164,7 @@ def _batch_size_that_fits(observation: Observation, mean: MeanPrediction) -> int
     The evidence compares the density of the distances to whole numbers, normal with the counts'
     standard errors, with a uniform one.
     """
-    steps = observation.local_steps
+    steps = observation.local_steps // observation.local_epochs
     best = None
     for size in range(1, _LARGEST_BATCH + 1):
         raw, errors = _with_errors(observation, mean, size * steps, size)

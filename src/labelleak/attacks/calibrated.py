@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.stats import f
+from scipy.special import fdtri
 from torch import Tensor, nn
 
 from labelleak.attacks._counts import MeanPrediction, conclude
@@ -39,6 +39,7 @@ _DISCREPANCY = 0.01
     "calibrated",
     title="calibrated (mean prediction of dummy inputs that match the update)",
     needs=(Need.MODEL,),
+    uses=(Need.GRADIENTS, Need.INPUT_SHAPE, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="inputs normalised to a mean square of one, and smooth as images are; or auxiliary "
     "inputs from the client's distribution; a network that is not trained far",
@@ -74,7 +75,7 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
         if observation.auxiliary is None:
             seen = _see_dummies(observation, model, pooled, dummies, power)
         else:
-            seen = _see_auxiliary(observation, model, observation.auxiliary)
+            seen = _see_auxiliary(observation, model, observation.auxiliary.inputs)
     return conclude("calibrated", observation, _combine(observation, pooled, seen))
 
 
@@ -237,7 +238,7 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
     prior = prior + _DISCREPANCY * covariance
     surplus = _surplus(difference, prior + shared @ shared.T + noise)
     # The size of pooled's error is itself estimated, from as many rows as there are classes.
-    allowed, trust = float(f.ppf(0.99, classes - 1, classes - 1)), 1.0
+    allowed, trust = float(fdtri(classes - 1, classes - 1, 0.99)), 1.0
     if surplus > allowed:
         for doublings in range(1, 24):
             trust = 1.0 / (1.0 + _DISCREPANCY * 2.0**doublings)

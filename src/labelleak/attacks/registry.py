@@ -14,11 +14,33 @@ class Need(Enum):
     """Something an attack cannot do without; the value says how to provide it."""
 
     BIAS = "the final layer's bias and its gradient"
-    MODEL = "the whole model (model=...)"
+    BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
+    PLAIN_LOSS = "a plain cross-entropy loss: no label smoothing, no class weights"
+    ONE_SAMPLE = "a batch of one sample (batch_size=1)"
+    MODEL = "the whole model (model=..., as ll.observe and ll.observe_update take it)"
+    GRADIENTS = "the gradients of the whole model (gradients=..., as ll.observe takes them)"
+    INPUT_SHAPE = "the shape of one input (input_shape=(3, 32, 32), say), or auxiliary data"
+    AUXILIARY = "auxiliary data (auxiliary=ll.Auxiliary(inputs, labels))"
+    AFTER = "the client's model after its local steps (as ll.observe_update takes it)"
+    LEARNING_RATES = "the learning rates of the local steps (as ll.observe_update takes them)"
 
     def is_met(self, observation: Observation) -> bool:
         """Whether the observation holds it."""
-        return observation.has_bias if self is Need.BIAS else observation.model is not None
+        return _MET[self](observation)
+
+
+_MET: dict[Need, Callable[[Observation], bool]] = {
+    Need.BIAS: lambda seen: seen.has_bias,
+    Need.BATCH_SIZE: lambda seen: seen.batch_size is not None,
+    Need.PLAIN_LOSS: lambda seen: seen.label_smoothing == 0.0 and seen.class_weights is None,
+    Need.ONE_SAMPLE: lambda seen: seen.num_instances == 1,
+    Need.MODEL: lambda seen: seen.model is not None,
+    Need.GRADIENTS: lambda seen: seen.gradients is not None,
+    Need.INPUT_SHAPE: lambda seen: seen.input_shape is not None or seen.auxiliary is not None,
+    Need.AUXILIARY: lambda seen: seen.auxiliary is not None,
+    Need.AFTER: lambda seen: seen.after is not None,
+    Need.LEARNING_RATES: lambda seen: seen.learning_rates is not None,
+}
 
 
 class Gives(Enum):
@@ -41,19 +63,27 @@ class Attack:
         name: Name to ask for it by.
         title: Name in the literature.
         needs: What the observation must hold.
+        uses: What else it makes use of where the observation holds it.
         gives: What the restoration holds.
         assumes: What must be true of the network or the batch for the result to be right.
         reference: Paper and place in it.
+        models_steps: Whether it models several local steps, and not one step on all their samples.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
     """
 
     name: str
     title: str
     needs: tuple[Need, ...]
+    uses: tuple[Need, ...]
     gives: tuple[Gives, ...]
     assumes: str
     reference: str
+    models_steps: bool
     rule: Callable[..., Restoration]
+
+    def missing(self, observation: Observation) -> tuple[Need, ...]:
+        """The needs that the observation does not meet, in the order of `needs`."""
+        return tuple(need for need in self.needs if not need.is_met(observation))
 
 
 _ATTACKS: dict[str, Attack] = {}
@@ -64,16 +94,20 @@ def register(
     *,
     title: str,
     needs: tuple[Need, ...] = (),
+    uses: tuple[Need, ...] = (),
     gives: tuple[Gives, ...],
     assumes: str,
     reference: str,
+    models_steps: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Enter a rule in the table of attacks under a name of its own."""
 
     def enter(rule: RuleFunction) -> RuleFunction:
         if name in _ATTACKS:
             raise ValueError(f"an attack named {name!r} is registered already")
-        _ATTACKS[name] = Attack(name, title, needs, gives, assumes, reference, rule)
+        _ATTACKS[name] = Attack(
+            name, title, needs, uses, gives, assumes, reference, models_steps, rule
+        )
         return rule
 
     return enter

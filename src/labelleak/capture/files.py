@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labelleak.capture._pickled import load_pickled
 from labelleak.capture.heads import named_head, parameter_name, strip_wrappers
-from labelleak.capture.updates import check_schedule, observe_head, observe_head_update
+from labelleak.capture.updates import Moves, check_schedule, observe_head, observe_head_update
 from labelleak.errors import InvalidObservation, LabelLeakError, UnreadableFile
 from labelleak.observation import Observation, is_plain, kind_of
 
@@ -131,9 +131,8 @@ def read_observation(
     layer = named_head(model.shapes, head)
     start, end = _read_layer(model, sent, layer)
     if kind == "weights" and learning_rate is not None:
-        return observe_head_update(
-            start, end, layer, learning_rate=learning_rate, local_steps=local_steps, **knowledge
-        )
+        moves = Moves(learning_rate * local_steps)
+        return observe_head_update(start, end, layer, moves, local_steps=local_steps, **knowledge)
     return observe_head(start, end, layer, local_steps=local_steps, **knowledge)
 
 

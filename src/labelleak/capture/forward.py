@@ -82,6 +82,7 @@ def capture(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
         model=model,
+        input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
     )
 
 

@@ -1,8 +1,9 @@
 """From a client's gradients, or from the weights before and after, to an observation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,22 @@ StateDict = Mapping[str, Tensor]
 
 # What BatchNorm counts is in the state dict, too, and no step of the optimiser changed it.
 _RUNNING = ("running_mean", "running_var")
+
+
+class Moves(NamedTuple):
+    """How local steps moved the weights.
+
+    Attributes:
+        scale: How far the mean gradient moved them, the sum of `step_sizes`.
+        place: Where they were on the way, on average over the steps: 0 for before, 1 for after.
+        weight_decay: Of the client's SGD.
+        proximal: FedProx's factor.
+    """
+
+    scale: float
+    place: float = 0.0
+    weight_decay: float = 0.0
+    proximal: float = 0.0
 
 
 def observe(
@@ -83,21 +100,30 @@ def observe_update(
     before: StateDict,
     after: StateDict,
     *,
-    learning_rate: float,
+    learning_rate: float | Sequence[float],
     local_steps: int = 1,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    proximal: float = 0.0,
     head: str | None = None,
     **knowledge: Any,
 ) -> Observation:
-    """What the server sees of a client that sends weights after local steps of plain SGD.
+    """What the server sees of a client that sends weights after local steps of SGD.
 
-    ``(before - after) / (learning_rate * local_steps)`` is the mean of the steps' gradients.
+    ``(before - after) / (learning_rate * local_steps)`` is the mean of the steps' gradients. With a
+    schedule of learning rates or momentum it is a weighted mean, and the divisor the sum of
+    `step_sizes`. What weight decay and FedProx's proximal term added is taken off, as if the
+    weights had moved evenly from the one model to the other; for one step that is exact.
 
     Args:
         model: The network, for attacks that use all of it; None when only weights are at hand.
         before: State dict that the server handed out.
         after: State dict that the client sent back.
-        learning_rate: Learning rate of the local steps, positive.
-        local_steps: Number of local steps, at least 1.
+        learning_rate: Learning rate of the local steps, positive; or one for each step.
+        local_steps: Number of local steps, at least 1; with one rate for each they count them.
+        momentum: Of the client's SGD (without dampening), in [0, 1).
+        weight_decay: Of the client's SGD, at least 0.
+        proximal: FedProx's factor mu of ``mu / 2 * |weights - before|^2``, at least 0.
         head: Name of the final linear layer; None to find it.
         **knowledge: Other fields of `Observation`; ``batch_size`` is that of one local step.
 
@@ -111,7 +137,13 @@ def observe_update(
         AmbiguousHead: The head is not clear.
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
     """
-    check_schedule(learning_rate, local_steps)
+    sizes = step_sizes(learning_rate, local_steps, momentum)
+    for what, value in (("weight decay", weight_decay), ("proximal term", proximal)):
+        if not 0.0 <= value < math.inf:
+            raise InvalidObservation(f"{what} {value}: it must be at least 0 and finite")
+    scale = math.fsum(sizes)
+    place = (1.0 - math.fsum((size / scale) ** 2 for size in sizes)) / 2
+    moves = Moves(scale, place, weight_decay, proximal)
     before, after = _bare(_parameters(before)), _bare(_parameters(after))
     layer = named_head({name: value.shape for name, value in before.items()}, head)
     model = None if model is None else _inside(model)
@@ -122,17 +154,58 @@ def observe_update(
         if name in buffers or name.endswith(_RUNNING) or end is None or end.shape != start.shape:
             continue
         if is_plain(start) and is_plain(end):
-            gradients[name] = _difference(name, start, end, learning_rate * local_steps)
+            gradients[name] = _mean_gradient(name, start, end, moves)
     return observe_head_update(
         before,
         after,
         layer,
-        learning_rate=learning_rate,
-        local_steps=local_steps,
+        moves,
+        local_steps=len(sizes),
+        learning_rates=sizes,
         model=model,
         gradients=gradients,
+        after=after,
         **knowledge,
     )
+
+
+def step_sizes(
+    learning_rate: float | Sequence[float], local_steps: int = 1, momentum: float = 0.0
+) -> tuple[float, ...]:
+    """How far each step's gradient moves the weights in all the steps together.
+
+    Without momentum that is the step's learning rate. With momentum a gradient goes on to move the
+    weights in later steps: ``sum over s >= t of learning_rate[s] * momentum ** (s - t)``.
+
+    Args:
+        learning_rate: One for all steps, or one for each.
+        local_steps: Number of steps; counted where there is a rate for each.
+        momentum: In [0, 1).
+
+    Returns:
+        One number per step.
+
+    Raises:
+        InvalidObservation: A value is impossible, or the number of rates is not that of the steps.
+    """
+    if isinstance(learning_rate, Sequence):
+        if local_steps not in (1, len(learning_rate)) or not learning_rate:
+            raise InvalidObservation(
+                f"{len(learning_rate)} learning rates for {local_steps} local steps: one per step"
+            )
+        rates = list(learning_rate)
+    else:
+        check_schedule(learning_rate, local_steps)
+        rates = [learning_rate] * whole_number("local steps", local_steps)
+    if not 0.0 <= momentum < 1.0:
+        raise InvalidObservation(f"momentum {momentum}: it must be at least 0 and below 1")
+    sizes: list[float] = []
+    later = 0.0
+    for rate in reversed(rates):
+        check_schedule(rate, len(rates))
+        later = rate + momentum * later
+        sizes.append(later)
+    return tuple(reversed(sizes))
 
 
 def observe_head(
@@ -152,9 +225,8 @@ def observe_head_update(
     before: StateDict,
     after: StateDict,
     layer: str,
-    *,
-    learning_rate: float,
-    local_steps: int,
+    moves: Moves,
+    /,
     **knowledge: Any,
 ) -> Observation:
     """The observation of the head of that name, from its weights before and after the steps.
@@ -162,7 +234,6 @@ def observe_head_update(
     Raises:
         InvalidObservation: The two do not fit, or a value is impossible.
     """
-    scale = learning_rate * local_steps
     weight, bias = parameter_name(layer, "weight"), parameter_name(layer, "bias")
     gradients = {}
     for name in (weight, bias):
@@ -173,19 +244,18 @@ def observe_head_update(
             raise InvalidObservation(
                 f"{name} is not the same tensor before and after: names or shapes do not match"
             )
-        gradients[name] = _difference(name, start, end, scale)
+        gradients[name] = _mean_gradient(name, start, end, moves)
     gradient = _gradient_of(gradients, layer)
     # The coarser of the two formats; zeros to begin with would fit in any.
     epsilon = max(torch.finfo(before[weight].dtype).eps, machine_epsilon(after[weight]))
     # The client rounded its weights, by at most epsilon / sqrt(12) of their size on average, and
     # its gradient before that.
     rounding = epsilon * (
-        4 * root_mean_square(gradient.weight) + 0.3 * root_mean_square(before[weight]) / scale
+        4 * root_mean_square(gradient.weight) + 0.3 * root_mean_square(before[weight]) / moves.scale
     )
     return Observation(
         head=head_of(before, layer),
         gradient=replace(gradient, rounding=rounding),
-        local_steps=local_steps,
         **knowledge,
     )
 
@@ -201,7 +271,7 @@ def check_schedule(learning_rate: float, local_steps: int) -> None:
     whole_number("local steps", local_steps)
 
 
-def _difference(name: str, before: Tensor, after: Tensor, scale: float) -> Tensor:
+def _mean_gradient(name: str, before: Tensor, after: Tensor, moves: Moves) -> Tensor:
     """The mean gradient that led from one tensor to the other, float64."""
     for when, tensor in (("before", before), ("after", after)):
         if not is_plain(tensor):
@@ -210,7 +280,11 @@ def _difference(name: str, before: Tensor, after: Tensor, scale: float) -> Tenso
                 "numbers is needed (16 bits or more)"
             )
     start, end = (tensor.detach().to(before.device, torch.float64) for tensor in (before, after))
-    return (start - end) / scale
+    gradient = (start - end) / moves.scale
+    if moves.weight_decay or moves.proximal:
+        way = moves.place * (start - end)
+        gradient -= moves.weight_decay * (start - way) - moves.proximal * way
+    return gradient
 
 
 def head_of(parameters: StateDict, layer: str) -> Head:

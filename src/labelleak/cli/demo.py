@@ -8,7 +8,6 @@ from shutil import which
 import click
 from rich.progress import Progress
 
-from labelleak.attacks import attacks
 from labelleak.cli.output import PathOption, console, print_record, scores_table
 from labelleak.experiments.demo import audit_files, run_client
 from labelleak.records import write_json, write_whole
@@ -36,7 +35,7 @@ def demo(out: Path) -> None:
     files = run_client(out)
     records = []
     with Progress(console=target, transient=True) as progress:
-        task = progress.add_task("Auditing", total=len(attacks()) + 1)
+        task = progress.add_task("Auditing", total=None)
         for record in audit_files(files):
             records.append(record.as_dict())
             progress.advance(task)

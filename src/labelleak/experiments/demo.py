@@ -94,23 +94,24 @@ def run_client(folder: Path) -> DemoFiles:
 
 
 def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
-    """Audit the files as a user's own are, by ``auto`` and then by every attack.
+    """Audit the files as a user's own are, by ``auto`` and then by every attack they suffice for.
 
     Args:
         files: What `run_client` wrote.
 
     Yields:
-        The record of ``auto`` first, then one per registered attack.
+        The record of ``auto`` first, then one per attack that needs no more than the files.
     """
-    for attack in ("auto", *attacks()):
-        observation = read_observation(
-            files.before,
-            files.update,
-            kind="weights",
-            learning_rate=LEARNING_RATE,
-            batch_size=BATCH_SIZE,
-        )
-        labels = read_labels(files.labels, observation.classes)
+    observation = read_observation(
+        files.before,
+        files.update,
+        kind="weights",
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
+    )
+    labels = read_labels(files.labels, observation.classes)
+    possible = [name for name, entry in attacks().items() if not entry.missing(observation)]
+    for attack in ("auto", *possible):
         yield audit(
             observation,
             attack,

@@ -158,7 +158,11 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     )
     sums = _class_sums(model) if experiment.measures else None
     observation = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
-    if any(Need.MODEL in attacks()[name].needs for name in experiment.attacks):
+    entries = [attacks()[name] for name in experiment.attacks]
+    wanted = {need for entry in entries for need in (*entry.needs, *entry.uses)}
+    if Need.INPUT_SHAPE in wanted:
+        observation = replace(observation, input_shape=dataset.image_shape)
+    if Need.GRADIENTS in wanted:
         observation = _with_whole_gradient(observation, model, batch)
     observation = _defend(experiment.defense, observation, batch, seed("defense"))
     true_counts = counts_of(dataset.labels[batch.indices], dataset.classes)
@@ -246,8 +250,7 @@ def _with_whole_gradient(observation: Observation, model: nn.Module, batch: _Bat
     gradients[f"{name}.weight"] = gradient.weight
     if gradient.bias is not None:
         gradients[f"{name}.bias"] = gradient.bias
-    shape = batch.dataset.image_shape
-    return replace(observation, gradients=gradients, input_shape=shape)
+    return replace(observation, gradients=gradients)
 
 
 def _class_sums(model: nn.Module) -> ClassSums:

@@ -1,0 +1,134 @@
+"""What several attacks read from an observation, and what they make of shares and counts."""
+
+import heapq
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import Observation
+from labelleak.restoration import Flag, Restoration, project_to_counts, project_to_simplex
+
+_TOTAL_TOLERANCE = 0.05
+
+
+def row_sums(observation: Observation) -> Float[Tensor, " classes"]:
+    """Sum of every row of the weight gradient of a mean loss, float64."""
+    return observation.gradient.weight.sum(dim=1, dtype=torch.float64) / mean_divisor(observation)
+
+
+def bias_gradient(observation: Observation) -> Float[Tensor, " classes"]:
+    """The bias gradient of a mean loss, float64."""
+    if observation.gradient.bias is None:
+        raise MissingKnowledge("the final layer's bias gradient is missing")
+    return observation.gradient.bias.double() / mean_divisor(observation)
+
+
+def mean_divisor(observation: Observation) -> int:
+    """What the gradient is to be divided by to be that of a mean loss.
+
+    Raises:
+        MissingKnowledge: A summed loss, and the batch size is not known.
+    """
+    if observation.reduction == "mean":
+        return 1
+    if observation.batch_size is None:
+        raise MissingKnowledge(
+            "a summed loss needs the batch size (batch_size=K, --batch-size K): without it the "
+            "gradient has no scale"
+        )
+    return observation.batch_size
+
+
+def instances(observation: Observation) -> int:
+    """The number of instances, for attacks that need it."""
+    if observation.num_instances is None:
+        raise MissingKnowledge("the batch size is missing (batch_size=K, --batch-size K)")
+    return observation.num_instances
+
+
+def emit(
+    evidence: Float[Tensor, " classes"],
+    impact: Float[Tensor, " classes"],
+    total: int,
+    offset: Float[Tensor, " classes"] | float = 0.0,
+) -> tuple[Int[Tensor, " classes"], tuple[Flag, ...]]:
+    """Emit labels one by one, each time for the class with the most negative evidence left.
+
+    The two stages of Wainakh et al. (PETS 2022), algorithm 1. Stage 1 emits every class with
+    negative evidence once. Stage 2 emits the class of least evidence (less the offset) until there
+    are enough labels. Every emission takes the impact of one sample off its class's evidence. A
+    heap makes an emission O(log C).
+
+    Args:
+        evidence: Shape (classes,), float64, the more negative the more instances.
+        impact: What one instance adds to the evidence of its class, negative, shape (classes,).
+        total: Number of labels to emit.
+        offset: Evidence of a class without any instance, subtracted in stage 2.
+
+    Returns:
+        Counts that sum to `total`; ties go to the lowest class. And `TOTAL_DOES_NOT_FIT` where
+        stage 1 found more classes than there are labels, of which the most negative stay.
+    """
+    certain = (evidence < 0).nonzero()[:, 0]
+    flags: tuple[Flag, ...] = ()
+    if len(certain) > total:
+        certain = certain[evidence[certain].sort(stable=True).indices[:total]]
+        flags = (Flag.TOTAL_DOES_NOT_FIT,)
+    counts = torch.zeros(evidence.shape, dtype=torch.int64, device=evidence.device)
+    counts[certain] = 1
+    left = evidence.clone()
+    left[certain] -= impact[certain]
+    left -= offset
+    emitted, steps = counts.tolist(), impact.tolist()
+    heap = [(value, label) for label, value in enumerate(left.tolist())]
+    heapq.heapify(heap)
+    for _ in range(total - len(certain)):
+        value, label = heap[0]
+        emitted[label] += 1
+        heapq.heapreplace(heap, (value - steps[label], label))
+    return torch.tensor(emitted, device=evidence.device), flags
+
+
+def emitted(attack: str, counts: Int[Tensor, " classes"], flags: tuple[Flag, ...]) -> Restoration:
+    """The restoration of counts that were emitted one by one."""
+    return Restoration(
+        attack,
+        present=counts > 0,
+        counts=counts,
+        proportions=counts.double() / counts.sum(),
+        flags=flags,
+    )
+
+
+def conclude(attack: str, raw: Float[Tensor, " classes"], total: int | None) -> Restoration:
+    """Counts, set and proportions that real-valued counts stand for.
+
+    Args:
+        attack: Name of the attack.
+        raw: Real-valued counts, or shares where the total is not known, shape (classes,).
+        total: Number of instances, or None.
+
+    Returns:
+        The restoration; flagged where the clipped counts miss the total by more than 5 % and more
+        than one.
+    """
+    clipped = raw.clamp(0.0, total or 1)
+    proportions = project_to_simplex(raw, total or 1) / (total or 1)
+    if total is None:
+        # Without K the smallest share that can be told from an error is not known; half of a
+        # median present class's share keeps the clear ones.
+        present = clipped > 0.5 * clipped[clipped > 0].median()
+        return Restoration(attack, present=present, proportions=proportions, raw=raw)
+    counts = project_to_counts(raw, total)
+    off = abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total)
+    return Restoration(
+        attack,
+        present=counts > 0,
+        counts=counts,
+        rounded=clipped.round().long(),
+        proportions=proportions,
+        raw=raw,
+        flags=(Flag.TOTAL_DOES_NOT_FIT,) if off else (),
+    )

@@ -21,6 +21,7 @@ from labelleak.defenses import (
 )
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient, Observation
+from synthetic import untrained
 
 
 def rng(seed=0):
@@ -502,3 +503,9 @@ def test_soteria_refuses_what_it_cannot_score():
         soteria_mask(convolution, torch.ones(4, 1, 2, 2), 10, head="0")
     with pytest.raises(ValueError, match=r"call model\.eval"):
         soteria_mask(model.train(), inputs, 10, head="1")
+
+
+def test_a_defended_update_comes_without_the_client_s_undefended_model():
+    batch = untrained(6, 12, 4)
+    seen = batch.observe(after=batch.after(0.1))
+    assert defend(seen, sign).after is None

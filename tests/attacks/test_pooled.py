@@ -153,3 +153,11 @@ def test_without_a_bias_gradient_the_weight_alone_tells(flipped):
 def test_without_bias_and_batch_size_there_is_nothing_to_go_by():
     with pytest.raises(MissingKnowledge, match="batch size"):
         restore(one_embedding(6, 12, 4).observe(bias=False, batch_size=None), "pooled")
+
+
+def test_samples_that_take_part_in_every_epoch_count_once():
+    batch = untrained(6, 12, 8)
+    once = restore(batch.observe(), "pooled")
+    twice = restore(batch.observe(local_steps=2, local_epochs=2), "pooled")
+    assert torch.equal(once.counts, twice.counts)
+    torch.testing.assert_close(once.raw, twice.raw)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelleak.attacks import attacks, restore
+from labelleak.attacks.registry import Need
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
@@ -354,3 +355,16 @@ def test_local_steps_count_towards_the_batch_size():
     with pytest.raises(InvalidObservation, match="batch size 8 is too small"):
         restore(batch.observe(batch_size=4, local_steps=2))
     assert restore(batch.observe(batch_size=5, local_steps=2)).attack == "ilrg"
+
+
+@pytest.mark.parametrize("attack", attacks())
+def test_an_attack_that_models_the_steps_is_not_said_to_take_them_for_one(attack):
+    needs = {*attacks()[attack].needs, Need.BATCH_SIZE} - {Need.ONE_SAMPLE}
+    rates = (0.05, 0.05)
+    observation = replace(SMALL.observe_for(needs), local_steps=2, learning_rates=rates)
+    if Need.ONE_SAMPLE in attacks()[attack].needs:
+        with pytest.raises(MissingKnowledge, match="one sample"):
+            restore(observation, attack)
+        return
+    flags = restore(observation, attack).flags
+    assert (Flag.SEVERAL_STEPS in flags) is (attack not in ("rlu", "dimitrov"))

@@ -102,7 +102,7 @@ def print_record(record: dict[str, Any], target: Console) -> None:
 def scores_table(records: list[dict[str, Any]]) -> Table:
     """The scores of several attacks on one update."""
     table = Table(
-        title="Every attack on the same update",
+        title="Attacks on the same update",
         caption=f"{SCORES['leacc']}: {MEANINGS['leacc']}; {SCORES['lnacc']}: {MEANINGS['lnacc']}; "
         f"{NONE}: the attack tells a set only",
         caption_justify="left",

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks import ilrg as _ilrg  # noqa: F401  (registers itself)
+from labelleak.attacks import exact as _exact  # noqa: F401  (registers itself)
+from labelleak.attacks import ilrg as _ilrg  # noqa: F401
 from labelleak.attacks import rlg as _rlg  # noqa: F401
 from labelleak.attacks import signs as _signs  # noqa: F401
 from labelleak.attacks.registry import Attack, Gives, Need, attacks

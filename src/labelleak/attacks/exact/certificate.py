@@ -1,0 +1,133 @@
+"""Whether samples rebuild the gradient so exactly that their labels are proven."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from labelleak.attacks.exact.atoms import Atoms
+from labelleak.attacks.exact.factors import Factors, errors
+from labelleak.attacks.exact.joint import column_scale, fit
+
+_POLISHING = 40
+# A sample counts as seen if the gradient would change by so many times its errors without it.
+_SEEN = 10.0
+# A hypothesis is excluded if it leaves so many times what the best one leaves.
+_WORSE = 1e4
+_COMPETITION_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a set of samples proves.
+
+    Attributes:
+        atoms: The samples, fitted to the gradient together.
+        times: How often each is in the batch, shape (atoms,).
+        seen: Whether each stands clear of the errors of the gradient, shape (atoms,).
+        rebuilt: Whether together they rebuild the gradient up to rounding.
+        cost: What the joint fit leaves.
+    """
+
+    atoms: Atoms
+    times: Int[Tensor, " atoms"]
+    seen: Bool[Tensor, " atoms"]
+    rebuilt: bool
+    cost: float
+
+
+def judge(
+    factors: Factors, atoms: Atoms, divisor: float, rounding: float, epsilon: float
+) -> Judgement:
+    """Fit the samples together, and compare what they leave of the gradient with its rounding.
+
+    Args:
+        factors: Of the gradient.
+        atoms: As many samples as its rank.
+        divisor: D.
+        rounding: Typical rounding error of one entry of G.
+        epsilon: Machine epsilon of the client's arithmetic.
+
+    Returns:
+        The judgement.
+    """
+    times = (divisor / atoms.inverse_weights).round().clamp_min(1.0)
+    shares = times / divisor
+    points = atoms.embeddings @ factors.right
+    scale = column_scale(factors)
+    for _ in range(2):
+        fitted, costs = fit(
+            factors, points[None], atoms.labels[None], shares[None], steps=_POLISHING, scale=scale
+        )
+        points = fitted[0]
+        # Now weigh every column by its own errors, those of the client's arithmetic included.
+        q = factors.errors(points, atoms.labels) * shares[:, None]
+        slips = _slips(factors, points, q, shares, epsilon)
+        floor = factors.matrix.shape[0] * factors.noise**2
+        column_errors = (floor + (slips[:, None] * points).square().sum(dim=0)).sqrt()
+        scale = 1.0 / column_errors
+    embeddings = points @ factors.right.T
+    left_over = factors.matrix - q.T @ embeddings
+    allowed = left_over.numel() * rounding**2 + float(
+        (slips * embeddings.norm(dim=1)).square().sum()
+    )
+    seen = _seen(factors, points, q, column_errors)
+    return Judgement(
+        Atoms(embeddings, atoms.labels, divisor / times),
+        times.long(),
+        seen,
+        rebuilt=float(left_over.square().sum()) <= allowed,
+        cost=float(costs[0]),
+    )
+
+
+def _slips(
+    factors: Factors, points: Tensor, q: Tensor, shares: Tensor, epsilon: float
+) -> Float[Tensor, " atoms"]:
+    """Size of the client's errors in each q: of its logits, and of one less a probability."""
+    embeddings = points @ factors.right.T
+    logits = epsilon * embeddings.norm(dim=1) * float(factors.layer.norm(dim=1).max())
+    return q.norm(dim=1) * logits + epsilon * shares
+
+
+def _seen(
+    factors: Factors, points: Tensor, q: Tensor, column_errors: Tensor
+) -> Bool[Tensor, " atoms"]:
+    """Whether the gradient without a sample, all others free to mix, would be another one.
+
+    The distance of G to the matrices that the other q and embeddings span is one over the product
+    of the norms of the dual vectors; here with every column divided by its errors.
+    """
+    dual_embeddings = (q @ factors.left) / factors.values
+    dual_errors = points / factors.values
+    return 1.0 > _SEEN * (dual_embeddings * column_errors).norm(dim=1) * dual_errors.norm(dim=1)
+
+
+def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:
+    """Whether every hypothesis with one label changed leaves far more of the gradient.
+
+    Needed where there are few classes, so that single samples have no equations to spare.
+    """
+    atoms, classes = judged.atoms, factors.matrix.shape[0]
+    number = len(atoms)
+    points = atoms.embeddings @ factors.right
+    which = torch.arange(number).repeat_interleave(classes).to(atoms.labels)
+    others = torch.arange(classes).repeat(number).to(atoms.labels)
+    changed = others != atoms.labels[which]
+    which, others = which[changed], others[changed]
+    rows = torch.arange(len(which)).to(which)
+    labels = atoms.labels.repeat(len(which), 1)
+    labels[rows, which] = others
+    starts = points.repeat(len(which), 1, 1)
+    shares = (judged.times / divisor).repeat(len(which), 1)
+    steps = torch.nn.functional.normalize(
+        (factors.head - factors.head.mean(dim=0)) @ factors.directions, dim=1
+    )
+    size = points.norm(dim=1).median()
+    moved = factors.origin + size * steps[others] @ factors.directions.T
+    starts[rows, which] = moved
+    _, costs = fit(factors, starts, labels, shares, steps=_COMPETITION_STEPS)
+    _, own = fit(factors, points[None], atoms.labels[None], shares[:1], steps=_POLISHING)
+    return bool((costs > _WORSE * own).all()) or bool((costs > 0.05).all() and own[0] < 1e-3)

@@ -14,6 +14,10 @@ _LOOSENESS = 30.0
 # Logits that the client computed in single precision are off by a few 1e-6.
 _CONSISTENT = 1e-4
 _INTEGER = 0.02
+# Of q and embeddings, relative, where the client computed in single precision.
+ROUNDING = 5e-6
+_FLAT = 0.15
+_MOST_SLIP = 0.2
 _MOST_TIMES = 16.0
 
 
@@ -90,7 +94,16 @@ def accepted(
         good &= inverse > 0.5
     else:
         times = (divisor / inverse).round().clamp(1.0, _MOST_TIMES)
-        good &= (inverse * times / divisor - 1.0).abs() < _INTEGER
+        q = factors.errors(points, labels) @ factors.left
+        dual_q, dual_points = q / factors.values, points / factors.values
+        slip = factors.noise * dual_q.norm(dim=1) * dual_points.norm(dim=1)
+        slip += ROUNDING * q.norm(dim=1) * dual_points.norm(dim=1)
+        slip += ROUNDING * dual_q.norm(dim=1) * points.norm(dim=1)
+        slip /= inverse.abs()
+        # With equations to spare the fit itself is the evidence, and flat directions cost exactness.
+        least = _INTEGER if factors.spare_equations < factors.rank else _FLAT
+        allowed_slip = (least + 5.0 * slip).clamp_max(_MOST_SLIP)
+        good &= (inverse * times / divisor - 1.0).abs() < allowed_slip
     chosen = good.nonzero()[:, 0]
     chosen = chosen[(outside / allowed)[chosen].sort(stable=True).indices]
     found = Atoms(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])

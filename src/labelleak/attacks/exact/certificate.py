@@ -14,6 +14,8 @@ from labelleak.attacks.exact.joint import column_scale, fit
 _POLISHING = 40
 # A sample counts as seen if the gradient would change by so many times its errors without it.
 _SEEN = 10.0
+# Largest relative error of a q that is taken for the sample's.
+_DIFFERENT = 0.05
 # A hypothesis is excluded if it leaves so many times what the best one leaves.
 _WORSE = 1e4
 _COMPETITION_STEPS = 40
@@ -73,7 +75,7 @@ def judge(
     allowed = left_over.numel() * rounding**2 + float(
         (slips * embeddings.norm(dim=1)).square().sum()
     )
-    seen = _seen(factors, points, q, column_errors)
+    seen = _seen(factors, points, q, slips)
     return Judgement(
         Atoms(embeddings, atoms.labels, divisor / times),
         times.long(),
@@ -93,16 +95,24 @@ def _slips(
 
 
 def _seen(
-    factors: Factors, points: Tensor, q: Tensor, column_errors: Tensor
+    factors: Factors, points: Tensor, q: Tensor, slips: Tensor
 ) -> Bool[Tensor, " atoms"]:
-    """Whether the gradient without a sample, all others free to mix, would be another one.
+    """Whether each sample stands clear of the errors, and is itself what the gradient shows.
 
     The distance of G to the matrices that the other q and embeddings span is one over the product
-    of the norms of the dual vectors; here with every column divided by its errors.
+    of the norms of a sample's dual vectors. And the embeddings alone determine every q by a linear
+    system; the head's own prediction for the embedding has to be the same.
     """
+    noise = factors.noise * factors.matrix.shape[0] ** 0.5
     dual_embeddings = (q @ factors.left) / factors.values
     dual_errors = points / factors.values
-    return 1.0 > _SEEN * (dual_embeddings * column_errors).norm(dim=1) * dual_errors.norm(dim=1)
+    error = noise * dual_embeddings.norm(dim=1)
+    clear = 1.0 > _SEEN * error * dual_errors.norm(dim=1)
+    clear &= q.norm(dim=1) > _SEEN * slips
+    solved = torch.linalg.solve(points.T, (factors.left * factors.values).T)
+    apart = (solved - q).norm(dim=1)
+    allowed = (_SEEN * (error + slips)).clamp_max(_DIFFERENT * q.norm(dim=1))
+    return clear & (apart <= allowed)
 
 
 def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:

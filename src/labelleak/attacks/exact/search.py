@@ -4,16 +4,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.exact.atoms import accepted, descend, no_atoms
+from labelleak.attacks.exact.atoms import Atoms, accepted, descend, no_atoms
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import Factors, deflate, errors
 from labelleak.attacks.exact.sparsity import sparse_directions
+from labelleak.attacks.exact.together import compatible, settle
 
 _PASSES = 40
 _STARTS = 256
-_LABELS_TRIED = 4
-_COUPLING = 0.05
+_LABELS_TRIED = 12
 _FRUITLESS = 6
+_ARRIVED = 1e-5
+_NEAR = 0.2
+_SETTLED = 96
+_SETTLING = 40
 
 
 class Search:
@@ -48,7 +52,11 @@ class Search:
         for number in range(_PASSES):
             if self.is_complete or self._clock.is_over:
                 break
+            before = len(self.found)
             self._descents(_STARTS * min(8, 1 + number // 2))
+            if len(self.found) == before > 1:
+                # What is left of the gradient is only as exact as what was taken out.
+                self.found = settle(self.factors, self.found)
 
     def offer(self, embeddings: Float[Tensor, "candidates columns"]) -> None:
         """Take those candidates that are samples of the batch, whatever their label is."""
@@ -72,16 +80,7 @@ class Search:
         """Add what is accepted and goes with what was found before."""
         factors = self.factors
         every = self.found.join(accepted(factors, points, labels, self.divisor))
-        inside = every.embeddings @ factors.right
-        q = factors.errors(inside, every.labels) @ factors.left
-        # Two samples of one batch are biorthogonal: neither is part of what the other is made of.
-        coupling = (q @ (inside / factors.values).T) / every.inverse_weights
-        clashes = torch.maximum(coupling.abs(), coupling.T.abs()) > _COUPLING
-        kept = list(range(len(self.found)))
-        for index in range(len(self.found), len(every)):
-            if len(kept) < factors.rank and not clashes[index, kept].any():
-                kept.append(index)
-        self.found = every.pick(torch.tensor(kept, device=every.labels.device, dtype=torch.int64))
+        self.found = every.pick(compatible(factors, len(self.found), every, factors.rank))
 
     def _sparse(self) -> None:
         """Rounds of guessed zeros, each in the space that the samples found so far leave."""
@@ -120,17 +119,20 @@ class Search:
         if len(self.found):
             rest = deflate(rest, self.found.embeddings, self.contributions())
         points, labels = self._starts(rest, starts)
-        enough = 1e-6
-        reached, misfits = descend(rest, points, labels, enough=enough)
-        good = misfits < 1e-2
-        if not good.any():
+        reached, misfits = descend(rest, points, labels, enough=_ARRIVED)
+        # Errors of what was taken out are errors of the rest's spaces: near is good enough here.
+        chosen = misfits.argsort(stable=True)[:_SETTLED]
+        chosen = chosen[misfits[chosen] < (_NEAR if len(self.found) else _ARRIVED**0.5)]
+        if not len(chosen):
             return
-        # The rest's own space carries the errors of what was taken out: settle in the whole one.
-        whole = reached[good] @ rest.right.T @ self.factors.right
+        near = no_atoms(rest).join(
+            Atoms(reached[chosen] @ rest.right.T, labels[chosen], misfits[chosen])
+        )
+        whole = near.embeddings @ self.factors.right
         if self.factors.affine:
             whole = whole / (whole @ self.factors.right[-1])[:, None]
-        whole, _ = descend(self.factors, whole, labels[good], enough=1e-9, steps=20)
-        self._take(whole, labels[good])
+        whole, _ = descend(self.factors, whole, near.labels, enough=_ARRIVED**2, steps=_SETTLING)
+        self._take(whole, near.labels)
 
     def _starts(self, rest: Factors, starts: int) -> tuple[Tensor, Tensor]:
         """Mixtures of the rows' quotients and of steps along W, for labels that may be there."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 _BATCH_ENTRIES = 4_000_000
 _SCREENED = 512
-_KEPT = 256
+_KEPT = 48
 _REFINEMENTS = 3
 
 
@@ -35,9 +35,9 @@ def sparse_directions(
         Unit vectors, each a direction once, those with most zeros first; their sign is arbitrary.
     """
     rank, unknown = space.shape
+    rows = factor[(factor / errors).norm(dim=1) > 6.0 * rank**0.5]
     if unknown == 1:
-        return space.T
-    rows = factor[factor.norm(dim=1) > 6.0 * errors.norm()]
+        return torch.cat([_refined(rows, errors, space.T), space.T])
     if rows.shape[0] < 2 * rank:
         return factor.new_zeros(0, rank)
     order = torch.randperm(rows.shape[0], generator=generator).to(rows.device)
@@ -48,8 +48,12 @@ def sparse_directions(
     zeros = _zeros(screen, errors, directions).sum(dim=1)
     # A mixture's entries are continuous: hardly any is zero beyond those it was made from.
     enough = min(rank - 1, len(screen) - 1) + max(3, rank // 4, len(screen) // 50)
-    best = zeros.sort(descending=True, stable=True).indices[:_KEPT]
+    # The larger a direction's error, the more passes for zero: the best of each size of error.
+    sizes = (directions * errors).norm(dim=1).log10().floor()
+    best = zeros.sort(descending=True, stable=True).indices
     best = best[zeros[best] > enough]
+    sizes = sizes[best]
+    best = torch.cat([best[:0], *(best[sizes == size][:_KEPT] for size in sizes.unique())])
     if not len(best):
         return factor.new_zeros(0, rank)
     return _distinct(_refined(rows, errors, directions[best]), rows, errors)

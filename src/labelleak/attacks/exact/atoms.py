@@ -93,7 +93,9 @@ def accepted(
     if divisor is None:
         good &= inverse > 0.5
     else:
-        times = (divisor / inverse).round().clamp(1.0, _MOST_TIMES)
+        # Only where the fit is evidence itself may a sample be there several times.
+        most = _MOST_TIMES if factors.spare_equations >= factors.rank else 1.0
+        times = (divisor / inverse).round().clamp(1.0, most)
         q = factors.errors(points, labels) @ factors.left
         dual_q, dual_points = q / factors.values, points / factors.values
         slip = factors.noise * dual_q.norm(dim=1) * dual_points.norm(dim=1)
@@ -113,7 +115,7 @@ def accepted(
 def off_label(
     logits: Float[Tensor, "points classes"], labels: Int[Tensor, " points"]
 ) -> Float[Tensor, "points classes"]:
-    """q over its own size: ``pi - y`` with pi the softmax over all classes but the label.
+    """Q over its own size: ``pi - y`` with pi the softmax over all classes but the label.
 
     p - y is (1 - p_y) times that: the direction stays regular however sure the network is.
     """

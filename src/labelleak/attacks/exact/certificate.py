@@ -1,6 +1,5 @@
 """Whether samples rebuild the gradient so exactly that their labels are proven."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact.atoms import Atoms
-from labelleak.attacks.exact.factors import Factors, errors
+from labelleak.attacks.exact.factors import Factors
 from labelleak.attacks.exact.joint import column_scale, fit
 
 _POLISHING = 40
@@ -94,9 +93,7 @@ def _slips(
     return q.norm(dim=1) * logits + epsilon * shares
 
 
-def _seen(
-    factors: Factors, points: Tensor, q: Tensor, slips: Tensor
-) -> Bool[Tensor, " atoms"]:
+def _seen(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Tensor, " atoms"]:
     """Whether each sample stands clear of the errors, and is itself what the gradient shows.
 
     The distance of G to the matrices that the other q and embeddings span is one over the product
@@ -107,7 +104,7 @@ def _seen(
     dual_embeddings = (q @ factors.left) / factors.values
     dual_errors = points / factors.values
     error = noise * dual_embeddings.norm(dim=1)
-    clear = 1.0 > _SEEN * error * dual_errors.norm(dim=1)
+    clear = _SEEN * error * dual_errors.norm(dim=1) < 1.0
     clear &= q.norm(dim=1) > _SEEN * slips
     solved = torch.linalg.solve(points.T, (factors.left * factors.values).T)
     apart = (solved - q).norm(dim=1)

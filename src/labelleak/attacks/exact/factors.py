@@ -18,7 +18,8 @@ from torch import Tensor
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 
-_EPSILON = torch.finfo(torch.float64).eps
+# Relative error of the factors themselves, computed in double precision.
+_FINEST = 1e-13
 # A singular value this far above the largest one that noise makes belongs to a sample.
 _CLEAR = 2.0
 
@@ -76,7 +77,7 @@ class Factors:
     def errors(
         self, points: Float[Tensor, "points rank"], labels: Int[Tensor, " points"]
     ) -> Float[Tensor, "points classes"]:
-        """q of samples with these coordinates and labels."""
+        """Q of samples with these coordinates and labels."""
         return errors(self.logits(points), labels, self.weights)
 
     def inverse_weights(
@@ -225,7 +226,7 @@ def _noise(
     Behind the last sample's singular value there is nothing but errors: where the number of samples
     is known they show how large those are, which the number format only bounds.
     """
-    least = _EPSILON * float(values.max()) / math.sqrt(max(shape))
+    least = _FINEST * float(values.max()) / math.sqrt(max(shape))
     free = (shape[0] - 1, shape[1])
     if rank is None or rank >= min(free):
         return max(rounding / 4, least)

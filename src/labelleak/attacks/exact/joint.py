@@ -54,7 +54,8 @@ def fit(
     logits, q, left_over = rebuild(points)
     cost = left_over.square().sum(dim=(1, 2))
     steady = torch.zeros(hypotheses, dtype=torch.int64, device=points.device)
-    for _ in range(steps):
+    # One sample with a bias has no unknowns: its embedding is a quotient.
+    for _ in range(steps if unknowns else 0):
         probabilities = torch.softmax(logits, dim=1)
         means = probabilities @ slopes
         weight = (shares.flatten() * factors.weights[flat])[:, None, None]

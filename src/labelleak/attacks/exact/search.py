@@ -18,6 +18,8 @@ _ARRIVED = 1e-5
 _NEAR = 0.2
 _SETTLED = 96
 _SETTLING = 40
+_SPREAD = 3.0
+_KEPT_DIRECTIONS = 24
 
 
 class Search:
@@ -85,6 +87,9 @@ class Search:
     def _sparse(self) -> None:
         """Rounds of guessed zeros, each in the space that the samples found so far leave."""
         factors = self.factors
+        if not factors.affine and factors.spare_equations <= 0:
+            # Nothing would tell the length of a direction.
+            return
         features = factors.right[:-1] if factors.affine else factors.right
         fruitless = 0
         while not self.is_complete and fruitless < _FRUITLESS and not self._clock.is_over:
@@ -95,15 +100,30 @@ class Search:
             if factors.affine:
                 last = found @ factors.right[-1]
                 found = found[last.abs() > 1e-12] / last[last.abs() > 1e-12][:, None]
+            else:
+                found = torch.where(
+                    (found @ features.T).sum(dim=1, keepdim=True) < 0, -found, found
+                )
             embeddings = found @ features.T
             slack = 10.0 * factors.noise * (found / factors.values).norm(dim=1, keepdim=True)
             found = found[(embeddings >= -slack).all(dim=1)]
+            if len(found) and not factors.affine:
+                found = self._scaled(found)
             if len(found):
                 self.offer(found @ factors.right.T)
             elif not fruitless and not before:
                 # Without a ReLU before the head there is nothing to find.
                 fruitless += _FRUITLESS // 2
             fruitless = 0 if len(self.found) > before else fruitless + 1
+
+    def _scaled(self, directions: Float[Tensor, "found rank"]) -> Float[Tensor, "scaled rank"]:
+        """Without a bias a direction says nothing of the length: several are tried, and refined."""
+        lengths = _typical_length(self.factors) * torch.logspace(-0.8, 0.8, 9).to(directions)
+        points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
+        points, labels = _likely_labels(self.factors, points)
+        reached, _ = descend(self.factors, points, labels, enough=_ARRIVED**2, steps=_SETTLING)
+        self._take(reached, labels)
+        return directions[:0]
 
     def _left_space(self) -> Float[Tensor, "rank unknown"]:
         """Where the coordinates of the other samples lie: orthogonal to S^-1 U^T q of the found."""
@@ -147,7 +167,8 @@ class Search:
             last = rest.matrix[:, -1:]
             quotients = rows / torch.where(last.abs() < 1e-30, 1.0, last)
         else:
-            quotients = rows / -rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
+            sizes = rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
+            quotients = rows * (-_typical_length(rest) / sizes)
         size = quotients[labels].norm(dim=1).median()
         quotients = quotients * (10.0 * size / quotients.norm(dim=1, keepdim=True)).clamp_max(1.0)
         mixed = quotients[labels] * share + quotients[others] * (1.0 - share)
@@ -165,6 +186,11 @@ class Search:
             slip = (points @ rest.right[-1] - 1.0)[:, None]
             points = points - slip * rest.origin
         return points, labels
+
+
+def _typical_length(factors: Factors) -> Float[Tensor, ""]:
+    """Length at which a direction's logits spread as those of a trained network do."""
+    return _SPREAD / factors.head.std(dim=0).square().mean().sqrt()
 
 
 def _likely_labels(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _BATCH_ENTRIES = 4_000_000
 _SCREENED = 512
+_COMPARED = 768
 _KEPT = 48
 _REFINEMENTS = 3
 
@@ -53,15 +54,18 @@ def sparse_directions(
     best = zeros.sort(descending=True, stable=True).indices
     best = best[zeros[best] > enough]
     sizes = sizes[best]
-    best = torch.cat([best[:0], *(best[sizes == size][:_KEPT] for size in sizes.unique())])
-    if not len(best):
+    chosen = directions[:0]
+    for size in sizes.unique():
+        alike = directions[best[sizes == size][:_COMPARED]]
+        chosen = torch.cat([chosen, _distinct(alike, screen, errors, 1e-2)[:_KEPT]])
+    if not len(chosen):
         return factor.new_zeros(0, rank)
-    return _distinct(_refined(rows, errors, directions[best]), rows, errors)
+    return _distinct(_refined(rows, errors, chosen), rows, errors, 1e-5)
 
 
 def _orthogonal(
     rows: Float[Tensor, "guesses less rank"], generator: torch.Generator
-) -> Float[Tensor, "guesses rank"]:
+) -> Float[Tensor, "solved rank"]:
     """Unit vectors orthogonal to rank - 1 rows each."""
     guesses, _, rank = rows.shape
     scaled = torch.nn.functional.normalize(rows, dim=2)
@@ -102,11 +106,12 @@ def _distinct(
     directions: Float[Tensor, "directions rank"],
     rows: Float[Tensor, "entries rank"],
     errors: Float[Tensor, " rank"],
+    tolerance: float,
 ) -> Float[Tensor, "distinct rank"]:
     """Each direction once, most zeros first."""
     zeros = _zeros(rows, errors, directions).sum(dim=1)
     directions = directions[zeros.sort(descending=True, stable=True).indices]
     images = torch.nn.functional.normalize(directions @ rows.T, dim=1)
-    same = (images @ images.T).abs() > 1.0 - 1e-5
+    same = (images @ images.T).abs() > 1.0 - tolerance
     first = same.int().argmax(dim=1)
     return directions[first == torch.arange(len(directions), device=first.device)]

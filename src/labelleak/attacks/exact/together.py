@@ -100,4 +100,3 @@ def compatible(factors: Factors, known: int, every: Atoms, most: int) -> Int[Ten
         if len(kept) < most and not bool(clashes[index, kept].any()):
             kept.append(index)
     return torch.tensor(kept, device=every.labels.device, dtype=torch.int64)
-

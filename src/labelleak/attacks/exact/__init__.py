@@ -7,9 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks.exact.certificate import Judgement, judge, no_competitor
+from labelleak.attacks.exact.certificate import (
+    Judgement,
+    clear,
+    judge,
+    no_competitor,
+    too_weak,
+)
 from labelleak.attacks.exact.clock import Clock
-from labelleak.attacks.exact.factors import Factors, deflate, factorise
+from labelleak.attacks.exact.factors import factorise
 from labelleak.attacks.exact.search import Search
 from labelleak.attacks.ilrg import ilrg
 from labelleak.attacks.registry import Gives, register
@@ -45,9 +51,9 @@ def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) 
 
     Returns:
         ``counts``, and one row of ``embeddings`` for each sample found with its class in
-        ``embedding_labels``. ``certain`` counts the samples found; ``invisible`` says how many
-        leave no trace at the gradient's precision. ``certified`` only if all are found, each
-        stands clear of the gradient's errors, together they rebuild the gradient to rounding, and
+        ``embedding_labels``. ``certain`` counts those that stand clear of the gradient's errors;
+        ``invisible`` says how many samples do not, at its precision. ``certified`` only if all are found and
+        stand clear, together they rebuild the gradient to rounding, and
         no hypothesis with another label does.
 
     Raises:
@@ -100,11 +106,15 @@ def _judge(search: Search, observation: Observation) -> Judgement | None:
     divisor = _divisor(search, observation)
     if divisor is None or not len(search.found) or not search.is_complete:
         return None
-    # The fit itself comes no nearer than this where the gradient is in double precision.
-    epsilon = max(torch.finfo(observation.head.weight.dtype).eps, _FINEST)
+    epsilon = _epsilon(observation)
     typical = root_mean_square(observation.gradient.weight)
     rounding = max(observation.gradient.rounding, _FINEST * typical)
     return judge(search.factors, search.found, divisor, rounding, epsilon)
+
+
+def _epsilon(observation: Observation) -> float:
+    """Machine epsilon of the client's arithmetic, or of the fit where that is coarser."""
+    return max(torch.finfo(observation.head.weight.dtype).eps, _FINEST)
 
 
 def _certified(observation: Observation, search: Search, judged: Judgement) -> bool:
@@ -138,25 +148,29 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
     else:
         atoms = search.found
         times = _times(search, divisor) if divisor is not None else torch.ones_like(atoms.labels)
-    certain = torch.zeros(observation.classes, dtype=torch.int64, device=times.device)
-    certain = certain.index_add(0, atoms.labels, times)
+    epsilon = _epsilon(observation)
+    sure = clear(search.factors, atoms, epsilon) if len(atoms) else atoms.labels == 0
+    counts = torch.zeros(observation.classes, dtype=torch.int64, device=times.device)
+    certain = counts.index_add(0, atoms.labels, times * sure)
+    counts = counts.index_add(0, atoms.labels, times)
     found = int(times.sum())
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
-        total = found if observation.reduction == "sum" else round(divisor)
-        if observation.class_weights is not None:
-            total = found
+        by_divisor = observation.reduction == "mean" and observation.class_weights is None
+        total = round(divisor) if by_divisor else found
     flags = [] if search.is_complete else [Flag.INCOMPLETE]
     invisible = None
     if total is not None:
-        hidden = 0 if search.is_complete else search.factors.rank - len(atoms)
-        invisible = max(0, total - found - hidden)
+        hidden = search.factors.rank - len(atoms)
+        invisible = max(0, total - found - hidden) + int((times * ~sure).sum())
+        if hidden and len(atoms):
+            invisible += min(hidden, too_weak(search.rest(), atoms, epsilon))
         if invisible:
             flags.append(Flag.INVISIBLE_SAMPLES)
     width = observation.head.features
     base = Restoration(
         attack="exact",
-        present=certain > 0,
+        present=counts > 0,
         embeddings=atoms.embeddings[:, :width],
         embedding_labels=atoms.labels,
         certain=certain,
@@ -165,17 +179,16 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
     )
     if total is None or found > total:
         return base
-    counts = certain
     if found < total:
-        raw = certain + _rest(observation, search, total - found)
-        counts = certain + project_to_counts(raw - certain, total - found)
-    sure = judged is not None and found == total and _certified(observation, search, judged)
+        rest = _rest(observation, search, total - found)
+        counts = counts + project_to_counts(rest, total - found)
+    proven = judged is not None and found == total and _certified(observation, search, judged)
     return replace(
         base,
         present=counts > 0,
         counts=counts,
         proportions=counts.double() / total,
-        certified=sure,
+        certified=proven,
     )
 
 
@@ -185,10 +198,7 @@ def _rest(observation: Observation, search: Search, number: int) -> Float[Tensor
     even = factors.offset.new_full((observation.classes,), number / observation.classes)
     if search.is_complete:
         return even
-    left: Factors = factors
-    if len(search.found):
-        left = deflate(factors, search.found.embeddings, search.contributions())
-    matrix = left.matrix
+    matrix = search.rest().matrix
     if factors.affine and search.divisor is not None and observation.class_weights is None:
         scaled = matrix * (search.divisor / number)
         gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])

@@ -102,7 +102,7 @@ def accepted(
         slip += ROUNDING * q.norm(dim=1) * dual_points.norm(dim=1)
         slip += ROUNDING * dual_q.norm(dim=1) * points.norm(dim=1)
         slip /= inverse.abs()
-        # With equations to spare the fit itself is the evidence, and flat directions cost exactness.
+        # With equations to spare the fit itself is the evidence, and flat directions blur.
         least = _INTEGER if factors.spare_equations < factors.rank else _FLAT
         allowed_slip = (least + 5.0 * slip).clamp_max(_MOST_SLIP)
         good &= (inverse * times / divisor - 1.0).abs() < allowed_slip
@@ -129,7 +129,8 @@ def misfit(
     """What of the direction of q lies outside of the column space, relative."""
     directions = off_label(factors.logits(points), labels)
     outside = directions - (directions @ factors.left) @ factors.left.T
-    return outside.norm(dim=1) / directions.norm(dim=1)
+    relative: Tensor = outside.norm(dim=1) / directions.norm(dim=1)
+    return relative
 
 
 def descend(
@@ -159,7 +160,7 @@ def descend(
     result, final = points.clone(), points.new_full((len(points),), torch.inf)
     active = torch.arange(len(points), device=points.device)
     damping = points.new_full((len(points),), 1e-2)
-    best, steady = final.clone(), torch.zeros_like(labels)
+    steady = torch.zeros_like(labels)
 
     def outside(at: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         directions = off_label(factors.logits(at), of)

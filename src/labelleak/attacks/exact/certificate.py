@@ -90,7 +90,8 @@ def _slips(
     """Size of the client's errors in each q: of its logits, and of one less a probability."""
     embeddings = points @ factors.right.T
     logits = epsilon * embeddings.norm(dim=1) * float(factors.layer.norm(dim=1).max())
-    return q.norm(dim=1) * logits + epsilon * shares
+    slips: Tensor = q.norm(dim=1) * logits + epsilon * shares
+    return slips
 
 
 def _seen(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Tensor, " atoms"]:
@@ -100,16 +101,56 @@ def _seen(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Te
     of the norms of a sample's dual vectors. And the embeddings alone determine every q by a linear
     system; the head's own prediction for the embedding has to be the same.
     """
-    noise = factors.noise * factors.matrix.shape[0] ** 0.5
-    dual_embeddings = (q @ factors.left) / factors.values
-    dual_errors = points / factors.values
-    error = noise * dual_embeddings.norm(dim=1)
-    clear = _SEEN * error * dual_errors.norm(dim=1) < 1.0
-    clear &= q.norm(dim=1) > _SEEN * slips
+    error = _noise_in_errors(factors, q)
     solved = torch.linalg.solve(points.T, (factors.left * factors.values).T)
     apart = (solved - q).norm(dim=1)
     allowed = (_SEEN * (error + slips)).clamp_max(_DIFFERENT * q.norm(dim=1))
-    return clear & (apart <= allowed)
+    seen: Tensor = _is_clear(factors, points, q, slips) & (apart <= allowed)
+    return seen
+
+
+def clear(factors: Factors, atoms: Atoms, epsilon: float) -> Bool[Tensor, " atoms"]:
+    """Which samples stand clear of the errors of the gradient.
+
+    Args:
+        factors: Of the gradient.
+        atoms: Some of its samples.
+        epsilon: Machine epsilon of the client's arithmetic.
+
+    Returns:
+        Bool, shape (atoms,). The label of one that does not may be any.
+    """
+    points = atoms.embeddings @ factors.right
+    shares = 1.0 / atoms.inverse_weights
+    q = factors.errors(points, atoms.labels) * shares[:, None]
+    return _is_clear(factors, points, q, _slips(factors, points, q, shares, epsilon))
+
+
+def too_weak(rest: Factors, atoms: Atoms, epsilon: float) -> int:
+    """How many of the samples that were not found are too weak for that.
+
+    Args:
+        rest: Factors of what is left.
+        atoms: The samples found.
+        epsilon: Machine epsilon of the client's arithmetic.
+    """
+    lengths = atoms.embeddings.norm(dim=1) / atoms.inverse_weights
+    slip = epsilon * float(lengths.max()) if len(atoms) else 0.0
+    return int((rest.values < _SEEN * slip).sum())
+
+
+def _noise_in_errors(factors: Factors, q: Tensor) -> Float[Tensor, " atoms"]:
+    """What the noise of G adds to each q that is solved for."""
+    dual = (q @ factors.left) / factors.values
+    noise: Tensor = factors.noise * factors.matrix.shape[0] ** 0.5 * dual.norm(dim=1)
+    return noise
+
+
+def _is_clear(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Tensor, " atoms"]:
+    dual = (points / factors.values).norm(dim=1)
+    beside_noise = _SEEN * _noise_in_errors(factors, q) * dual < 1.0
+    result: Tensor = beside_noise & (q.norm(dim=1) > _SEEN * slips)
+    return result
 
 
 def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:

@@ -108,4 +108,5 @@ def fit(
 def column_scale(factors: Factors) -> Float[Tensor, " rank"]:
     """S / (S^2 + noise^2), the noise that of a whole column."""
     loud = factors.noise * factors.matrix.shape[0] ** 0.5
-    return factors.values / (factors.values.square() + loud**2)
+    scale: Tensor = factors.values / (factors.values.square() + loud**2)
+    return scale

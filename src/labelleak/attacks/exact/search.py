@@ -69,6 +69,12 @@ class Search:
         points, labels = _likely_labels(factors, points)
         self._take(points, labels)
 
+    def rest(self) -> Factors:
+        """Factors of what the samples found leave of the gradient."""
+        if not len(self.found):
+            return self.factors
+        return deflate(self.factors, self.found.embeddings, self.contributions())
+
     def contributions(self) -> Float[Tensor, "atoms classes"]:
         """Each found sample's q, over its inverse weight."""
         q = errors(
@@ -76,7 +82,8 @@ class Search:
             self.found.labels,
             self.factors.weights,
         )
-        return q / self.found.inverse_weights[:, None]
+        contributions: Tensor = q / self.found.inverse_weights[:, None]
+        return contributions
 
     def _take(self, points: Tensor, labels: Tensor) -> None:
         """Add what is accepted and goes with what was found before."""
@@ -135,9 +142,7 @@ class Search:
         return basis[:, len(self.found) :]
 
     def _descents(self, starts: int) -> None:
-        rest = self.factors
-        if len(self.found):
-            rest = deflate(rest, self.found.embeddings, self.contributions())
+        rest = self.rest()
         points, labels = self._starts(rest, starts)
         reached, misfits = descend(rest, points, labels, enough=_ARRIVED)
         # Errors of what was taken out are errors of the rest's spaces: near is good enough here.

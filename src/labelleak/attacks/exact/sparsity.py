@@ -86,7 +86,8 @@ def _zeros(
     noise = 6.0 * (directions * errors).norm(dim=1, keepdim=True)
     products = directions @ rows.T
     # Where errors outweigh the vector itself, everything would pass for zero.
-    return (products.abs() <= noise) & (products.abs().amax(dim=1, keepdim=True) > 30.0 * noise)
+    above: Tensor = products.abs().amax(dim=1, keepdim=True) > 30.0 * noise
+    return above & (products.abs() <= noise)
 
 
 def _refined(

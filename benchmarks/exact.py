@@ -1,6 +1,6 @@
 """What exact restoration finds and certifies, and how long it takes; false certificates above all.
 
-    python benchmarks/exact.py [--batches 50] [--data-dir DIR] [--output results/benchmark-exact.json]
+    python benchmarks/exact.py [--batches 50] [--data-dir DIR] [--output FILE]
 
 Heads: FCN-3 on MNIST, untrained and after 1000 steps, and networks of 100 classes (pairs of
 Fashion-MNIST images side by side) behind a ReLU and behind a global average pooling, each trained

@@ -52,9 +52,9 @@ def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) 
     Returns:
         ``counts``, and one row of ``embeddings`` for each sample found with its class in
         ``embedding_labels``. ``certain`` counts those that stand clear of the gradient's errors;
-        ``invisible`` says how many samples do not, at its precision. ``certified`` only if all are found and
-        stand clear, together they rebuild the gradient to rounding, and
-        no hypothesis with another label does.
+        ``invisible`` says how many samples do not, at its precision. ``certified`` only if all are
+        found and stand clear, together they rebuild the gradient to rounding, and no hypothesis
+        with another label does.
 
     Raises:
         MissingKnowledge: Several local steps, smoothed labels, more samples than the rank can tell

@@ -139,7 +139,8 @@ class Search:
             return torch.eye(factors.rank).to(factors.values)
         constraints = (self.contributions() @ factors.left / factors.values).T
         basis, _ = torch.linalg.qr(constraints, mode="complete")
-        return basis[:, len(self.found) :]
+        left: Tensor = basis[:, len(self.found) :]
+        return left
 
     def _descents(self, starts: int) -> None:
         rest = self.rest()

@@ -87,7 +87,8 @@ def _zeros(
     products = directions @ rows.T
     # Where errors outweigh the vector itself, everything would pass for zero.
     above: Tensor = products.abs().amax(dim=1, keepdim=True) > 30.0 * noise
-    return above & (products.abs() <= noise)
+    zeros: Tensor = above & (products.abs() <= noise)
+    return zeros
 
 
 def _refined(

@@ -106,15 +106,9 @@ def _judge(search: Search, observation: Observation) -> Judgement | None:
     divisor = _divisor(search, observation)
     if divisor is None or not len(search.found) or not search.is_complete:
         return None
-    epsilon = _epsilon(observation)
     typical = root_mean_square(observation.gradient.weight)
     rounding = max(observation.gradient.rounding, _FINEST * typical)
-    return judge(search.factors, search.found, divisor, rounding, epsilon)
-
-
-def _epsilon(observation: Observation) -> float:
-    """Machine epsilon of the client's arithmetic, or of the fit where that is coarser."""
-    return max(torch.finfo(observation.head.weight.dtype).eps, _FINEST)
+    return judge(search.factors, search.found, divisor, rounding)
 
 
 def _certified(observation: Observation, search: Search, judged: Judgement) -> bool:
@@ -148,8 +142,7 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
     else:
         atoms = search.found
         times = _times(search, divisor) if divisor is not None else torch.ones_like(atoms.labels)
-    epsilon = _epsilon(observation)
-    sure = clear(search.factors, atoms, epsilon) if len(atoms) else atoms.labels == 0
+    sure = clear(search.factors, atoms) if len(atoms) else atoms.labels == 0
     counts = torch.zeros(observation.classes, dtype=torch.int64, device=times.device)
     certain = counts.index_add(0, atoms.labels, times * sure)
     counts = counts.index_add(0, atoms.labels, times)
@@ -164,7 +157,7 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
         hidden = search.factors.rank - len(atoms)
         invisible = max(0, total - found - hidden) + int((times * ~sure).sum())
         if hidden and len(atoms):
-            invisible += min(hidden, too_weak(search.rest(), atoms, epsilon))
+            invisible += min(hidden, too_weak(search.rest(), atoms))
         if invisible:
             flags.append(Flag.INVISIBLE_SAMPLES)
     width = observation.head.features

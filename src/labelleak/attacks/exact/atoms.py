@@ -13,6 +13,8 @@ _SAME = 1e-2
 _LOOSENESS = 30.0
 # Logits that the client computed in single precision are off by a few 1e-6.
 _CONSISTENT = 1e-4
+_ROUNDED = 3.0
+_MOST_MISFIT = 0.1
 _INTEGER = 0.02
 # Of q and embeddings, relative, where the client computed in single precision.
 ROUNDING = 5e-6
@@ -89,6 +91,11 @@ def accepted(
     error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
     inverse = factors.inverse_weights(points, labels)
     allowed = _LOOSENESS * error + _CONSISTENT * directions.norm(dim=1)
+    # One less a probability is computed with an error of epsilon, which q shares.
+    sizes = factors.errors(points, labels).gather(1, labels[:, None])[:, 0].abs()
+    allowed += (_ROUNDED * factors.epsilon * factors.weights[labels] / sizes).clamp_max(
+        _MOST_MISFIT
+    )
     good = (outside <= allowed) & torch.isfinite(inverse)
     if divisor is None:
         good &= inverse > 0.5

@@ -39,9 +39,7 @@ class Judgement:
     cost: float
 
 
-def judge(
-    factors: Factors, atoms: Atoms, divisor: float, rounding: float, epsilon: float
-) -> Judgement:
+def judge(factors: Factors, atoms: Atoms, divisor: float, rounding: float) -> Judgement:
     """Fit the samples together, and compare what they leave of the gradient with its rounding.
 
     Args:
@@ -49,7 +47,6 @@ def judge(
         atoms: As many samples as its rank.
         divisor: D.
         rounding: Typical rounding error of one entry of G.
-        epsilon: Machine epsilon of the client's arithmetic.
 
     Returns:
         The judgement.
@@ -65,7 +62,7 @@ def judge(
         points = fitted[0]
         # Now weigh every column by its own errors, those of the client's arithmetic included.
         q = factors.errors(points, atoms.labels) * shares[:, None]
-        slips = _slips(factors, points, q, shares, epsilon)
+        slips = _slips(factors, points, q, shares)
         floor = factors.matrix.shape[0] * factors.noise**2
         column_errors = (floor + (slips[:, None] * points).square().sum(dim=0)).sqrt()
         scale = 1.0 / column_errors
@@ -84,13 +81,11 @@ def judge(
     )
 
 
-def _slips(
-    factors: Factors, points: Tensor, q: Tensor, shares: Tensor, epsilon: float
-) -> Float[Tensor, " atoms"]:
+def _slips(factors: Factors, points: Tensor, q: Tensor, shares: Tensor) -> Float[Tensor, " atoms"]:
     """Size of the client's errors in each q: of its logits, and of one less a probability."""
     embeddings = points @ factors.right.T
-    logits = epsilon * embeddings.norm(dim=1) * float(factors.layer.norm(dim=1).max())
-    slips: Tensor = q.norm(dim=1) * logits + epsilon * shares
+    logits = factors.epsilon * embeddings.norm(dim=1) * float(factors.layer.norm(dim=1).max())
+    slips: Tensor = q.norm(dim=1) * logits + factors.epsilon * shares
     return slips
 
 
@@ -109,13 +104,12 @@ def _seen(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Te
     return seen
 
 
-def clear(factors: Factors, atoms: Atoms, epsilon: float) -> Bool[Tensor, " atoms"]:
+def clear(factors: Factors, atoms: Atoms) -> Bool[Tensor, " atoms"]:
     """Which samples stand clear of the errors of the gradient.
 
     Args:
         factors: Of the gradient.
         atoms: Some of its samples.
-        epsilon: Machine epsilon of the client's arithmetic.
 
     Returns:
         Bool, shape (atoms,). The label of one that does not may be any.
@@ -123,19 +117,18 @@ def clear(factors: Factors, atoms: Atoms, epsilon: float) -> Bool[Tensor, " atom
     points = atoms.embeddings @ factors.right
     shares = 1.0 / atoms.inverse_weights
     q = factors.errors(points, atoms.labels) * shares[:, None]
-    return _is_clear(factors, points, q, _slips(factors, points, q, shares, epsilon))
+    return _is_clear(factors, points, q, _slips(factors, points, q, shares))
 
 
-def too_weak(rest: Factors, atoms: Atoms, epsilon: float) -> int:
+def too_weak(rest: Factors, atoms: Atoms) -> int:
     """How many of the samples that were not found are too weak for that.
 
     Args:
         rest: Factors of what is left.
         atoms: The samples found.
-        epsilon: Machine epsilon of the client's arithmetic.
     """
     lengths = atoms.embeddings.norm(dim=1) / atoms.inverse_weights
-    slip = epsilon * float(lengths.max()) if len(atoms) else 0.0
+    slip = rest.epsilon * float(lengths.max()) if len(atoms) else 0.0
     return int((rest.values < _SEEN * slip).sum())
 
 

@@ -20,6 +20,8 @@ from labelleak.observation import Observation
 
 # Relative error of the factors themselves, computed in double precision.
 _FINEST = 1e-13
+# The fit to a gradient in double precision comes no nearer than this.
+_ARITHMETIC = 1e-12
 # A singular value this far above the largest one that noise makes belongs to a sample.
 _CLEAR = 2.0
 
@@ -29,6 +31,7 @@ class Factors:
     """The factors of a gradient, cut at its rank r; all float64.
 
     Attributes:
+        epsilon: Machine epsilon of the client's arithmetic: the error of one less a probability.
         matrix: G, shape (classes, columns); columns = features + 1, or features where there is no
             bias gradient.
         left: U, shape (classes, rank).
@@ -43,6 +46,7 @@ class Factors:
         weights: Weight of each class in the loss, shape (classes,).
     """
 
+    epsilon: float
     matrix: Float[Tensor, "classes columns"]
     left: Float[Tensor, "classes rank"]
     values: Float[Tensor, " rank"]
@@ -132,6 +136,7 @@ def deflate(
     size = max(1, int((values[:size] > 3.0 * error).sum()))
     noise = max(factors.noise, error / sum(math.sqrt(side) for side in matrix.shape))
     return _assemble(
+        factors.epsilon,
         matrix,
         (left[:, :size], values[:size], right[:size].T),
         noise,
@@ -185,10 +190,12 @@ def factorise(observation: Observation, rank: int | None) -> Factors:
     if observation.class_weights is not None:
         weights = observation.class_weights.to(weights)
     parts = (left[:, :size], values[:size], right[:size].T)
-    return _assemble(matrix, parts, noise, weight, offset, weights, affine=with_bias)
+    epsilon = max(torch.finfo(head.weight.dtype).eps, _ARITHMETIC)
+    return _assemble(epsilon, matrix, parts, noise, weight, offset, weights, affine=with_bias)
 
 
 def _assemble(
+    epsilon: float,
     matrix: Tensor,
     parts: tuple[Tensor, Tensor, Tensor],
     noise: float,
@@ -204,6 +211,7 @@ def _assemble(
     else:
         origin, directions = torch.zeros_like(values), torch.eye(len(values)).to(values)
     return Factors(
+        epsilon,
         matrix,
         left,
         values,

@@ -10,7 +10,7 @@ from labelleak import defenses
 from labelleak.attacks import restore
 from labelleak.attacks.exact import Search, exact
 from labelleak.attacks.exact.atoms import Atoms, descend, misfit, off_label
-from labelleak.attacks.exact.certificate import judge, no_competitor
+from labelleak.attacks.exact.certificate import determined_by_zeros, judge, no_competitor
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import deflate, errors, factorise
 from labelleak.attacks.exact.joint import fit
@@ -319,6 +319,7 @@ def test_a_wrong_label_is_judged_wrong(made):
     right = judge(factors, Atoms(extended(made), made.labels, inverse), 8.0, seen.gradient.rounding)
     assert right.rebuilt
     assert right.seen.all()
+    assert determined_by_zeros(factors, right) == (made is FEW_CLASSES)
     if made is FEW_CLASSES:
         assert no_competitor(factors, right, 8.0)
     for k in range(8):

@@ -10,6 +10,7 @@ from torch import Tensor
 from labelleak.attacks.exact.certificate import (
     Judgement,
     clear,
+    determined_by_zeros,
     judge,
     no_competitor,
     too_weak,
@@ -127,7 +128,9 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
         if abs(weight / divisor - 1.0) > _INTEGER / max(1, total):
             return False
     factors = search.factors
-    return factors.spare_equations > 0 or no_competitor(factors, judged, divisor)
+    if factors.spare_equations > 0 or determined_by_zeros(factors, judged):
+        return True
+    return no_competitor(factors, judged, divisor)
 
 
 def _times(search: Search, divisor: float) -> Tensor:

@@ -15,8 +15,13 @@ _POLISHING = 40
 _SEEN = 10.0
 # Largest relative error of a q that is taken for the sample's.
 _DIFFERENT = 0.05
-# A hypothesis is excluded if it leaves so many times what the best one leaves.
-_WORSE = 1e4
+# A hypothesis is excluded if its q differ so many times more than those of the best one do, and by
+# more than the fit's own exactness.
+_WORSE = 10.0
+_FITS = 1e-3
+# Share of the features that are zero beyond those that a mixture may have, and their least number.
+_SPARSE = 0.1
+_FEW_ZEROS = 10
 _COMPETITION_STEPS = 40
 
 
@@ -146,6 +151,26 @@ def _is_clear(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Boo
     return result
 
 
+def determined_by_zeros(factors: Factors, judged: Judgement) -> bool:
+    """Whether zeros alone single out every embedding.
+
+    A mixture of the rank's embeddings can be made zero in rank - 1 features, and is zero in more by
+    chance only. Embeddings with many more zeros are the only ones, whatever the head predicts; every
+    q then follows linearly, and its one negative entry is the label.
+    """
+    embeddings = judged.atoms.embeddings[:, :-1] if factors.affine else judged.atoms.embeddings
+    points = judged.atoms.embeddings @ factors.right
+    errors_allowed = factors.noise * (points / factors.values).norm(dim=1, keepdim=True)
+    alive = factors.right[: embeddings.shape[1]] * factors.values
+    alive = alive.norm(dim=1) > 6.0 * factors.noise * factors.rank**0.5
+    zeros = (embeddings.abs() <= 6.0 * errors_allowed) & alive
+    # Zero has to mean something: most other entries stand far above the errors.
+    large = (embeddings.abs() > 60.0 * errors_allowed) & alive
+    least = factors.rank - 1 + max(_FEW_ZEROS, int(_SPARSE * int(alive.sum())))
+    enough = (zeros.sum(dim=1) >= least) & (large.sum(dim=1) >= _FEW_ZEROS)
+    return bool(enough.all())
+
+
 def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:
     """Whether every hypothesis with one label changed leaves far more of the gradient.
 
@@ -169,6 +194,23 @@ def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:
     size = points.norm(dim=1).median()
     moved = factors.origin + size * steps[others] @ factors.directions.T
     starts[rows, which] = moved
-    _, costs = fit(factors, starts, labels, shares, steps=_COMPETITION_STEPS)
-    _, own = fit(factors, points[None], atoms.labels[None], shares[:1], steps=_POLISHING)
-    return bool((costs > _WORSE * own).all()) or bool((costs > 0.05).all() and own[0] < 1e-3)
+    reached, _ = fit(factors, starts, labels, shares, steps=_COMPETITION_STEPS)
+    # Held to the same test as the samples that are to be certified.
+    own = _mismatch(factors, points[None], atoms.labels[None], shares[:1])
+    worst = _mismatch(factors, reached, labels, shares)
+    return bool((worst > (_WORSE * own).clamp_min(_FITS)).all())
+
+
+def _mismatch(
+    factors: Factors,
+    points: Float[Tensor, "hypotheses samples rank"],
+    labels: Int[Tensor, "hypotheses samples"],
+    shares: Float[Tensor, "hypotheses samples"],
+) -> Float[Tensor, " hypotheses"]:
+    """Largest relative difference of the q that embeddings determine and those predicted."""
+    q = factors.errors(points.flatten(0, 1), labels.flatten()).view(*labels.shape, -1)
+    q = q * shares[:, :, None]
+    right = (factors.left * factors.values).T.expand(len(labels), -1, -1)
+    solved, failed = torch.linalg.solve_ex(points.transpose(1, 2), right)
+    mismatch = ((solved - q).norm(dim=2) / q.norm(dim=2)).amax(dim=1)
+    return torch.where((failed == 0) & torch.isfinite(mismatch), mismatch, torch.inf)

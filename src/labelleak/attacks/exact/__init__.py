@@ -128,7 +128,7 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
         if abs(weight / divisor - 1.0) > _INTEGER / max(1, total):
             return False
     factors = search.factors
-    if factors.spare_equations > 0 or determined_by_zeros(factors, judged):
+    if factors.spare_equations > 0 or determined_by_zeros(factors, search.found):
         return True
     return no_competitor(factors, judged, divisor)
 

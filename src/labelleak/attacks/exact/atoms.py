@@ -93,9 +93,8 @@ def accepted(
     allowed = _LOOSENESS * error + _CONSISTENT * directions.norm(dim=1)
     # One less a probability is computed with an error of epsilon, which q shares.
     sizes = factors.errors(points, labels).gather(1, labels[:, None])[:, 0].abs()
-    allowed += (_ROUNDED * factors.epsilon * factors.weights[labels] / sizes).clamp_max(
-        _MOST_MISFIT
-    )
+    rounded = _ROUNDED * factors.epsilon * factors.weights[labels] / sizes
+    allowed += rounded.clamp_max(_MOST_MISFIT)
     good = (outside <= allowed) & torch.isfinite(inverse)
     if divisor is None:
         good &= inverse > 0.5
@@ -111,7 +110,7 @@ def accepted(
         slip /= inverse.abs()
         # With equations to spare the fit itself is the evidence, and flat directions blur.
         least = _INTEGER if factors.spare_equations < factors.rank else _FLAT
-        allowed_slip = (least + 5.0 * slip).clamp_max(_MOST_SLIP)
+        allowed_slip = (least + rounded + 5.0 * slip).clamp_max(_MOST_SLIP)
         good &= (inverse * times / divisor - 1.0).abs() < allowed_slip
     chosen = good.nonzero()[:, 0]
     chosen = chosen[(outside / allowed)[chosen].sort(stable=True).indices]

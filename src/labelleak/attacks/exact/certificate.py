@@ -151,15 +151,20 @@ def _is_clear(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Boo
     return result
 
 
-def determined_by_zeros(factors: Factors, judged: Judgement) -> bool:
-    """Whether zeros alone single out every embedding.
+def determined_by_zeros(factors: Factors, atoms: Atoms) -> bool:
+    """Whether zeros alone single out every embedding, and every label with it.
 
-    A mixture of the rank's embeddings can be made zero in rank - 1 features, and is zero in more by
-    chance only. Embeddings with many more zeros are the only ones, whatever the head predicts; every
-    q then follows linearly, and its one negative entry is the label.
+    A mixture of the rank's embeddings can be made zero in rank - 1 features, and is zero in more
+    by chance only. Embeddings with many more zeros are the only ones, whatever the head predicts.
+    Every q then follows linearly, and its one negative entry is the label.
+
+    Args:
+        factors: Of the gradient.
+        atoms: As many samples as its rank, as the search found them: the joint fit trades zeros
+            for predictions.
     """
-    embeddings = judged.atoms.embeddings[:, :-1] if factors.affine else judged.atoms.embeddings
-    points = judged.atoms.embeddings @ factors.right
+    embeddings = atoms.embeddings[:, :-1] if factors.affine else atoms.embeddings
+    points = atoms.embeddings @ factors.right
     errors_allowed = factors.noise * (points / factors.values).norm(dim=1, keepdim=True)
     alive = factors.right[: embeddings.shape[1]] * factors.values
     alive = alive.norm(dim=1) > 6.0 * factors.noise * factors.rank**0.5
@@ -168,7 +173,12 @@ def determined_by_zeros(factors: Factors, judged: Judgement) -> bool:
     large = (embeddings.abs() > 60.0 * errors_allowed) & alive
     least = factors.rank - 1 + max(_FEW_ZEROS, int(_SPARSE * int(alive.sum())))
     enough = (zeros.sum(dim=1) >= least) & (large.sum(dim=1) >= _FEW_ZEROS)
-    return bool(enough.all())
+    solved, failed = torch.linalg.solve_ex(points.T, (factors.left * factors.values).T)
+    sizes = solved.norm(dim=1)
+    others = solved.scatter(1, atoms.labels[:, None], 0.0).amin(dim=1)
+    own = solved.gather(1, atoms.labels[:, None])[:, 0]
+    signs = (own < -0.5 * sizes) & (others > -_DIFFERENT * sizes)
+    return int(failed) == 0 and bool((enough & signs).all())
 
 
 def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:

@@ -37,6 +37,15 @@ class Flag(Enum):
         "the batch size is not known: shares of the classes or a set of them, but no counts"
     )
     SET_ONLY = "the attack tells which classes are present, and not how many of each"
+    INVISIBLE_SAMPLES = (
+        "some samples leave no trace in the gradient at its precision, because the network is "
+        "sure of their labels: no attack can restore those from it, and their counts are guessed"
+    )
+    INCOMPLETE = (
+        "not every sample that the gradient shows was found: those found are certain, the counts "
+        "of the others are estimated"
+    )
+    TIME_LIMIT = "the time limit was reached before the search was over"
 
     @property
     def text(self) -> str:
@@ -85,6 +94,13 @@ class Restoration:
             (classes, classes), row = true class, or None.
         certified: Whether the counts rebuild the gradient exactly, so that they are proven.
         flags: Why the verdict may be unreliable, in a fixed order.
+        embeddings: Restored embeddings of single samples, float64, shape (found, features), or
+            None. A sample that is in the batch several times has one row.
+        embedding_labels: Class of each row of `embeddings`, int64, shape (found,), or None.
+        certain: Counts of the samples whose embedding was found, int64, shape (classes,); the rest
+            of `counts` is estimated. None where the attack restores no single samples.
+        invisible: How many samples leave no trace in the gradient at its precision; None where it
+            is not known.
     """
 
     attack: str
@@ -98,6 +114,10 @@ class Restoration:
     class_probabilities: Float[Tensor, "classes classes"] | None = None
     certified: bool = False
     flags: tuple[Flag, ...] = ()
+    embeddings: Float[Tensor, "found features"] | None = None
+    embedding_labels: Int[Tensor, " found"] | None = None
+    certain: Int[Tensor, " classes"] | None = None
+    invisible: int | None = None
 
     def labels(self) -> Int[Tensor, " batch"]:
         """The restored labels of the batch, sorted, int64, shape (instances,).

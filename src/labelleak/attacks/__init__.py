@@ -9,6 +9,7 @@ from torch import Tensor
 from labelleak.attacks import calibrated as _calibrated  # noqa: F401  (registers itself)
 from labelleak.attacks import dimitrov as _dimitrov  # noqa: F401
 from labelleak.attacks import e2egi as _e2egi  # noqa: F401
+from labelleak.attacks import exact as _exact  # noqa: F401
 from labelleak.attacks import ilrg as _ilrg  # noqa: F401
 from labelleak.attacks import llbg as _llbg  # noqa: F401
 from labelleak.attacks import llg as _llg  # noqa: F401

@@ -1,0 +1,208 @@
+"""Exact restoration: every sample of a small batch, with a certificate where it is proven."""
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from labelleak.attacks.exact.certificate import (
+    Judgement,
+    clear,
+    determined_by_zeros,
+    judge,
+    no_competitor,
+    too_weak,
+)
+from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.factors import factorise
+from labelleak.attacks.exact.search import Search
+from labelleak.attacks.ilrg import ilrg
+from labelleak.attacks.registry import Gives, register
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import HeadGradient, Observation, root_mean_square
+from labelleak.restoration import Flag, Restoration, project_to_counts
+
+_INTEGER = 0.02
+_FINEST = 1e-12
+
+
+@register(
+    "exact",
+    title="Exact restoration with a certificate",
+    gives=(Gives.COUNTS,),
+    assumes="at most min(classes, features) - 1 samples, one local step, hard labels and a "
+    "gradient without noise",
+    reference="labelleak; rank reduction by Wedderburn 1934, sparse directions as in SPEAR "
+    "(Dimitrov et al., NeurIPS 2024, arXiv:2403.03945)",
+)
+def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) -> Restoration:
+    """Restore every sample's label and embedding, and prove them by rebuilding the gradient.
+
+    With q = p - y the gradient is ``sum_k q_k [e_k, 1]^T / K``, of rank K. The samples are found
+    as sparse directions of its row space (behind a ReLU) and by descents from many starts on the
+    distance of q from the column space, each found one being taken out before the search goes on.
+    A sample is in the batch exactly if taking it out lowers the rank by one, which also tells K.
+
+    Args:
+        observation: Needs the weight gradient; bias and batch size where they are known.
+        time_limit: Seconds after which the search stops, positive; what was found by then counts.
+        seed: Of all guesses.
+
+    Returns:
+        ``counts``, and one row of ``embeddings`` for each sample found with its class in
+        ``embedding_labels``. ``certain`` counts those that stand clear of the gradient's errors;
+        ``invisible`` says how many samples do not, at its precision. ``certified`` only if all are
+        found and stand clear, together they rebuild the gradient to rounding, and no hypothesis
+        with another label does.
+
+    Raises:
+        MissingKnowledge: Several local steps, smoothed labels, more samples than the rank can tell
+            apart, or a gradient whose rank noise has made full.
+        ValueError: The time limit is not positive.
+    """
+    if not time_limit > 0:
+        raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
+    if observation.local_steps > 1 or observation.label_smoothing:
+        raise MissingKnowledge(
+            "exact restoration needs one local step and labels without smoothing: the gradient is "
+            "no sum of one rank-one matrix per sample otherwise"
+        )
+    clock = Clock(time_limit)
+    factors = factorise(observation, observation.batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    search = Search(factors, _known_divisor(observation), generator, clock)
+    search.run()
+    judged = _judge(search, observation)
+    found = _conclude(observation, search, judged)
+    if clock.was_asked_late:
+        found = replace(found, flags=(*found.flags, Flag.TIME_LIMIT))
+    return found
+
+
+def _known_divisor(observation: Observation) -> float | None:
+    """D, by which the loss divides the sum over its samples, where it is known beforehand."""
+    if observation.reduction == "sum":
+        return 1.0
+    if observation.class_weights is not None or observation.batch_size is None:
+        return None
+    return float(observation.batch_size)
+
+
+def _divisor(search: Search, observation: Observation) -> float | None:
+    """D as the samples found have it; None if they do not agree on one."""
+    if search.divisor is not None:
+        return search.divisor
+    if not len(search.found):
+        return None
+    middle = float(search.found.inverse_weights.median())
+    if observation.class_weights is not None:
+        return middle
+    # Each says the number of samples, or a part of it if it is in the batch several times.
+    return float(round(middle)) if abs(middle - round(middle)) < _INTEGER * middle else None
+
+
+def _judge(search: Search, observation: Observation) -> Judgement | None:
+    divisor = _divisor(search, observation)
+    if divisor is None or not len(search.found) or not search.is_complete:
+        return None
+    typical = root_mean_square(observation.gradient.weight)
+    rounding = max(observation.gradient.rounding, _FINEST * typical)
+    return judge(search.factors, search.found, divisor, rounding)
+
+
+def _certified(observation: Observation, search: Search, judged: Judgement) -> bool:
+    """Whether nothing speaks against the samples, and no other hypothesis comes near."""
+    divisor = _divisor(search, observation)
+    if divisor is None or not judged.rebuilt or not bool(judged.seen.all()):
+        return False
+    total = int(judged.times.sum())
+    if observation.batch_size is None and observation.reduction == "sum":
+        # Nothing says how many samples there are that leave no trace.
+        return False
+    if observation.batch_size is not None and total != observation.batch_size:
+        return False
+    if observation.reduction == "mean":
+        weight = float((search.factors.weights[judged.atoms.labels] * judged.times).sum())
+        if abs(weight / divisor - 1.0) > _INTEGER / max(1, total):
+            return False
+    factors = search.factors
+    if factors.spare_equations > 0 or determined_by_zeros(factors, search.found):
+        return True
+    return no_competitor(factors, judged, divisor)
+
+
+def _times(search: Search, divisor: float) -> Tensor:
+    return (divisor / search.found.inverse_weights).round().clamp_min(1.0).long()
+
+
+def _conclude(observation: Observation, search: Search, judged: Judgement | None) -> Restoration:
+    """Counts of what was found, an estimate for the rest, and which is which."""
+    divisor = _divisor(search, observation)
+    if judged is not None:
+        atoms, times = judged.atoms, judged.times
+    else:
+        atoms = search.found
+        times = _times(search, divisor) if divisor is not None else torch.ones_like(atoms.labels)
+    sure = clear(search.factors, atoms) if len(atoms) else atoms.labels == 0
+    counts = torch.zeros(observation.classes, dtype=torch.int64, device=times.device)
+    certain = counts.index_add(0, atoms.labels, times * sure)
+    counts = counts.index_add(0, atoms.labels, times)
+    found = int(times.sum())
+    total = observation.batch_size
+    if total is None and search.is_complete and divisor is not None:
+        by_divisor = observation.reduction == "mean" and observation.class_weights is None
+        total = round(divisor) if by_divisor else found
+    flags = [] if search.is_complete else [Flag.INCOMPLETE]
+    invisible = None
+    if total is not None:
+        hidden = search.factors.rank - len(atoms)
+        invisible = max(0, total - found - hidden) + int((times * ~sure).sum())
+        if hidden and len(atoms):
+            invisible += min(hidden, too_weak(search.rest(), atoms))
+        if invisible:
+            flags.append(Flag.INVISIBLE_SAMPLES)
+    width = observation.head.features
+    base = Restoration(
+        attack="exact",
+        present=counts > 0,
+        embeddings=atoms.embeddings[:, :width],
+        embedding_labels=atoms.labels,
+        certain=certain,
+        invisible=invisible,
+        flags=tuple(flags),
+    )
+    if total is None or found > total:
+        return base
+    if found < total:
+        rest = _rest(observation, search, total - found)
+        counts = counts + project_to_counts(rest, total - found)
+    proven = judged is not None and found == total and _certified(observation, search, judged)
+    return replace(
+        base,
+        present=counts > 0,
+        counts=counts,
+        proportions=counts.double() / total,
+        certified=proven,
+    )
+
+
+def _rest(observation: Observation, search: Search, number: int) -> Float[Tensor, " classes"]:
+    """Estimated counts of the samples that were not found."""
+    factors = search.factors
+    even = factors.offset.new_full((observation.classes,), number / observation.classes)
+    if search.is_complete:
+        return even
+    matrix = search.rest().matrix
+    if factors.affine and search.divisor is not None and observation.class_weights is None:
+        scaled = matrix * (search.divisor / number)
+        gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
+        head = replace(observation.head, weight=factors.layer[:, :-1], bias=factors.layer[:, -1])
+        seen = Observation(head, gradient, batch_size=number)
+        raw = ilrg(seen).raw
+        assert raw is not None
+        return raw
+    pull = (-matrix.sum(dim=1)).clamp_min(0.0)
+    size = float(pull.sum())
+    return pull * (number / size) if math.isfinite(size) and size > 0 else even

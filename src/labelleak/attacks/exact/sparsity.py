@@ -1,0 +1,119 @@
+"""Samples as the sparse directions of a low-rank factor (SPEAR, Dimitrov et al., NeurIPS 2024).
+
+Behind a ReLU many entries of each sample's vector are zero, while mixtures of several samples have
+hardly any. For a factor R whose columns mix the samples' vectors x_k linearly, ``x_k = R a_k``, a
+guess of r - 1 entries that are zero in x_k yields a_k up to scale, as what is orthogonal to those
+rows of R; that the guess was right shows in further zeros.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_BATCH_ENTRIES = 4_000_000
+_SCREENED = 512
+_COMPARED = 768
+_KEPT = 48
+_REFINEMENTS = 3
+
+
+def sparse_directions(
+    factor: Float[Tensor, "entries rank"],
+    errors: Float[Tensor, " rank"],
+    space: Float[Tensor, "rank unknown"],
+    generator: torch.Generator,
+) -> Float[Tensor, "found rank"]:
+    """Coordinates a of which ``factor @ a`` has far more zeros than rank - 1, from one round.
+
+    Args:
+        factor: R, float64, shape (entries, rank).
+        errors: Size of the error of R's entries in each column, shape (rank,).
+        space: Orthonormal basis of the space where a lies but for errors, shape (rank, unknown):
+            the fewer dimensions, the fewer zeros have to be guessed right.
+        generator: Source of the guesses.
+
+    Returns:
+        Unit vectors, each a direction once, those with most zeros first; their sign is arbitrary.
+    """
+    rank, unknown = space.shape
+    rows = factor[(factor / errors).norm(dim=1) > 6.0 * rank**0.5]
+    if unknown == 1:
+        return torch.cat([_refined(rows, errors, space.T), space.T])
+    if rows.shape[0] < 2 * rank:
+        return factor.new_zeros(0, rank)
+    order = torch.randperm(rows.shape[0], generator=generator).to(rows.device)
+    screen = rows[order[:_SCREENED]]
+    batch = max(64, min(4096, _BATCH_ENTRIES // (len(rows) + rank * rank)))
+    guesses = torch.rand(batch, len(rows), generator=generator).argsort(dim=1)[:, : unknown - 1]
+    directions = _orthogonal((rows @ space)[guesses.to(rows.device)], generator) @ space.T
+    zeros = _zeros(screen, errors, directions).sum(dim=1)
+    # A mixture's entries are continuous: hardly any is zero beyond those it was made from.
+    enough = min(rank - 1, len(screen) - 1) + max(3, rank // 4, len(screen) // 50)
+    # The larger a direction's error, the more passes for zero: the best of each size of error.
+    sizes = (directions * errors).norm(dim=1).log10().floor()
+    best = zeros.sort(descending=True, stable=True).indices
+    best = best[zeros[best] > enough]
+    sizes = sizes[best]
+    chosen = directions[:0]
+    for size in sizes.unique():
+        alike = directions[best[sizes == size][:_COMPARED]]
+        chosen = torch.cat([chosen, _distinct(alike, screen, errors, 1e-2)[:_KEPT]])
+    if not len(chosen):
+        return factor.new_zeros(0, rank)
+    return _distinct(_refined(rows, errors, chosen), rows, errors, 1e-5)
+
+
+def _orthogonal(
+    rows: Float[Tensor, "guesses less rank"], generator: torch.Generator
+) -> Float[Tensor, "solved rank"]:
+    """Unit vectors orthogonal to rank - 1 rows each."""
+    guesses, _, rank = rows.shape
+    scaled = torch.nn.functional.normalize(rows, dim=2)
+    extra = torch.randn(guesses, 1, rank, generator=generator, dtype=rows.dtype).to(rows.device)
+    right = rows.new_zeros(guesses, rank, 1)
+    right[:, -1] = 1.0
+    solved, failed = torch.linalg.solve_ex(torch.cat([scaled, extra], dim=1), right)
+    solved = torch.nn.functional.normalize(solved[..., 0], dim=1)
+    return solved[(failed == 0) & torch.isfinite(solved).all(dim=1)]
+
+
+def _zeros(
+    rows: Float[Tensor, "entries rank"],
+    errors: Float[Tensor, " rank"],
+    directions: Float[Tensor, "directions rank"],
+) -> Tensor:
+    """Which entries of each vector are zero within their error; bool (directions, entries)."""
+    noise = 6.0 * (directions * errors).norm(dim=1, keepdim=True)
+    products = directions @ rows.T
+    # Where errors outweigh the vector itself, everything would pass for zero.
+    above: Tensor = products.abs().amax(dim=1, keepdim=True) > 30.0 * noise
+    zeros: Tensor = above & (products.abs() <= noise)
+    return zeros
+
+
+def _refined(
+    rows: Float[Tensor, "entries rank"],
+    errors: Float[Tensor, " rank"],
+    directions: Float[Tensor, "directions rank"],
+) -> Float[Tensor, "directions rank"]:
+    """Directions fitted to all of their zeros instead of rank - 1."""
+    for _ in range(_REFINEMENTS):
+        zeros = _zeros(rows, errors, directions).to(rows.dtype)
+        gram = torch.einsum("dn,ni,nj->dij", zeros, rows, rows)
+        directions = torch.linalg.eigh(gram).eigenvectors[..., 0]
+    return directions
+
+
+def _distinct(
+    directions: Float[Tensor, "directions rank"],
+    rows: Float[Tensor, "entries rank"],
+    errors: Float[Tensor, " rank"],
+    tolerance: float,
+) -> Float[Tensor, "distinct rank"]:
+    """Each direction once, most zeros first."""
+    zeros = _zeros(rows, errors, directions).sum(dim=1)
+    directions = directions[zeros.sort(descending=True, stable=True).indices]
+    images = torch.nn.functional.normalize(directions @ rows.T, dim=1)
+    same = (images @ images.T).abs() > 1.0 - tolerance
+    first = same.int().argmax(dim=1)
+    return directions[first == torch.arange(len(directions), device=first.device)]

@@ -152,8 +152,8 @@ def main() -> None:
     mnist = digits.batch(torch.arange(len(digits)))
     garments = pairs(given.data_dir)
     fcn = partial(build, "fcn-3", seed=0)
-    small = {"classes": 10, "image_shape": (1, 28, 28)}
-    wide = {"classes": 100, "image_shape": (1, 28, 56)}
+    small: dict[str, Any] = {"classes": 10, "image_shape": (1, 28, 28)}
+    wide: dict[str, Any] = {"classes": 100, "image_shape": (1, 28, 56)}
     torch.manual_seed(0)
     networks = {
         "fcn-3, mnist, untrained": (fcn(**small).eval(), mnist, (4, 8)),

@@ -60,6 +60,8 @@ UNRELIABLE = frozenset(
         Flag.TOTAL_DOES_NOT_FIT,
         Flag.NOT_INTEGRAL,
         Flag.SEVERAL_STEPS,
+        Flag.INCOMPLETE,
+        Flag.TIME_LIMIT,
     }
 )
 """Flags under which a low score is no evidence that the labels are safe."""

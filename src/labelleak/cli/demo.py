@@ -54,5 +54,7 @@ def demo(out: Path) -> None:
     target.print(f"Page: {page}", soft_wrap=True)
     target.print("Repeat the audit by hand:")
     # `make demo` installs into .venv, which is on no path.
-    program = "labelleak" if which("labelleak") else os.path.relpath(sys.argv[0])
+    called = Path(sys.argv[0])
+    hidden = called.name == "labelleak" and not which("labelleak")
+    program = os.path.relpath(called) if hidden else "labelleak"
     click.echo(f"  {program}{files.command().removeprefix('labelleak')}")

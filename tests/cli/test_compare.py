@@ -132,6 +132,8 @@ def start(grid, out, *, lines):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background, interruptions are ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     path, until = out / "records.jsonl", time.monotonic() + 100
     while not (path.exists() and path.read_bytes().count(b"\n") >= lines):

@@ -4,10 +4,10 @@
 
 ResNet-18 with the paper's stem, 100 classes, evaluation mode, random images of 32 x 32 pixels.
 `step` is one forward and backward pass over the whole batch, `step-chunks` the same in chunks of
-the size that `capture` takes, the gradients added up. The three take turns, in an order that
-changes, and a ratio is the median over the turns. Memory is measured in a process for each: the
-peak of the resident set above what stood before the call, inputs and network included in the latter
-(Linux only).
+the size that `capture` takes, the gradients added up. The three take turns, each time in a fresh
+process, and a ratio is the median over the turns. Time is processor time of one thread, which other
+work on the machine hardly changes; memory is the peak of the resident set above what stood before
+the call, network and images included in the latter (Linux only).
 """
 
 import argparse
@@ -25,10 +25,10 @@ from labelleak.capture.forward import _CHUNK
 from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 BATCH_SIZES = (256, 1024)
-TURNS = 3
+TURNS = 2
 CLASSES = 100
 IMAGE_SHAPE = (3, 32, 32)
-BASELINES = ("step", "step-chunks")
+NAMES = ("capture", "step", "step-chunks")
 
 
 def prepared(batch_size: int) -> Mapping[str, Callable[[], tuple[Tensor, Tensor]]]:
@@ -62,31 +62,23 @@ def prepared(batch_size: int) -> Mapping[str, Callable[[], tuple[Tensor, Tensor]
     }
 
 
-def seconds(batch_size: int) -> dict[str, list[float]]:
-    """Seconds of each call in each turn (run in a fresh process)."""
-    for call in prepared(2).values():
-        call()
-    calls = prepared(batch_size)
-    names = list(calls)
-    found: dict[str, list[float]] = {name: [] for name in names}
-    gradients = {}
-    for turn in range(TURNS):
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            start = time.perf_counter()
-            gradients[name] = calls[name]()
-            found[name].append(time.perf_counter() - start)
-    for name in BASELINES:
-        torch.testing.assert_close(gradients["capture"], gradients[name], rtol=1e-3, atol=1e-6)
-    return found
-
-
-def peak_bytes(batch_size: int, name: str) -> int:
-    """Peak memory of one call above what stands before it (run in a fresh process)."""
+def measure(batch_size: int, name: str) -> tuple[Row, tuple[Tensor, Tensor]]:
+    """Seconds and peak bytes of one call, and what it gave (run in a fresh process)."""
+    torch.set_num_threads(1)
     prepared(2)[name]()
     call = prepared(batch_size)[name]
     before = reset_peak()
-    call()
-    return peak() - before
+    start = time.process_time()
+    gradient = call()
+    return {"seconds": time.process_time() - start, "peak_bytes": peak() - before}, gradient
+
+
+def turn(batch_size: int) -> dict[str, Row]:
+    """Measure all three, and see to it that they computed the same."""
+    found = {name: in_own_process(measure, batch_size, name) for name in NAMES}
+    for _, gradient in found.values():
+        torch.testing.assert_close(gradient, found["capture"][1], rtol=1e-3, atol=1e-6)
+    return {name: row for name, (row, _) in found.items()}
 
 
 def main() -> None:
@@ -98,20 +90,20 @@ def main() -> None:
     results: list[Row] = []
     print(f"{'K':>5}  {'what':<12}{'s':>9}{'of step':>9}{'of step-chunks':>16}{'peak MB':>9}")
     for batch_size in BATCH_SIZES:
-        times = in_own_process(seconds, batch_size)
-        for name, taken in times.items():
+        turns = [turn(batch_size) for _ in range(TURNS)]
+        for name in NAMES:
             row: Row = {
                 "batch_size": batch_size,
                 "name": name,
-                "seconds": statistics.median(taken),
-                "runs": len(taken),
+                "seconds": statistics.median(rows[name]["seconds"] for rows in turns),
+                "runs": len(turns),
                 "ratios": {
                     baseline: statistics.median(
-                        own / other for own, other in zip(taken, times[baseline], strict=True)
+                        rows[name]["seconds"] / rows[baseline]["seconds"] for rows in turns
                     )
-                    for baseline in BASELINES
+                    for baseline in NAMES[1:]
                 },
-                "peak_bytes": in_own_process(peak_bytes, batch_size, name),
+                "peak_bytes": max(rows[name]["peak_bytes"] for rows in turns),
             }
             results.append(row)
             print(
@@ -119,7 +111,7 @@ def main() -> None:
                 f"{row['ratios']['step-chunks']:>16.3f}{row['peak_bytes'] / 1e6:>9.1f}",
                 flush=True,
             )
-    write(output, __doc__, load_before, chunk=_CHUNK, results=results)
+    write(output, __doc__, load_before, threads=1, chunk=_CHUNK, results=results)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Memory of a large batch of photographs, and what a second worker saves.
 
-    python benchmarks/experiments.py --data-dir ~/data [--output results/benchmark-experiments.json]
+    python benchmarks/experiments.py memory --data-dir ~/data [--output results/....json]
+    python benchmarks/experiments.py workers [--output results/....json]
 
-Memory: one trial through ResNet-18 with the ImageNet stem on crops of 224 x 224 pixels, taken from
-the split `test` of `imagenet` with replacement, in a process of its own: the peak of that process
-from its start, with Python, PyTorch and the network in it (Linux only).
+`memory`: one trial through ResNet-18 with the ImageNet stem on crops of 224 x 224 pixels, of the
+split `test` of `imagenet` with replacement, in a process of its own: the peak of that process from
+its start, with Python, PyTorch and the network in it (Linux only). Time is processor time.
 
-Workers: the same trials (LeNet-5 and ResNet-18 on the embedded digits) one after the other in one
+`workers`: the same trials (LeNet-5 and ResNet-18 on the embedded digits) one after the other in one
 process, by joblib in two, and on a local Dask scheduler with one and with two workers of one thread
 each. The four take turns, and each starts anew: the time is that of the whole run, the workers'
 imports included, but not the start of scheduler and workers. Ratios are to Dask with one worker,
@@ -31,7 +32,7 @@ from measuring import Row, in_own_process, load, peak, write
 
 BATCH_SIZES = (64, 4096)
 TURNS = 3
-TRIALS = 24
+TRIALS = 28
 
 
 class Way(NamedTuple):
@@ -75,20 +76,20 @@ def digits(trials: int) -> list[Experiment]:
             attacks=("ilrg", "rlg"),
             trials=trials,
         )
-        for name, size in (("lenet5", 1024), ("resnet18", 32))
+        for name, size in (("lenet5", 1024), ("resnet18", 64))
     ]
 
 
 def trial_of_photographs(batch_size: int, data_dir: str) -> Row:
-    """Seconds and peak memory of one trial (run in a fresh process)."""
-    start = time.perf_counter()
+    """Processor time and peak memory of one trial (run in a fresh process)."""
+    start = time.process_time()
     record = run_trial(photographs(batch_size), 0, data_dir)
     error = record["attacks"]["ilrg"]["error"]
     if error:
         raise RuntimeError(error)
     return {
         "batch_size": batch_size,
-        "seconds": time.perf_counter() - start,
+        "seconds": time.process_time() - start,
         "peak_bytes": peak(),
     }
 
@@ -98,7 +99,7 @@ def run_digits(way: Way, trials: int) -> tuple[float, str]:
     with (
         tempfile.TemporaryDirectory() as folder,
         Store(folder) as store,
-        cluster(way) as address,
+        workers_of(way) as address,
     ):
         start = time.perf_counter()
         summary = run(digits(trials), store, workers=way.workers, dask=address)
@@ -110,34 +111,37 @@ def run_digits(way: Way, trials: int) -> tuple[float, str]:
 
 
 @contextlib.contextmanager
-def cluster(way: Way) -> Iterator[str | None]:
-    """Address of a scheduler with workers, processes of one thread; None where none is needed."""
-    if not way.dask:
-        yield None
+def workers_of(way: Way) -> Iterator[str | None]:
+    """What the workers need; gives the address of the Dask scheduler, where there is one."""
+    if way.dask:
+        from distributed import LocalCluster
+
+        with LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=way.workers, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as local:
+            yield local.scheduler_address
         return
-    from distributed import LocalCluster
+    yield None
+    if way.workers > 1:
+        # Else joblib's idle processes keep this one from its end for minutes.
+        from joblib.externals.loky import get_reusable_executor
 
-    with LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=way.workers, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as local:
-        yield local.scheduler_address
+        get_reusable_executor().shutdown()
 
 
-def main() -> None:
-    """Measure, print tables, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data-dir", type=Path, required=True, help="a folder with imagenet")
-    parser.add_argument("--output", type=Path, default=None)
-    arguments = parser.parse_args()
-    load_before = load()
-
-    memory = []
+def measure_memory(data_dir: Path) -> Row:
+    """Peak memory for each batch size."""
+    results = []
     print(f"{'K':>5}{'s':>9}{'peak MB':>10}")
     for batch_size in BATCH_SIZES:
-        row = in_own_process(trial_of_photographs, batch_size, str(arguments.data_dir))
-        memory.append(row)
+        row = in_own_process(trial_of_photographs, batch_size, str(data_dir))
+        results.append(row)
         print(f"{batch_size:>5}{row['seconds']:>9.1f}{row['peak_bytes'] / 1e6:>10.1f}", flush=True)
+    return {"results": results}
 
+
+def measure_workers() -> Row:
+    """Time of each way, and whether all gave the same records."""
     times: dict[Way, list[float]] = {way: [] for way in WAYS}
     records = set()
     for _ in range(TURNS):
@@ -145,7 +149,7 @@ def main() -> None:
             taken, found = in_own_process(run_digits, way, TRIALS)
             times[way].append(taken)
             records.add(found)
-    workers = [
+    results = [
         {
             "name": way.name,
             "seconds": statistics.median(taken),
@@ -157,19 +161,28 @@ def main() -> None:
         for way, taken in times.items()
     ]
     print(f"{'way':<12}{'s':>9}{'of ' + BASELINE.name:>11}")
-    for row in workers:
+    for row in results:
         print(f"{row['name']:<12}{row['seconds']:>9.1f}{row['ratio']:>11.3f}")
     same = len(records) == 1
     print(f"records the same, bit for bit: {'yes' if same else 'NO'}")
-    write(
-        arguments.output,
-        __doc__,
-        load_before,
-        memory=memory,
-        trials=len(digits(TRIALS)) * TRIALS,
-        workers=workers,
-        same_records=same,
-    )
+    return {"trials": len(digits(TRIALS)) * TRIALS, "same_records": same, "results": results}
+
+
+def main() -> None:
+    """Measure, print a table, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("memory", "workers"))
+    parser.add_argument("--data-dir", type=Path, help="a folder with imagenet, for memory")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    load_before = load()
+    if arguments.what == "workers":
+        figures = measure_workers()
+    elif arguments.data_dir is not None:
+        figures = measure_memory(arguments.data_dir)
+    else:
+        parser.error("memory needs --data-dir")
+    write(arguments.output, __doc__, load_before, threads=1, **figures)
 
 
 if __name__ == "__main__":

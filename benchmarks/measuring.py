@@ -55,7 +55,9 @@ def load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def write(path: Path | None, what: str | None, load_before: float, **figures: Any) -> None:
+def write(
+    path: Path | None, what: str | None, load_before: float, threads: int, **figures: Any
+) -> None:
     """Write figures and where they were taken, if a file is asked for."""
     if path is None:
         return
@@ -66,7 +68,7 @@ def write(path: Path | None, what: str | None, load_before: float, **figures: An
         "machine": {
             "processor": models[0] if models else platform.machine(),
             "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
+            "threads": threads,
             "load_before": load_before,
             "load_after": load(),
             "python": platform.python_version(),

@@ -110,7 +110,7 @@ def main() -> None:
                 + ("  refused" if row["refused"] else ""),
                 flush=True,
             )
-    write(output, __doc__, load_before, results=results)
+    write(output, __doc__, load_before, threads=torch.get_num_threads(), results=results)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from labelleak.models import build
 def main() -> None:
     """Print how many of the private labels each version of the update gives away."""
     digits = load("mnist-sample")
-    inputs, labels = digits.batch(draw("random", digits.labels, 24, seed=7))
-    model = build("fcn-3", classes=digits.classes, image_shape=digits.image_shape, seed=7)
+    inputs, labels = digits.batch(draw("random", digits.labels, 24, seed=2))
+    model = build("fcn-3", classes=digits.classes, image_shape=digits.image_shape, seed=2)
 
     # The training loop, as it is.
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -123,7 +123,12 @@ trials = 3000
 
 def start(grid, out, *, lines):
     """Start the command with two workers, and give it once it has made so many records."""
-    command = [sys.executable, "-m", "labelleak", "compare", str(grid), "--out", str(out)]
+    # Where the tests run in the background, interruptions are ignored, and that is inherited.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from labelleak.cli import run; run()"
+    )
+    command = [sys.executable, "-c", program, "compare", str(grid), "--out", str(out)]
     process = subprocess.Popen(
         [*command, "--workers", "2"],
         stdout=subprocess.DEVNULL,

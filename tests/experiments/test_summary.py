@@ -242,7 +242,7 @@ def test_what_was_really_run_is_told():
         "stage_used": "iteration 26 of 260, 100 samples of each class", "batch_size": 24,
         "sampler": "random_classes", "defense": "gaussian noise 0.001", "known_classes": True,
         "trials": 0, "trials_planned": 3, "panel": "p", "series": "s", "x": 10.0, "failed": {},
-        "shrunk": [], "note": None,
+        "inversion": None, "pictures": None, "shrunk": [], "note": None,
     }  # fmt: skip
     assert found["panels"][0]["x_ticks"] == [10.0]
     assert found["environment"]["torch"] == torch.__version__

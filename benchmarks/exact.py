@@ -86,7 +86,7 @@ def defended(seen: labelleak.Observation, number: int) -> labelleak.Observation:
     """The gradient as one of the defences leaves it, stronger and weaker ones in turn."""
     generator = torch.Generator().manual_seed(number)
     size = float(seen.gradient.weight.square().mean().sqrt())
-    ways = [
+    ways: list[defenses.Defense] = [
         partial(defenses.gaussian_noise, std=1e-5 * size, generator=generator),
         partial(defenses.gaussian_noise, std=1e-2 * size, generator=generator),
         partial(defenses.sparsify, percent=10.0),
@@ -127,8 +127,8 @@ def measure(
         totals["false_certificates"] += found.certified and not right
         if found.counts is not None:
             scored = labelleak.score(found, truth)
-            accuracy.append(scored.accuracy)
-            lnacc.append(scored.lnacc)
+            accuracy.append(scored.accuracy or 0.0)
+            lnacc.append(scored.lnacc or 0.0)
     keys = ("visible", "certified", "certified_visible", "exact_visible", "false_certificates")
     return {
         "batches": batches,

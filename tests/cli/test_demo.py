@@ -31,6 +31,8 @@ def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
             assert re.search(rf"│\s+{label} │\s+{true} │\s+{restored} │", done.output)
     enough = {Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS}
     possible = {name for name, entry in attacks().items() if enough.issuperset(entry.needs)}
+    # Only the gradient itself shows that 24 samples of ten classes are too many for it.
+    possible.remove("exact")
     assert {"idlg", "rlg", "ilrg", "llg", "ebi"} <= possible
     assert len(list(folder.glob("record-*.json"))) == len(possible)
     for name in possible:

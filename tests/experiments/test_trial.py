@@ -83,6 +83,9 @@ def test_a_record_is_what_the_steps_by_hand_give():
             if attacks()[name].missing(observation):
                 assert entry["error"].startswith(f"attack '{name}' needs ")
                 continue
+            if name == "exact":
+                assert "at most 8 samples" in entry["error"]
+                continue
             found = restore(observation, name)
             assert entry["counts"] == score(found, true).as_dict()
             rounded = None if found.rounded is None else score(found, true, use="rounded").as_dict()

@@ -3,9 +3,9 @@
     python benchmarks/experiments.py memory --data-dir ~/data [--output results/....json]
     python benchmarks/experiments.py workers [--output results/....json]
 
-`memory`: one trial through ResNet-18 with the ImageNet stem on crops of 224 x 224 pixels, taken from
-the split `test` of `imagenet` with replacement, in a process of its own: the peak of that process
-from its start, with Python, PyTorch and the network in it (Linux only). Time is processor time.
+`memory`: one trial through ResNet-18 with the ImageNet stem on crops of 224 x 224 pixels, of the
+split `test` of `imagenet` with replacement, in a process of its own: the peak of that process from
+its start, with Python, PyTorch and the network in it (Linux only). Time is processor time.
 
 `workers`: the same trials (LeNet-5 and ResNet-18 on the embedded digits) one after the other in one
 process, by joblib in two, and on a local Dask scheduler with one and with two workers of one thread

@@ -47,8 +47,8 @@ def restore(
 
     Args:
         observation: What the server sees.
-        attack: A registered name (see `attacks`), or ``"auto"``: the strongest attack that the
-            observation allows. ``Restoration.attack`` says which one spoke.
+        attack: A registered name (see `attacks`), or ``"auto"``: the strongest of iLRG, RLG and
+            GradInversion that the observation allows. ``Restoration.attack`` says which one spoke.
         **hyper_parameters: Keyword arguments of the attack; none for ``"auto"``.
 
     Returns:

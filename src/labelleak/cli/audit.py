@@ -51,7 +51,7 @@ _MOST_SAMPLES = 2**53 - 1
     type=click.Choice(["auto", *attacks()]),
     default="auto",
     show_default=True,
-    help="One of `labelleak attacks`; auto: the strongest that can run.",
+    help="One of `labelleak attacks`; auto: the strongest of ilrg, rlg and gradinversion that can run.",
 )
 @click.option(
     "--labels",

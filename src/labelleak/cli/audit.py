@@ -49,9 +49,11 @@ _MOST_SAMPLES = 2**53 - 1
 @click.option(
     "--attack",
     type=click.Choice(["auto", *attacks()]),
+    metavar="NAME",
     default="auto",
     show_default=True,
-    help="One of `labelleak attacks`; auto: the strongest of ilrg, rlg and gradinversion that can run.",
+    help="One of `labelleak attacks`; auto: the strongest of ilrg, rlg and gradinversion that can "
+    "run.",
 )
 @click.option(
     "--labels",

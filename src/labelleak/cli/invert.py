@@ -113,6 +113,7 @@ def _numbers(
 @click.option(
     "--attack",
     type=click.Choice(["auto", *attacks()]),
+    metavar="NAME",
     default="auto",
     show_default=True,
     help="What restores the labels, see `labelleak attacks`.",

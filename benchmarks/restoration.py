@@ -4,7 +4,7 @@
 
 Attacks that need more than the head are left out. Every measurement has a process of its own. Time
 is the median of the repetitions; memory is the peak of the resident set above what stood before the
-attack ran, inputs included (Linux only).
+attack ran, inputs included in the latter (Linux only).
 """
 
 import argparse

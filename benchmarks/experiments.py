@@ -143,7 +143,7 @@ def cluster(workers: int) -> Iterator[str]:
             start("scheduler", "--host", "127.0.0.1", "--port", "0")
             for _ in range(workers):
                 # A nanny has memory handed back at once (MALLOC_TRIM_THRESHOLD_): networks then
-                # take half as long again.
+                # take about a fifth longer.
                 start("worker", "--no-nanny", "--nthreads", "1")
             file = Path(folder, "scheduler")
             while not file.exists():

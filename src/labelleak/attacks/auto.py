@@ -86,7 +86,7 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
         return partial
     best = _coarse(observation, run, estimates, best)
     if best is None:
-        return partial or _set(observation, run)
+        return partial or run("gradinversion")
     found = best.found if partial is None else _with_found(observation, best.found, partial, clear)
     if _disagree(best, estimates):
         found = replace(found, flags=(*found.flags, Flag.ATTACKS_DISAGREE))
@@ -119,7 +119,7 @@ def _estimates(observation: Observation, run: Run, seconds: float) -> list[_Esti
     if observation.classes <= _DENSE_CLASSES:
         found.append(_attempt(run, "ilrg"))
         precise = found[0] is not None and _judged(observation, found[0]).error < _PRECISE
-        if not precise and _affordable(observation, seconds):
+        if not precise and affordable(observation, seconds):
             found.append(_attempt(run, "calibrated"))
         if observation.auxiliary is not None:
             found.append(_attempt(run, "rlu"))
@@ -170,8 +170,8 @@ def _is_even(observation: Observation, shares: Tensor) -> bool:
     return perplexity > _FLAT * observation.classes
 
 
-def _affordable(observation: Observation, seconds: float) -> bool:
-    """Whether the dummies of `calibrated` go through the model in that time, about."""
+def affordable(observation: Observation, seconds: float) -> bool:
+    """Whether `calibrated` sends its inputs through the model in about that time."""
     model, auxiliary = observation.model, observation.auxiliary
     if model is None:
         return False
@@ -215,6 +215,8 @@ def _coarse(
     mistakes = next((one for one in estimates if one.found.attack == "rlu"), None)
     if mistakes is not None and (not credible or observation.local_steps > 1):
         return mistakes
+    if not observation.has_bias and (best is None or best.error >= _TRUSTED):
+        return _without_bias(observation, run) or best
     if credible:
         return best
     found = _attempt(run, "mbi")
@@ -223,13 +225,11 @@ def _coarse(
     return _Estimate(found, math.inf)
 
 
-def _set(observation: Observation, run: Run) -> Restoration:
-    """Which classes there are, where nothing tells how many samples."""
-    if observation.classes <= _DENSE_CLASSES:
-        found = _attempt(run, "rlg", strict=True)
-        if found is not None:
-            return found
-    return run("gradinversion")
+def _without_bias(observation: Observation, run: Run) -> _Estimate | None:
+    """A set that its rank proves, where there are only guesses at counts."""
+    dense = observation.classes <= _DENSE_CLASSES
+    found = _attempt(run, "rlg", strict=True) if dense else None
+    return None if found is None else _Estimate(found, math.inf)
 
 
 def _with_found(

@@ -1,7 +1,5 @@
 """Flags that an observation raises by itself, whatever attack reads it."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -139,9 +137,11 @@ def _on_a_grid(tensor: Tensor) -> bool:
     step = float(steps.min())
     if float(levels[-1]) > 1.01 * _MOST_STEPS * step:
         return False
-    multiples = levels / step
-    # The largest multiple says best how long the step is.
-    multiples = levels * (round(float(multiples[-1])) / float(levels[-1]))
-    off = (multiples - multiples.round()).abs()
+    # A difference of two large levels is a rough step: it is refined by more and more of them.
+    for reach in (30.0, 1e3, 4e4):
+        near = levels[levels < reach * step]
+        multiples = (near / step).round()
+        step = float(near @ multiples / multiples.square().sum().clamp_min(1.0))
+    off = (levels / step - (levels / step).round()).abs()
     # By chance the distances from whole numbers would be a quarter on average.
-    return float(off.max()) < 0.05 and math.isfinite(step)
+    return float(off.max()) < 0.05

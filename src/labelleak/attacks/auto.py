@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from labelleak.attacks._flags import defence_suspected
@@ -20,9 +21,10 @@ Run = Callable[..., Restoration]
 TIME_LIMIT = 10.0
 """Seconds that `auto` takes at most, about, where nobody says otherwise."""
 
-# The search for a certificate gets this share of it; where the counts are clear without one, so
-# many seconds.
+# The search for a certificate gets this share of what is left of it, and that of all of it at
+# least; where the counts are clear without a certificate, so many seconds.
 _SEARCHING = 0.8
+_LEAST_SEARCH = 0.2
 _CONFIRMING = 2.0
 # Decompositions for a certificate, and matrices classes x classes, are held back above these sizes:
 # seconds, and 2 GB each.
@@ -41,6 +43,9 @@ _PRECISE = 0.08
 _TRUSTED = 0.2
 # So many standard errors between two estimates of a count are no chance.
 _APART = 4.0
+# How much smaller a clipped gradient may be, and how many factors are tried.
+_LARGEST_FACTOR = 30.0
+_FACTORS = 500
 # A bias gradient that spreads so much more than that of any even batch is no measure of an impact.
 _MOST_MOMENT = 1.2
 
@@ -80,7 +85,7 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
     estimates = _estimates(observation, run, time_limit)
     best = min(estimates, key=lambda one: (one.error, one.distance), default=None)
     clear = best is not None and best.error < _TRUSTED
-    share = _SEARCHING * max(0.0, end - time.monotonic())
+    share = max(_SEARCHING * (end - time.monotonic()), _LEAST_SEARCH * time_limit)
     partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
     if partial is not None and partial.certified:
         return partial
@@ -118,8 +123,7 @@ def _estimates(observation: Observation, run: Run, seconds: float) -> list[_Esti
     found = [_attempt(run, "pooled")]
     if observation.classes <= _DENSE_CLASSES:
         found.append(_attempt(run, "ilrg"))
-        precise = found[0] is not None and _judged(observation, found[0]).error < _PRECISE
-        if not precise and affordable(observation, seconds):
+        if _worthwhile(observation, found[0]) and affordable(observation, seconds):
             found.append(_attempt(run, "calibrated"))
         if observation.auxiliary is not None:
             found.append(_attempt(run, "rlu"))
@@ -136,17 +140,56 @@ def _judged(observation: Observation, found: Restoration) -> _Estimate:
     raw, errors = found.raw, found.standard_errors
     assert raw is not None, "an attack that estimates counts"
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
-    even = errors is None or _is_even(observation, raw / (total or 1))
+    even = errors is None or _is_even(observation, found)
     if total is None:
         # Shares have no distance from whole numbers: the sharper attack first.
         return _Estimate(found, math.inf, float(errors is None) if even else math.inf)
-    distance = float((raw - project_to_counts(raw, total)).square().mean().sqrt())
+    distance = _distance(raw, total)
     if errors is None:
         credible = distance < _by_chance(len(raw))
         return _Estimate(found, distance if credible else math.inf, distance)
     claimed = float(errors.square().mean().sqrt())
-    credible = even and distance < 2.0 * claimed + 0.05
-    return _Estimate(found, max(distance, claimed) if credible else math.inf, distance)
+    if even and distance < 2.0 * claimed + 0.05:
+        return _Estimate(found, max(distance, claimed), distance)
+    whole = _scaled_back(observation, found, claimed) if even else None
+    return whole or _Estimate(found, math.inf, distance)
+
+
+def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
+    """From the nearest counts that could be, root mean square."""
+    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
+
+
+def _scaled_back(observation: Observation, found: Restoration, claimed: float) -> _Estimate | None:
+    """The estimate for the scale at which its counts become whole, if there is one above 1.
+
+    A gradient that was clipped is too small by one factor. The mean prediction does not change with
+    it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
+    """
+    plain = observation.class_weights is None and not observation.label_smoothing
+    bias, raw, counts = observation.gradient.bias, found.raw, found.counts
+    if not plain or bias is None or raw is None or counts is None:
+        return None
+    total = int(counts.sum())
+    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
+    seen = total * bias.double() / scale
+    factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
+    distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
+    least = min(distances)
+    if least > min(_by_chance(len(raw)), 2.0 * claimed + 0.02):
+        return None
+    raw = raw - (float(factors[distances.index(least)]) - 1.0) * seen
+    counts = project_to_counts(raw, total)
+    whole = replace(
+        found,
+        raw=raw,
+        counts=counts,
+        present=counts > 0,
+        proportions=counts.double() / total,
+        rounded=raw.clamp(0.0, total).round().long(),
+        flags=(*found.flags, Flag.DEFENCE_SUSPECTED),
+    )
+    return _Estimate(whole, max(least, claimed), least)
 
 
 def _by_chance(classes: int) -> float:
@@ -158,16 +201,27 @@ def _by_chance(classes: int) -> float:
     return max(0.05, min(_TRUSTED, math.sqrt(max(0.0, least))))
 
 
-def _is_even(observation: Observation, shares: Tensor) -> bool:
-    """Whether the mean prediction that the shares stand for, ``n / K + db``, favours no classes."""
-    bias = observation.gradient.bias
-    if bias is None:
+def _is_even(observation: Observation, found: Restoration) -> bool:
+    """Whether the mean prediction that the counts stand for, ``n / K + db``, favours no classes."""
+    bias, raw = observation.gradient.bias, found.raw
+    if bias is None or raw is None:
         return True
     scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
-    prediction = (shares + bias.double() / scale).clamp_min(1e-12)
+    total = 1 if found.counts is None else int(found.counts.sum())
+    prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
     prediction = prediction / prediction.sum()
     perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
     return perplexity > _FLAT * observation.classes
+
+
+def _worthwhile(observation: Observation, pooled: Restoration | None) -> bool:
+    """Whether inputs sent through the model may tell more than the gradient's rows do alone.
+
+    Dummies say nothing of a network that has learned, and rows say enough where they agree.
+    """
+    if pooled is None or observation.auxiliary is not None:
+        return True
+    return _is_even(observation, pooled) and _judged(observation, pooled).error >= _PRECISE
 
 
 def affordable(observation: Observation, seconds: float) -> bool:

@@ -3,12 +3,12 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from labelleak.attacks._estimates import TRUSTED, Estimate, is_even, judged
 from labelleak.attacks._flags import defence_suspected
 from labelleak.attacks.mbi import moment
 from labelleak.errors import MissingKnowledge
@@ -34,35 +34,12 @@ _DENSE_CLASSES = 16_384
 # side, and how many dummies `calibrated` sends through the model.
 _WORK_PER_SECOND = 1e10
 _DUMMIES = 6_000
-# Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
-# become sure of some classes, and no longer follow from a mean embedding.
-_FLAT = 0.85
-# An error of the counts (root mean square) under which a second estimate is not needed, and one
-# above which rounding is no better than chance.
+# An error of the counts (root mean square) under which another estimate is not needed.
 _PRECISE = 0.08
-_TRUSTED = 0.2
 # So many standard errors between two estimates of a count are no chance.
 _APART = 4.0
-# How much smaller a clipped gradient may be, and how many factors are tried.
-_LARGEST_FACTOR = 30.0
-_FACTORS = 500
 # A bias gradient that spreads so much more than that of any even batch is no measure of an impact.
 _MOST_MOMENT = 1.2
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """Counts, and by how much they are off, as far as that shows without the truth.
-
-    Attributes:
-        found: The restoration.
-        error: Root mean square of the error of a count; infinite where assumptions do not hold.
-        distance: The same of the distance from counts that could be; at most that is seen of it.
-    """
-
-    found: Restoration
-    error: float
-    distance: float = math.inf
 
 
 def automatic(observation: Observation, run: Run, time_limit: float) -> Restoration:
@@ -84,14 +61,15 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
     end = time.monotonic() + time_limit
     estimates = _estimates(observation, run, time_limit)
     best = min(estimates, key=lambda one: (one.error, one.distance), default=None)
-    clear = best is not None and best.error < _TRUSTED
+    clear = best is not None and best.error < TRUSTED
     share = max(_SEARCHING * (end - time.monotonic()), _LEAST_SEARCH * time_limit)
     partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
     if partial is not None and partial.certified:
         return partial
     best = _coarse(observation, run, estimates, best)
     if best is None:
-        return partial or run("gradinversion")
+        known = partial is not None and partial.counts is not None
+        return partial if partial is not None and known else _set(observation, run)
     found = best.found if partial is None else _with_found(observation, best.found, partial, clear)
     if _disagree(best, estimates):
         found = replace(found, flags=(*found.flags, Flag.ATTACKS_DISAGREE))
@@ -118,7 +96,7 @@ def _attempt(run: Run, name: str, **hyper_parameters: object) -> Restoration | N
         return None
 
 
-def _estimates(observation: Observation, run: Run, seconds: float) -> list[_Estimate]:
+def _estimates(observation: Observation, run: Run, seconds: float) -> list[Estimate]:
     """Estimates of the counts from whichever attack can make one."""
     found = [_attempt(run, "pooled")]
     if observation.classes <= _DENSE_CLASSES:
@@ -127,91 +105,7 @@ def _estimates(observation: Observation, run: Run, seconds: float) -> list[_Esti
             found.append(_attempt(run, "calibrated"))
         if observation.auxiliary is not None:
             found.append(_attempt(run, "rlu"))
-    return [_judged(observation, one) for one in found if one is not None]
-
-
-def _judged(observation: Observation, found: Restoration) -> _Estimate:
-    """How far an estimate may be off.
-
-    Standard errors are believed where the mean prediction is even and the counts are as near to
-    counts that could be as they claim. Without standard errors the distance from such counts is the
-    error, if it is so small that chance does not explain it.
-    """
-    raw, errors = found.raw, found.standard_errors
-    assert raw is not None, "an attack that estimates counts"
-    total = observation.num_instances if found.counts is None else int(found.counts.sum())
-    even = errors is None or _is_even(observation, found)
-    if total is None:
-        # Shares have no distance from whole numbers: the sharper attack first.
-        return _Estimate(found, math.inf, float(errors is None) if even else math.inf)
-    distance = _distance(raw, total)
-    if errors is None:
-        credible = distance < _by_chance(len(raw))
-        return _Estimate(found, distance if credible else math.inf, distance)
-    claimed = float(errors.square().mean().sqrt())
-    if even and distance < 2.0 * claimed + 0.05:
-        return _Estimate(found, max(distance, claimed), distance)
-    whole = _scaled_back(observation, found, claimed) if even else None
-    return whole or _Estimate(found, math.inf, distance)
-
-
-def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
-    """From the nearest counts that could be, root mean square."""
-    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
-
-
-def _scaled_back(observation: Observation, found: Restoration, claimed: float) -> _Estimate | None:
-    """The estimate for the scale at which its counts become whole, if there is one above 1.
-
-    A gradient that was clipped is too small by one factor. The mean prediction does not change with
-    it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
-    """
-    plain = observation.class_weights is None and not observation.label_smoothing
-    bias, raw, counts = observation.gradient.bias, found.raw, found.counts
-    if not plain or bias is None or raw is None or counts is None:
-        return None
-    total = int(counts.sum())
-    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
-    seen = total * bias.double() / scale
-    factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
-    distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
-    least = min(distances)
-    if least > min(_by_chance(len(raw)), 2.0 * claimed + 0.02):
-        return None
-    raw = raw - (float(factors[distances.index(least)]) - 1.0) * seen
-    counts = project_to_counts(raw, total)
-    whole = replace(
-        found,
-        raw=raw,
-        counts=counts,
-        present=counts > 0,
-        proportions=counts.double() / total,
-        rounded=raw.clamp(0.0, total).round().long(),
-        flags=(*found.flags, Flag.DEFENCE_SUSPECTED),
-    )
-    return _Estimate(whole, max(least, claimed), least)
-
-
-def _by_chance(classes: int) -> float:
-    """Distance from whole numbers, root mean square, that chance reaches once in a thousand times.
-
-    Fractions without meaning have a mean square of 1/12 and a variance of it of 1/180.
-    """
-    least = 1.0 / 12.0 - 3.0 * math.sqrt(1.0 / (180.0 * classes))
-    return max(0.05, min(_TRUSTED, math.sqrt(max(0.0, least))))
-
-
-def _is_even(observation: Observation, found: Restoration) -> bool:
-    """Whether the mean prediction that the counts stand for, ``n / K + db``, favours no classes."""
-    bias, raw = observation.gradient.bias, found.raw
-    if bias is None or raw is None:
-        return True
-    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
-    total = 1 if found.counts is None else int(found.counts.sum())
-    prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
-    prediction = prediction / prediction.sum()
-    perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
-    return perplexity > _FLAT * observation.classes
+    return [judged(observation, one) for one in found if one is not None]
 
 
 def _worthwhile(observation: Observation, pooled: Restoration | None) -> bool:
@@ -221,7 +115,7 @@ def _worthwhile(observation: Observation, pooled: Restoration | None) -> bool:
     """
     if pooled is None or observation.auxiliary is not None:
         return True
-    return _is_even(observation, pooled) and _judged(observation, pooled).error >= _PRECISE
+    return is_even(observation, pooled) and judged(observation, pooled).error >= _PRECISE
 
 
 def affordable(observation: Observation, seconds: float) -> bool:
@@ -262,28 +156,30 @@ def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:
 
 
 def _coarse(
-    observation: Observation, run: Run, estimates: list[_Estimate], best: _Estimate | None
-) -> _Estimate | None:
+    observation: Observation, run: Run, estimates: list[Estimate], best: Estimate | None
+) -> Estimate | None:
     """What remains where no estimate is credible: attacks that ask less of the network."""
     credible = best is not None and best.error < math.inf
     mistakes = next((one for one in estimates if one.found.attack == "rlu"), None)
     if mistakes is not None and (not credible or observation.local_steps > 1):
         return mistakes
-    if not observation.has_bias and (best is None or best.error >= _TRUSTED):
-        return _without_bias(observation, run) or best
+    if not observation.has_bias and not (best is not None and best.error < TRUSTED):
+        # Without a bias estimates are so weak that a set which is proven says more.
+        proven = _set(observation, run)
+        return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
     found = _attempt(run, "mbi")
     if found is None or moment(observation) > _MOST_MOMENT:
         return best
-    return _Estimate(found, math.inf)
+    return Estimate(found, math.inf)
 
 
-def _without_bias(observation: Observation, run: Run) -> _Estimate | None:
-    """A set that its rank proves, where there are only guesses at counts."""
+def _set(observation: Observation, run: Run) -> Restoration:
+    """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
     dense = observation.classes <= _DENSE_CLASSES
     found = _attempt(run, "rlg", strict=True) if dense else None
-    return None if found is None else _Estimate(found, math.inf)
+    return found or run("gradinversion")
 
 
 def _with_found(
@@ -299,7 +195,7 @@ def _with_found(
         embedding_labels=partial.embedding_labels,
         invisible=partial.invisible,
     )
-    if not clear:
+    if not clear and found.counts is not None and found.attack != "rlg":
         found = replace(found, flags=(*found.flags, *partial.flags))
     values = estimate.raw if estimate.raw is not None else estimate.counts
     least = int(certain.sum())
@@ -316,13 +212,13 @@ def _with_found(
     )
 
 
-def _disagree(best: _Estimate, estimates: list[_Estimate]) -> bool:
+def _disagree(best: Estimate, estimates: list[Estimate]) -> bool:
     """Whether another estimate contradicts the one that is taken, by more than both may be off.
 
     One that is not credible contradicts none that is.
     """
     counts = best.found.counts
-    if counts is None:
+    if counts is None or best.found.attack == "rlg":
         return False
     for other in estimates:
         raw, errors = other.found.raw, other.found.standard_errors

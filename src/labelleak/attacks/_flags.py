@@ -4,7 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.observation import Observation, implied_rounding, root_mean_square
+from labelleak.observation import (
+    Observation,
+    implied_rounding,
+    machine_epsilon,
+    root_mean_square,
+)
 from labelleak.restoration import Flag
 
 # Sums over the classes of more than this share of the gradient's norm are not zero; nor are those
@@ -144,4 +149,8 @@ def _on_a_grid(tensor: Tensor) -> bool:
         step = float(near @ multiples / multiples.square().sum().clamp_min(1.0))
     off = (levels / step - (levels / step).round()).abs()
     # By chance the distances from whole numbers would be a quarter on average.
-    return float(off.max()) < 0.05
+    if float(off.max()) >= 0.05:
+        return False
+    # What underflows in half precision lies on the grid of its smallest numbers.
+    half = torch.finfo(torch.float16)
+    return step > 2.0 * half.smallest_normal * half.eps or machine_epsilon(tensor) < half.eps

@@ -266,3 +266,10 @@ def test_an_attack_that_needs_the_bias_says_so(audit, files):
     done = audit("--batch-size", "24", "--attack", "ilrg", **given)
     assert_refused(done, "bias", folder)
     assert "no_bias" in audit("--batch-size", "24", **given).stdout
+
+
+def test_a_time_limit_is_a_positive_number_of_seconds(audit):
+    assert audit("--batch-size", "24", "--time-limit", "2").returncode == 0
+    done = audit("--batch-size", "24", "--time-limit", "0")
+    assert done.returncode == 2
+    assert "--time-limit" in done.stderr

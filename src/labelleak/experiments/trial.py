@@ -164,8 +164,10 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     )
     sums = _class_sums(model) if experiment.of_ilrg else None
     observation = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
-    observation = replace(observation, input_shape=dataset.image_shape)
-    wanted = _wanted(experiment, observation)
+    shaped = replace(observation, input_shape=dataset.image_shape)
+    wanted = _wanted(experiment, shaped)
+    if Need.INPUT_SHAPE in wanted:
+        observation = shaped
     if Need.GRADIENTS in wanted:
         observation = _with_whole_gradient(observation, model, batch)
     observation = _defend(experiment.defense, observation, batch, seed("defense"))

@@ -145,6 +145,8 @@ def _on_a_grid(tensor: Tensor) -> bool:
     # A difference of two large levels is a rough step: it is refined by more and more of them.
     for reach in (30.0, 1e3, 4e4):
         near = levels[levels < reach * step]
+        if not near.numel():
+            return False
         multiples = (near / step).round()
         step = float(near @ multiples / multiples.square().sum().clamp_min(1.0))
     off = (levels / step - (levels / step).round()).abs()

@@ -9,8 +9,8 @@ from the test split, no sample to both. The file is written after every row.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,47 +71,34 @@ SETTINGS = (
 )
 
 
-class Bench:
-    """Data and trained networks, each loaded or trained once."""
+@cache
+def samples(data: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
+    """All of the test split."""
+    dataset = load_data(data, split="test", data_dir=data_dir)
+    images, labels = dataset.batch(torch.arange(len(dataset)))
+    return images, labels
 
-    def __init__(self, data_dir: Path | None) -> None:
-        self._data_dir = data_dir
-        self._kept: dict[object, Any] = {}
 
-    def samples(self, data: str) -> tuple[Tensor, Tensor]:
-        """All of the test split."""
-        return self._once(data, lambda: self._samples(data, "test"))
-
-    def model(self, network: Network) -> tuple[nn.Module, float]:
-        """The trained network, in evaluation mode, and its accuracy on the test split."""
-        return self._once(network, lambda: self._train(network))
-
-    def _once(self, key: object, make: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
-
-    def _samples(self, data: str, split: str) -> tuple[Tensor, Tensor]:
-        dataset = load_data(data, split=split, data_dir=self._data_dir)
-        images, labels = dataset.batch(torch.arange(len(dataset)))
-        return images, labels
-
-    def _train(self, network: Network) -> tuple[nn.Module, float]:
-        dataset = load_data(network.data, split="train", data_dir=self._data_dir)
-        torch.manual_seed(0)
-        model = build(network.name, classes=dataset.classes, image_shape=dataset.image_shape)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-        random = torch.Generator().manual_seed(0)
-        for _ in range(network.iterations):
-            images, labels = dataset.batch(torch.randint(len(dataset), (64,), generator=random))
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-        model.eval()
-        images, labels = self.samples(network.data)
-        with torch.no_grad():
-            right = torch.cat([model(part).argmax(dim=1) for part in images.split(500)]) == labels
-        return model, float(right.double().mean())
+@cache
+def trained(network: Network, data_dir: Path | None) -> tuple[nn.Module, float]:
+    """The trained network, in evaluation mode, and its accuracy on the test split."""
+    dataset = load_data(network.data, split="train", data_dir=data_dir)
+    torch.manual_seed(0)
+    model = build(network.name, classes=dataset.classes, image_shape=dataset.image_shape)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    loss = nn.CrossEntropyLoss()
+    random = torch.Generator().manual_seed(0)
+    for _ in range(network.iterations):
+        images, labels = dataset.batch(torch.randint(len(dataset), (64,), generator=random))
+        optimizer.zero_grad()
+        loss(model(images), labels).backward()
+        optimizer.step()
+    model.eval()
+    images, labels = samples(network.data, data_dir)
+    with torch.no_grad():
+        chunks = torch.arange(len(labels)).tensor_split(20)
+        right = torch.cat([model(images[chunk]).argmax(dim=1) for chunk in chunks]) == labels
+    return model, float(right.double().mean())
 
 
 def divided(labels: Tensor, auxiliary: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -123,10 +110,10 @@ def divided(labels: Tensor, auxiliary: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[rank < auxiliary], order[rank >= auxiliary]
 
 
-def measured(bench: Bench, setting: Setting, trials: int) -> Row:
+def measured(data_dir: Path | None, setting: Setting, trials: int) -> Row:
     """Mean accuracy of every attack over the same clients."""
-    model, right = bench.model(setting.network)
-    images, labels = bench.samples(setting.network.data)
+    model, right = trained(setting.network, data_dir)
+    images, labels = samples(setting.network.data, data_dir)
     accuracies: dict[str, list[float]] = {name: [] for name in (*ATTACKS, "all classes alike")}
     seconds: dict[str, list[float]] = {name: [] for name in ATTACKS}
     size = setting.batch_size * setting.batches
@@ -149,7 +136,7 @@ def measured(bench: Bench, setting: Setting, trials: int) -> Row:
             start = time.process_time()
             found = labelleak.restore(seen, name)
             seconds[name].append(time.process_time() - start)
-            accuracies[name].append(labelleak.score(found, update.true_counts).accuracy)
+            accuracies[name].append(labelleak.score(found, update.true_counts).accuracy or 0.0)
         alike = labelleak.restoration.project_to_counts(torch.zeros(seen.classes), size)
         together = torch.minimum(alike, update.true_counts).sum()
         accuracies["all classes alike"].append(float(together) / size)
@@ -178,10 +165,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    before, bench = load(), Bench(given.data_dir)
+    before = load()
     rows: list[Row] = []
     for setting in SETTINGS:
-        rows.append(measured(bench, setting, given.trials))
+        rows.append(measured(given.data_dir, setting, given.trials))
         print(rows[-1], flush=True)
         write(given.output, __doc__, before, 1, trials=given.trials, rows=rows)
 

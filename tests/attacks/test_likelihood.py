@@ -58,6 +58,16 @@ def test_counts_are_exact_where_no_sample_scatters():
     assert torch.equal(found.counts, batch.counts)
 
 
+@pytest.mark.parametrize("certainty", [30.0, 1e4])
+def test_a_network_that_is_certain(certainty):
+    """Nothing but rounding is left of most samples: the counts are poor, but counts."""
+    batch, auxiliary = scattered([9, 4, 7], 5, 0)
+    batch = replace(batch, weight=certainty * batch.weight)
+    found = restore(observed(batch, auxiliary), "likelihood")
+    assert int(found.counts.sum()) == 20
+    assert torch.isfinite(found.raw).all()
+
+
 LOSSES = [
     {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
     for reduction in ("mean", "sum")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -121,33 +122,31 @@ def probable_shares(
     covariances = moments.covariances.flatten(1)
     variances = moments.covariances.diagonal(dim1=1, dim2=2)
     ridge = _RIDGE * (variances + moments.means.square()).mean(dim=0)
-    ridge = torch.diag(total * ridge + torch.finfo(ridge.dtype).tiny)
+    # Nor may it vanish where the network is certain of all auxiliary samples.
+    ridge = torch.diag(total * ridge.clamp_min(_RIDGE * float(ridge.max()) + 1e-30))
 
-    def energy(logits: Tensor, concentration: float) -> Tensor:
+    def energy(concentration: float, logits: Tensor) -> Tensor:
         """Less the logarithm of the probability of shares and gradient, up to a constant."""
         counts = total * torch.softmax(logits, dim=0)
         scatter = (counts + counts.square() / moments.samples) @ covariances
-        # NaN where rounding leaves no covariance: the line search turns back there.
-        factor = torch.linalg.cholesky_ex(scatter.reshape(entries, entries) + ridge).L
+        factor = torch.linalg.cholesky(scatter.reshape(entries, entries) + ridge)
         distance = torch.linalg.solve_triangular(factor, (counts @ offsets)[:, None], upper=False)
         fit = distance.square().sum() / 2 + factor.diagonal().log().sum()
         normaliser = math.lgamma(classes * concentration) - classes * math.lgamma(concentration)
-        return fit - concentration * torch.log_softmax(logits, dim=0).sum() - normaliser
+        prior = concentration * torch.log_softmax(logits, dim=0).sum() + normaliser
+        less_probable: Tensor = fit - prior
+        return less_probable
 
     logits = torch.zeros(classes, dtype=seen.dtype, device=seen.device)
     found, evidence = [], []
     for concentration in _CONCENTRATIONS:
-        logits = _minimum(lambda at, c=concentration: energy(at, c), logits)
-        with torch.enable_grad():
-            hessian = torch.autograd.functional.hessian(
-                lambda at, c=concentration: energy(at, c), logits
-            )
+        given = partial(energy, concentration)
+        logits = _minimum(given, logits)
+        hessian = torch.autograd.functional.hessian(given, logits)  # type: ignore[no-untyped-call]
         # Shifting all logits changes nothing: that direction is left out.
         curvature = torch.linalg.eigvalsh(hessian + 1.0 / classes)
         found.append(torch.softmax(logits, dim=0))
-        evidence.append(
-            -energy(logits, concentration) - curvature.clamp_min(_RIDGE).log().sum() / 2
-        )
+        evidence.append(-given(logits) - curvature.clamp_min(_RIDGE).log().sum() / 2)
     return torch.softmax(torch.stack(evidence), dim=0) @ torch.stack(found)
 
 
@@ -165,7 +164,7 @@ def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     return place.detach()
 
 

@@ -145,16 +145,18 @@ def test_many_classes_are_left_to_pooled(monkeypatch):
     assert asked == ["pooled"]
 
 
-def test_several_steps_with_auxiliary_data_are_left_to_rlu():
+@pytest.mark.parametrize(("batch_size", "attack"), [(3, "likelihood"), (None, "rlu")])
+def test_several_steps_with_auxiliary_data_are_left_to_what_models_them(batch_size, attack):
     seen = SMALL.observe(
-        batch_size=3,
+        batch_size=batch_size,
         local_steps=2,
         learning_rates=(0.01, 0.01),
         model=SMALL.model(),
         auxiliary=SMALL.auxiliary(),
+        after=SMALL.after(0.02),
     )
     found = restore(seen)
-    assert found.attack == "rlu"
+    assert found.attack == attack
     assert Flag.SEVERAL_STEPS not in found.flags
 
 

@@ -104,7 +104,7 @@ def _estimates(observation: Observation, run: Run, seconds: float) -> list[Estim
         if _worthwhile(observation, found[0]) and affordable(observation, seconds):
             found.append(_attempt(run, "calibrated"))
         if observation.auxiliary is not None:
-            found.append(_attempt(run, "rlu"))
+            found.append(_attempt(run, "likelihood") or _attempt(run, "rlu"))
     return [judged(observation, one) for one in found if one is not None]
 
 
@@ -160,7 +160,8 @@ def _coarse(
 ) -> Estimate | None:
     """What remains where no estimate is credible: attacks that ask less of the network."""
     credible = best is not None and best.error < math.inf
-    mistakes = next((one for one in estimates if one.found.attack == "rlu"), None)
+    by_mistakes = (one for one in estimates if one.found.attack in ("likelihood", "rlu"))
+    mistakes = next(by_mistakes, None)
     if mistakes is not None and (not credible or observation.local_steps > 1):
         return mistakes
     if not observation.has_bias and not (best is not None and best.error < TRUSTED):

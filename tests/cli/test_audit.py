@@ -107,7 +107,7 @@ def test_a_doubtful_update_is_inconclusive(audit, files):
 
 
 def test_without_a_batch_size_shares_are_shown(audit):
-    done = audit()
+    done = audit("--attack", "ilrg")
     assert done.returncode == 0
     assert "restored share" in done.stdout
     assert "batch size unknown" in done.stdout

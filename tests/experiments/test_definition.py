@@ -172,7 +172,7 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
         ({"defense": {"name": "clip_norm", "value": 0}}, "defense", "above 0"),
         ({"defense": {"name": "quantize", "value": 2.5}}, "defense", "number of bits, 2 to 16"),
         ({"defense": {"name": "gaussian_noise", "value": "nan"}}, "defense.value", "finite"),
-        ({"attacks": ["ilrg", "irlg"]}, "attacks.1", "idlg, gradinversion"),
+        ({"attacks": ["ilrg", "irlg"]}, "attacks.1", "auto, ilrg, rlg"),
         ({"attacks": []}, "attacks", "at least 1 item"),
         ({"attacks": ["ilrg", "ilrg"]}, "attacks", "twice"),
         ({"attacks": ["rlg"], "measures": ["cossim"]}, "definition", "'ilrg'"),

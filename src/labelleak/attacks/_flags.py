@@ -133,7 +133,7 @@ def _on_a_grid(tensor: Tensor) -> bool:
     magnitudes = tensor[tensor != 0].abs().double()
     if magnitudes.numel() < _FEWEST_ENTRIES:
         return False
-    levels = magnitudes.unique()
+    levels = torch.unique(magnitudes)
     if len(levels) > _MOST_STEPS:
         return False
     steps = torch.cat([levels[:1], levels.diff()])

@@ -66,6 +66,8 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
     partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
     if partial is not None and partial.certified:
         return partial
+    if partial is not None and _mostly_found(partial) and not _sure(best):
+        return partial
     best = _coarse(observation, run, estimates, best)
     if best is None:
         known = partial is not None and partial.counts is not None
@@ -153,6 +155,20 @@ def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:
         for module in training:
             module.training = True
     return total
+
+
+def _mostly_found(partial: Restoration) -> bool:
+    """Whether at least half of the samples were found one by one, so that few are estimated."""
+    if partial.counts is None or partial.embedding_labels is None:
+        return False
+    return 2 * len(partial.embedding_labels) >= int(partial.counts.sum())
+
+
+def _sure(best: Estimate | None) -> bool:
+    """Whether an estimate has standard errors that can be believed, or leaves no doubt."""
+    if best is None or best.error == math.inf:
+        return False
+    return best.found.standard_errors is not None or best.error < _PRECISE
 
 
 def _coarse(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.inversion.derivatives import SecondDerivatives
 from labelleak.inversion.objective import DistanceFunction
 from labelleak.observation import Observation
 
@@ -127,9 +128,9 @@ class Task:
             The distance and its derivatives by the images and the logits.
         """
         soft = labels.is_floating_point()
-        gradients = torch.autograd.grad(
-            self._loss(images, labels), self.parameters, create_graph=True
-        )
+        with SecondDerivatives():
+            loss = self._loss(images, labels)
+        gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
         with torch.no_grad():
             value, cotangents, factor = distance(gradients, negatives)
         # Derivatives by the parameters, which are not needed, are not computed.
@@ -224,8 +225,10 @@ class Task:
         names = list(self.gradients)
         reason = None
         try:
+            with SecondDerivatives():
+                loss = self._loss(images, labels)
             gradients = torch.autograd.grad(
-                self._loss(images, labels), self.parameters, create_graph=True, allow_unused=True
+                loss, self.parameters, create_graph=True, allow_unused=True
             )
             cut = [name for name, g in zip(names, gradients, strict=True) if g is None]
             if cut:

@@ -1,6 +1,5 @@
 """Audit of what an NVIDIA FLARE client sends: a filter for a job or for a site's privacy.json."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
 from labelleak.capture.heads import strip_wrappers
-from labelleak.errors import LabelLeakError, MissingKnowledge
+from labelleak.errors import MissingKnowledge
 from labelleak.federated.auditor import Auditor, Decision, Step
 from labelleak.metrics import counts_of
 from labelleak.records import read_labels
@@ -29,6 +28,7 @@ REFUSAL_HEADER = "labelleak_refusal"
 """Header of the reply that stands in for a refused result: why, in one sentence."""
 
 _RECEIVED = "__labelleak_received"
+_FILTERED = "__labelleak_filtered"
 # What a client sends that holds no weights.
 _NO_MODEL = (DataKind.METRICS, DataKind.ANALYTIC, DataKind.STATISTICS, DataKind.PSI)
 
@@ -42,7 +42,7 @@ class _Received:
     problem: str | None
 
 
-class LeakageAudit(DXOFilter):
+class LeakageAudit(DXOFilter):  # type: ignore[misc]
     """Audits the weights, or their change, that a task's result holds, before they leave.
 
     In a job, add it as a task-result filter. A site's privacy.json needs it as a task-data filter,
@@ -93,11 +93,24 @@ class LeakageAudit(DXOFilter):
         self.instances = instances
         self.momentum, self.weight_decay, self.proximal = momentum, weight_decay, proximal
         self._made: Auditor | None = None
+        self._unaudited: set[str] = set()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Remember the weights that a job's client starts from."""
+        """Remember the weights that a job's client starts from; notice results not audited."""
+        if self.get_prop(FilterContextKey.CHAIN_TYPE) != FilterChainType.TASK_RESULT_CHAIN:
+            return
         if event_type == EventType.BEFORE_TASK_EXECUTION:
+            fl_ctx.set_prop(_FILTERED, False, private=True, sticky=False)
             self._remember(fl_ctx.get_prop(FLContextKey.TASK_DATA), fl_ctx)
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER and not fl_ctx.get_prop(_FILTERED):
+            task = str(fl_ctx.get_prop(FLContextKey.TASK_NAME))
+            if task not in self._unaudited:
+                self._unaudited.add(task)
+                self.log_warning(
+                    fl_ctx,
+                    f"leakage audit: results of task {task!r} are not audited: name the task where "
+                    f"the filter is added, as in tasks=[{task!r}] (FLARE knows no '*' there)",
+                )
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Pass a task's data on, remembering it; pass a task's result on, or refuse to.
@@ -112,6 +125,7 @@ class LeakageAudit(DXOFilter):
         if self.get_prop(FilterContextKey.CHAIN_TYPE) == FilterChainType.TASK_DATA_CHAIN:
             self._remember(shareable, fl_ctx)
             return shareable
+        fl_ctx.set_prop(_FILTERED, True, private=True, sticky=False)
         try:
             if shareable.get_return_code() == ReturnCode.OK and not _is_empty(shareable):
                 from_shareable(shareable)  # the base class would let pass what is no DXO
@@ -148,8 +162,9 @@ class LeakageAudit(DXOFilter):
         if self._made is None:
             try:
                 self._made = Auditor(self.policy, head=self.head)
-            except LabelLeakError as error:
-                raise ContentBlockedException(f"there is no policy to go by: {error}") from None
+            except Exception as error:
+                self.logger.error("leakage audit: not sent: %s", error)
+                raise ContentBlockedException("there is no policy to go by") from None
         return self._made
 
     def _remember(self, shareable: Any, fl_ctx: FLContext) -> None:
@@ -217,9 +232,11 @@ class LeakageAudit(DXOFilter):
         )
 
     def _refuse(self, reason: str, fl_ctx: FLContext) -> Shareable:
-        text = f"refused by the site's policy: {reason}"
-        self.log_error(fl_ctx, text)
-        return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, headers={REFUSAL_HEADER: text})
+        headers = {
+            REFUSAL_HEADER: f"refused by the site's policy: {reason}",
+            AppConstants.CURRENT_ROUND: self._about(fl_ctx, None)["round"],
+        }
+        return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, headers=headers)
 
     def _about(self, fl_ctx: FLContext, shareable: Shareable | None) -> dict[str, Any]:
         received = fl_ctx.get_prop(_RECEIVED)

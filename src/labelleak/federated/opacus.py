@@ -116,7 +116,9 @@ class LeakageAudit:
         self, optimizer: DPOptimizer, labels: list[Tensor], about: dict[str, Any]
     ) -> Decision:
         before = self._auditor.snapshot(self._module.state_dict())
-        targets = torch.cat([part.detach().reshape(-1).cpu() for part in labels]) if labels else None
+        targets = (
+            torch.cat([part.detach().reshape(-1).cpu() for part in labels]) if labels else None
+        )
         drawn, shares = _clipped(optimizer)
         if drawn is None:
             drawn = optimizer.expected_batch_size if targets is None else len(targets)
@@ -184,7 +186,8 @@ def _norms_of(parameter: Tensor) -> Tensor | None:
     """Norm of each sample's gradient of a parameter, before clipping, as far as it is kept."""
     norms = getattr(parameter, "_norm_sample", None)  # ghost clipping keeps no gradients
     if norms is not None:
-        return norms.detach()
+        kept: Tensor = norms.detach()
+        return kept
     samples = getattr(parameter, "grad_sample", None)
     if samples is None:
         return None

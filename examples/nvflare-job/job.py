@@ -1,7 +1,7 @@
 """Three sites train with NVIDIA FLARE's simulator; each audits its update before it leaves.
 
-    python examples/nvflare/job.py                  # record and warn
-    python examples/nvflare/job.py --refuse site-2  # site-2's policy refuses to send
+    python examples/nvflare-job/job.py                  # record and warn
+    python examples/nvflare-job/job.py --refuse site-2  # site-2's policy refuses to send
 
 Everything is written below --out. The records are one file per site.
 """
@@ -65,7 +65,9 @@ def main() -> None:
     job = make_job(out, arguments.refuse)
     status = job.simulator_run(str(out / "workspace"), threads=len(SITES), log_config="concise")
     for record in read_rounds(out / "records"):
-        print(f"round {record['round']}, {record['client']}: {record['action']}: {record['reason']}")
+        print(
+            f"round {record['round']}, {record['client']}: {record['action']}: {record['reason']}"
+        )
     sys.exit(status or 0)
 
 

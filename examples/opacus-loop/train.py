@@ -58,10 +58,11 @@ def train(
         record = audit.decision.record
         assert record.audit is not None, record.error
         epsilon = record.epsilon
-        steps["epsilon"].append(epsilon if epsilon and math.isfinite(epsilon) else None)
+        finite = epsilon is not None and math.isfinite(epsilon)
+        steps["epsilon"].append(round(epsilon, 4) if finite else None)
         steps["samples"].append(len(labels))
-        steps["restored"].append(record.audit["score"]["accuracy"])
-        steps["guessed"].append(guess(record.audit["true_counts"]))
+        steps["restored"].append(round(record.audit["score"]["accuracy"], 4))
+        steps["guessed"].append(round(guess(record.audit["true_counts"]), 4))
     return {
         "noise_multiplier": noise,
         "max_grad_norm": bound if bound < UNBOUND else None,
@@ -120,7 +121,8 @@ def main() -> None:
             flush=True,
         )
         runs.append(run)
-    (arguments.out / "summary.json").write_text(json.dumps(runs, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    (arguments.out / "summary.json").write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The example job in FLARE's simulator: what the server gets of a site that refuses."""
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,15 +64,21 @@ def test_the_server_never_gets_what_a_site_refuses(tmp_path):
     (tmp_path / "server_watch.py").write_text(SERVER_WATCH)
     out = tmp_path / "out"
     out.mkdir()
-    done = subprocess.run(
-        [sys.executable, "watched_job.py", str(out)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with (out / "log").open("w") as log:
+        job = subprocess.Popen(
+            [sys.executable, "watched_job.py", str(out)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            start_new_session=True,
+        )
+        try:
+            status = job.wait(timeout=280)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nothing of it is left, as it should be
+                os.killpg(job.pid, signal.SIGKILL)
+    printed = (out / "log").read_text()
+    assert status == 0, printed
     seen = [json.loads(line) for line in (out / "seen.jsonl").read_text().splitlines()]
     assert sorted(result["client"] for result in seen) == sorted(["site-1", "site-2", "site-3"] * 2)
     for result in seen:
@@ -81,7 +90,7 @@ def test_the_server_never_gets_what_a_site_refuses(tmp_path):
             assert "fc.weight" in result["arrays"]
             assert (result["code"], result["told"]) == ("OK", None)
     # The rounds went on with the others, and each site wrote down its own.
-    assert len(re.findall("Aggregated 2/3 results", done.stdout)) == 2
+    assert len(re.findall("Aggregated 2/3 results", printed)) == 2
     records = read_rounds(out / "records")
     assert {(r["client"], r["round"]) for r in records} == {
         (f"site-{site}", number) for site in (1, 2, 3) for number in (0, 1)

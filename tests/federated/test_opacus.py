@@ -9,11 +9,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("opacus", reason="needs the extra opacus")
 
-from opacus import PrivacyEngine
+from opacus import GradSampleModule, PrivacyEngine
+from opacus.optimizers import DPOptimizer
 from opacus.utils.batch_memory_manager import BatchMemoryManager
 
+from labelleak.data import load
 from labelleak.federated import Auditor, Policy, read_rounds
-from labelleak.federated.opacus import LeakageAudit
+from labelleak.federated.opacus import LeakageAudit, _clipped
+from labelleak.models import build
 
 # Of Opacus: the generator is not a secure one, hooks see no gradient at the inputs, and the orders
 # it tries are too few for some epsilons.
@@ -176,6 +179,28 @@ def test_what_clipping_took_is_given_back_on_average(tmp_path, given, mode, clip
     # Six times the same sample: the mean factor is that of each.
     seen = given["gradients"]["_module.2.weight"]
     torch.testing.assert_close(seen, plain_gradient(inputs, labels), rtol=1e-3, atol=1e-6)
+
+
+def test_a_server_finds_what_clipping_took_with_samples_of_its_own():
+    """So an audit that gives it back supposes no more than a server knows."""
+    digits = load("mnist-sample")
+    model = build("fcn-3", classes=10, image_shape=digits.image_shape, seed=0)
+    shares = []
+    for batch in (torch.arange(32), torch.arange(4000, 4050)):
+        wrapped = GradSampleModule(model)
+        inputs, labels = digits.batch(batch)
+        nn.functional.cross_entropy(wrapped(inputs), labels).backward()
+        optimizer = DPOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            noise_multiplier=0.0,
+            max_grad_norm=1.0,
+            expected_batch_size=32,
+        )
+        shares.append(next(iter(_clipped(optimizer)[1].values())))
+        optimizer.zero_grad()
+        wrapped.to_standard_module()
+    assert shares[0] < 0.3
+    assert shares[1] == pytest.approx(shares[0], rel=0.1)
 
 
 def test_the_hook_that_was_there_goes_on(tmp_path):

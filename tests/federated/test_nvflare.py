@@ -144,6 +144,23 @@ def test_every_form_of_the_weights_is_audited_and_passes_as_it_is(tmp_path, site
     assert (record["action"], record["error"]) == ("sent", None)
 
 
+def test_filters_around_a_defence_show_what_it_buys(tmp_path, site, update):
+    first, last = site(label="before"), site(label="after")
+    fl_ctx, result = context(), weights(update)
+    start(first, update, fl_ctx)
+    start(last, update, fl_ctx)
+    first.process(result, fl_ctx)
+    for array in result["DXO"]["data"].values():
+        np.add(
+            array, np.random.default_rng(0).normal(size=array.shape), out=array, casting="unsafe"
+        )
+    last.process(result, fl_ctx)
+    before, after = read_rounds(tmp_path / "r")
+    assert (before["label"], after["label"]) == ("before", "after")
+    assert before["audit"]["score"]["exact"]
+    assert not after["audit"]["score"]["exact"]
+
+
 def test_arrays_are_left_as_they_are(site, update):
     data = arrays(update.after)
     for array in data.values():

@@ -66,6 +66,7 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
         weight_decay: float = 0.0,
         proximal: float = 0.0,
         head: str | None = None,
+        label: str = "",
     ) -> None:
         """Keep the settings; files are read where the filter runs, which may be another machine.
 
@@ -84,10 +85,11 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
             weight_decay: See there.
             proximal: See there.
             head: Name of the final linear layer; None to find it.
+            label: Where among the filters this one stands, ``"before clipping"`` say.
         """
         super().__init__(supported_data_kinds=None, data_kinds_to_filter=None)
         # The job API writes a job's configuration from attributes of these names.
-        self.policy, self.labels, self.head = policy, labels, head
+        self.policy, self.labels, self.head, self.label = policy, labels, head, label
         self.learning_rate, self.batch_size = learning_rate, batch_size
         self.local_steps, self.local_epochs = local_steps, local_epochs
         self.instances = instances
@@ -246,6 +248,7 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
         return {
             "round": number,
             "client": str(fl_ctx.get_identity_name()) or "client",
+            "label": self.label,
             "framework": FRAMEWORK,
         }
 

@@ -45,11 +45,11 @@ def draw(axes: Axes, runs: list[dict[str, Any]]) -> None:
     clipped = [run for run in runs if run["noise_multiplier"] == 0.0 and run["max_grad_norm"]]
     plain = [run for run in runs if run["noise_multiplier"] == 0.0 and not run["max_grad_norm"]]
     for label, part, style in (
-        ("without DP", plain, {"color": VERMILION}),
-        ("clipping only", clipped, {"color": VERMILION, "linestyle": "--"}),
+        ("without DP", plain, "-"),
+        ("clipping only", clipped, "--"),
     ):
         if part:
-            axes.axhline(summary(part)[0], label=label, **style)
+            axes.axhline(summary(part)[0], label=label, color=VERMILION, linestyle=style)
     guessed = mean(share for run in runs for share in run["steps"]["guessed"])
     axes.axhline(guessed, color=GREY, linestyle=":", label="all classes guessed equal")
     axes.set_xscale("log")

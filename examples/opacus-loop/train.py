@@ -48,6 +48,7 @@ def train(
     run = f"noise {noise:g}, bound {bound:g}, rate {learning_rate:g}, seed {seed}"
     policy = Policy(action="record", records=str(out / "records"))
     audit = LeakageAudit(optimizer, model, policy, client=run, engine=engine, delta=DELTA)
+    attack = None
     steps: dict[str, list[Any]] = {"epsilon": [], "samples": [], "restored": [], "guessed": []}
     for inputs, labels in loader:
         optimizer.zero_grad()
@@ -57,9 +58,9 @@ def train(
         assert audit.decision is not None
         record = audit.decision.record
         assert record.audit is not None, record.error
-        epsilon = record.epsilon
-        finite = epsilon is not None and math.isfinite(epsilon)
-        steps["epsilon"].append(round(epsilon, 4) if finite else None)
+        attack = record.audit["attack"]
+        epsilon = record.epsilon or math.inf
+        steps["epsilon"].append(round(epsilon, 4) if math.isfinite(epsilon) else None)
         steps["samples"].append(len(labels))
         steps["restored"].append(round(record.audit["score"]["accuracy"], 4))
         steps["guessed"].append(round(guess(record.audit["true_counts"]), 4))
@@ -69,7 +70,7 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "delta": DELTA,
-        "attack": record.audit["attack"],
+        "attack": attack,
         "test_accuracy": test_accuracy(model),
         "steps": steps,
     }

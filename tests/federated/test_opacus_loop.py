@@ -41,7 +41,7 @@ def test_the_example_shows_what_noise_buys(tmp_path):
     shares = [mean(run["steps"]["restored"]) for run in (plain, clipped, noisy)]
     assert shares[0] > 0.9
     assert shares[1] > 0.9, "clipping alone hides nothing"
-    assert shares[2] < mean(noisy["steps"]["guessed"])
+    assert shares[2] < shares[1] - 0.2
     assert plain["steps"]["epsilon"] == [None] * len(plain["steps"]["samples"])
     assert len(list((tmp_path / "records").glob("*.jsonl"))) == 3
     run("figure.py", "summary.json", "figure.png", folder=tmp_path)

@@ -1,12 +1,13 @@
 """Run the app in a federation on this machine: a SuperLink and three SuperNodes, or a simulation.
 
     python run.py                            # three sites send; each audits what it sends
-    python run.py --defence local-dp         # the same behind Flower's own local DP mod
+    python run.py --defence none local-dp    # then the same behind Flower's own local DP mod
     python run.py --refuse 2                 # site 2 refuses to send what gives away too much
-    python run.py --simulation               # one process starts all sites (needs ray)
+    python run.py --simulation               # Ray runs all sites, without SuperNodes
 
-It starts everything on the loopback interface, waits, prints what each site's records say, checks
+It starts everything on the loopback interface, waits, prints what the sites' records say, checks
 that the server received what the sites sent and nothing else, and ends all that it started.
+Made for Flower 1.41, whose programs older versions start with other options.
 """
 
 import argparse
@@ -21,13 +22,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from labelleak.federated import read_rounds
 
 APP = Path(__file__).parent
 SITES = 3
+ROUNDS = 3
+DEFENCES = ("none", "local-dp", "sparsification")
 START_LIMIT = 60  # seconds
-RUN_LIMIT = 240
+RUN_LIMIT = 400
 
 REFUSING = """\
 action = "refuse"
@@ -39,35 +43,50 @@ records = {records}
 def main() -> int:
     """Start, run, check, report; exit status 0 where all is as it must be."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--defence", choices=("none", "local-dp", "sparsification"), default="none")
+    parser.add_argument("--defence", choices=DEFENCES, nargs="+", default=["none"])
     parser.add_argument("--refuse", type=int, choices=range(SITES), help="site that may refuse")
     parser.add_argument("--simulation", action="store_true", help="simulate the sites")
     parser.add_argument("--out", type=Path, help="folder for records and logs (default: temporary)")
     options = parser.parse_args()
     if options.simulation and options.refuse is not None:
         parser.error("--refuse needs SuperNodes: simulated ones have no configuration of their own")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    problems = []
     with tempfile.TemporaryDirectory(prefix="labelleak-flower-") as scratch:
-        out = (options.out or Path(scratch, "out")).resolve()
-        out.mkdir(parents=True, exist_ok=True)
-        run_config = f'defence="{options.defence}" out="{out}"'
+        logs = (options.out or Path(scratch, "out")).resolve()
+        logs.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
             "FLWR_HOME": str(Path(scratch, "flwr")),
             "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_DISABLE_DASHBOARD": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
-        with federation(out, environment, options.simulation, options.refuse) as name:
-            stream(name, run_config, options.simulation, environment, out)
-        return report(out, options.refuse)
+        policy = None if options.refuse is None else logs / "refusing.toml"
+        with federation(logs, environment, options.simulation, options.refuse, policy):
+            for defence in options.defence:
+                out = logs / defence
+                out.mkdir(exist_ok=True)
+                if policy is not None:
+                    policy.write_text(REFUSING.format(records=json.dumps(str(out / "records"))))
+                run(f'defence="{defence}" out="{out}"', options.simulation, environment, logs)
+                problems += report(out, options.refuse)
+    for problem in problems:
+        print("PROBLEM:", problem)
+    print(f"{len(problems)} problems" if problems else "all as it must be")
+    return bool(problems)
 
 
 @contextmanager
 def federation(
-    out: Path, environment: dict[str, str], simulation: bool, refuse: int | None
-) -> Iterator[str]:
-    """A running federation; the name under which Flower's configuration knows it."""
+    logs: Path,
+    environment: dict[str, str],
+    simulation: bool,
+    refuse: int | None,
+    policy: Path | None,
+) -> Iterator[None]:
+    """A running federation, known to Flower as ``here``."""
     port, *node_ports = free_ports(1 + SITES)
     home = Path(environment["FLWR_HOME"])
     home.mkdir()
@@ -79,18 +98,17 @@ def federation(
     superlink += ["--disable-runtime-dependency-installation"]
     processes = []
     try:
-        processes.append(start([*superlink, *["--simulation"] * simulation], environment, out))
+        superlink += ["--simulation"] * simulation
+        processes.append(start(superlink, environment, logs / "superlink.log"))
         wait_for(port, processes)
         for site, node_port in enumerate([] if simulation else node_ports):
             config = f"partition-id={site} num-partitions={SITES}"
             if site == refuse:
-                policy = out / "refusing.toml"
-                policy.write_text(REFUSING.format(records=json.dumps(str(out / "records"))))
                 config += f' labelleak-policy="{policy}"'
             command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
             command += ["--host", "127.0.0.1", "--port", str(node_port), "--node-config", config]
-            processes.append(start(command, environment, out, f"supernode-{site}"))
-        yield "here"
+            processes.append(start(command, environment, logs / f"supernode-{site}.log"))
+        yield
     finally:
         for process in reversed(processes):
             stop(process)
@@ -107,13 +125,11 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def start(
-    command: list[str], environment: dict[str, str], out: Path, name: str = ""
-) -> subprocess.Popen[bytes]:
+def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start a program in a process group of its own; its output goes to a file."""
-    with (out / f"{name or command[0]}.log").open("wb") as log:
+    with log.open("wb") as file:
         return subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, env=environment, stdout=file, stderr=file, start_new_session=True
         )
 
 
@@ -144,27 +160,25 @@ def wait_for(port: int, processes: list[subprocess.Popen[bytes]]) -> None:
     sys.exit(f"the SuperLink does not answer after {START_LIMIT} s: see its log")
 
 
-def stream(
-    name: str, run_config: str, simulation: bool, environment: dict[str, str], out: Path
-) -> None:
-    """Run the app, and show its log until it ends."""
-    command = ["flwr", "run", str(APP), name, "--stream", "--run-config", run_config]
+def run(run_config: str, simulation: bool, environment: dict[str, str], logs: Path) -> None:
+    """Run the app, and show the server's log until it ends."""
+    command = ["flwr", "run", str(APP), "here", "--stream", "--run-config", run_config]
     if simulation:
         command += ["--federation-config", f"num-supernodes={SITES} client-resources-num-cpus=1"]
     print("$", *command, flush=True)
     try:
         subprocess.run(command, env=environment, timeout=RUN_LIMIT, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        for log in sorted(out.glob("*.log")):
+        for log in sorted(logs.glob("*.log")):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}", flush=True)
-        sys.exit(str(error))
+        sys.exit(f"the run failed: {error}")
 
 
-def report(out: Path, refuse: int | None) -> int:
-    """Print the sites' records, and check them against what the server received."""
+def report(out: Path, refuse: int | None) -> list[str]:
+    """Print the sites' records; what is wrong with them beside what the server received."""
     server = json.loads((out / "server.json").read_text())
     records = read_rounds(out / "records")
-    print("\nround  site         where    labels restored  what was done")
+    print("\nround  site         audit    labels restored  what was done")
     for record in sorted(records, key=lambda record: (record["round"], record["client"])):
         score = (record["audit"] or {}).get("score") or {}
         share = f"{score['accuracy']:.0%}" if score else "-"
@@ -172,34 +186,39 @@ def report(out: Path, refuse: int | None) -> int:
             f"{record['round']:<6} {record['client']:<12} {record['label']:<8} {share:>15}  "
             f"{record['action']}: {record['reason']}"
         )
-    print("accuracy of the global model:", server["accuracy"])
-    problems = []
+    print("accuracy of the global model after each round:", *server["accuracy"].values())
+    problems = [] if len(server["arrived"]) == ROUNDS else [f"rounds: {list(server['arrived'])}"]
     for number, arrived in server["arrived"].items():
-        sent, refused = set(), set()
-        for site in range(SITES):
-            ready = (out / f"site-{site}.txt").read_text().split()[int(number) - 1]
-            actions = [
-                record["action"]
-                for record in records
-                if record["client"] == f"partition-{site}"
-                and (record["round"], record["label"]) == (int(number), "sent")
-            ]
-            if len(actions) != 1:
-                problems.append(f"round {number}, site {site}: {len(actions)} records")
-            (refused if "refused" in actions else sent).add(ready)
-        print(f"round {number}: {len(arrived)} arrived, refused: {server['errors'][number]}")
-        if set(arrived) != sent or set(arrived) & refused:
-            problems.append(f"round {number}: the server did not receive what the sites sent")
-        if len(refused) != (0 if refuse is None else 1):
-            problems.append(f"round {number}: {len(refused)} sites refused")
-        if len(server["errors"][number]) != len(refused):
-            problems.append(f"round {number}: errors at the server: {server['errors'][number]}")
-    if len(server["arrived"]) != 3:
-        problems.append(f"{len(server['arrived'])} rounds of 3")
-    for problem in problems:
-        print("PROBLEM:", problem)
-    print("all as it must be" if not problems else f"{len(problems)} problems")
-    return bool(problems)
+        print(f"round {number}: {len(arrived)} arrived, errors: {server['errors'][number]}")
+        found = problems_of(out, records, int(number), set(arrived), refuse)
+        problems += [f"{out.name}, round {number}: {problem}" for problem in found]
+        if len(server["errors"][number]) != (refuse is not None):
+            problems.append(f"{out.name}, round {number}: {server['errors'][number]}")
+    return problems
+
+
+def problems_of(
+    out: Path, records: list[dict[str, Any]], number: int, arrived: set[str], refuse: int | None
+) -> Iterator[str]:
+    """What is wrong with one round: what arrived must be what the sites did not refuse to send."""
+    sent = set()
+    for site in range(SITES):
+        # Fingerprints of the weights that the site had ready to leave, a line for each round.
+        ready = (out / f"site-{site}.txt").read_text().split()[number - 1]
+        (action,) = [
+            record["action"]
+            for record in records
+            if (record["round"], record["client"], record["label"])
+            == (number, f"partition-{site}", "sent")
+        ]
+        if (action == "refused") != (site == refuse):
+            yield f"site {site}: {action}"
+        if action == "refused" and ready in arrived:
+            yield f"site {site}: the server received what was refused"
+        if action != "refused":
+            sent.add(ready)
+    if arrived != sent:
+        yield "the server did not receive what the sites sent"
 
 
 if __name__ == "__main__":

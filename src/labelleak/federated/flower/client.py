@@ -218,8 +218,8 @@ class LeakageAudit:
         raised = {flag["name"] for flag in audit.get("flags", ())}
         prefix = f"labelleak-{self._label}-" if self._label else "labelleak-"
         records[0][f"{prefix}accuracy"] = float(score.get("accuracy", math.nan))
-        for flag in Flag:
-            records[0][f"{prefix}{flag.name.lower()}"] = int(flag.name in raised)
+        for name in (flag.name.lower() for flag in Flag):
+            records[0][f"{prefix}{name}"] = int(name in raised)
 
 
 @contextmanager

@@ -55,8 +55,8 @@ def defence(message: Message, context: Context, call_next: Next) -> Message:
 def sparsified(message: Message, reply: Message, percent: float) -> Message:
     """Zero the smallest entries of each tensor's update."""
     if reply.has_content():
-        before = message.content["arrays"].to_torch_state_dict()
-        after = reply.content["arrays"].to_torch_state_dict()
+        before = message.content.array_records["arrays"].to_torch_state_dict()
+        after = reply.content.array_records["arrays"].to_torch_state_dict()
         kept = sparsify({name: after[name] - before[name] for name in before}, percent)
         sent = {name: before[name] + update for name, update in kept.items()}
         reply.content["arrays"] = ArrayRecord(sent)
@@ -70,7 +70,7 @@ def note_fingerprint(message: Message, context: Context, call_next: Next) -> Mes
         site = context.node_config["partition-id"]
         path = Path(str(context.run_config["out"]), f"site-{site}.txt")
         with path.open("a") as file:
-            file.write(f"{fingerprint(reply.content['arrays'])}\n")
+            file.write(f"{fingerprint(reply.content.array_records['arrays'])}\n")
     return reply
 
 
@@ -86,16 +86,17 @@ app = ClientApp(mods=[audit_sent, note_fingerprint, defence, audit_trained])
 def train_step(message: Message, context: Context) -> Message:
     """Take one step on a few of the site's digits."""
     torch.set_num_threads(1)
-    config = message.content["config"]
+    config = message.content.config_records["config"]
+    number, lr = int(str(config["server-round"])), float(str(config["lr"]))
     site, sites = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
     own = partition(site, sites, float(context.run_config["alpha"]))
-    seed = torch.Generator().manual_seed(1000 * site + config["server-round"])
+    seed = torch.Generator().manual_seed(1000 * site + number)
     taken = own[torch.randperm(len(own), generator=seed)[: int(context.run_config["batch-size"])]]
     inputs, labels = load("mnist-sample").batch(taken)
     provide_labels(labels)
     model = network()
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    loss = train(model, inputs, labels, config["lr"])
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    loss = train(model, inputs, labels, lr)
     metrics = MetricRecord({"loss": loss, "num-examples": len(taken)})
     arrays = ArrayRecord(model.state_dict())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)

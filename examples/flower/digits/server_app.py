@@ -31,7 +31,9 @@ class Reporting(FedAvg):
         """Note the replies, and average them."""
         replies = list(replies)
         self.arrived[server_round] = [
-            fingerprint(reply.content["arrays"]) for reply in replies if reply.has_content()
+            fingerprint(reply.content.array_records["arrays"])
+            for reply in replies
+            if reply.has_content()
         ]
         self.errors[server_round] = [
             f"{reply.error.code}: {reply.error.reason}" for reply in replies if reply.has_error()

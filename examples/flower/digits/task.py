@@ -43,7 +43,7 @@ def accuracy(arrays: ArrayRecord) -> float:
     digits = load("mnist-sample")
     inputs, labels = digits.batch(torch.arange(len(digits.labels)))
     with torch.no_grad():
-        return (model(inputs).argmax(1) == labels).double().mean().item()
+        return float((model(inputs).argmax(1) == labels).double().mean())
 
 
 def fingerprint(arrays: ArrayRecord) -> str:

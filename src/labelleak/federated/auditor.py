@@ -90,9 +90,11 @@ class Auditor:
             raise MissingKnowledge(f"attack {self.policy.attack!r} needs {Need.MODEL.value}")
         limited = entry is not None and "time_limit" in signature(entry.rule).parameters
         self._hyper_parameters = {"time_limit": self.policy.time_limit} if limited else {}
+        with undisturbed():
+            model = None if model is None else deepcopy(model).cpu()
         self._reading: dict[str, Any] = {
             "head": head,
-            "model": None if model is None else deepcopy(model).cpu(),
+            "model": model,
             "whole": model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD),
             "knowledge": knowledge,
         }

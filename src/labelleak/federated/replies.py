@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from labelleak.capture import observe, observe_update
 from labelleak.capture.heads import layer_of, named_head, parameter_name, strip_wrappers
 from labelleak.capture.updates import Moves, observe_head, observe_head_update, step_sizes
+from labelleak.errors import InvalidObservation
 from labelleak.federated.steps import Sizes, Step
 from labelleak.observation import Observation
 
@@ -20,11 +21,17 @@ _MOST_NAMED = 3
 _MOST_LETTERS = 500
 
 
+class _Kind(NamedTuple):
+    shape: tuple[int, ...] | None
+    floating: bool
+
+
 class Snapshot(dict[str, Tensor]):
-    """Copies of what an audit reads of a model, with the shapes of all that was there.
+    """Copies of what an audit reads of a model, and of what kind all the rest was.
 
     Attributes:
-        shapes: Shape of every tensor by name, without the prefixes of wrappers.
+        kinds: Shape of every tensor by name, without the prefixes of wrappers, and whether it is
+            one of floating-point numbers.
     """
 
     def __init__(self, state: Mapping[str, Tensor], *, head: str | None, whole: bool) -> None:
@@ -41,7 +48,7 @@ class Snapshot(dict[str, Tensor]):
         bare = _bare(state)
         names = list(bare) if whole else head_names(bare, head)
         super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
-        self.shapes = _shapes(bare)
+        self.kinds = _kinds(bare)
 
 
 def problem_of(
@@ -55,23 +62,26 @@ def problem_of(
         complete: All tensors of the model must be there, as in weights; a gradient may lack some.
 
     Returns:
-        Missing and unknown names, other shapes, entries that are NaN, infinite or no numbers; None
+        Missing and unknown names, other shapes and types, entries that are NaN or infinite; None
         where all is well. An unknown tensor is a problem because nobody audits it.
     """
-    start = before.shapes if isinstance(before, Snapshot) else _shapes(_bare(before))
+    start = before.kinds if isinstance(before, Snapshot) else _kinds(_bare(before))
     sent = _bare(reply)
     missing = [name for name in start if name not in sent] if complete else []
     unknown = [name for name in sent if name not in start]
     shared = [name for name in sent if name in start]
     if not complete:
         shared = [name for name in shared if sent[name] is not None]
-    shapes = [name for name in shared if _shape(sent[name]) != start[name]]
-    broken = [name for name in shared if not _is_finite(sent[name])]
+    kinds = _kinds({name: sent[name] for name in shared})
+    shapes = [name for name in shared if kinds[name].shape != start[name].shape]
+    types = [name for name in shared if start[name].floating and not kinds[name].floating]
+    broken = [name for name in shared if name not in types and not _is_finite(sent[name])]
     found = (
         ("tensors are missing", missing),
         ("the model has no such tensors", unknown),
         ("shapes differ", shapes),
-        ("NaN, infinite or no numbers", broken),
+        ("no floating-point numbers", types),
+        ("NaN or infinite", broken),
     )
     texts = [f"{what}: {_listed(names)}" for what, names in found if names]
     return f"the reply is malformed ({'; '.join(texts)})" if texts else None
@@ -211,26 +221,39 @@ def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def _on_cpu(tensors: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """The tensors of those names, or all, that are there; without wrappers' prefixes."""
     bare = _bare(tensors)
-    return {
-        name: bare[name].detach().cpu()
-        for name in (bare if names is None else names)
-        if isinstance(bare.get(name), Tensor)
-    }
+    found = {}
+    for name in bare if names is None else names:
+        if isinstance(value := bare.get(name), Tensor):
+            value = value.detach().cpu()
+            # Those of an inference mode cannot be computed gradients with.
+            found[name] = value.clone() if value.is_inference() else value
+    return found
 
 
 def _model_at(model: nn.Module | None, start: Mapping[str, Tensor]) -> nn.Module | None:
-    """The model with the weights that the server handed out."""
-    if model is not None:
-        model.load_state_dict(dict(start))
+    """The model with the weights that the server handed out.
+
+    Raises:
+        InvalidObservation: It is another network.
+    """
+    if model is None:
+        return None
+    bare = strip_wrappers(list(model.state_dict()))
+    lacking = [name for name, _ in model.named_parameters() if bare[name] not in start]
+    if lacking:
+        raise InvalidObservation(f"the model is another one: it has {_listed(lacking)} besides")
+    given = {name: start[short] for name, short in bare.items() if short in start}
+    model.load_state_dict(given, strict=False)
     return model
 
 
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    return {name: _shape(value) for name, value in tensors.items()}
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+def _kinds(tensors: Mapping[str, Any]) -> dict[str, _Kind]:
+    return {
+        name: _Kind(tuple(value.shape), value.is_floating_point())
+        if isinstance(value, Tensor)
+        else _Kind(None, False)
+        for name, value in tensors.items()
+    }
 
 
 def _is_finite(value: Any) -> bool:

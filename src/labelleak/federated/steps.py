@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import whole_number
 
+# A rate is kept for every step; the number of samples comes from a client.
+_MOST_STEPS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Step:
@@ -85,6 +88,8 @@ def sizes_of(step: Step, true_total: int | None = None, *, one_step: bool = Fals
             "the number of local steps is not known: give local_steps, or both batch_size and the "
             "number of local samples (instances)"
         )
+    if steps > _MOST_STEPS:
+        raise InvalidObservation(f"{steps} local steps: at most {_MOST_STEPS} can be audited")
     if total is None:
         return Sizes({"batch_size": size, "local_epochs": epochs}, steps)
     notes = []

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from labelleak.federated import read_rounds
@@ -44,6 +45,7 @@ def main() -> int:
     """Start, run, check, report; exit status 0 where all is as it must be."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--defence", choices=DEFENCES, nargs="+", default=["none"])
+    parser.add_argument("--epsilon", type=float, default=500.0, help="of local-dp, per reply")
     parser.add_argument("--refuse", type=int, choices=range(SITES), help="site that may refuse")
     parser.add_argument("--simulation", action="store_true", help="simulate the sites")
     parser.add_argument("--out", type=Path, help="folder for records and logs (default: temporary)")
@@ -70,7 +72,8 @@ def main() -> int:
                 out.mkdir(exist_ok=True)
                 if policy is not None:
                     policy.write_text(REFUSING.format(records=json.dumps(str(out / "records"))))
-                run(f'defence="{defence}" out="{out}"', options.simulation, environment, logs)
+                config = f'defence="{defence}" epsilon={options.epsilon} out="{out}"'
+                run(config, options.simulation, environment, logs)
                 problems += report(out, options.refuse)
     for problem in problems:
         print("PROBLEM:", problem)
@@ -184,7 +187,7 @@ def report(out: Path, refuse: int | None) -> list[str]:
         share = f"{score['accuracy']:.0%}" if score else "-"
         print(
             f"{record['round']:<6} {record['client']:<12} {record['label']:<8} {share:>15}  "
-            f"{record['action']}: {record['reason']}"
+            f"{record['action']}: {shorten(record['reason'], 90)}"
         )
     print("accuracy of the global model after each round:", *server["accuracy"].values())
     problems = [] if len(server["arrived"]) == ROUNDS else [f"rounds: {list(server['arrived'])}"]

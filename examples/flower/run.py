@@ -204,24 +204,26 @@ def problems_of(
     out: Path, records: list[dict[str, Any]], number: int, arrived: set[str], refuse: int | None
 ) -> Iterator[str]:
     """What is wrong with one round: what arrived must be what the sites did not refuse to send."""
-    sent = set()
     for site in range(SITES):
-        # Fingerprints of the weights that the site had ready to leave, a line for each round.
-        ready = (out / f"site-{site}.txt").read_text().split()[number - 1]
-        (action,) = [
+        # Weights that the site had ready to leave. Flower starts a training again whose process did
+        # not show signs of life in time: there may be several, of which at most one arrives.
+        lines = (out / f"site-{site}.txt").read_text().splitlines()
+        ready = {line.split()[1] for line in lines if line.split()[0] == str(number)}
+        about = (number, f"partition-{site}", "sent")
+        actions = {
             record["action"]
             for record in records
-            if (record["round"], record["client"], record["label"])
-            == (number, f"partition-{site}", "sent")
-        ]
-        if (action == "refused") != (site == refuse):
-            yield f"site {site}: {action}"
-        if action == "refused" and ready in arrived:
+            if (record["round"], record["client"], record["label"]) == about
+        }
+        if not actions or ("refused" in actions) != (site == refuse):
+            yield f"site {site}: {actions or 'no record'}"
+        if site == refuse and ready & arrived:
             yield f"site {site}: the server received what was refused"
-        if action != "refused":
-            sent.add(ready)
-    if arrived != sent:
-        yield "the server did not receive what the sites sent"
+        if site != refuse and len(ready & arrived) != 1:
+            yield f"site {site}: the server did not receive what it sent"
+        arrived = arrived - ready
+    if arrived:
+        yield "the server received what no site sent"
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ def network() -> nn.Module:
 def partition(site: int, sites: int, alpha: float) -> Tensor:
     """Which of the 5,000 embedded digits a site holds: the classes' shares are Dirichlet."""
     labels = load("mnist-sample").labels
-    torch.manual_seed(0)
-    shares = torch.distributions.Dirichlet(torch.full((sites,), alpha)).sample((10,))
     owner = torch.empty_like(labels)
-    for digit in range(10):
-        members = torch.nonzero(labels == digit).flatten()
-        owner[members] = torch.multinomial(shares[digit], len(members), replacement=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shares = torch.distributions.Dirichlet(torch.full((sites,), alpha)).sample((10,))
+        for digit in range(10):
+            members = torch.nonzero(labels == digit).flatten()
+            owner[members] = torch.multinomial(shares[digit], len(members), replacement=True)
     return torch.nonzero(owner == site).flatten()
 
 

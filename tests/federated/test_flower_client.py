@@ -300,6 +300,15 @@ def test_half_precision(update, policy, tmp_path):
     assert records(tmp_path)[0]["audit"]["score"]["recall"] >= 0.5
 
 
+def test_counters_of_batchnorm_that_an_average_made_floats(update, policy, tmp_path):
+    found, _ = update
+    averaged = {k: v if v.is_floating_point() else v.double() / 3 for k, v in found.before.items()}
+    answer(LeakageAudit(policy()), update, message=instruction(averaged, lr=RATE))
+    (record,) = records(tmp_path)
+    assert record["error"] is None
+    assert record["audit"]["score"]["exact"] is True
+
+
 def source(tmp_path):
     return records(tmp_path)[-1]["audit"]["source"]["step"]
 

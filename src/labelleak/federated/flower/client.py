@@ -170,7 +170,7 @@ class LeakageAudit:
         try:
             check_content(reply)
             before = weights_in(received, "the message received")
-            after = weights_in(arrays_in(reply), "the reply")
+            after = weights_in(arrays_in(reply), "the reply", before)
             step = step_of(self._step, self._keys, message, context.run_config, reply)
             counts = self._counts(before, labels) if labels else None
         except Exception as problem:  # whatever the app sent

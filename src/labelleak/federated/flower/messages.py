@@ -74,7 +74,11 @@ def round_of(message: Message) -> int:
     return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
 
 
-def weights_in(records: list[dict[str, Array]], whose: str) -> dict[str, Tensor | None]:
+def weights_in(
+    records: list[dict[str, Array]],
+    whose: str,
+    received: Mapping[str, Tensor | None] | None = None,
+) -> dict[str, Tensor | None]:
     """The weights by name; None where an array is no tensor of numbers.
 
     Tensors share the memory of the message and are to be read only.
@@ -82,13 +86,22 @@ def weights_in(records: list[dict[str, Array]], whose: str) -> dict[str, Tensor 
     Args:
         records: All records of arrays in a message.
         whose: Name of the message, for the error.
+        received: The weights that these are an update of. An average makes floats of integers
+            (BatchNorm's counters), where an app goes on to send integers: they are made floats, too.
 
     Raises:
         ValueError: There is not exactly one record: what is in a second one, nobody would audit.
     """
     if len(records) != 1:
         raise ValueError(f"{whose} holds {len(records)} records of arrays: 1 can be audited")
-    return {name: _tensor(array) for name, array in records[0].items()}
+    weights = {name: _tensor(array) for name, array in records[0].items()}
+    for name, value in weights.items():
+        before = None if received is None else received.get(name)
+        if value is None or before is None or value.is_floating_point():
+            continue
+        if before.is_floating_point():
+            weights[name] = value.to(before.dtype)
+    return weights
 
 
 def step_of(

@@ -132,7 +132,7 @@ class AuditStrategy(Strategy):
             if sent is None:
                 raise ValueError(f"nothing was asked of node {node}")
             before = weights_in(arrays_in(sent), "the message sent")
-            after = weights_in(arrays_in(reply), "the reply")
+            after = weights_in(arrays_in(reply), "the reply", before)
             step = step_of(self._step, self._keys, sent, self._run_config, reply)
         except Exception as problem:  # whatever a client sent
             decision = self._auditor.failed(problem, **about)
@@ -154,7 +154,7 @@ class AuditStrategy(Strategy):
                 for sent, reply in asked
             ]
             before = weights_in(arrays_in(asked[0][0]), "the message sent")
-            after = weights_in([dict(arrays)], "the aggregate")
+            after = weights_in([dict(arrays)], "the aggregate", before)
             step = _step_of_average(steps)
         except Exception as problem:  # whatever the clients sent
             return self._auditor.failed(problem, **about)

@@ -207,6 +207,8 @@ class Observation:
             if self.batch_size is None:
                 raise InvalidObservation("a number of instances needs the batch size, too")
             number = whole_number("number of instances", self.instances)
+            if number >= _MOST_INSTANCES:
+                raise InvalidObservation(f"{number} instances: fewer than 2**53 can be counted")
             object.__setattr__(self, "instances", number)
         self._check_learning_rates()
         if self.reduction not in ("mean", "sum"):

@@ -89,6 +89,18 @@ def trained(samples, size, epochs, rate=1e-3):
     return before, head.state_dict(), torch.bincount(labels, minlength=CLASSES)
 
 
+def test_every_attack_counts_the_instances():
+    before, after, _ = trained(101, 32, 1)
+    sizes = sizes_of(Step(batch_size=32, instances=101))
+    seen = observe_update(
+        None, before, after, learning_rate=1e-3, local_steps=sizes.local_steps, **sizes.knowledge
+    )
+    for attack in ("ilrg", "pooled", "llbg"):
+        counts = restore(seen, attack).counts
+        assert counts is not None
+        assert int(counts.sum()) == 101
+
+
 def restored(samples, size, epochs, rate=1e-3):
     before, after, true = trained(samples, size, epochs, rate)
     sizes = sizes_of(Step(batch_size=size, instances=samples, local_epochs=epochs))

@@ -130,11 +130,11 @@ def test_every_record_is_on_the_page(several):
 def test_the_headline_says_the_gravest_first(several, made, document):
     text = document(rounds_page(several)).text
     assert "9 audits of 2 clients in 3 rounds" in text
-    assert "3 of 9 updates gave away more than the policy allows." in text
+    assert "3 of 9 audits found more than the policy allows." in text
     assert "The worst: 90.0 % of the labels, client a, round 1, before." in text
     assert "true counts: treat it as you treat the labels" in text
     failed = several[-1]
-    assert "1 of 2 updates could not be audited" in rounds_page([failed, made(accuracy=0.1)])
+    assert "1 of 2 audits failed" in rounds_page([failed, made(accuracy=0.1)])
     assert "No audit found more than" in rounds_page([made(accuracy=0.1)])
     assert "no evidence of privacy" in rounds_page([made(verdict="inconclusive")])
 

@@ -30,7 +30,8 @@ class Policy:
         threshold: For ``"accuracy"``, the largest share that may leave, 0 to 1; 0.5 unless said
             otherwise. None for ``"exact"``.
         attack: Registered name of the attack, or ``"auto"``.
-        time_limit: Seconds after which an attack that searches stops, positive.
+        time_limit: Seconds after which an attack that searches stops, positive. The default keeps
+            an audit short beside the training of an epoch.
         records: Folder of the records, made when the first is written; a relative one lies in the
             folder that the process works in.
 
@@ -42,7 +43,7 @@ class Policy:
     measure: Measure = "accuracy"
     threshold: float | None = None
     attack: str = "auto"
-    time_limit: float = 30.0
+    time_limit: float = 2.0
     records: str = "labelleak-records"
 
     def __post_init__(self) -> None:

@@ -87,7 +87,7 @@ def weights_in(
         records: All records of arrays in a message.
         whose: Name of the message, for the error.
         received: The weights that these are an update of. An average makes floats of integers
-            (BatchNorm's counters), where an app goes on to send integers: they are made floats, too.
+            (BatchNorm's counters), and an app goes on to send integers: they are made floats, too.
 
     Raises:
         ValueError: There is not exactly one record: what is in a second one, nobody would audit.

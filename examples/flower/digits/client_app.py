@@ -69,7 +69,7 @@ def note_fingerprint(message: Message, context: Context, call_next: Next) -> Mes
     if message.metadata.message_type == "train" and reply.has_content():
         site = context.node_config["partition-id"]
         path = Path(str(context.run_config["out"]), f"site-{site}.txt")
-        number = message.content.config_records["config"]["server-round"]
+        number = int(str(message.content.config_records["config"]["server-round"]))
         with path.open("a") as file:
             file.write(f"{number} {fingerprint(reply.content.array_records['arrays'])}\n")
     return reply

@@ -107,6 +107,83 @@ def test_a_single_image_without_a_batch() -> None:
     agree(network, torch.randn(2, 6, 6, dtype=torch.float64))
 
 
+class Odd(nn.Module):
+    """A convolution that is called in a way of its own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, bias=False)
+        self.norm, self.more = nn.BatchNorm2d(4), nn.Linear(4, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = nn.functional.softplus(self.first(images))
+        weight, scale, shift = self.second.weight, self.norm.weight, self.norm.bias
+        sums = self.more(hidden.mean(dim=(0, 2, 3)))
+        if self.how == "weight from the images":
+            weight = weight * sums[:4, None, None, None]
+        elif self.how == "standardised weight":
+            weight = weight / weight.std()
+        elif self.how == "scale from the images":
+            scale, shift = scale * sums[:4], shift + sums[4:]
+        hidden = nn.functional.conv2d(input=hidden, weight=weight, padding=(1,), stride=[2])
+        mean, var = self.norm.running_mean, self.norm.running_var
+        hidden = nn.functional.batch_norm(hidden, mean, var, scale, shift)
+        return hidden + sums.sum()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "weight from the images",
+        "scale from the images",
+        "standardised weight",
+        "plain, sizes of one number",
+    ],
+)
+def test_functional_use(how: str) -> None:
+    torch.manual_seed(0)
+    network = Odd(how).double()
+    agree(network, torch.randn(3, 2, 9, 8, dtype=torch.float64))
+
+
+def test_layers_used_twice_operations_in_place_and_hooks() -> None:
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+    inputs = torch.randn(3, 2, 9, 8, dtype=torch.float64)
+    for activation in (nn.ReLU(inplace=True), nn.SiLU()):
+        network = nn.Sequential(layer, norm, activation, layer, norm, activation)
+        network.double().eval()
+        agree(network, inputs.to(memory_format=torch.channels_last))
+        agree(network, inputs.transpose(2, 3)[..., ::2])
+    for module in network:
+        module.register_full_backward_hook(lambda module, before, after: None)
+    agree(network, inputs)
+
+
+def test_mixed_precision_is_left_to_pytorch() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.layers(images).double()
+
+    torch.manual_seed(0)
+    agree(Mixed().eval(), torch.randn(3, 2, 9, 8))
+
+
+def test_what_is_simple_is_not_left_to_pytorch() -> None:
+    images = torch.randn(2, 2, 6, 6)
+    with SecondDerivatives():
+        convolved = nn.Conv2d(2, 3, 3)(images)
+        normalised = nn.BatchNorm2d(2).eval()(images)
+    assert type(convolved.grad_fn).__name__ == "_ConvolutionBackward"
+    assert type(normalised.grad_fn).__name__ == "_NormalisationBackward"
+
+
 def test_a_network_of_the_paper() -> None:
     network = build("resnet18", classes=10, image_shape=(3, 32, 32), seed=0).double().eval()
     inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()

@@ -394,7 +394,7 @@ def _quick(experiment: Experiment) -> Experiment:
 # (VGG-16 has learned 77 % of them).
 _QUICK_TRAINING = {"vgg": (260, 20), "resnet": (100, 5)}
 # Batches, and iterations of each inversion: minutes for FCN-3, an hour for ResNet-18, two cores.
-_QUICK_INVERSIONS = {"fcn": (4, 8000), "resnet": (1, 1000)}
+_QUICK_INVERSIONS = {"fcn": (4, 8000), "resnet": (1, 500)}
 
 
 def _differences(full: Experiment, used: Experiment) -> list[str]:

@@ -24,7 +24,8 @@ class SecondDerivatives(TorchFunctionMode):
 
     For gradients by parameters that are differentiated once more by images or labels: the first
     pass must be made with ``create_graph=True``, and the second without. Of second derivatives by
-    parameters there are none.
+    parameters there are none. So a layer whose weight is computed (and may depend on the images)
+    is left to PyTorch, as is everything else that may not be as simple as assumed here.
     """
 
     def __torch_function__(
@@ -51,7 +52,9 @@ def _convolve(
 ) -> Tensor | None:
     if isinstance(padding, str) or input.ndim != 4:
         return None
-    sizes = [[n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
+    if not _simple(input, weight, bias):
+        return None
+    sizes = [_pair(size) for size in (stride, padding, dilation)]
     result: Tensor = _apply(_Convolution, input, weight, bias, (*sizes, groups))
     return result
 
@@ -68,8 +71,24 @@ def _normalise(
 ) -> Tensor | None:
     if training or running_mean is None or running_var is None or weight is None or bias is None:
         return None
+    if not _simple(input, weight, bias, running_mean, running_var):
+        return None
+    if running_mean.requires_grad or running_var.requires_grad:
+        return None
     result: Tensor = _apply(_Normalisation, input, weight, bias, running_mean, running_var, eps)
     return result
+
+
+def _simple(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether nothing but the input depends on the images, and all is of one precision."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(input.device.type):
+        return False
+    return all(t is None or (t.is_leaf and t.dtype == input.dtype) for t in others)
+
+
+def _pair(size: _Size) -> list[int]:
+    values = [size] if isinstance(size, int) else list(size)
+    return values * 2 if len(values) == 1 else values
 
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {

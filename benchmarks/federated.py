@@ -7,10 +7,11 @@ training mode. `training` is one epoch of SGD over 1,000 images in batches of 64
 the audit of what it sends by the default policy, with the true counts and the record on disk;
 `audit-step` that of the first step alone, K = 64, where the search for a certificate has a chance.
 They follow each other in one process, which another audit has warmed up; a share is the median over
-the turns. Time is processor time of one thread, which other work on the machine hardly changes.
+the turns, where there are several. Time is processor time of one thread, which other work on the
+machine hardly changes.
 
 Memory is the peak of the resident set: of the whole process with audits and without, and during an
-audit alone above what stands before it. For the former it trains for four steps, each with the same
+audit alone above what stands before it. For the former it trains for two steps, each with the same
 peak. `kept` is what the auditor copies before the training (Linux only).
 """
 

@@ -160,6 +160,12 @@ def test_an_attack_on_the_whole_model_needs_it(auditor):
         auditor(attack="calibrated")
 
 
+def test_the_time_limit_reaches_the_attack(model, auditor):
+    found = update(model.double(), samples=4, spread=1.0)
+    decision = audit(auditor(attack="exact", time_limit=1e-9), found)
+    assert "time_limit" in [flag["name"] for flag in decision.record.audit["flags"]]
+
+
 def test_records_that_cannot_be_written_refuse_or_warn(model, tmp_path):
     (tmp_path / "file").touch()
     for action, sent in (("refuse", False), ("record", True)):

@@ -180,9 +180,41 @@ def _assert_not_certified(seen):
 
 
 def test_a_wrong_batch_size_is_not_certified():
-    for wrong in (7, 9):
-        found = restore(DENSE.observe(batch_size=wrong), "exact", time_limit=2.0)
-        assert not found.certified
+    found = restore(DENSE.observe(batch_size=9), "exact", time_limit=2.0)
+    assert not found.certified
+
+
+def test_more_than_the_batch_size_explains_is_refused_at_once():
+    """The rank shows more samples than were said to be there, or noise."""
+    with pytest.raises(MissingKnowledge, match="without noise, and the right batch size: 7"):
+        restore(DENSE.observe(batch_size=7), "exact")
+    seen = DENSE.observe(dtype=torch.float32)
+    size = float(seen.gradient.weight.square().mean().sqrt())
+    noise = partial(defenses.gaussian_noise, std=1e-2 * size, generator=rng())
+    with pytest.raises(MissingKnowledge, match="without noise"):
+        restore(defenses.defend(seen, noise), "exact")
+
+
+def test_a_repeated_sample_is_told_from_rounding_that_looks_like_one_more():
+    """The client's own errors reach above the noise of the rest, as one more rank."""
+    made = batch(60, 80, 24)
+    made.embeddings[1], made.labels[1] = made.embeddings[0], made.labels[0]
+    exact_gradient = made.gradient()
+    generator = rng(3)
+    slip = torch.randn(60, 1, generator=generator, dtype=FLOAT)
+    slip = 3e-8 * (slip - slip.mean()) @ torch.randn(1, 81, generator=generator, dtype=FLOAT)
+    gradient = replace(
+        exact_gradient,
+        weight=exact_gradient.weight + slip[:, :-1],
+        bias=exact_gradient.bias + slip[:, -1],
+        rounding=1e-7,
+    )
+    seen = made.observe(gradient)
+    assert factorise(seen, 24).rank == 24
+    found = restore(seen, "exact")
+    assert torch.equal(found.counts, made.counts)
+    assert len(found.embeddings) == 23
+    assert Flag.INCOMPLETE not in found.flags
 
 
 def test_the_time_limit_holds_and_is_reported():

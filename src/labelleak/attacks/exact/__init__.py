@@ -74,6 +74,8 @@ def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     search = Search(factors, _known_divisor(observation), generator, clock)
     search.run()
+    if search.is_complete and len(search.found) < factors.rank:
+        search.factors = factorise(observation, len(search.found))
     judged = _judge(search, observation)
     found = _conclude(observation, search, judged)
     if clock.was_asked_late:

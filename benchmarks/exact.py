@@ -7,9 +7,10 @@ Heads: FCN-3 on MNIST, untrained and after 1000 steps, and networks of 100 class
 Fashion-MNIST images side by side) behind a ReLU and behind a global average pooling, each trained
 here; and those in files: npz with the arrays `weight`, `bias`, `embeddings`, `labels` of any
 network. With --whole the server sees the whole update of FCN-3 on MNIST instead, earlier layers and
-all; rows of other settings stay in FILE. Of 24 samples, and of heads in files, 20 batches are taken. Gradients are autograd's, in
-single precision. In the defended settings every batch is defended by noise, sparsification,
-quantisation, clipping, signs or half precision in turn. Time is the processor's, in one thread.
+all; rows of other settings stay in FILE. Of more than 8 samples, and of heads in files, 20 batches
+are taken. Gradients are autograd's, in single precision. In the defended settings every batch is
+defended by noise, sparsification, quantisation, clipping, signs or half precision in turn. Time is
+the processor's, in one thread.
 """
 
 import argparse
@@ -85,7 +86,8 @@ class Samples(NamedTuple):
         weight = self.head.weight.clone().requires_grad_()
         bias = self.head.bias.clone().requires_grad_()
         loss = nn.functional.cross_entropy(self.embeddings @ weight.T + bias, self.labels)
-        gradient = HeadGradient(*torch.autograd.grad(loss, [weight, bias]))
+        by_weight, by_bias = torch.autograd.grad(loss, [weight, bias])
+        gradient = HeadGradient(by_weight, by_bias)
         return Observation(self.head, gradient, batch_size=len(self.labels))
 
     def weakest(self) -> float:

@@ -156,6 +156,9 @@ class LayerSearch:
         self.layer, self.divisor = layer, divisor
         self._generator = generator
         left, values, right, self._noise = _factorise(layer.gradient, batch_size, generator)
+        if batch_size is None:
+            # Nobody says where the samples end and rounding begins but the number format.
+            self._noise = max(self._noise, layer.rounding / 4)
         loud = _CLEAR * self._noise * sum(side**0.5 for side in layer.gradient.shape)
         self.rank = int((values > loud).sum())
         if self._noise * layer.gradient.numel() ** 0.5 > _NOISY * float(values.norm()):

@@ -123,7 +123,9 @@ def _normal_equations(
     jacobian[rows, :, rows] += first
     jacobian[:, rows, rows] += second
     jacobian = jacobian.view(number * number, number * unknowns)
-    gram = jacobian.T @ jacobian + torch.block_diag(*(own.transpose(1, 2) @ own))
+    gram = (jacobian.T @ jacobian).view(number, unknowns, number, unknowns)
+    gram[rows, :, rows] += own.transpose(1, 2) @ own
+    gram = gram.view(number * unknowns, number * unknowns)
     right = jacobian.T @ coupled.flatten()
     return gram, right + torch.einsum("kcm,kc->km", own, outside).flatten()
 

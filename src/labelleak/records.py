@@ -106,6 +106,7 @@ def audit(
     true_counts: Int[Tensor, " classes"] | None = None,
     threshold: float | None = None,
     source: Mapping[str, Any] | None = None,
+    **hyper_parameters: object,
 ) -> AuditRecord:
     """Restore the labels of one update and judge what that means.
 
@@ -117,6 +118,7 @@ def audit(
         true_counts: The auditor's own counts, int64, shape (classes,), when known.
         threshold: Largest accuracy that is acceptable, in [0, 1]; needs `true_counts`.
         source: Where the observation came from, for the record.
+        **hyper_parameters: Keyword arguments of the attack.
 
     Returns:
         The record.
@@ -142,7 +144,7 @@ def audit(
             f"{observation.batch_size}{steps}: they must agree"
         )
     start = time.perf_counter()
-    found = restore(observation, attack)
+    found = restore(observation, attack, **hyper_parameters)
     seconds = time.perf_counter() - start
     scored = None if true_counts is None else score(found, true_counts)
     verdict, reason = _judge(found, scored, threshold)

@@ -39,7 +39,7 @@ clean: ## remove everything the other targets made, .venv included
 	rm -rf $(VENV) site labelleak-demo labelleak-runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/demo.stamp: packages = --editable ".[cli,report]"
-$(VENV)/test.stamp: packages = --editable ".[cli,report,data]" --group test
+$(VENV)/test.stamp: packages = --editable ".[cli,report,data,nvflare,opacus]" --group test
 $(VENV)/federation.stamp: packages = --editable ".[flower]" "flwr[simulation]"
 # Types are checked against everything that the package and its tests import.
 $(VENV)/lint.stamp: packages = --editable ".[cli,report,data]" --group test --group lint

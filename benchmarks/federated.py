@@ -31,7 +31,9 @@ from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 IMAGES, BATCH, CLASSES = 1000, 64, 100
 RATE = 0.01
-TURNS = 1
+TURNS, MEMORY_TURNS = 1, 3
+# The peak of a training is that of its first steps.
+FEW = 2 * BATCH
 STEP, EPOCH = "audit-step", "audit-epoch"
 
 

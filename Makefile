@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test smoke lint docs clean
+.PHONY: help demo test smoke federation lint docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
@@ -23,6 +23,10 @@ smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smal
 	rm -rf labelleak-runs/all-smoke
 	LABELLEAK_CACHE=labelleak-runs/cache $(BIN)/labelleak reproduce all --scale smoke
 
+federation: $(VENV)/federation.stamp ## run the examples of audited federations
+	$(BIN)/python examples/flower/run.py --defence none local-dp sparsification --refuse 2
+	$(BIN)/python examples/flower/run.py --defence none local-dp sparsification --simulation
+
 lint: $(VENV)/lint.stamp ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,7 +39,8 @@ clean: ## remove everything the other targets made, .venv included
 	rm -rf $(VENV) site labelleak-demo labelleak-runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/demo.stamp: packages = --editable ".[cli,report]"
-$(VENV)/test.stamp: packages = --editable ".[cli,report,data]" --group test
+$(VENV)/test.stamp: packages = --editable ".[cli,report,data,nvflare,opacus]" --group test
+$(VENV)/federation.stamp: packages = --editable ".[flower]" "flwr[simulation]"
 # Types are checked against everything that the package and its tests import.
 $(VENV)/lint.stamp: packages = --editable ".[cli,report,data]" --group test --group lint
 $(VENV)/docs.stamp: packages = --group docs

@@ -1,11 +1,16 @@
 """What exact restoration finds and certifies, and how long it takes; false certificates above all.
 
-    python benchmarks/exact.py [--batches 50] [--data-dir DIR] [--output FILE]
+    python benchmarks/exact.py [--whole] [--batches 70] [--data-dir DIR] [--heads FILE ...]
+                               [--output FILE]
 
 Heads: FCN-3 on MNIST, untrained and after 1000 steps, and networks of 100 classes (pairs of
 Fashion-MNIST images side by side) behind a ReLU and behind a global average pooling, each trained
-here. Every batch of the defended settings is defended by Gaussian noise, sparsification,
-quantisation, clipping or signs in turn. Time is the processor's, in one thread.
+here; and those in files: npz with the arrays `weight`, `bias`, `embeddings`, `labels` of any
+network. With --whole the server sees the whole update of FCN-3 on MNIST instead, earlier layers and
+all; rows of other settings stay in FILE. Of more than 8 samples, and of heads in files, 20 batches
+are taken. Gradients are autograd's, in single precision. In the defended settings every batch is
+defended by noise, sparsification, quantisation, clipping, signs or half precision in turn. Time is
+the processor's, in one thread.
 """
 
 import argparse
@@ -14,10 +19,12 @@ import platform
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +32,10 @@ import labelleak
 from labelleak import defenses
 from labelleak.data import load
 from labelleak.models import build
+from labelleak.observation import Head, HeadGradient, Observation
 
 POOL = 5000
+FEW = 20
 # Below this, 1 - p of the label is rounding error in single precision.
 INVISIBLE = 1e-6
 
@@ -51,6 +60,43 @@ class Pooled(nn.Module):
         return logits
 
 
+class Samples(NamedTuple):
+    """A head, and what reaches it of some samples."""
+
+    head: Head
+    embeddings: Tensor
+    labels: Tensor
+
+    def accuracy(self) -> float:
+        """Share of the samples that the network predicts rightly."""
+        return float((self.logits().argmax(dim=1) == self.labels).double().mean())
+
+    def logits(self) -> Tensor:
+        """Of every sample."""
+        assert self.head.bias is not None
+        return self.embeddings @ self.head.weight.T + self.head.bias
+
+    def pick(self, chosen: Tensor) -> "Samples":
+        """Some of them."""
+        return Samples(self.head, self.embeddings[chosen], self.labels[chosen])
+
+    def observe(self) -> Observation:
+        """One step on all of them."""
+        assert self.head.bias is not None
+        weight = self.head.weight.clone().requires_grad_()
+        bias = self.head.bias.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(self.embeddings @ weight.T + bias, self.labels)
+        by_weight, by_bias = torch.autograd.grad(loss, [weight, bias])
+        gradient = HeadGradient(by_weight, by_bias)
+        return Observation(self.head, gradient, batch_size=len(self.labels))
+
+    def weakest(self) -> float:
+        """Least 1 - p of a label, without cancellation."""
+        logits = self.logits().double()
+        others = logits.scatter(1, self.labels[:, None], -torch.inf).logsumexp(dim=1)
+        return float(torch.sigmoid(others - logits.gather(1, self.labels[:, None])[:, 0]).min())
+
+
 def pairs(data_dir: str | None) -> tuple[Tensor, Tensor]:
     """Images of two garments side by side, and which of 100 pairs of classes they are."""
     images, labels = load("fashion-mnist", data_dir=data_dir).batch(torch.arange(20_000))
@@ -71,50 +117,104 @@ def trained(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int) -> nn.
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return model.eval()
+    return model
 
 
-def weakest(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Least 1 - p of a label in the batch, without cancellation."""
+def embedded(model: nn.Module, inputs: Tensor, labels: Tensor) -> Samples:
+    """What reaches the head of the first samples."""
+    model.eval()
+    layer = model.fc
+    assert isinstance(layer, nn.Linear)
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     with torch.no_grad():
-        logits = model(inputs).double().scatter(1, labels[:, None], -torch.inf)
-        own = model(inputs).double().gather(1, labels[:, None])[:, 0]
-    return float(torch.sigmoid(logits.logsumexp(dim=1) - own).min())
+        for start in range(0, POOL, 250):
+            model(inputs[start : start + 250])
+    head = Head(layer.weight.detach(), layer.bias.detach())
+    return Samples(head, torch.cat(seen), labels[:POOL])
 
 
-def defended(seen: labelleak.Observation, number: int) -> labelleak.Observation:
+def from_file(path: Path) -> Samples:
+    """A head and samples that were saved by `numpy.savez`."""
+    with np.load(path) as file:
+        names = ("weight", "bias", "embeddings", "labels")
+        weight, bias, embeddings, labels = (torch.from_numpy(file[name]) for name in names)
+    return Samples(Head(weight, bias), embeddings, labels)
+
+
+def defended(seen: Observation, number: int) -> Observation:
     """The gradient as one of the defences leaves it, stronger and weaker ones in turn."""
     generator = torch.Generator().manual_seed(number)
     size = float(seen.gradient.weight.square().mean().sqrt())
     ways: list[defenses.Defense] = [
+        partial(defenses.gaussian_noise, std=1e-6 * size, generator=generator),
         partial(defenses.gaussian_noise, std=1e-5 * size, generator=generator),
         partial(defenses.gaussian_noise, std=1e-2 * size, generator=generator),
         partial(defenses.sparsify, percent=10.0),
         partial(defenses.quantize, bits=8, generator=generator),
         partial(defenses.clip_norm, max_norm=0.1),
         defenses.sign,
+        half_precision,
     ]
     return defenses.defend(seen, ways[number % len(ways)])
 
 
+def half_precision(gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rounded to 16 bits, as to send less."""
+    return {name: value.bfloat16().to(value.dtype) for name, value in gradient.items()}
+
+
+class WholeModel(NamedTuple):
+    """A network whose whole update is seen, and samples for it."""
+
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    at_head: Samples
+
+    def accuracy(self) -> float:
+        """Share of the samples that the network predicts rightly."""
+        return self.at_head.accuracy()
+
+    def pick(self, chosen: Tensor) -> "WholeModel":
+        """Some of the samples."""
+        at_head = self.at_head.pick(chosen)
+        return WholeModel(self.model, self.inputs[chosen], self.labels[chosen], at_head)
+
+    def observe(self) -> Observation:
+        """One step on all of them."""
+        loss = nn.functional.cross_entropy(self.model(self.inputs), self.labels)
+        gradients = torch.autograd.grad(loss, list(self.model.parameters()))
+        names = [name for name, _ in self.model.named_parameters()]
+        return labelleak.observe(
+            self.model, dict(zip(names, gradients, strict=True)), batch_size=len(self.labels)
+        )
+
+    def weakest(self) -> float:
+        """Least 1 - p of a label."""
+        return self.at_head.weakest()
+
+
 def measure(
-    model: nn.Module, pool: tuple[Tensor, Tensor], size: int, batches: int, *, defend: bool
+    samples: Samples | WholeModel, size: int, batches: int, *, defend: bool
 ) -> dict[str, Any]:
-    """Figures over the batches of one setting."""
-    inputs, labels = pool
+    """Figures over the batches of one setting, iLRG's on the same beside them."""
     totals: Counter[str] = Counter()
-    seconds, accuracy, lnacc = [], [], []
+    seconds, accuracy, lnacc, ilrg_accuracy, ilrg_lnacc = [], [], [], [], []
     for number in range(batches):
         generator = torch.Generator().manual_seed(number)
-        chosen = torch.randint(min(POOL, len(labels)), (size,), generator=generator)
-        seen = labelleak.capture(model, inputs[chosen], labels[chosen])
-        seen = defended(seen, number) if defend else seen
-        truth = torch.bincount(labels[chosen], minlength=seen.classes)
-        visible = weakest(model, inputs[chosen], labels[chosen]) > INVISIBLE
+        chosen = torch.randint(len(samples.labels), (size,), generator=generator)
+        batch = samples.pick(chosen)
+        seen = defended(batch.observe(), number) if defend else batch.observe()
+        truth = torch.bincount(batch.labels, minlength=seen.classes)
+        visible = batch.weakest() > INVISIBLE
         totals["visible"] += visible
+        beside = labelleak.score(labelleak.restore(seen, "ilrg"), truth)
+        ilrg_accuracy.append(beside.accuracy or 0.0)
+        ilrg_lnacc.append(beside.lnacc or 0.0)
         start = time.process_time()
         try:
-            found = labelleak.restore(seen, "exact", time_limit=10.0 if defend else 60.0)
+            found = labelleak.restore(seen, "exact", time_limit=5.0 if defend else 120.0)
         except labelleak.MissingKnowledge:
             totals["refused"] += 1
             continue
@@ -135,43 +235,62 @@ def measure(
         **{key: totals[key] for key in (*keys, "refused")},
         "accuracy": statistics.fmean(accuracy) if accuracy else None,
         "lnacc": statistics.fmean(lnacc) if lnacc else None,
+        "ilrg_accuracy": statistics.fmean(ilrg_accuracy),
+        "ilrg_lnacc": statistics.fmean(ilrg_lnacc),
         "seconds_median": statistics.median(seconds),
         "seconds_most": max(seconds),
     }
 
 
-def main() -> None:
-    """Train, measure every setting, print a line each, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batches", type=int, default=50)
-    parser.add_argument("--data-dir", default=None)
-    parser.add_argument("--output", type=Path, default=None)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    digits = load("mnist", data_dir=given.data_dir)
+def heads(
+    data_dir: str | None, files: list[Path]
+) -> Iterator[tuple[str, Samples, tuple[int, ...]]]:
+    """Every head by name, and its batch sizes."""
+    digits = load("mnist", data_dir=data_dir)
     mnist = digits.batch(torch.arange(len(digits)))
-    garments = pairs(given.data_dir)
     fcn = partial(build, "fcn-3", seed=0)
     small: dict[str, Any] = {"classes": 10, "image_shape": (1, 28, 28)}
     wide: dict[str, Any] = {"classes": 100, "image_shape": (1, 28, 56)}
+    yield "fcn-3, mnist, 1000 steps", embedded(trained(fcn(**small), *mnist, 1000), *mnist), (4, 8)
+    yield "fcn-3, mnist, untrained", embedded(fcn(**small), *mnist), (4, 8)
+    garments = pairs(data_dir)
+    model = trained(fcn(**wide), *garments, 2000)
+    yield "fcn-3, 100 classes, 2000 steps", embedded(model, *garments), (8, 24)
+    for path in files:
+        yield path.stem, from_file(path), (8, 24)
     torch.manual_seed(0)
-    networks = {
-        "fcn-3, mnist, untrained": (fcn(**small).eval(), mnist, (4, 8)),
-        "fcn-3, mnist, 1000 steps": (trained(fcn(**small), *mnist, 1000), mnist, (4, 8)),
-        "fcn-3, 100 classes, 2000 steps": (
-            trained(fcn(**wide), *garments, 2000),
-            garments,
-            (8, 24),
-        ),
-        "pooled, 100 classes, 1000 steps": (trained(Pooled(), *garments, 1000), garments, (8, 24)),
-    }
-    results = []
-    for name, (model, pool, sizes) in networks.items():
-        for size in sizes:
-            for defend in (False, True):
-                row = measure(model, pool, size, given.batches, defend=defend)
-                results.append({"network": name, "batch_size": size, "defended": defend, **row})
-                print(json.dumps(results[-1]), flush=True)
+    model = trained(Pooled(), *garments, 1000)
+    yield "pooled, 100 classes, 1000 steps", embedded(model, *garments), (8, 24)
+
+
+def whole(data_dir: str | None) -> Iterator[tuple[str, WholeModel, tuple[int, ...]]]:
+    """FCN-3 by name, and its batch sizes."""
+    digits = load("mnist", data_dir=data_dir)
+    mnist = digits.batch(torch.arange(len(digits)))
+    pool = tuple(part[:POOL] for part in mnist)
+    for name, steps in (("1000 steps", 1000), ("untrained", 0)):
+        model = build("fcn-3", seed=0, classes=10, image_shape=(1, 28, 28))
+        if steps:
+            trained(model, *mnist, steps)
+        at_head = embedded(model, *mnist)
+        samples = WholeModel(model, pool[0], pool[1], at_head)
+        yield f"fcn-3, mnist, {name}, whole update", samples, (4, 8, 16, 24)
+
+
+def main() -> None:
+    """Measure every setting, print a line each, and write the figures as they come."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--batches", type=int, default=70)
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--heads", type=Path, nargs="*", default=[])
+    parser.add_argument("--output", type=Path, default=None)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    results: list[dict[str, Any]] = []
+    if given.output and given.output.exists():
+        results = json.loads(given.output.read_text())["results"]
+    settings = whole(given.data_dir) if given.whole else heads(given.data_dir, given.heads)
     content = {
         "schema": "labelleak/benchmark/1",
         "what": __doc__,
@@ -182,9 +301,19 @@ def main() -> None:
         },
         "results": results,
     }
-    if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(content, indent=1) + "\n")
+    for name, samples, sizes in settings:
+        for size in sizes:
+            from_files = name in {path.stem for path in given.heads}
+            batches = min(FEW, given.batches) if size > 8 or from_files else given.batches
+            for defend in (False, True):
+                setting = {"network": name, "batch_size": size, "defended": defend}
+                row = measure(samples, size, batches, defend=defend)
+                others = [r for r in results if any(r[key] != setting[key] for key in setting)]
+                results[:] = [*others, setting | {"network_accuracy": samples.accuracy()} | row]
+                print(json.dumps(results[-1]), flush=True)
+                if given.output:
+                    given.output.parent.mkdir(parents=True, exist_ok=True)
+                    given.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

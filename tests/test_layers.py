@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "inversion": {"errors", "observation", "restoration", "attacks", "metrics", "capture"},
     "federated": {
         "errors",
+        "_version",
         "observation",
         "restoration",
         "attacks",

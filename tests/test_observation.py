@@ -270,6 +270,16 @@ def test_instances_are_the_different_samples_of_all_steps():
     assert observation(local_steps=6).num_instances is None
 
 
+def test_a_short_last_batch_makes_fewer_instances():
+    seen = observation(batch_size=32, local_steps=8, local_epochs=2, instances=100)
+    assert seen.num_instances == 100
+    for wrong in (0, 2**53):
+        with pytest.raises(InvalidObservation, match="instances"):
+            observation(batch_size=32, instances=wrong)
+    with pytest.raises(InvalidObservation, match="needs the batch size"):
+        observation(instances=100)
+
+
 @pytest.mark.parametrize(
     ("inputs", "labels", "message"),
     [

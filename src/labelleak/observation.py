@@ -141,6 +141,8 @@ class Observation:
         local_epochs: How often each sample takes part in those steps, a whole number.
         learning_rates: How far each step's gradient moved the weights, positive, one per step;
             None when the server does not know.
+        instances: Number of different samples, where it is not ``batch_size * local_steps /
+            local_epochs`` because the last batch of an epoch is smaller; needs `batch_size`.
         model: The whole model before the step, when the server has it. Its mode, training or
             evaluation, is the one that the client ran it in.
         gradients: The whole update by parameter name, when the server has it.
@@ -163,6 +165,7 @@ class Observation:
     local_steps: int = 1
     local_epochs: int = 1
     learning_rates: tuple[float, ...] | None = None
+    instances: int | None = None
     model: nn.Module | None = field(default=None, repr=False)
     gradients: Mapping[str, Tensor] | None = field(default=None, repr=False)
     after: Mapping[str, Tensor] | None = field(default=None, repr=False)
@@ -200,6 +203,13 @@ class Observation:
                 f"batch size {self.batch_size} times {self.local_steps} local steps: fewer than "
                 "2**53 instances can be counted"
             )
+        if self.instances is not None:
+            if self.batch_size is None:
+                raise InvalidObservation("a number of instances needs the batch size, too")
+            number = whole_number("number of instances", self.instances)
+            if number >= _MOST_INSTANCES:
+                raise InvalidObservation(f"{number} instances: fewer than 2**53 can be counted")
+            object.__setattr__(self, "instances", number)
         self._check_learning_rates()
         if self.reduction not in ("mean", "sum"):
             raise InvalidObservation(f"reduction {self.reduction!r}: use 'mean' or 'sum'")
@@ -285,10 +295,11 @@ class Observation:
     def num_instances(self) -> int | None:
         """Number of different samples that the update is made of, or None.
 
-        ``batch_size * local_steps / local_epochs``: the client's whole local data set.
+        ``batch_size * local_steps / local_epochs``, unless `instances` says otherwise: the client's
+        whole local data set.
         """
-        if self.batch_size is None:
-            return None
+        if self.batch_size is None or self.instances is not None:
+            return self.instances
         return self.batch_size * self.local_steps // self.local_epochs
 
     @property

@@ -107,6 +107,7 @@ def audit(
     threshold: float | None = None,
     time_limit: float | None = None,
     source: Mapping[str, Any] | None = None,
+    **hyper_parameters: object,
 ) -> AuditRecord:
     """Restore the labels of one update and judge what that means.
 
@@ -119,6 +120,7 @@ def audit(
         threshold: Largest accuracy that is acceptable, in [0, 1]; needs `true_counts`.
         time_limit: Seconds after which an attack that searches ends, see `labelleak.restore`.
         source: Where the observation came from, for the record.
+        **hyper_parameters: Keyword arguments of the attack.
 
     Returns:
         The record.
@@ -145,7 +147,7 @@ def audit(
             f"{observation.batch_size}{steps}: they must agree"
         )
     start = time.perf_counter()
-    found = restore(observation, attack, time_limit=time_limit)
+    found = restore(observation, attack, time_limit=time_limit, **hyper_parameters)
     seconds = time.perf_counter() - start
     scored = None if true_counts is None else score(found, true_counts)
     verdict, reason = _judge(found, scored, threshold)

@@ -15,6 +15,7 @@ from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import deflate, errors, factorise
 from labelleak.attacks.exact.joint import fit
 from labelleak.attacks.exact.sparsity import sparse_directions
+from labelleak.attacks.exact.together import _normal_equations, _residuals, settle
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag
 from synthetic import Batch, rng, untrained
@@ -180,9 +181,41 @@ def _assert_not_certified(seen):
 
 
 def test_a_wrong_batch_size_is_not_certified():
-    for wrong in (7, 9):
-        found = restore(DENSE.observe(batch_size=wrong), "exact", time_limit=2.0)
-        assert not found.certified
+    found = restore(DENSE.observe(batch_size=9), "exact", time_limit=2.0)
+    assert not found.certified
+
+
+def test_more_than_the_batch_size_explains_is_refused_at_once():
+    """The rank shows more samples than were said to be there, or noise."""
+    with pytest.raises(MissingKnowledge, match="without noise, and the right batch size: 7"):
+        restore(DENSE.observe(batch_size=7), "exact")
+    seen = DENSE.observe(dtype=torch.float32)
+    size = float(seen.gradient.weight.square().mean().sqrt())
+    noise = partial(defenses.gaussian_noise, std=1e-2 * size, generator=rng())
+    with pytest.raises(MissingKnowledge, match="without noise"):
+        restore(defenses.defend(seen, noise), "exact")
+
+
+def test_a_repeated_sample_is_told_from_rounding_that_looks_like_one_more():
+    """The client's own errors reach above the noise of the rest, as one more rank."""
+    made = batch(60, 80, 8)
+    made.embeddings[1], made.labels[1] = made.embeddings[0], made.labels[0]
+    exact_gradient = made.gradient()
+    generator = rng(3)
+    slip = torch.randn(60, 1, generator=generator, dtype=FLOAT)
+    slip = 3e-8 * (slip - slip.mean()) @ torch.randn(1, 81, generator=generator, dtype=FLOAT)
+    gradient = replace(
+        exact_gradient,
+        weight=exact_gradient.weight + slip[:, :-1],
+        bias=exact_gradient.bias + slip[:, -1],
+        rounding=1e-7,
+    )
+    seen = made.observe(gradient)
+    assert factorise(seen, 8).rank == 8
+    found = restore(seen, "exact")
+    assert torch.equal(found.counts, made.counts)
+    assert len(found.embeddings) == 7
+    assert Flag.INCOMPLETE not in found.flags
 
 
 def test_the_time_limit_holds_and_is_reported():
@@ -358,3 +391,34 @@ def test_a_client_that_computes_in_single_precision_is_certified(seed):
     found = restore(single.observe(single.autograd(), dtype=torch.float32), "exact")
     assert found.certified
     assert torch.equal(found.counts, made.counts)
+
+
+def test_settling_follows_its_own_derivatives():
+    """The normal equations in closed form against differences of the residuals."""
+    factors = factorise(DENSE.observe(), 8)
+    atoms = Atoms(extended(DENSE)[:5], DENSE.labels[:5], torch.full((5,), 8.0, dtype=FLOAT))
+    points = atoms.embeddings @ factors.right + 0.01 * factors.directions.sum(dim=1)
+    noise = torch.linspace(0.1, 0.5, 5, dtype=FLOAT)
+    weight = torch.rand(5, 5, generator=rng(), dtype=FLOAT)
+
+    def residuals(change):
+        moved = points + change.view(5, -1) @ factors.directions.T
+        _, outside, coupled = _residuals(factors, atoms, moved, noise, weight)
+        return torch.cat([outside.flatten(), coupled.flatten()])
+
+    steps = 1e-6 * torch.eye(5 * factors.directions.shape[1], dtype=FLOAT)
+    jacobian = torch.stack([(residuals(s) - residuals(-s)) / 2e-6 for s in steps], dim=1)
+    here = residuals(torch.zeros(len(steps), dtype=FLOAT))
+    _, outside, coupled = _residuals(factors, atoms, points, noise, weight)
+    gram, right = _normal_equations(factors, atoms, points, noise, weight, outside, coupled)
+    assert torch.allclose(gram, jacobian.T @ jacobian, rtol=1e-5, atol=1e-6 * float(gram.max()))
+    assert torch.allclose(right, jacobian.T @ here, rtol=1e-5, atol=1e-6 * float(right.max()))
+
+
+def test_settling_makes_atoms_more_exact():
+    factors = factorise(DENSE.observe(), 8)
+    slips = 1e-3 * torch.randn(5, 7, generator=rng(), dtype=FLOAT) @ factors.directions.T
+    slips = slips @ factors.right.T
+    inverse = torch.full((5,), 8.0, dtype=FLOAT)
+    settled = settle(factors, Atoms(extended(DENSE)[:5] + slips, DENSE.labels[:5], inverse))
+    assert torch.allclose(settled.embeddings, extended(DENSE)[:5], atol=1e-9)

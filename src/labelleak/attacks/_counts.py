@@ -113,7 +113,9 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
             f"{attack} on a summed loss needs the batch size (batch_size=K, --batch-size K): "
             "without it the gradient has no scale"
         )
-    total = None if size is None else size * observation.local_steps // observation.local_epochs
+    total = observation.num_instances
+    if total is None and size is not None:
+        total = size * observation.local_steps // observation.local_epochs
     raw, errors = _with_errors(observation, mean, total or 1, size or 1)
     proportions = project_to_simplex(raw, total or 1) / (total or 1)
     if total is None:

@@ -66,7 +66,7 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
     partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
     if partial is not None and partial.certified:
         return partial
-    if partial is not None and _mostly_found(partial) and not _sure(best):
+    if partial is not None and _mostly_found(partial) and not _sure(estimates):
         return partial
     best = _coarse(observation, run, estimates, best)
     if best is None:
@@ -82,8 +82,10 @@ def _search(observation: Observation, run: Run, seconds: float) -> Restoration |
     """What `exact` finds, where the gradient is one that it can take apart."""
     classes, features = observation.classes, observation.head.features
     few, many = sorted((classes, features + 1))
-    size = observation.batch_size
-    if few**2 * many > _MOST_DECOMPOSED or (size is not None and size >= min(classes, features)):
+    size = observation.batch_size or 0
+    # More samples than the head has room for, it tells apart by the layer before, if at all.
+    crowded = size >= min(classes, features) and observation.gradients is None
+    if few**2 * many > _MOST_DECOMPOSED or crowded:
         return None
     if defence_suspected(observation):
         # Nothing that was added to a gradient can be rebuilt.
@@ -164,11 +166,9 @@ def _mostly_found(partial: Restoration) -> bool:
     return 2 * len(partial.embedding_labels) >= int(partial.counts.sum())
 
 
-def _sure(best: Estimate | None) -> bool:
-    """Whether an estimate has standard errors that can be believed, or leaves no doubt."""
-    if best is None or best.error == math.inf:
-        return False
-    return best.found.standard_errors is not None or best.error < _PRECISE
+def _sure(estimates: list[Estimate]) -> bool:
+    """Whether there are standard errors that can be believed."""
+    return any(one.found.standard_errors is not None and one.error < math.inf for one in estimates)
 
 
 def _coarse(

@@ -42,6 +42,22 @@ class Moves(NamedTuple):
     weight_decay: float = 0.0
     proximal: float = 0.0
 
+    @classmethod
+    def by(
+        cls, sizes: Sequence[float], weight_decay: float = 0.0, proximal: float = 0.0
+    ) -> "Moves":
+        """Of steps of these sizes, see `step_sizes`.
+
+        Raises:
+            InvalidObservation: The weight decay or the proximal term is negative or not finite.
+        """
+        for what, value in (("weight decay", weight_decay), ("proximal term", proximal)):
+            if not 0.0 <= value < math.inf:
+                raise InvalidObservation(f"{what} {value}: it must be at least 0 and finite")
+        scale = math.fsum(sizes)
+        place = (1.0 - math.fsum((size / scale) ** 2 for size in sizes)) / 2
+        return cls(scale, place, weight_decay, proximal)
+
 
 def observe(
     model: nn.Module | StateDict,
@@ -143,12 +159,7 @@ def observe_update(
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
     """
     sizes = step_sizes(learning_rate, local_steps, momentum)
-    for what, value in (("weight decay", weight_decay), ("proximal term", proximal)):
-        if not 0.0 <= value < math.inf:
-            raise InvalidObservation(f"{what} {value}: it must be at least 0 and finite")
-    scale = math.fsum(sizes)
-    place = (1.0 - math.fsum((size / scale) ** 2 for size in sizes)) / 2
-    moves = Moves(scale, place, weight_decay, proximal)
+    moves = Moves.by(sizes, weight_decay, proximal)
     before, after = _bare(_parameters(before)), _bare(_parameters(after))
     layer = named_head({name: value.shape for name, value in before.items()}, head)
     model = None if model is None else inside_wrappers(model)

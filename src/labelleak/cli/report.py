@@ -1,5 +1,6 @@
-"""``labelleak report``: pages and tables once more, from the JSON that they were made of."""
+"""``labelleak report``: pages and tables from the JSON that they are made of."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,28 +17,65 @@ _STUDY_SCHEMA = "labelleak/study/1"
 
 
 @click.command()
-@click.argument("path", metavar="RUN_DIR|RECORD.json", type=PathOption("file or folder"))
-def report(path: Path) -> None:
-    """Write the page of a run or of one audit once more.
+@click.argument("path", metavar="RUN_DIR|RECORDS|RECORD.json", type=PathOption("file or folder"))
+@click.option(
+    "--out",
+    type=PathOption("file"),
+    metavar="PAGE.html",
+    help="Where the page goes; the page of a run stays in its folder.",
+)
+def report(path: Path, out: Path | None) -> None:
+    """Write the page of a run, of a federation's rounds, or of one audit.
 
     RUN_DIR is the folder of a run of `reproduce` or `compare`: its report.html and CSV files are
-    made from its summary.json. RECORD.json is what `audit --output` or `demo` wrote: its page is
-    written beside it, as RECORD.html.
+    made from its summary.json. RECORDS is the folder that a federation's audits are written to, or
+    one .jsonl file of it: what each client gave away in each round, as report.html there.
+    RECORD.json is what `audit --output` or `demo` wrote: its page is written beside it, as
+    RECORD.html.
     """
+    if (path.is_dir() and (path / "summary.json").exists()) or path.name == "summary.json":
+        if out is not None:
+            raise click.UsageError("--out: the page and tables of a run stay in its folder")
+        page = _run_page(path / "summary.json" if path.is_dir() else path)
+    elif path.is_dir() or path.suffix == ".jsonl":
+        page = _rounds_page(path, out)
+    else:
+        page = _audit_page(path, out)
+    click.echo(f"Page: {page}")
+
+
+def _run_page(source: Path) -> Path:
+    title, studies = _read_run(source)
+    with _as_its_schema_says(source):
+        return write_results(source.parent, title, studies)
+
+
+def _rounds_page(path: Path, out: Path | None) -> Path:
+    from labelleak.federated.rounds import read_rounds
+    from labelleak.report import rounds_page
+
+    page = out or (path / "report.html" if path.is_dir() else path.with_suffix(".html"))
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always", UserWarning)
+        records = read_rounds(path)
+    for notice in notices:
+        click.echo(f"labelleak: {notice.message}", err=True)
+    check_writable(page, [path] if path.is_file() else list(path.glob("*.jsonl")))
+    with _as_its_schema_says(path):
+        text = rounds_page(records)
+    write_whole(page, text)
+    return page
+
+
+def _audit_page(path: Path, out: Path | None) -> Path:
     from labelleak.report import audit_page
 
-    if path.is_dir() or path.name == "summary.json":
-        source = path / "summary.json" if path.is_dir() else path
-        title, studies = _read_run(source)
-        with _as_its_schema_says(source):
-            page = write_results(source.parent, title, studies)
-    else:
-        record, page = read_record(path), path.with_suffix(".html")
-        check_writable(page, [path])
-        with _as_its_schema_says(path):
-            text = audit_page(record, [])
-        write_whole(page, text)
-    click.echo(f"Page: {page}")
+    record, page = read_record(path), out or path.with_suffix(".html")
+    check_writable(page, [path])
+    with _as_its_schema_says(path):
+        text = audit_page(record, [])
+    write_whole(page, text)
+    return page
 
 
 def _read_run(path: Path) -> tuple[str, list[dict[str, Any]]]:

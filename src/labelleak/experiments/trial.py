@@ -45,7 +45,6 @@ from torch import Tensor, nn
 
 from labelleak import defenses
 from labelleak.attacks import Need, attacks, restore
-from labelleak.attacks.auto import TIME_LIMIT, affordable
 from labelleak.capture import capture, find_head, whole_gradient
 from labelleak.capture.heads import module_shapes
 from labelleak.data import Dataset, draw, load
@@ -222,12 +221,15 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
 
 
 def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
-    """What the attacks can make use of; for auto, those of its own that cost the most."""
+    """What the attacks can make use of; auto, of all that it does not cost too much to use."""
     names = {name for name in experiment.attacks if name != "auto"}
+    wanted = {need for name in names for need in (*attacks()[name].needs, *attacks()[name].uses)}
     if "auto" in experiment.attacks:
-        names |= {"exact", *(["calibrated"] if affordable(observation, TIME_LIMIT) else [])}
-    entries = [attacks()[name] for name in names]
-    return {need for entry in entries for need in (*entry.needs, *entry.uses)}
+        assert observation.model is not None, "capture leaves it there"
+        layers = sum(isinstance(module, nn.Linear) for module in observation.model.modules())
+        # Layers before the head tell `exact` and `calibrated` more.
+        wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
+    return wanted
 
 
 def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " batch"]:

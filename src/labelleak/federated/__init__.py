@@ -1,5 +1,19 @@
-"""Federated learning: local training that makes updates."""
+"""Federated learning: local training that makes updates, and the audit of what clients send."""
 
+from labelleak.federated.auditor import Auditor, Decision, Step
 from labelleak.federated.local_training import LocalUpdate, train_locally
+from labelleak.federated.policy import Policy, read_policy
+from labelleak.federated.rounds import RoundRecord, append_record, read_rounds
 
-__all__ = ["LocalUpdate", "train_locally"]
+__all__ = [
+    "Auditor",
+    "Decision",
+    "LocalUpdate",
+    "Policy",
+    "RoundRecord",
+    "Step",
+    "append_record",
+    "read_policy",
+    "read_rounds",
+    "train_locally",
+]

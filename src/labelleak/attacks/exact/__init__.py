@@ -16,7 +16,9 @@ from labelleak.attacks.exact.certificate import (
     too_weak,
 )
 from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.earlier import layer_before
 from labelleak.attacks.exact.factors import factorise
+from labelleak.attacks.exact.layered import by_layer, known_divisor
 from labelleak.attacks.exact.search import Search
 from labelleak.attacks.ilrg import ilrg
 from labelleak.attacks.registry import Gives, register
@@ -70,24 +72,35 @@ def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) 
             "no sum of one rank-one matrix per sample otherwise"
         )
     clock = Clock(time_limit)
-    factors = factorise(observation, observation.batch_size)
     generator = torch.Generator().manual_seed(seed)
-    search = Search(factors, _known_divisor(observation), generator, clock)
+    layer = layer_before(observation)
+    try:
+        factors = factorise(observation, observation.batch_size)
+    except MissingKnowledge:
+        found = None if layer is None else by_layer(observation, layer, seed, clock)
+        if found is None:
+            raise
+        return _timed(found, clock)
+    search = Search(factors, known_divisor(observation), generator, clock)
     search.run()
+    if search.is_complete and len(search.found) < factors.rank:
+        search.factors = factorise(observation, len(search.found))
     judged = _judge(search, observation)
     found = _conclude(observation, search, judged)
-    if clock.was_asked_late:
-        found = replace(found, flags=(*found.flags, Flag.TIME_LIMIT))
-    return found
+    if not found.certified and layer is not None:
+        other = by_layer(observation, layer, seed, clock)
+        if other is not None and (other.certified or _certain(other) > _certain(found)):
+            found = other
+    return _timed(found, clock)
 
 
-def _known_divisor(observation: Observation) -> float | None:
-    """D, by which the loss divides the sum over its samples, where it is known beforehand."""
-    if observation.reduction == "sum":
-        return 1.0
-    if observation.class_weights is not None or observation.batch_size is None:
-        return None
-    return float(observation.batch_size)
+def _timed(found: Restoration, clock: Clock) -> Restoration:
+    late = clock.was_asked_late and not found.certified
+    return replace(found, flags=(*found.flags, Flag.TIME_LIMIT)) if late else found
+
+
+def _certain(found: Restoration) -> int:
+    return 0 if found.certain is None else int(found.certain.sum())
 
 
 def _divisor(search: Search, observation: Observation) -> float | None:

@@ -42,52 +42,92 @@ def settle(factors: Factors, atoms: Atoms) -> Atoms:
     Returns:
         The same samples; their inverse weights are those they had.
     """
-    moves, number = factors.directions, len(atoms)
+    if not factors.directions.shape[1]:
+        return atoms
     start = atoms.embeddings @ factors.right
     if factors.affine:
         start = start / (start @ factors.right[-1])[:, None]
     _, allowed = coupling_errors(factors, atoms)
     directions = off_label(factors.logits(start), atoms.labels)
     noise = factors.noise * ((directions @ factors.left) / factors.values).norm(dim=1) + 1e-6
-    weight = 1.0 / (allowed + 1e-6)
-    unit = torch.eye(number).to(start)
-
-    def residuals(change: Tensor) -> Tensor:
-        points = start + change.view(number, -1) @ moves.T
-        logits = factors.logits(points)
-        directions = off_label(logits, atoms.labels)
-        inside = directions @ factors.left
-        outside = (directions - inside @ factors.left.T) / noise[:, None]
-        others = torch.logsumexp(logits.scatter(1, atoms.labels[:, None], -torch.inf), dim=1)
-        every = torch.logsumexp(logits, dim=1)
-        size = torch.exp(others - every) * factors.weights[atoms.labels]
-        q = inside * size[:, None]
-        coupling = q @ (points / factors.values).T / atoms.inverse_weights[:, None]
-        return torch.cat([outside.flatten(), ((coupling - unit) * weight).flatten()])
-
-    change = torch.zeros(number * moves.shape[1]).to(start)
-    here = residuals(change)
+    weight = 1.0 / (allowed + 1e-6) / atoms.inverse_weights[:, None]
+    points = start
+    cost, outside, coupled = _residuals(factors, atoms, points, noise, weight)
     damping = 1e-6
     for _ in range(_STEPS):
-        jacobian = torch.func.jacfwd(residuals)(change)
-        sizes = jacobian.norm(dim=0).clamp_min(1e-300)
-        scaled = jacobian / sizes
-        gram, right = scaled.T @ scaled, scaled.T @ here
+        gram, right = _normal_equations(factors, atoms, points, noise, weight, outside, coupled)
+        sizes = gram.diagonal().sqrt().clamp_min(1e-300)
+        gram, right = gram / sizes / sizes[:, None], right / sizes
         for _ in range(5):
             ridge = damping * torch.eye(len(right)).to(right)
-            trial = change - torch.linalg.solve(gram + ridge, right) / sizes
-            there = residuals(trial)
-            if bool(there.square().sum() < here.square().sum()):
+            change = (torch.linalg.solve(gram + ridge, right) / sizes).view(len(atoms), -1)
+            trial = points - change @ factors.directions.T
+            there = _residuals(factors, atoms, trial, noise, weight)
+            if there[0] < cost:
                 break
             damping *= 30.0
         else:
             break
-        gained = 1.0 - float(there.square().sum() / here.square().sum())
-        change, here, damping = trial, there, max(damping * 0.1, 1e-14)
+        gained = 1.0 - there[0] / cost
+        points, damping = trial, max(damping * 0.1, 1e-14)
+        cost, outside, coupled = there
         if gained < 1e-2:
             break
-    points = start + change.view(number, -1) @ moves.T
     return Atoms(points @ factors.right.T, atoms.labels, atoms.inverse_weights)
+
+
+def _residuals(
+    factors: Factors,
+    atoms: Atoms,
+    points: Float[Tensor, "atoms rank"],
+    noise: Float[Tensor, " atoms"],
+    weight: Float[Tensor, "atoms atoms"],
+) -> tuple[float, Float[Tensor, "atoms classes"], Float[Tensor, "atoms atoms"]]:
+    """Sum of squares, and what it is of: q outside of the column space, and the couplings."""
+    directions = off_label(factors.logits(points), atoms.labels)
+    outside = (directions - (directions @ factors.left) @ factors.left.T) / noise[:, None]
+    inside = factors.errors(points, atoms.labels) @ factors.left
+    coupling = inside @ (points / factors.values).T - torch.diag(atoms.inverse_weights)
+    coupled = coupling * weight
+    return float(outside.square().sum() + coupled.square().sum()), outside, coupled
+
+
+def _normal_equations(
+    factors: Factors,
+    atoms: Atoms,
+    points: Float[Tensor, "atoms rank"],
+    noise: Float[Tensor, " atoms"],
+    weight: Float[Tensor, "atoms atoms"],
+    outside: Float[Tensor, "atoms classes"],
+    coupled: Float[Tensor, "atoms atoms"],
+) -> tuple[Float[Tensor, "moves moves"], Float[Tensor, " moves"]]:
+    """J^T J and J^T r over the moves of all atoms, in closed form."""
+    moves, number = factors.directions, len(atoms)
+    unknowns = moves.shape[1]
+    slopes = factors.head @ moves
+    logits = factors.logits(points)
+    # Each q outside of the column space depends on its own atom alone.
+    shares = off_label(logits, atoms.labels).scatter(1, atoms.labels[:, None], 0.0)
+    own = shares[:, :, None] * (slopes - (shares @ slopes)[:, None, :])
+    own = own - torch.einsum("cr,krm->kcm", factors.left, factors.left.T @ own)
+    own = own / noise[:, None, None]
+    # Coupling (j, k) depends on atom j by its q and on atom k by its coordinates.
+    p = torch.softmax(logits, dim=1) * factors.weights[atoms.labels][:, None]
+    tilt = torch.softmax(logits, dim=1) @ slopes
+    by_errors = factors.left.T @ (p[:, :, None] * (slopes - tilt[:, None, :]))
+    inside = factors.errors(points, atoms.labels) @ factors.left
+    first = torch.einsum("kr,jrm->jkm", points / factors.values, by_errors) * weight[:, :, None]
+    second = ((inside / factors.values) @ moves)[:, None, :] * weight[:, :, None]
+    jacobian = points.new_zeros(number, number, number, unknowns)
+    rows = torch.arange(number, device=points.device)
+    jacobian[rows, :, rows] += first
+    jacobian[:, rows, rows] += second
+    jacobian = jacobian.view(number * number, number * unknowns)
+    gram = (jacobian.T @ jacobian).view(number, unknowns, number, unknowns)
+    gram[rows, :, rows] += own.transpose(1, 2) @ own
+    gram = gram.view(number * unknowns, number * unknowns)
+    right = jacobian.T @ coupled.flatten()
+    return gram, right + torch.einsum("kcm,kc->km", own, outside).flatten()
 
 
 def compatible(factors: Factors, known: int, every: Atoms, most: int) -> Int[Tensor, " kept"]:

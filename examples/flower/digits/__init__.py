@@ -1,0 +1,1 @@
+"""Digits learnt by three sites, each of which audits what it sends."""

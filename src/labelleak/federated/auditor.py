@@ -1,0 +1,333 @@
+"""The audit of one client's reply in a federation, whatever the client sent."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from labelleak.attacks import Need, attacks
+from labelleak.errors import MissingKnowledge
+from labelleak.federated.policy import Policy, RoundVerdict, read_policy
+from labelleak.federated.replies import (
+    Snapshot,
+    observe_gradients,
+    observe_weights,
+    problem_of,
+    text_of,
+    undisturbed,
+)
+from labelleak.federated.rounds import RoundRecord, Taken, append_record
+from labelleak.federated.steps import Sizes, Step, sizes_of
+from labelleak.observation import Observation
+from labelleak.records import AuditRecord
+from labelleak.records import audit as audit_observation
+
+__all__ = ["Auditor", "Decision", "Step"]
+
+_log = logging.getLogger(__name__)
+
+# Attacks that need one of these read more than the head.
+_BEYOND_THE_HEAD = frozenset({Need.MODEL, Need.GRADIENTS, Need.AFTER})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a reply.
+
+    Attributes:
+        record: What was written down.
+        send: False: the policy refuses to send it.
+        reason: Why, in one sentence.
+    """
+
+    record: RoundRecord
+    send: bool
+    reason: str
+
+
+class Auditor:
+    """Audits what clients send, and decides by a policy whether it leaves.
+
+    Nothing that a client sends makes it raise, changes what is passed in, or disturbs a generator
+    of random numbers: training goes on as without it. It computes on the CPU, and reads the final
+    layer alone unless there is a model or the attack needs more.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str | Path | None = None,
+        *,
+        model: nn.Module | None = None,
+        head: str | None = None,
+        **knowledge: Any,
+    ) -> None:
+        """Take in what is the same for every audit.
+
+        Args:
+            policy: The policy or its file; None for the default one, which records and warns.
+            model: The network, for attacks that use all of it, in the mode that clients train it
+                in; it is copied. None: attacks have the final layer alone.
+            head: Name of the final linear layer; None to find it.
+            **knowledge: Other fields of `Observation` that hold for every update:
+                ``label_smoothing``, ``class_weights``, ``auxiliary``, ``input_shape``, ...
+
+        Raises:
+            UnreadableFile: The policy cannot be read.
+            MissingKnowledge: The policy's attack needs the model, and there is none.
+        """
+        if policy is None:
+            policy = Policy()
+        self.policy = policy if isinstance(policy, Policy) else read_policy(policy)
+        entry = attacks().get(self.policy.attack)
+        needs = frozenset(() if entry is None else entry.needs)
+        if Need.MODEL in needs and model is None:
+            raise MissingKnowledge(f"attack {self.policy.attack!r} needs {Need.MODEL.value}")
+        with undisturbed():
+            model = None if model is None else deepcopy(model).cpu()
+        self._reading: dict[str, Any] = {
+            "head": head,
+            "model": model,
+            "whole": model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD),
+            "knowledge": knowledge,
+        }
+
+    def snapshot(self, state: Mapping[str, Tensor]) -> Snapshot:
+        """Copy what an audit reads of a model, before a training that changes it in place.
+
+        Args:
+            state: State dict, or parameters by name.
+
+        Returns:
+            The final layer's tensors on the CPU (all tensors where the attack reads more), to pass
+            as ``before``.
+
+        Raises:
+            AmbiguousHead: The final layer is not clear.
+        """
+        return Snapshot(state, head=self._reading["head"], whole=self._reading["whole"])
+
+    def audit_update(
+        self,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+        step: Step,
+        *,
+        round: int,
+        client: str,
+        label: str = "",
+        true_counts: Tensor | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        framework: str = "",
+        aggregate_of: int | None = None,
+    ) -> Decision:
+        """Audit weights that are about to be sent.
+
+        Args:
+            before: State dict that the server handed out.
+            after: State dict that is about to leave.
+            step: What is known of the local training.
+            round: Number of the round.
+            client: Name of the client.
+            label: Where in the client this is, ``"before clipping"`` say.
+            true_counts: The site's own count of every class, integers, shape (classes,). The attack
+                never sees them; they stay in the site's file.
+            epsilon: Of the differential privacy that the framework accounts for.
+            delta: The same.
+            framework: Its name.
+            aggregate_of: Number of clients that the update adds up.
+
+        Returns:
+            The decision; its record is written.
+        """
+
+        def look(total: int | None) -> tuple[Observation, Sizes]:
+            if step.learning_rate is None:
+                raise MissingKnowledge(
+                    "learning rate is not known: without it the change of the weights cannot be "
+                    "put to scale; give it to the adapter"
+                )
+            sizes = sizes_of(step, total)
+            return observe_weights(before, after, step, sizes, **self._reading), sizes
+
+        return self._audit(
+            look,
+            lambda: problem_of(before, after, complete=True),
+            step,
+            true_counts,
+            kind="weights",
+            round=round,
+            client=client,
+            label=label,
+            epsilon=epsilon,
+            delta=delta,
+            framework=framework,
+            aggregate_of=aggregate_of,
+        )
+
+    def audit_gradients(
+        self,
+        before: Mapping[str, Any],
+        gradients: Mapping[str, Any],
+        step: Step,
+        *,
+        round: int,
+        client: str,
+        label: str = "",
+        true_counts: Tensor | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        framework: str = "",
+        aggregate_of: int | None = None,
+    ) -> Decision:
+        """Audit a gradient that is about to be sent, of one step or the mean of several.
+
+        Args:
+            before: State dict, or parameters by name, that the gradient was computed at.
+            gradients: Gradient of each parameter by name; None for frozen ones.
+            step: What is known of the local training; the learning rate is of no use here.
+            round: See `audit_update`, here and below.
+            client: See there.
+            label: See there.
+            true_counts: See there.
+            epsilon: See there.
+            delta: See there.
+            framework: See there.
+            aggregate_of: See there.
+
+        Returns:
+            The decision; its record is written.
+        """
+
+        def look(total: int | None) -> tuple[Observation, Sizes]:
+            sizes = sizes_of(step, total, one_step=True)
+            return observe_gradients(before, gradients, sizes, **self._reading), sizes
+
+        return self._audit(
+            look,
+            lambda: problem_of(before, gradients, complete=False),
+            step,
+            true_counts,
+            kind="gradients",
+            round=round,
+            client=client,
+            label=label,
+            epsilon=epsilon,
+            delta=delta,
+            framework=framework,
+            aggregate_of=aggregate_of,
+        )
+
+    def failed(
+        self,
+        error: Exception | str,
+        *,
+        round: int,
+        client: str,
+        label: str = "",
+        framework: str = "",
+    ) -> Decision:
+        """Decide on a reply that the adapter could not even read.
+
+        Args:
+            error: What went wrong.
+            round: Number of the round.
+            client: Name of the client.
+            label: Where in the client this is.
+            framework: Its name.
+
+        Returns:
+            The decision; its record is written.
+        """
+        text = text_of(error)
+        return self._decide(
+            "failed",
+            f"there is no audit: {text}",
+            error=text,
+            round=round,
+            client=client,
+            label=label,
+            framework=framework,
+        )
+
+    def _audit(
+        self,
+        look: Callable[[int | None], tuple[Observation, Sizes]],
+        check: Callable[[], str | None],
+        step: Step,
+        true_counts: Tensor | None,
+        *,
+        kind: str,
+        **about: Any,
+    ) -> Decision:
+        start = time.perf_counter()
+        found: AuditRecord | None = None
+        error: str | None = None
+        try:
+            with undisturbed():
+                # What is wrong elsewhere in the update does not keep the head from being read.
+                error = check()
+                counts = None if true_counts is None else true_counts.detach().cpu().long()
+                observation, sizes = look(None if counts is None else int(counts.sum()))
+                found = audit_observation(
+                    observation,
+                    self.policy.attack,
+                    true_counts=counts,
+                    threshold=None if counts is None else self.policy.threshold,
+                    source={
+                        "kind": kind,
+                        "step": asdict(step),
+                        "approximations": list(sizes.approximations),
+                    },
+                    time_limit=self.policy.time_limit,
+                )
+        except Exception as problem:  # whatever a client sent
+            error = text_of(problem) if error is None else f"{error}; {text_of(problem)}"
+        verdict, reason = self._judge(found, error)
+        return self._decide(
+            verdict,
+            reason,
+            audit=None if found is None else found.as_dict(),
+            error=error,
+            seconds=time.perf_counter() - start,
+            **about,
+        )
+
+    def _judge(self, found: AuditRecord | None, error: str | None) -> tuple[RoundVerdict, str]:
+        if found is None:
+            return "failed", f"there is no audit: {error}"
+        verdict, reason = self.policy.judge(found)
+        if error is None:
+            return verdict, reason
+        if verdict == "over":
+            return "over", f"{reason}; besides, {error}"
+        return "failed", f"not all of it could be audited: {error}"
+
+    def _decide(self, verdict: RoundVerdict, reason: str, **about: Any) -> Decision:
+        refusing = self.policy.action == "refuse"
+        action: Taken = "sent"
+        if refusing and verdict != "within":
+            action = "refused"
+        elif self.policy.action == "warn" and verdict in ("over", "failed"):
+            action = "warned"
+        record = RoundRecord(
+            action=action,
+            verdict=verdict,
+            reason=reason,
+            policy=self.policy.as_dict(),
+            **about,
+        )
+        try:
+            append_record(self.policy.records, record)
+        except Exception as problem:  # a full disk must not end the training
+            reason = f"{reason}; and there is no record of it: {text_of(problem)}"
+            _log.warning("round %s, client %s: %s", record.round, record.client, text_of(problem))
+            action = "refused" if refusing else action
+        if action == "warned":
+            _log.warning("round %s, client %s: %s", record.round, record.client, reason)
+        return Decision(record, action != "refused", reason)

@@ -1,0 +1,240 @@
+"""A mod for Flower's clients: audits the weights that are about to leave."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Array, Context, Message
+from torch import Tensor, nn
+
+from labelleak.errors import LabelLeakError
+from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.flower.messages import (
+    FRAMEWORK,
+    all_keys,
+    arrays_in,
+    check_content,
+    is_train,
+    refusal,
+    round_of,
+    step_of,
+    weights_in,
+)
+from labelleak.federated.policy import Policy, read_policy
+from labelleak.federated.replies import head_names
+from labelleak.metrics import counts_of
+from labelleak.restoration import Flag
+
+POLICY_KEY = "labelleak-policy"
+"""Key of a node's configuration that names the site's own policy file."""
+
+_log = logging.getLogger(__name__)
+
+# The labels of the training that goes on; the list is the outermost audit's, and gone after it.
+_labels: ContextVar[list[Tensor] | None] = ContextVar("labels", default=None)
+
+
+def provide_labels(labels: Tensor | Iterable[Any]) -> None:
+    """Tell the audits around a training function the site's own labels, to score against.
+
+    To be called inside the function that handles a train message. They stay in the memory of this
+    process until that function's message is answered, and are no part of any message. Their counts
+    go into the site's file of records. Without an audit nothing happens.
+
+    Args:
+        labels: Class indices of all local samples that take part in this round, each once however
+            many the epochs, shape (samples,). A second call replaces the first.
+
+    Raises:
+        ValueError: They are no integers.
+    """
+    if (held := _labels.get()) is None:
+        return
+    given = labels if isinstance(labels, Tensor) else torch.tensor([int(x) for x in labels])
+    held[:] = [given.detach().cpu().reshape(-1).clone()]
+
+
+class LeakageAudit:
+    """A client mod that audits the weights which are about to leave: ``ClientApp(mods=[...])``.
+
+    For each message of type ``train`` it compares the weights received with those of the reply,
+    restores the labels as the server could, scores them against `provide_labels`, writes a record,
+    and does what the policy says. A refused reply becomes an `flwr.app.Error` of code `REFUSED`.
+    Other messages, and replies that are not refused, pass as they are. The order of mods decides
+    what is seen: the first one in the list sees what is sent, the last one what the app returned.
+
+    A site overrules the policy by a file of its own in the node's configuration
+    (``flower-supernode --node-config 'labelleak-policy="/etc/labelleak.toml"'``), read anew in
+    every round. The outermost audit obeys it; one inside another records only. Where it cannot be
+    read, the site neither trains nor sends.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str | Path | None = None,
+        *,
+        model: nn.Module | None = None,
+        head: str | None = None,
+        label: str = "",
+        step: Step | None = None,
+        keys: Mapping[str, tuple[str, ...]] | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        share: bool = False,
+        **knowledge: Any,
+    ) -> None:
+        """Take in what holds for all rounds.
+
+        Args:
+            policy: The policy or its file; None for the default one, which records and warns.
+            model: The network, for attacks that use all of it; see `Auditor`.
+            head: Name of the final linear layer; None to find it.
+            label: Where among the mods this is, ``"before noise"`` say.
+            step: What neither messages nor the run's configuration say of the local training:
+                ``Step(batch_size=32, momentum=0.9)``.
+            keys: Names of their entries where they differ from `KEYS`, field by field.
+            epsilon: Of the differential privacy of one reply here, for the record.
+            delta: The same.
+            share: Add accuracy and flags to the metrics of the reply, where it has one record of
+                them; counts are never sent.
+            **knowledge: See `Auditor`.
+
+        Raises:
+            UnreadableFile: The policy cannot be read.
+            MissingKnowledge: The policy's attack needs the model, and there is none.
+            ValueError: `keys` has a field that `KEYS` has not.
+        """
+        self._settings: dict[str, Any] = {"model": model, "head": head, **knowledge}
+        self._auditor = Auditor(policy, **self._settings)
+        self._auditors = {self._auditor.policy: self._auditor}
+        self._label, self._share = label, share
+        self._epsilon, self._delta = epsilon, delta
+        self._step, self._keys = step or Step(), all_keys(keys)
+
+    def __call__(
+        self, message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+    ) -> Message:
+        """Answer a message, as Flower asks a mod to.
+
+        Args:
+            message: The message received.
+            context: Of the client.
+            call_next: The mods further in, and the app.
+
+        Returns:
+            Their reply as it is, or the error that is sent in its place.
+        """
+        if not is_train(message):
+            return call_next(message, context)
+        about: dict[str, Any] = {
+            "round": round_of(message),
+            "client": _client_name(context),
+            "label": self._label,
+            "framework": FRAMEWORK,
+        }
+        inside_another = _labels.get() is not None
+        try:
+            auditor = self._auditor_for(context, inside_another)
+        except LabelLeakError as error:
+            refusing = Policy(action="refuse", records=self._auditor.policy.records)
+            return refusal(Auditor(refusing).failed(error, **about), message)
+        # An app may change the message; the arrays themselves it cannot.
+        received = arrays_in(message)
+        with _holding_labels() as labels:
+            reply = call_next(message, context)
+            decision = self._audit(auditor, message, context, received, reply, labels, about)
+        if not reply.has_content():
+            return reply
+        if not decision.send:
+            return refusal(decision, message)
+        if self._share:
+            self._tell(decision, reply)
+        return reply
+
+    def _audit(
+        self,
+        auditor: Auditor,
+        message: Message,
+        context: Context,
+        received: list[dict[str, Array]],
+        reply: Message,
+        labels: list[Tensor],
+        about: dict[str, Any],
+    ) -> Decision:
+        try:
+            check_content(reply)
+            before = weights_in(received, "the message received")
+            after = weights_in(arrays_in(reply), "the reply", before)
+            step = step_of(self._step, self._keys, message, context.run_config, reply)
+            counts = self._counts(before, labels) if labels else None
+        except Exception as problem:  # whatever the app sent
+            return auditor.failed(problem, **about)
+        return auditor.audit_update(
+            before,
+            after,
+            step,
+            true_counts=counts,
+            epsilon=self._epsilon,
+            delta=self._delta,
+            **about,
+        )
+
+    def _auditor_for(self, context: Context, inside_another: bool) -> Auditor:
+        path = context.node_config.get(POLICY_KEY)
+        if path is None:
+            return self._auditor
+        policy = read_policy(str(path))
+        if inside_another:  # what it sees does not leave as it is
+            policy = replace(policy, action="record")
+        if policy not in self._auditors:
+            self._auditors[policy] = Auditor(policy, **self._settings)
+        return self._auditors[policy]
+
+    def _counts(self, before: Mapping[str, Tensor | None], labels: list[Tensor]) -> Tensor:
+        weight = before[head_names(before, self._settings["head"])[0]]
+        assert weight is not None
+        try:
+            return counts_of(labels[0], weight.shape[0])
+        except ValueError:
+            # The reason may be told to the server: it names no label.
+            raise ValueError(
+                f"the labels provided are not classes 0 to {weight.shape[0] - 1}"
+            ) from None
+
+    def _tell(self, decision: Decision, reply: Message) -> None:
+        """Add the score to the metrics; always the same entries, as strategies demand."""
+        records = list(reply.content.metric_records.values())
+        if len(records) != 1:
+            _log.warning("the reply has %d records of metrics: nothing shared", len(records))
+            return
+        audit = decision.record.audit or {}
+        score = audit.get("score") or {}
+        raised = {flag["name"] for flag in audit.get("flags", ())}
+        prefix = f"labelleak-{self._label}-" if self._label else "labelleak-"
+        records[0][f"{prefix}accuracy"] = float(score.get("accuracy", math.nan))
+        for name in (flag.name.lower() for flag in Flag):
+            records[0][f"{prefix}{name}"] = int(name in raised)
+
+
+@contextmanager
+def _holding_labels() -> Iterator[list[Tensor]]:
+    """The labels that the app provides inside; audits within each other see the same."""
+    if (held := _labels.get()) is not None:
+        yield held
+        return
+    token = _labels.set(held := [])
+    try:
+        yield held
+    finally:
+        _labels.reset(token)
+
+
+def _client_name(context: Context) -> str:
+    partition = context.node_config.get("partition-id")
+    return f"node-{context.node_id}" if partition is None else f"partition-{partition}"

@@ -1,0 +1,199 @@
+"""Reading Flower's messages: the weights in them, and what they say of the local training."""
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, Error, Message
+from torch import Tensor
+
+from labelleak.federated.auditor import Decision, Step
+
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "learning_rate": ("lr", "learning-rate"),
+    "batch_size": ("batch-size",),
+    "local_steps": ("local-steps",),
+    "local_epochs": ("local-epochs",),
+    "instances": ("num-examples",),
+    "momentum": ("momentum",),
+    "weight_decay": ("weight-decay",),
+    "proximal": ("proximal-mu",),
+}
+"""Where a field of `Step` stands in Flower's records, the first that is there; ``_`` is as ``-``.
+
+``instances`` is looked up in the metrics of the reply; all others in the configuration that came
+with the message, then in the run's."""
+
+
+REFUSED = 1001
+"""Code of the `flwr.app.Error` that is sent in place of weights that a policy refuses to send."""
+
+FRAMEWORK = "flower"
+
+_log = logging.getLogger(__name__)
+
+
+def all_keys(others: Mapping[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]]:
+    """`KEYS` with other names for some fields.
+
+    Raises:
+        ValueError: There is no such field.
+    """
+    for field in others or ():
+        if field not in KEYS:
+            raise ValueError(f"keys: {field!r} is no field of these: {', '.join(KEYS)}")
+    return {**KEYS, **(others or {})}
+
+
+def is_train(message: Message) -> bool:
+    """Whether a message is of type ``train``, or of one of its actions (``train.action``)."""
+    return message.metadata.message_type.split(".")[0] == "train"
+
+
+def arrays_in(message: Message) -> list[dict[str, Array]]:
+    """The records of arrays in a message, as they are now; none where it is an error."""
+    if not message.has_content():
+        return []
+    return [dict(record) for record in message.content.array_records.values()]
+
+
+def round_of(message: Message) -> int:
+    """Number of the round: ``server-round`` of its configuration, or the message's group; or 0."""
+    if message.has_content():
+        for config in message.content.config_records.values():
+            number = config.get("server-round")
+            if isinstance(number, int) and not isinstance(number, bool):
+                return number
+    group = message.metadata.group_id
+    return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
+
+
+def weights_in(
+    records: list[dict[str, Array]],
+    whose: str,
+    received: Mapping[str, Tensor | None] | None = None,
+) -> dict[str, Tensor | None]:
+    """The weights by name; None where an array is no tensor of numbers.
+
+    Tensors share the memory of the message and are to be read only.
+
+    Args:
+        records: All records of arrays in a message.
+        whose: Name of the message, for the error.
+        received: The weights that these are an update of. An average makes floats of integers
+            (BatchNorm's counters), and an app goes on to send integers: they are made floats, too.
+
+    Raises:
+        ValueError: There is not exactly one record: what is in a second one, nobody would audit.
+    """
+    if len(records) != 1:
+        raise ValueError(f"{whose} holds {len(records)} records of arrays: 1 can be audited")
+    weights = {name: _tensor(array) for name, array in records[0].items()}
+    for name, value in weights.items():
+        before = None if received is None else received.get(name)
+        if value is None or before is None or value.is_floating_point():
+            continue
+        if before.is_floating_point():
+            weights[name] = value.to(before.dtype)
+    return weights
+
+
+def step_of(
+    known: Step,
+    keys: Mapping[str, tuple[str, ...]],
+    instruction: Message,
+    run_config: Mapping[str, Any],
+    reply: Message,
+) -> Step:
+    """What is known of the local training that a reply comes from.
+
+    Args:
+        known: What holds where the messages and the run's configuration say nothing.
+        keys: As `KEYS`.
+        instruction: The message that asked for it.
+        run_config: The run's configuration.
+        reply: The reply.
+
+    Raises:
+        ValueError: A value is no number.
+    """
+    configs = [*instruction.content.config_records.values(), run_config]
+    metrics = list(reply.content.metric_records.values())
+    found = {
+        field: value
+        for field, names in keys.items()
+        if (value := _look_up(metrics if field == "instances" else configs, names)) is not None
+    }
+    return replace(known, **found)
+
+
+def _look_up(records: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> Any:
+    for record in records:
+        values = {str(key).replace("_", "-"): value for key, value in record.items()}
+        for name in names:
+            if (value := values.get(name.replace("_", "-"))) is not None:
+                return _number(name, value)
+    return None
+
+
+def _number(name: str, value: Any) -> Any:
+    """A number, or one for each step; whole ones as integers, as counts came through a float."""
+    if isinstance(value, list):
+        return [_number(name, entry) for entry in value]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} = {value!r}: a number is needed")
+    return int(value) if value == int(value) else value
+
+
+def _tensor(array: Array) -> Tensor | None:
+    """The array as a tensor on the message's own bytes, which ``Array.numpy`` would copy."""
+    try:
+        header = BytesIO(array.data)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[np.lib.format.read_magic(header)]
+        shape, by_columns, dtype = read(header)
+        if array.stype != "numpy.ndarray" or dtype.hasobject:
+            return None
+        flat = np.frombuffer(array.data, dtype, count=math.prod(shape), offset=header.tell())
+        values = flat.reshape(shape, order="F" if by_columns else "C")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it is not to be written to
+            return torch.from_numpy(np.asarray(values, dtype.newbyteorder("=")))
+    except Exception:  # whatever a client sent
+        return None
+
+
+def check_content(reply: Message) -> None:
+    """Make sure that a reply holds anything.
+
+    Raises:
+        ValueError: It is an error.
+    """
+    if reply.has_error():
+        error = reply.error
+        raise ValueError(f"the reply is an error of code {error.code}: {error.reason}")
+
+
+def refusal(decision: Decision, asked: Message) -> Message:
+    """The error in place of weights. Its reason tells nothing that was measured by the labels."""
+    record = decision.record
+    if record.verdict == "over":
+        reason = "the update gives away more labels than the site's policy allows"
+    elif record.verdict == "inconclusive":
+        reason = "the audit is inconclusive, and the site's policy sends only what it could judge"
+    elif record.verdict == "failed":
+        reason = f"there is no audit of all of the update: {record.error}"
+    else:
+        reason = "the record of the audit could not be written"
+    _log.warning(
+        "round %s, client %s: refused to send: %s", record.round, record.client, decision.reason
+    )
+    return Message(Error(REFUSED, f"labelleak refused to send: {reason}"), reply_to=asked)

@@ -1,0 +1,208 @@
+"""A strategy for Flower's servers: audits what arrives."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import nn
+
+from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.flower.messages import (
+    FRAMEWORK,
+    all_keys,
+    arrays_in,
+    check_content,
+    refusal,
+    step_of,
+    weights_in,
+)
+from labelleak.federated.policy import Policy
+
+
+class AuditStrategy(Strategy):
+    """A strategy that audits every reply to a train message, then passes it on as it is.
+
+    Wrap it around any other: ``AuditStrategy(FedAvg(...), policy)``. Under a refusing policy the
+    server has the weights already: they are kept from the aggregate, as an error reply in their
+    place. With secure aggregation the server sees the aggregate alone, and that is audited.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        policy: Policy | str | Path | None = None,
+        *,
+        secure_aggregation: bool = False,
+        model: nn.Module | None = None,
+        head: str | None = None,
+        label: str = "",
+        step: Step | None = None,
+        keys: Mapping[str, tuple[str, ...]] | None = None,
+        run_config: Mapping[str, Any] | None = None,
+        **knowledge: Any,
+    ) -> None:
+        """Wrap a strategy.
+
+        Args:
+            strategy: The strategy.
+            policy: See `LeakageAudit`, here and below.
+            secure_aggregation: Audit what `strategy` makes of all replies together, and none of
+                them. It must be their average weighted by the number of samples, as FedAvg's.
+            model: See there.
+            head: See there.
+            label: See there.
+            step: See there.
+            keys: See there.
+            run_config: The run's configuration, ``context.run_config``.
+            **knowledge: See `Auditor`.
+
+        Raises:
+            UnreadableFile: The policy cannot be read.
+            MissingKnowledge: The policy's attack needs the model, and there is none.
+            ValueError: `keys` has a field that `KEYS` has not.
+        """
+        self.strategy = strategy
+        self._auditor = Auditor(policy, model=model, head=head, **knowledge)
+        self._secure, self._label = secure_aggregation, label
+        self._step, self._keys = step or Step(), all_keys(keys)
+        self._run_config = dict(run_config or {})
+        self._sent: dict[int, Message] = {}
+        # Bound now: `start` may put this object's own in their place.
+        self._configure, self._aggregate = strategy.configure_train, strategy.aggregate_train
+
+    def summary(self) -> None:
+        """Log what the strategy is; see `flwr.serverapp.strategy.Strategy`, here and below."""
+        self.strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Pass the strategy's messages on, and remember what was sent."""
+        messages = list(self._configure(server_round, arrays, config, grid))
+        self._sent = {message.metadata.dst_node_id: message for message in messages}
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Audit each reply, or the aggregate, and let the strategy aggregate."""
+        replies = list(replies)
+        if not self._secure:
+            replies = [self._passed(server_round, reply) for reply in replies]
+            return self._aggregate(server_round, replies)
+        arrays, metrics = self._aggregate(server_round, replies)
+        if arrays is not None and not self._audit_aggregate(server_round, arrays, replies).send:
+            arrays = None
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The strategy's own."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """The strategy's own."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run all rounds; a strategy with a ``start`` of its own runs that one."""
+        if type(self.strategy).start is Strategy.start:
+            return super().start(*args, **kwargs)
+        own = vars(self.strategy)
+        own.update(configure_train=self.configure_train, aggregate_train=self.aggregate_train)
+        try:
+            return self.strategy.start(*args, **kwargs)
+        finally:
+            del own["configure_train"], own["aggregate_train"]
+
+    def _passed(self, server_round: int, reply: Message) -> Message:
+        """The reply after its audit, or the error in its place."""
+        node = reply.metadata.src_node_id
+        about = self._about(server_round, f"node-{node}")
+        sent = self._sent.get(node)
+        try:
+            check_content(reply)
+            if sent is None:
+                raise ValueError(f"nothing was asked of node {node}")
+            before = weights_in(arrays_in(sent), "the message sent")
+            after = weights_in(arrays_in(reply), "the reply", before)
+            step = step_of(self._step, self._keys, sent, self._run_config, reply)
+        except Exception as problem:  # whatever a client sent
+            decision = self._auditor.failed(problem, **about)
+        else:
+            decision = self._auditor.audit_update(before, after, step, **about)
+        if decision.send or sent is None or not reply.has_content():
+            return reply
+        return refusal(decision, sent)
+
+    def _audit_aggregate(
+        self, server_round: int, arrays: ArrayRecord, replies: list[Message]
+    ) -> Decision:
+        about = self._about(server_round, "aggregate")
+        try:
+            asked = [(self._sent[reply.metadata.src_node_id], reply) for reply in replies]
+            asked = [(sent, reply) for sent, reply in asked if reply.has_content()]
+            steps = [
+                step_of(self._step, self._keys, sent, self._run_config, reply)
+                for sent, reply in asked
+            ]
+            before = weights_in(arrays_in(asked[0][0]), "the message sent")
+            after = weights_in([dict(arrays)], "the aggregate", before)
+            step = _step_of_average(steps)
+        except Exception as problem:  # whatever the clients sent
+            return self._auditor.failed(problem, **about)
+        return self._auditor.audit_update(before, after, step, aggregate_of=len(steps), **about)
+
+    def _about(self, server_round: int, client: str) -> dict[str, Any]:
+        return {
+            "round": server_round,
+            "client": client,
+            "label": self._label,
+            "framework": FRAMEWORK,
+        }
+
+
+def _step_of_average(steps: list[Step]) -> Step:
+    """The clients' training as if one had all their samples.
+
+    Their average, weighted by numbers of samples, moved as far as their average number of steps;
+    each step together is on a batch of each client. It is exact where all take the same number.
+
+    Raises:
+        ValueError: The number of samples of a client is not known, or learning rates differ.
+    """
+    if any(step.instances is None for step in steps):
+        raise ValueError("the numbers of local samples are not known: metrics lack num-examples")
+    if any(step.learning_rate != steps[0].learning_rate for step in steps):
+        raise ValueError("the clients' learning rates differ")
+    total = sum(step.instances or 0 for step in steps)
+    average = sum((step.instances or 0) * _steps_in(step) for step in steps) / total
+    whole = max(1, round(average))
+    first = steps[0]
+    rate = first.learning_rate
+    if isinstance(rate, int | float):
+        rate = rate * average / whole
+    return Step(
+        learning_rate=rate,
+        local_steps=whole,
+        local_epochs=first.local_epochs,
+        instances=total,
+        momentum=first.momentum,
+        weight_decay=first.weight_decay,
+        proximal=first.proximal,
+    )
+
+
+def _steps_in(step: Step) -> int:
+    if step.local_steps is not None:
+        return step.local_steps
+    if step.batch_size is None or step.instances is None:
+        raise ValueError("the number of local steps is not known: give batch-size or local-steps")
+    return math.ceil(step.instances / step.batch_size) * step.local_epochs

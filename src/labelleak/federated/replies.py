@@ -1,0 +1,274 @@
+"""Reading a client's reply with care: what is wrong with it, and what a server sees of it."""
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from labelleak.capture import observe, observe_update
+from labelleak.capture.heads import layer_of, named_head, parameter_name, strip_wrappers
+from labelleak.capture.updates import Moves, observe_head, observe_head_update, step_sizes
+from labelleak.errors import InvalidObservation
+from labelleak.federated.steps import Sizes, Step
+from labelleak.observation import Observation
+
+_MOST_NAMED = 3
+_MOST_LETTERS = 500
+
+
+class _Kind(NamedTuple):
+    shape: tuple[int, ...] | None
+    floating: bool
+
+
+class Snapshot(dict[str, Tensor]):
+    """Copies of what an audit reads of a model, and of what kind all the rest was.
+
+    Attributes:
+        kinds: Shape of every tensor by name, without the prefixes of wrappers, and whether it is
+            one of floating-point numbers.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], *, head: str | None, whole: bool) -> None:
+        """Copy the head to the CPU, or everything.
+
+        Args:
+            state: State dict, or parameters by name.
+            head: Name of the final linear layer; None to find it.
+            whole: Whether more than the head is read.
+
+        Raises:
+            AmbiguousHead: The head is not clear.
+        """
+        bare = _bare(state)
+        names = list(bare) if whole else head_names(bare, head)
+        super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
+        self.kinds = _kinds(bare)
+
+
+def problem_of(
+    before: Mapping[str, Any], reply: Mapping[str, Any], *, complete: bool
+) -> str | None:
+    """What is wrong with a reply beside the model that was handed out.
+
+    Args:
+        before: State dict that the server handed out.
+        reply: What is about to be sent back.
+        complete: All tensors of the model must be there, as in weights; a gradient may lack some.
+
+    Returns:
+        Missing and unknown names, other shapes and types, entries that are NaN or infinite; None
+        where all is well. An unknown tensor is a problem because nobody audits it.
+    """
+    start = before.kinds if isinstance(before, Snapshot) else _kinds(_bare(before))
+    sent = _bare(reply)
+    missing = [name for name in start if name not in sent] if complete else []
+    unknown = [name for name in sent if name not in start]
+    shared = [name for name in sent if name in start]
+    if not complete:
+        shared = [name for name in shared if sent[name] is not None]
+    kinds = _kinds({name: sent[name] for name in shared})
+    shapes = [name for name in shared if kinds[name].shape != start[name].shape]
+    types = [name for name in shared if start[name].floating and not kinds[name].floating]
+    broken = [name for name in shared if name not in types and not _is_finite(sent[name])]
+    found = (
+        ("tensors are missing", missing),
+        ("the model has no such tensors", unknown),
+        ("shapes differ", shapes),
+        ("no floating-point numbers", types),
+        ("NaN or infinite", broken),
+    )
+    texts = [f"{what}: {_listed(names)}" for what, names in found if names]
+    return f"the reply is malformed ({'; '.join(texts)})" if texts else None
+
+
+def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
+    """Names of the head's weight and bias, without wrappers' prefixes; not every head has one.
+
+    Raises:
+        AmbiguousHead: The head is not clear.
+    """
+    bare = _bare(state)
+    shapes = {name: value.shape for name, value in bare.items() if isinstance(value, Tensor)}
+    layer = named_head(shapes, head)
+    return [parameter_name(layer, kind) for kind in ("weight", "bias")]
+
+
+def observe_weights(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    step: Step,
+    sizes: Sizes,
+    *,
+    head: str | None,
+    model: nn.Module | None,
+    whole: bool,
+    knowledge: Mapping[str, Any],
+) -> Observation:
+    """What a server sees of weights: of the head alone, or of all that is there.
+
+    Args:
+        before: State dict that the server handed out.
+        after: State dict that is sent back.
+        step: What is known of the local training; the learning rate is.
+        sizes: The same in the terms of an observation.
+        head: Name of the final linear layer; None to find it.
+        model: The network, on the CPU; given the weights `before`.
+        whole: Whether to read more than the head.
+        knowledge: Other fields of `Observation`.
+
+    Returns:
+        The observation, on the CPU.
+
+    Raises:
+        LabelLeakError: What is there cannot be read.
+    """
+    assert step.learning_rate is not None
+    knowledge = {**knowledge, **sizes.knowledge}
+    if whole:
+        start = _on_cpu(before)
+        return observe_update(
+            _model_at(model, start),
+            start,
+            _on_cpu(after),
+            learning_rate=step.learning_rate,
+            local_steps=sizes.local_steps,
+            momentum=step.momentum,
+            weight_decay=step.weight_decay,
+            proximal=step.proximal,
+            head=head,
+            **knowledge,
+        )
+    names = head_names(before, head)
+    start, end = _on_cpu(before, names), _on_cpu(after, names)
+    rates = step_sizes(step.learning_rate, sizes.local_steps, step.momentum)
+    return observe_head_update(
+        start,
+        end,
+        layer_of(next(iter(start))),
+        Moves.by(rates, step.weight_decay, step.proximal),
+        local_steps=len(rates),
+        learning_rates=rates,
+        **knowledge,
+    )
+
+
+def observe_gradients(
+    before: Mapping[str, Any],
+    gradients: Mapping[str, Any],
+    sizes: Sizes,
+    *,
+    head: str | None,
+    model: nn.Module | None,
+    whole: bool,
+    knowledge: Mapping[str, Any],
+) -> Observation:
+    """What a server sees of gradients; see `observe_weights`.
+
+    Raises:
+        LabelLeakError: What is there cannot be read.
+    """
+    knowledge = {**knowledge, **sizes.knowledge, "local_steps": sizes.local_steps}
+    if whole:
+        start = _on_cpu(before)
+        seen = _model_at(model, start) or start
+        return observe(seen, _on_cpu(gradients), head=head, **knowledge)
+    names = head_names(before, head)
+    start, sent = _on_cpu(before, names), _on_cpu(gradients, names)
+    return observe_head(start, sent, layer_of(next(iter(start))), **knowledge)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever state a training has, it is the same afterwards; inside, it is that of a fresh run.
+
+    Generators of random numbers (torch, NumPy, Python), gradient mode, default device, autocast.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.device("cpu"),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def text_of(error: Exception | str) -> str:
+    """An error in one line that is not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, str | ValueError | OSError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
+
+
+def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """By names without the prefixes of wrappers."""
+    bare = strip_wrappers([str(name) for name in tensors])
+    return {bare[str(name)]: value for name, value in tensors.items()}
+
+
+def _on_cpu(tensors: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of those names, or all, that are there; without wrappers' prefixes."""
+    bare = _bare(tensors)
+    found = {}
+    for name in bare if names is None else names:
+        if isinstance(value := bare.get(name), Tensor):
+            value = value.detach().cpu()
+            # Those of an inference mode cannot be computed gradients with.
+            found[name] = value.clone() if value.is_inference() else value
+    return found
+
+
+def _model_at(model: nn.Module | None, start: Mapping[str, Tensor]) -> nn.Module | None:
+    """The model with the weights that the server handed out.
+
+    Raises:
+        InvalidObservation: It is another network.
+    """
+    if model is None:
+        return None
+    bare = strip_wrappers(list(model.state_dict()))
+    lacking = [name for name, _ in model.named_parameters() if bare[name] not in start]
+    if lacking:
+        raise InvalidObservation(f"the model is another one: it has {_listed(lacking)} besides")
+    given = {name: start[short] for name, short in bare.items() if short in start}
+    model.load_state_dict(given, strict=False)
+    return model
+
+
+def _kinds(tensors: Mapping[str, Any]) -> dict[str, _Kind]:
+    return {
+        name: _Kind(tuple(value.shape), value.is_floating_point())
+        if isinstance(value, Tensor)
+        else _Kind(None, False)
+        for name, value in tensors.items()
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a tensor of finite numbers."""
+    if not isinstance(value, Tensor):
+        return False
+    try:
+        # A sum is finite only if every term is, and needs no copy of the tensor.
+        total = value.detach().sum(dtype=torch.float64 if value.is_floating_point() else None)
+        return math.isfinite(total) or bool(torch.isfinite(value).all())
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _MOST_NAMED
+    listed = ", ".join(name[:60] for name in names[:_MOST_NAMED])
+    return f"{listed} and {rest} more" if rest > 0 else listed

@@ -1,0 +1,170 @@
+"""Records of audits in a federation: a line of JSON each, in files that only ever grow."""
+
+import json
+import math
+import os
+import warnings
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from labelleak._version import __version__
+from labelleak.errors import UnreadableFile
+from labelleak.federated.policy import RoundVerdict
+
+SCHEMA = "labelleak/round/1"
+
+Taken = Literal["sent", "warned", "refused"]
+
+_LONGEST_NAME = 80
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One client's update in one round: what it gave away, and what was done about it.
+
+    It may hold the site's true counts, and stays in the site's own file.
+
+    Attributes:
+        round: Number of the round.
+        client: Name of the client, or of the aggregate.
+        label: Where in the client the audit stood, ``"before clipping"`` say; may be empty.
+        framework: ``"flower"``, ``"nvflare"``, ``"opacus"``; may be empty.
+        action: ``"sent"``, ``"warned"`` (sent, with a warning) or ``"refused"`` (nothing sent).
+        verdict: ``"within"`` or ``"over"`` the policy's limit, ``"inconclusive"``, or ``"failed"``
+            where there could be no audit of all that was to be sent.
+        reason: Why, in one sentence.
+        policy: The policy, see `Policy.as_dict`.
+        audit: The audit record, schema ``labelleak/audit/1``, or None.
+        error: What is wrong with the update or the audit, or None.
+        epsilon: Of the differential privacy that the framework accounts for, or None.
+        delta: The same.
+        aggregate_of: Number of clients whose updates were added up before the audit, or None.
+        seconds: Time of the whole audit.
+        time: When the record was made, UTC, ISO 8601.
+        version: Version of labelleak that wrote it.
+        schema: Name and version of this format.
+    """
+
+    round: int
+    client: str
+    label: str
+    framework: str
+    action: Taken
+    verdict: RoundVerdict
+    reason: str
+    policy: dict[str, Any]
+    audit: dict[str, Any] | None = None
+    error: str | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    aggregate_of: int | None = None
+    seconds: float = 0.0
+    time: str = field(default_factory=_now)
+    version: str = __version__
+    schema: str = SCHEMA
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain data for JSON; a number that is not finite is None."""
+        content = _finite(asdict(self))
+        assert isinstance(content, dict)
+        return content
+
+
+def append_record(folder: Path | str, record: RoundRecord) -> Path:
+    """Append a record to the client's file: a whole line, also where several processes write.
+
+    Args:
+        folder: The folder of the records; made if it is not there.
+        record: The record.
+
+    Returns:
+        The file. Only its owner may read it: it may hold true counts.
+
+    Raises:
+        UnreadableFile: It cannot be written.
+    """
+    path = Path(folder) / file_name(record.client)
+    line = json.dumps(record.as_dict(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
+            # What an interruption left of a line stays a line of its own.
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            if file.write(line) != len(line):
+                raise OSError(0, "the disk took a part of the line only")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableFile(f"{path}: cannot be written: {reason}") from None
+    return path
+
+
+def file_name(client: str) -> str:
+    """Name of the file of a client's records, whatever the client calls itself."""
+    # Lone surrogates are no UTF-8.
+    plain = client.encode(errors="backslashreplace").decode()
+    name = quote(plain, safe="")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{sha256(plain.encode()).hexdigest()[:12]}"
+    return f"client-{name}.jsonl"
+
+
+def read_rounds(path: Path | str) -> list[dict[str, Any]]:
+    """Read records back.
+
+    Args:
+        path: A file, or a folder whose ``.jsonl`` files are read in the order of their names.
+
+    Returns:
+        The records as plain data. A line that is none is left out with a warning: an interruption
+        may have cut it off.
+
+    Raises:
+        UnreadableFile: There is no such file or folder, or nothing in it is a record.
+    """
+    path = Path(path)
+    try:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        contents = {file: file.read_bytes() for file in files}
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror}") from None
+    records = []
+    for file, content in contents.items():
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            record = _parse(line) if line.strip() else None
+            if record is not None:
+                records.append(record)
+            elif line.strip():
+                warnings.warn(f"{file}, line {number}: is no record, left out", stacklevel=2)
+    if not records:
+        raise UnreadableFile(f"{path}: holds no records of rounds (lines of schema {SCHEMA!r})")
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def _finite(value: Any) -> Any:
+    """Plain data without NaN and infinities, which JSON has no numbers for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

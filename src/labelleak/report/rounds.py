@@ -1,0 +1,139 @@
+"""The page of a federation: what every client gave away in every round."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from markupsafe import Markup
+
+from labelleak.report.pages import render
+
+# Classes of all records together that a page holds; more would make it slow to open.
+_MOST_CLASSES = 300_000
+
+VERDICTS = {
+    "over": "more than the policy allows",
+    "failed": "not audited, or not all of it",
+    "inconclusive": "no evidence either way",
+    "within": "what the policy allows",
+}
+"""What every verdict of a round says, the gravest first."""
+
+
+def rounds_page(records: list[dict[str, Any]], title: str = "What each round gave away") -> str:
+    """A self-contained HTML page of the audits in a federation, to be filtered in the browser.
+
+    Args:
+        records: Records of rounds, schema ``labelleak/round/1``, in any order; at least one.
+        title: Heading of the page.
+
+    Returns:
+        The page, one file with nothing to load. It holds the true counts that the records hold.
+    """
+    records = sorted(records, key=lambda record: (record["round"], record["client"]))
+    detailed = sum(len(_classes(record)) for record in records) <= _MOST_CLASSES
+    texts: dict[str, int] = {}
+    rows = [_row(record, texts, detailed) for record in records]
+    amounts = Counter(record["verdict"] for record in records)
+    return render(
+        "rounds.html",
+        title=title,
+        audits=len(records),
+        clients=len({record["client"] for record in records}),
+        rounds=len({record["round"] for record in records}),
+        amounts={verdict: amounts[verdict] for verdict in VERDICTS},
+        refused=sum(record["action"] == "refused" for record in records),
+        worst=_worst(records),
+        meanings=VERDICTS,
+        first=min(record["time"] for record in records),
+        last=max(record["time"] for record in records),
+        versions=sorted({record["version"] for record in records}),
+        private=any((record["audit"] or {}).get("true_counts") for record in records),
+        detailed=detailed,
+        data=_embedded({"texts": list(texts), "rows": rows}),
+    )
+
+
+def _worst(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of the largest accuracy, where any has one."""
+    known = [record for record in records if _score(record, "accuracy") is not None]
+    return max(known, key=lambda record: _score(record, "accuracy"), default=None)
+
+
+def _score(record: dict[str, Any], name: str) -> Any:
+    return ((record["audit"] or {}).get("score") or {}).get(name)
+
+
+def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[Any]:
+    """One record in the order that the page's script reads; texts are told by their number."""
+
+    def number(text: object) -> int:
+        return texts.setdefault(str(text), len(texts))
+
+    audit = record["audit"] or {}
+    accuracy, policy = _score(record, "accuracy"), record["policy"]
+    counts = audit.get("counts")
+    size = audit.get("batch_size")
+    return [
+        record["round"],
+        number(record["client"]),
+        number(record["label"]),
+        number(record["framework"]),
+        number(record["verdict"]),
+        number(record["action"]),
+        number(audit.get("attack") or policy["attack"]),
+        None if accuracy is None else round(accuracy, 4),
+        _score(record, "exact"),
+        bool(audit.get("certified")),
+        None if counts is None else sum(counts),
+        len(audit.get("present") or []),
+        record["epsilon"],
+        record["delta"],
+        policy["threshold"] if policy["measure"] == "accuracy" else None,
+        number(record["reason"]),
+        [number(f"{flag['name']}: {flag['text']}") for flag in audit.get("flags") or []],
+        number(record["time"]),
+        [
+            number(text)
+            for text in (
+                f"{policy['action']}, measured by {policy['measure']}, attack {policy['attack']}",
+                _training(size, audit, record["aggregate_of"]),
+                *(audit.get("source") or {}).get("approximations", []),
+            )
+            if text
+        ],
+        _classes(record) if detailed else [],
+    ]
+
+
+def _training(size: int | None, audit: dict[str, Any], aggregate_of: int | None) -> str:
+    if not audit:
+        return ""
+    steps = audit["local_steps"]
+    text = f"{steps} local {'step' if steps == 1 else 'steps'}"
+    text += f", batches of {size}" if size is not None else ", batch size unknown"
+    return text + (f", the sum of {aggregate_of} clients" if aggregate_of is not None else "")
+
+
+def _classes(record: dict[str, Any]) -> list[list[int | float | None]]:
+    """Class, what was restored and the true number, of all classes that are either."""
+    audit = record["audit"] or {}
+    true, counts, shares = (audit.get(key) for key in ("true_counts", "counts", "proportions"))
+    shown = {*(audit.get("present") or [])}
+    shown |= {label for label, amount in enumerate(true or []) if amount}
+    return [
+        [
+            label,
+            counts[label] if counts else round(shares[label], 3) if shares else None,
+            true[label] if true else None,
+        ]
+        for label in sorted(shown)
+    ]
+
+
+def _embedded(content: dict[str, Any]) -> Markup:
+    """JSON that nothing in it ends the script element of."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

@@ -1,0 +1,96 @@
+"""Exact restoration by the layer before the head: more samples than classes."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+
+from labelleak import defenses
+from labelleak.attacks import restore
+from labelleak.attacks.exact.earlier import layer_before
+from labelleak.capture import observe
+from labelleak.errors import MissingKnowledge
+from synthetic import rng
+
+
+def _network(widths, seed=0):
+    """Fully connected, ReLU between the layers; the last is the head."""
+    torch.manual_seed(seed)
+    layers = []
+    for inputs, outputs in pairwise(widths):
+        layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1]).eval()
+
+
+def _whole_update(model, size, seed=0, **knowledge):
+    generator = rng(seed)
+    inputs = torch.randn(size, model[0].in_features, generator=generator)
+    labels = torch.randint(model[-1].out_features, (size,), generator=generator)
+    loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    seen = observe(model, dict(zip(names, gradients, strict=True)), **knowledge)
+    return seen, inputs, labels
+
+
+NETWORK = _network((20, 120, 100, 5))
+
+
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_more_samples_than_classes_by_the_layer_before_the_head(batch_size):
+    seen, inputs, labels = _whole_update(NETWORK, 8, batch_size=batch_size)
+    found = restore(seen, "exact")
+    assert found.certified
+    assert torch.equal(found.counts, torch.bincount(labels, minlength=5))
+    with torch.no_grad():
+        embeddings = NETWORK[:-1](inputs).double()
+    distances = torch.cdist(found.embeddings, embeddings)
+    assert (distances.amin(dim=0) < 1e-3 * embeddings.norm(dim=1)).all()
+    nearest = distances.argmin(dim=0)
+    assert torch.equal(found.embedding_labels[nearest], labels)
+
+
+def test_without_the_earlier_layer_so_many_samples_are_refused():
+    seen, _, _ = _whole_update(NETWORK, 8, batch_size=8)
+    with pytest.raises(MissingKnowledge, match="samples here"):
+        restore(replace(seen, gradients=None), "exact")
+    # One fully connected layer before the head takes what no ReLU made.
+    seen, _, _ = _whole_update(_network((20, 100, 5)), 8, batch_size=8)
+    with pytest.raises(MissingKnowledge, match="samples here"):
+        restore(seen, "exact")
+
+
+@pytest.mark.parametrize("strength", [1e-5, 1e-3])
+def test_noise_on_the_earlier_layer_is_never_certified(strength):
+    seen, _, _ = _whole_update(NETWORK, 8, batch_size=8)
+    size = float(seen.gradients["2.weight"].square().mean().sqrt())
+    noise = partial(defenses.gaussian_noise, std=strength * size, generator=rng())
+    try:
+        found = restore(defenses.defend(seen, noise), "exact", time_limit=2.0)
+    except MissingKnowledge:
+        return
+    assert not found.certified
+
+
+def test_a_wrong_head_gradient_is_not_certified_by_the_earlier_layer():
+    """Both gradients have to say the same."""
+    seen, _, _ = _whole_update(NETWORK, 8, batch_size=8)
+    weight = seen.gradient.weight.clone()
+    weight[0] += 1e-2 * weight[1]
+    found = restore(replace(seen, gradient=replace(seen.gradient, weight=weight)), "exact")
+    assert not found.certified
+
+
+def test_which_layer_is_taken():
+    seen, inputs, _ = _whole_update(NETWORK, 8, batch_size=8)
+    layer = layer_before(seen)
+    assert layer.gradient.shape == (100, 121)
+    with torch.no_grad():
+        hidden = torch.cat([NETWORK[:2](inputs).double(), torch.ones(8, 1).double()], dim=1)
+        embeddings = NETWORK[:-1](inputs).double()
+    assert torch.allclose(layer.embed(hidden)[:, :-1], embeddings, atol=1e-5)
+    assert layer_before(replace(seen, model=None)) is None
+    smooth = torch.nn.Sequential(*NETWORK[:3], torch.nn.SiLU(), NETWORK[4]).eval()
+    assert layer_before(replace(seen, model=smooth)) is None

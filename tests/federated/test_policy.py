@@ -1,0 +1,66 @@
+import pytest
+
+from labelleak import UnreadableFile
+from labelleak.federated import Policy, read_policy
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def written(tmp_path, text):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    assert read_policy(written(tmp_path, "")) == Policy()
+    assert Policy().action == "warn"
+    assert Policy().threshold == 0.5
+
+
+def test_every_key_is_read(tmp_path):
+    path = written(
+        tmp_path,
+        'action = "refuse"\nmeasure = "accuracy"\nthreshold = 0.25\nattack = "ilrg"\n'
+        'time_limit = 5\nrecords = "here"\n',
+    )
+    assert read_policy(path) == Policy("refuse", "accuracy", 0.25, "ilrg", 5.0, "here")
+
+
+def test_exact_has_no_threshold(tmp_path):
+    assert read_policy(written(tmp_path, 'measure = "exact"')).threshold is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('acton = "warn"', "'acton' is no key"),
+        ('action = "block"', "action = 'block': choose record, warn, refuse"),
+        ("action = 3", "action = 3"),
+        ("action = []", "action = "),
+        ('measure = "recall"', "measure"),
+        ('threshold = "half"', "threshold = 'half'"),
+        ("threshold = true", "threshold = True"),
+        ("threshold = 50", "not percent"),
+        ("threshold = nan", "threshold = nan"),
+        ('measure = "exact"\nthreshold = 0.5', "threshold: goes with"),
+        ('attack = "magic"', "attack = 'magic': choose auto"),
+        ("time_limit = 0", "time_limit = 0"),
+        ("time_limit = inf", "time_limit = inf"),
+        ('records = ""', "records = ''"),
+        ("records = 1", "records = 1"),
+        ("action =", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line_with_file_and_key(tmp_path, text, words):
+    path = written(tmp_path, text)
+    with pytest.raises(UnreadableFile) as raised:
+        read_policy(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UnreadableFile, match="No such file"):
+        read_policy(tmp_path / "none.toml")

@@ -1,0 +1,225 @@
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from labelleak.report import rounds_page
+
+_HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\u2028&amp;"
+_CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture
+def made(record):
+    """Makes the record of a round; `record` is that of its audit."""
+
+    def make(number=1, client="a", accuracy=0.958, **changes):
+        score = record["score"] | {"accuracy": accuracy}
+        policy = {
+            "action": "warn",
+            "measure": "accuracy",
+            "threshold": 0.5,
+            "attack": "ilrg",
+            "time_limit": 30.0,
+            "records": "r",
+        }
+        return {
+            "schema": "labelleak/round/1",
+            "round": number,
+            "client": client,
+            "label": "",
+            "framework": "flower",
+            "action": "warned",
+            "verdict": "over" if accuracy > 0.5 else "within",
+            "reason": f"ilrg restored {accuracy:.1%}",
+            "policy": policy,
+            "audit": record | {"score": score, "source": {"approximations": []}},
+            "error": None,
+            "epsilon": None,
+            "delta": None,
+            "aggregate_of": None,
+            "seconds": 0.1,
+            "time": "2026-01-02T03:04:05.000+00:00",
+            "version": "0.1.0",
+            **changes,
+        }
+
+    return make
+
+
+@pytest.fixture
+def several(made):
+    """Two clients in three rounds, one of them before and after a defence, and a failure."""
+    records = [made(number, "a", 0.9, label="before") for number in (1, 2, 3)]
+    records += [
+        made(number, "a", 0.3, label="after", epsilon=1.5 * number, delta=1e-5)
+        for number in (1, 2, 3)
+    ]
+    records += [made(number, "b", 0.1, framework="nvflare", label="before") for number in (1, 2)]
+    failed = {"verdict": "failed", "audit": None, "error": "NaN", "reason": "NaN"}
+    return [*records, made(3, "b", label="before", **failed)]
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Opens a page, runs a script in it, and returns the document as it is then."""
+    if _CHROMIUM is None:
+        pytest.skip("no Chromium here")
+
+    def open_page(page, script=""):
+        path = tmp_path / "page.html"
+        # An error in a script of the page ends up in its title.
+        watched = page.replace(
+            "<style>", "<script>onerror = text => { document.title = text }</script><style>", 1
+        )
+        path.write_text(watched.replace("</body>", f"<script>{script}</script></body>"))
+        return subprocess.run(
+            [
+                _CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                "--disable-sync", "--virtual-time-budget=2000", "--dump-dom",
+                f"--user-data-dir={tmp_path / 'profile'}", path.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=True,
+        ).stdout  # fmt: skip
+
+    return open_page
+
+
+def data_of(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def table_of(shown):
+    body = re.search(r'<table id="audits">.*?<tbody>(.*?)</tbody>', shown, re.DOTALL)[1]
+    rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    return [
+        [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows
+    ]
+
+
+def test_every_record_is_on_the_page(several):
+    page = rounds_page(several)
+    content = data_of(page)
+    assert len(content["rows"]) == len(several)
+    found = {
+        (row[0], content["texts"][row[1]], content["texts"][row[2]], row[7], row[12])
+        for row in content["rows"]
+    }
+    assert found == {
+        (
+            one["round"],
+            one["client"],
+            one["label"],
+            one["audit"]["score"]["accuracy"] if one["audit"] else None,
+            one["epsilon"],
+        )
+        for one in several
+    }
+    # Class, restored, true.
+    assert content["rows"][0][19] == [[0, 11, 12], [2, 12, 11], [9, 1, 1]]
+
+
+def test_the_headline_says_the_gravest_first(several, made, document):
+    text = document(rounds_page(several)).text
+    assert "9 audits of 2 clients in 3 rounds" in text
+    assert "3 of 9 audits found more than the policy allows." in text
+    assert "The worst: 90.0 % of the labels, client a, round 1, before." in text
+    assert "true counts: treat it as you treat the labels" in text
+    failed = several[-1]
+    assert "1 of 2 audits failed" in rounds_page([failed, made(accuracy=0.1)])
+    assert "No audit found more than" in rounds_page([made(accuracy=0.1)])
+    assert "no evidence of privacy" in rounds_page([made(verdict="inconclusive")])
+
+
+def test_without_true_counts_nothing_is_private(made, record):
+    audit = record | {"true_counts": None, "score": None}
+    page = rounds_page([made(audit=audit)])
+    assert "true counts: treat" not in page
+    assert data_of(page)["rows"][0][19] == [[0, 11, None], [2, 12, None], [9, 1, None]]
+    shares = [0.5, 0, 0.4, 0, 0, 0, 0, 0, 0, 0.1]
+    page = rounds_page([made(audit=audit | {"counts": None, "proportions": shares})])
+    assert data_of(page)["rows"][0][19][0] == [0, 0.5, None]
+
+
+def test_many_classes_stay_in_the_records(made, monkeypatch):
+    monkeypatch.setattr("labelleak.report.rounds._MOST_CLASSES", 2)
+    page = rounds_page([made()])
+    assert data_of(page)["rows"][0][19] == []
+    assert "are left out of this page" in page
+
+
+def test_whatever_a_client_calls_itself_is_text(made, document, browse):
+    poisoned = made(
+        client=_HOSTILE, label=_HOSTILE, framework=_HOSTILE, reason=_HOSTILE, time=_HOSTILE
+    )
+    page = rounds_page([poisoned], _HOSTILE)
+    parsed, clean = document(page), document(rounds_page([made()]))
+    # The page's own data and script, and nothing that is fetched.
+    assert parsed.loads() == ["script", "script"]
+    assert [tag for tag, _ in parsed.tags] == [tag for tag, _ in clean.tags]
+    shown = browse(page, "document.querySelector('#audits td button').click()")
+    assert "<img" not in shown
+    assert "alert(1)" in table_of(shown)[0][1].replace("&lt;", "<")
+
+
+def test_the_table_shows_what_was_found(several, browse):
+    shown = browse(rounds_page(several))
+    assert "<title>What each round gave away</title>" in shown
+    rows = table_of(shown)
+    assert len(rows) == 9
+    assert rows[0] == [
+        *("1", "a", "before", "flower", "ilrg", "over", "warned", "90.0 %", "no"),
+        *("24 in 3 classes", "–", "no_bias"),
+    ]
+    assert [row[10] for row in rows if row[2] == "after"] == ["1.5", "3", "4.5"]
+    assert "9 of 9 audits" in shown
+    assert "the policy's limit, 50.0 %" in shown
+    assert "ε spent, by round" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "amount"),
+    [("client", 1, 6), ("label", 1, 3), ("verdict", 1, 1), ("framework", 2, 2)],
+)
+def test_it_can_be_filtered(several, browse, name, choice, amount):
+    shown = browse(
+        rounds_page(several),
+        f"const select = document.querySelector('select[name={name}]');"
+        f"select.value = {choice};"
+        "select.dispatchEvent(new Event('change', { bubbles: true }));",
+    )
+    assert "<title>What each round gave away</title>" in shown
+    assert len(table_of(shown)) == amount
+    assert f"{amount} of 9 audits" in shown
+
+
+def test_an_audit_unfolds(several, browse):
+    shown = browse(rounds_page(several), "document.querySelector('#audits td button').click()")
+    assert "ilrg restored 90.0%." in shown
+    assert '<span class="wrong">0: 11 / 12</span>' in shown
+    assert "<span>9: 1 / 1</span>" in shown
+    assert "1 local step, batches of 24" in shown
+
+
+def test_many_clients_and_rounds(made, browse):
+    records = [made(number, f"client-{one}") for number in range(30) for one in range(60)]
+    page = rounds_page(records)
+    # 20,000 of them are a page of 6 MB.
+    assert len(page) < 1800 * 300 + 50_000
+    shown = browse(page, "document.getElementById('on').click()")
+    assert len(table_of(shown)) == 100
+    assert "page 2 of 18" in shown
+    assert "all clients: median, least and most" in shown
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+def test_pages_fit_the_screen(several, overflow, width):
+    assert overflow(rounds_page(several), width) <= width

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from labelleak.experiments import paper
+from labelleak.experiments.definition import read_grid
 from labelleak.experiments.paper import Source
-from labelleak.experiments.summary import summarise
+from labelleak.experiments.summary import grid_study, summarise
 
-RECORDED = Path(__file__).parent.parent / "results" / "quick"
+ROOT = Path(__file__).parent.parent
+RECORDED = ROOT / "results" / "quick"
+LEADERBOARD = ROOT / "results" / "leaderboard"
 # What was at hand when they were recorded.
 SOURCES = {
     "mnist": Source("mnist"),
@@ -49,3 +52,17 @@ def test_every_trial_is_recorded_and_the_summary_follows_from_them(name, records
 
 def test_nothing_is_recorded_twice(records):
     assert len({record["key"] for record in records}) == len(records)
+
+
+def test_the_leaderboard_follows_from_its_records():
+    """Trials that no machine has run yet are not there, and the summary says how many are."""
+    experiments = read_grid(ROOT / "examples" / "leaderboard.toml")
+    keys = {e.trial_key(index) for e in experiments for index in range(e.trials)}
+    lines = (LEADERBOARD / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    made = [json.loads(line) for line in lines]
+    assert {record["key"] for record in made} <= keys
+    assert len({record["key"] for record in made}) == len(made)
+    (found,) = json.loads((LEADERBOARD / "summary.json").read_text(encoding="utf-8"))["studies"]
+    expected = summarise(grid_study(experiments, "leaderboard", found["title"]), made)
+    del expected["environment"], found["environment"]
+    assert found == json.loads(json.dumps(expected))

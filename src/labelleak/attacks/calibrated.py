@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from scipy.special import fdtri, stdtrit
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from labelleak.attacks._counts import MeanPrediction, conclude
 from labelleak.attacks._dummies import dummy_inputs, guessed_shape
-from labelleak.attacks.pooled import MeanLogits, gradient_noise, mean_logits, second_order_shift
+from labelleak.attacks.pooled import MeanLogits, gradient_noise, mean_logits, second_order
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
@@ -50,11 +51,11 @@ _DISCREPANCY = 0.01
 def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1.0) -> Restoration:
     """Restore the counts by ``n = K (p - db)`` with p from the whole model.
 
-    Inputs that resemble the batch go through the model, forward and in evaluation mode, and their
-    mean prediction stands for the batch's. They are smooth noise, and what enters the first fully
-    connected layer is given the mean that this layer's gradient reveals; or they are the
-    observation's auxiliary inputs. The mean logits are combined with those of `pooled` by the
-    variances of both.
+    Inputs that resemble the batch go through the model, with BatchNorm in the mode that the client
+    runs it in, and their mean prediction stands for the batch's. They are smooth noise, and what
+    enters the first fully connected layer is given the mean that this layer's gradient reveals; or
+    they are the observation's auxiliary inputs. The mean logits are combined with those of `pooled`
+    by the variances of both.
 
     Args:
         observation: Needs the model, and what `pooled` needs; without auxiliary inputs also the
@@ -72,7 +73,7 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
     model = observation.model
     if model is None:
         raise MissingKnowledge(f"attack 'calibrated' needs {Need.MODEL.value}")
-    with torch.no_grad(), _evaluation(model):
+    with torch.no_grad(), _as_the_client(model):
         length = None if observation.has_bias else _usual_length(observation, model, power)
         pooled = mean_logits(observation, length)
         if observation.auxiliary is None:
@@ -266,10 +267,11 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
                 break
         prior = wider
     gain = torch.linalg.solve(prior + noise, prior).T
-    second_order = trust * (seen.log_probabilities - seen.logits)
-    logits = seen.logits + second_order + (gain @ difference)[:, 0]
+    logits = seen.logits + trust * (seen.log_probabilities - seen.logits)
+    logits = logits + (gain @ difference)[:, 0]
     # Where dummies are not to be trusted, the scatter of single samples is what rows show.
-    shift = (1.0 - trust) * second_order_shift(pooled)
+    shift, size = second_order(pooled)
+    shift, size = (1.0 - trust) * shift, (1.0 - trust) * size
 
     left = prior - gain @ prior
     values, vectors = torch.linalg.eigh((left + left.T) / 2)
@@ -280,7 +282,7 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
         return torch.randn(rows, _REPLICATES, generator=generator, dtype=torch.float64).to(root)
 
     scatter = root @ normal(classes) + shared @ normal(shared.shape[1])
-    errors = shift[:, None] + shift.square().mean().sqrt() * normal(classes)
+    errors = shift[:, None] + size[:, None] * normal(classes)
     return MeanPrediction(
         torch.softmax(logits, dim=0) + shift,
         torch.softmax(logits[:, None] + scatter, dim=0) + errors,
@@ -444,9 +446,9 @@ def _first_linear(model: nn.Module) -> tuple[str, nn.Module | None]:
 def _logits(model: nn.Module, inputs: Tensor, observation: Observation) -> Tensor:
     """Logits of the head, float64, whatever the model puts out after it."""
     like = next(iter(model.parameters()))
-    pieces = [
-        _head_output(model, piece.to(like), observation) for piece in torch.split(inputs, _CHUNK)
-    ]
+    # Of about equal size, for BatchNorm may need more than one.
+    parts = torch.chunk(inputs, -(-len(inputs) // _CHUNK))
+    pieces = [_head_output(model, piece.to(like), observation) for piece in parts]
     logits = torch.cat(pieces).double()
     if logits.shape != (len(inputs), observation.classes) or not torch.isfinite(logits).all():
         raise MissingKnowledge(
@@ -468,12 +470,26 @@ def _head_output(model: nn.Module, inputs: Tensor, observation: Observation) -> 
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, in which BatchNorm uses its running statistics; afterwards as it was."""
+def _as_the_client(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but for BatchNorm that the client trains with; afterwards as it was.
+
+    BatchNorm then uses the statistics of the inputs at hand, and its own are left alone.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
+    tracking = [
+        module
+        for module in training
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    for module in training:
+        module.training = isinstance(module, _BatchNorm)
+    for module in tracking:
+        module.track_running_stats = False
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for module in tracking:
+            module.track_running_stats = True

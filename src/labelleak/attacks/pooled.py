@@ -19,6 +19,8 @@ _BLOCK_ENTRIES = 1 << 20
 _SMALL_HEAD = 1 << 22
 _REPLICATES, _REPLICATES_LARGE = 128, 7
 _NOISY_ROWS = 4
+# Share of its expected square down to which a bias gradient is small by chance.
+_SURE = 0.3
 
 
 @register(
@@ -61,10 +63,10 @@ def mean_prediction(observation: Observation) -> MeanPrediction:
     its own size, since rows show the scatter within classes and between them only together.
     """
     found = mean_logits(observation)
-    shift = second_order_shift(found)
+    shift, size = second_order(found)
     generator = torch.Generator().manual_seed(5)
     errors = torch.randn(found.replicates.shape, generator=generator, dtype=torch.float64)
-    errors = errors.to(shift) * shift.square().mean().sqrt()
+    errors = errors.to(shift) * size[:, None]
     return MeanPrediction(
         torch.softmax(found.logits, dim=0) + shift,
         torch.softmax(found.replicates, dim=0) + shift[:, None] + errors,
@@ -85,6 +87,8 @@ class MeanLogits(NamedTuple):
             gradient's own unit.
         noise: Standard deviation of the noise in an entry of a given one, in its unit.
         embedding: Mean embedding, float64, shape (features,).
+        doubt: From 0 to 1, that the bias gradient is small because the network is sure of most
+            labels, so that the mean embedding is one of its mistakes and tells nothing.
     """
 
     logits: Float[Tensor, " classes"]
@@ -93,6 +97,7 @@ class MeanLogits(NamedTuple):
     bias_gradient: Float[Tensor, " classes"]
     noise: float
     embedding: Float[Tensor, " features"]
+    doubt: float
 
 
 def mean_logits(observation: Observation, length: float | None = None) -> MeanLogits:
@@ -124,14 +129,23 @@ def mean_logits(observation: Observation, length: float | None = None) -> MeanLo
         bias_gradient,
         noise,
         embeddings[:, 0],
+        scatter.doubt,
     )
 
 
-def second_order_shift(found: MeanLogits) -> Float[Tensor, " classes"]:
-    """Mean prediction of samples that scatter, less the prediction of their mean."""
-    mean = found.logits[:, None]
+def second_order(found: MeanLogits) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"]]:
+    """Mean prediction of samples that scatter, less the prediction of their mean; and its error.
+
+    Returns:
+        The shift of the mean prediction, and its standard error, shape (classes,).
+    """
+    mean, plain = found.logits[:, None], torch.softmax(found.logits, dim=0)
     either = torch.cat([mean + found.samples, mean - found.samples], dim=1)
-    return torch.softmax(either, dim=0).mean(dim=1) - torch.softmax(found.logits, dim=0)
+    shift = torch.softmax(either, dim=0).mean(dim=1) - plain
+    # The other extreme is the uniform mean; predictions near it are those of an untrained network.
+    away = plain - 1.0 / len(plain)
+    doubted = found.doubt * away * (len(plain) * away.abs()).clamp_max(1.0)
+    return shift, (shift.square().mean() + doubted.square()).sqrt()
 
 
 def gradient_noise(weight_gradient: Float[Tensor, "classes features"]) -> float:
@@ -155,6 +169,7 @@ class _Scatter(NamedTuple):
         squares: Of the bias gradient.
         size: Effective number of samples: the batch size, or more where the bias gradient is
             smaller than that of so many samples that are predicted at random.
+        doubt: See `MeanLogits`.
     """
 
     rows: float
@@ -162,6 +177,7 @@ class _Scatter(NamedTuple):
     classes: int
     squares: float
     size: float
+    doubt: float
 
     def factors(self, noise: float) -> tuple[float, float]:
         """What replicates are to be multiplied by to scatter as the estimate and as one sample.
@@ -196,12 +212,14 @@ def _scatter(observation: Observation, bias_gradient: Float[Tensor, " classes"])
     fitted += along * (mean * along - 2.0 * float((share * weight) @ centred))
     keep = (1.0 - smoothing) ** 2
     size = keep * trace / squares
+    told = observation.num_instances or size
     return _Scatter(
         rows=scale**2 * keep * max(trace - fitted / squares, 1e-12),
         estimate=keep * max(fitted, 0.0) / squares**2,
         classes=classes,
         squares=scale**2 * squares,
-        size=max(size, observation.num_instances or 0.0),
+        size=max(size, told),
+        doubt=max(1.0 - told / (_SURE * size), 0.0),
     )
 
 

@@ -4,9 +4,10 @@
 
 The head is fresh from its initialisation, and the gradient that of 64 samples whose embeddings
 resemble each other, both in single precision. `sum` reads both matrices once. `pooled` is the
-attack alone, `restore` with the checks and flags that come before and after every attack. They take
-turns; ratios are medians over the turns, of the time that passes and of processor time. Memory is
-what the peak of the process lies above the inputs (Linux only). Needs 8 bytes per entry of the head.
+attack alone, `restore` with the checks and flags that come before and after every attack. They
+take turns; ratios are medians over the turns, of the time that passes and of processor time.
+Memory is what the peak of the process lies above the inputs (Linux only). Needs 8 bytes per entry
+of the head.
 """
 
 import argparse
@@ -15,10 +16,10 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import Row, load, peak, reset_peak, write
 
 import labelleak
 from labelleak.attacks.pooled import pooled
+from measuring import Row, load, peak, reset_peak, write
 
 NAMES = ("sum", "pooled", "restore")
 

@@ -10,12 +10,16 @@ from mkdocs.structure.files import File, Files
 _RECORDED = Path(__file__).parents[2] / "results" / "quick"
 _PLACE = "<!-- results -->"
 _BASE_METRICS = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec")
+_PICTURE_METRICS = ("psnr", "psnr_best6", "ssim")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Put the page of the run, with its figures, beside the others (an event of MkDocs)."""
     page = (_RECORDED / "report.html").read_text(encoding="utf-8")
     files.append(File.generated(config, "recorded/report.html", content=page))
+    for picture in sorted(_RECORDED.glob("pictures/*.png")):
+        place = f"recorded/pictures/{picture.name}"
+        files.append(File.generated(config, place, content=picture.read_bytes()))
     return files
 
 
@@ -47,6 +51,8 @@ def _study(summary: dict[str, Any]) -> Iterator[str]:
             yield f"| {label} | {metric['title']} | {values} |"
             label = ""
     yield ""
+    for row in summary["rows"]:
+        yield from _pictures(row)
     notes = [row for row in summary["rows"] if row["note"]]
     if notes:
         yield '??? note "Why published figures are outside the interval"'
@@ -60,10 +66,23 @@ def _study(summary: dict[str, Any]) -> Iterator[str]:
         yield ""
 
 
+def _pictures(row: dict[str, Any]) -> Iterator[str]:
+    """The six best images that were found, above the true ones."""
+    if row["pictures"] is None:
+        return
+    yield f"**{row['label']}**"
+    yield ""
+    for what, title in (("found", "found"), ("true", "the same images as they are")):
+        place = f"recorded/{row['pictures']['files'][what]}"
+        yield f"![{row['label']}: {title}]({place}){{ width=360 }}"
+        yield ""
+
+
 def _shown(row: dict[str, Any], name: str) -> bool:
-    """What was published; of a row that was not, iLRG's usual metrics."""
+    """What was published; of a row that was not, iLRG's usual metrics; of images, all."""
     published = [n for n, cell in row["metrics"].items() if cell["published"] is not None]
-    return name in (published or _BASE_METRICS)
+    pictures = () if row["pictures"] is None else _PICTURE_METRICS
+    return name in (*pictures, *(published or _BASE_METRICS))
 
 
 def _values(cell: dict[str, Any]) -> tuple[str, str, str, str]:

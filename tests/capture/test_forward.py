@@ -596,6 +596,15 @@ class TestBadLabels:
         with pytest.raises(InvalidObservation, match=r"class indices are needed \(int64\)"):
             capture(network(), batch(4)[0], torch.ones(4).to(dtype))
 
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_of_numpy(self, number):
+        given = list(batch(4))
+        given[number] = given[number].numpy()
+        what = ("inputs", "labels")[number]
+        with pytest.raises(InvalidObservation, match=f"{what} are a ndarray: a tensor is needed"):
+            capture(network(), *given)
+
 
 class TestBadLoss:
     @pytest.mark.usefixtures("unchecked")
@@ -622,7 +631,8 @@ class TestBadLoss:
 def test_a_wrapped_model():
     model, (images, labels) = network(), batch(9)
     observation = capture(nn.DataParallel(model), images, labels)
-    assert observation.head.name == "module.fc"
+    assert observation.head.name == "fc"
+    assert observation.model is model
     assert_same(observation.gradient, by_autograd(model, images, labels), 1e-6)
 
 

@@ -121,6 +121,11 @@ class TestObserve:
         with pytest.raises(InvalidObservation, match=f"{number} gradients for 6 parameters"):
             observe(model, [torch.ones(1)] * number)
 
+    @pytest.mark.usefixtures("unchecked")
+    def test_a_generator(self, model):
+        with pytest.raises(InvalidObservation, match="gradients are a generator: pass a dict"):
+            observe(model, (torch.ones(1) for _ in range(6)))
+
     def test_a_list_for_a_state_dict(self, model):
         with pytest.raises(InvalidObservation, match="pass the model itself"):
             observe(model.state_dict(), list(named(model).values()))

@@ -35,6 +35,8 @@ def client(tmp_path_factory):
     gradients = {name: p.grad for name, p in model.named_parameters()}
     save_file(gradients, folder / "gradients.safetensors")
     save_file({"images": digits.images[indices] / 255}, folder / "truth.safetensors")
+    other = gradients | {"hidden.0.bias": torch.zeros(7)}
+    save_file(other, folder / "other.safetensors")
     (folder / "labels.txt").write_text(" ".join(map(str, labels.tolist())))
     return folder
 
@@ -135,11 +137,22 @@ def test_an_interruption_writes_the_best_so_far(invert, tmp_path, monkeypatch):
     assert (tmp_path / "image-001.png").exists()
 
 
+@pytest.mark.parametrize("missing", ["PIL", "torchmetrics.functional.image"])
+def test_what_is_missing_after_the_search_is_told_before_it(invert, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(methods.IG, "iterate", lambda *arguments: pytest.fail("it began"))
+    done = invert(truth="truth.safetensors")
+    assert done.returncode == 2
+    assert "pip install 'labelleak[images]'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "fcn-3"}, "is not of fcn-3: 'hidden.2.weight' is not there"),
         ({"model": "lenet5"}, "is not of lenet5"),
+        ({"gradients": "other.safetensors"}, "is not of fcn-2: 'hidden.0.bias' is 7"),
+        ({"out": "labels.txt/pictures"}, "labels.txt is no folder"),
         ({"image_shape": "1x14x14"}, "'hidden.0.weight' is 300x784, and 300x196 is needed"),
         ({"before": "truth.safetensors"}, "no final linear layer"),
         ({"gradients": "truth.safetensors"}, "holds 'images', and the network has no such"),
@@ -164,6 +177,7 @@ def test_what_does_not_fit_is_one_line(invert, tmp_path, changes, message):
         ({"model": "fcn-0"}, "unknown network 'fcn-0'"),
         ({"stem": "paper"}, "fcn-2 cannot have stem"),
         ({"image_shape": "28x28"}, "channels x height x width are needed"),
+        ({"image_shape": "2x14x28"}, "one channel (grey) or three"),
         ({"mean": "grey"}, "numbers apart by commas"),
         ({"labels": "given"}, "--label-file FILE"),
         ({"method": "analytic", "iterations": "3"}, "analytic has no --iterations"),

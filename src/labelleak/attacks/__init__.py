@@ -11,6 +11,7 @@ from labelleak.attacks import dimitrov as _dimitrov  # noqa: F401
 from labelleak.attacks import e2egi as _e2egi  # noqa: F401
 from labelleak.attacks import exact as _exact  # noqa: F401
 from labelleak.attacks import ilrg as _ilrg  # noqa: F401
+from labelleak.attacks import likelihood as _likelihood  # noqa: F401
 from labelleak.attacks import llbg as _llbg  # noqa: F401
 from labelleak.attacks import llg as _llg  # noqa: F401
 from labelleak.attacks import pooled as _pooled  # noqa: F401

@@ -56,7 +56,7 @@ def emit(
 ) -> tuple[Int[Tensor, " classes"], tuple[Flag, ...]]:
     """Emit labels one by one, each time for the class with the most negative evidence left.
 
-    The two stages of Wainakh et al. (PETS 2022), algorithm 1. Stage 1 emits every class with
+    The two stages of LLG (Wainakh et al., PETS 2022). Stage 1 emits every class with
     negative evidence once. Stage 2 emits the class of least evidence (less the offset) until there
     are enough labels. Every emission takes the impact of one sample off its class's evidence. A
     heap makes an emission O(log C).

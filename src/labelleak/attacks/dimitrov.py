@@ -21,8 +21,7 @@ Steps = Literal["all", "first", "last"]
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, that made-up inputs look "
     "like real ones to the network, and that both change evenly along the local steps",
-    reference="Dimitrov et al., TMLR 2022 (Data Leakage in Federated Averaging, arXiv:2206.12395), "
-    "section 4.3",
+    reference="Dimitrov et al., TMLR 2022 (Data Leakage in Federated Averaging, arXiv:2206.12395)",
     models_steps=True,
 )
 def dimitrov(

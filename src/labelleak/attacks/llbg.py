@@ -10,7 +10,7 @@ from labelleak.restoration import Restoration
 
 _REFERENCE = (
     "Gat and Sharif, AISec 2024 (Harmful Bias: A General Label-Leakage Attack on Federated "
-    "Learning from Bias Gradients), "
+    "Learning from Bias Gradients)"
 )
 
 
@@ -20,7 +20,7 @@ _REFERENCE = (
     needs=(Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS),
     gives=(Gives.COUNTS,),
     assumes="that predictions are about the same for all classes: an untrained network",
-    reference=_REFERENCE + "section 4",
+    reference=_REFERENCE,
 )
 def llbg(observation: Observation) -> Restoration:
     """Emit labels by the bias gradient, where a sample weighs ``-1/K``.
@@ -41,7 +41,7 @@ def llbg(observation: Observation) -> Restoration:
     needs=(Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="auxiliary data of the client's kind",
-    reference=_REFERENCE + "section 4, impact from auxiliary data",
+    reference=_REFERENCE + ", LLBG_aux",
 )
 def llbg_aux(observation: Observation) -> Restoration:
     """Emit labels by the bias gradient, where a sample of class i weighs ``-(1 - v_i) / K``.
@@ -71,7 +71,7 @@ def llbg_aux(observation: Observation) -> Restoration:
     needs=(Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS),
     gives=(Gives.COUNTS,),
     assumes="that every sample adds about the same to its entry of the bias gradient",
-    reference=_REFERENCE + "section 4, empirical impact",
+    reference=_REFERENCE + ", empirical bias impact",
 )
 def ebi(observation: Observation) -> Restoration:
     """Emit labels by the bias gradient, where a sample weighs 1/K of all its negative entries.

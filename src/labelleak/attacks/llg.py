@@ -12,7 +12,7 @@ from labelleak.restoration import Restoration
 
 _REFERENCE = (
     "Wainakh et al., PETS 2022 (User-Level Label Leakage from Gradients in Federated Learning, "
-    "arXiv:2105.09369), "
+    "arXiv:2105.09369)"
 )
 
 
@@ -22,7 +22,7 @@ _REFERENCE = (
     needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and that every sample adds about the same to its row's sum",
-    reference=_REFERENCE + "algorithm 1 with the impact of equation 8",
+    reference=_REFERENCE,
 )
 def llg(observation: Observation) -> Restoration:
     """Emit labels by the row sums g of the weight gradient.
@@ -48,7 +48,7 @@ def llg(observation: Observation) -> Restoration:
     needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and that made-up inputs look like real ones to the network",
-    reference=_REFERENCE + "section 3.3, impact and offset from dummy inputs",
+    reference=_REFERENCE + ", impact and offset from dummy inputs",
 )
 def llg_star(
     observation: Observation, *, inputs: Dummies = "random", samples: int = 256
@@ -86,7 +86,7 @@ def llg_star(
     needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and auxiliary data of the client's kind",
-    reference=_REFERENCE + "section 3.3, impact and offset from auxiliary data",
+    reference=_REFERENCE + ", impact and offset from auxiliary data",
 )
 def llg_plus(observation: Observation) -> Restoration:
     """LLG with the impact of a sample, and the offset of a class, from auxiliary data.

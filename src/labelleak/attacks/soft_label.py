@@ -26,7 +26,7 @@ _SPAN, _GRID, _CANDIDATES, _REFINEMENTS = (1e-4, 1e4), 2000, 8, 60
     assumes="a single sample, and that all classes but one (smoothing) or two (mixup) have the "
     "same target",
     reference="Wang, Liang and He, ICLR 2024 (Towards Eliminating Hard Label Constraints in "
-    "Gradient Inversion Attacks, arXiv:2402.03124), algorithm 1",
+    "Gradient Inversion Attacks, arXiv:2402.03124)",
 )
 def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restoration:
     """Find the one length of the embedding for which what remains is a label.

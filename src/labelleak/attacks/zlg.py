@@ -11,8 +11,7 @@ from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
 _REFERENCE = (
-    "Geng et al. 2021 (Towards General Deep Leakage in Federated Learning, arXiv:2110.09074), "
-    "section 3.3"
+    "Geng et al. 2021 (Towards General Deep Leakage in Federated Learning, arXiv:2110.09074)"
 )
 
 

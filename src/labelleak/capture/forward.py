@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from labelleak.capture.heads import module_shapes, named_head
-from labelleak.capture.updates import head_of
+from labelleak.capture.heads import (
+    layer_of,
+    module_shapes,
+    named_head,
+    parameter_name,
+    strip_wrappers,
+)
+from labelleak.capture.updates import head_of, inside_wrappers
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient, Observation, Reduction
 
@@ -58,7 +65,8 @@ def capture(
 
     Returns:
         The observation of one step on that batch, with a copy of the head and its gradient in the
-        head's dtype.
+        head's dtype. The head's name is without a wrapper's prefix (DataParallel, compile, Opacus),
+        and the model is the one inside it.
 
     Raises:
         AmbiguousHead: The head is not clear.
@@ -74,14 +82,15 @@ def capture(
             sums.add(_forward(model, found, piece), truth.to(found.weight.device))
     if not sums.samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
+    bare = strip_wrappers(list(module_shapes(model)))[parameter_name(layer, "weight")]
     return Observation(
-        head=found,
+        head=replace(found, name=layer_of(bare)),
         gradient=sums.gradient(reduction, has_bias=found.bias is not None),
         batch_size=sums.samples,
         reduction=reduction,
         label_smoothing=label_smoothing,
         class_weights=class_weights,
-        model=model,
+        model=inside_wrappers(model),
         input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
     )
 
@@ -175,6 +184,12 @@ def _pieces(
                 )
             yield item[0], item[1]
         return
+    for what, given in (("inputs", inputs), ("labels", labels)):
+        if hasattr(given, "__array__") and not isinstance(given, Tensor):
+            raise InvalidObservation(
+                f"{what} are a {type(given).__name__}: a tensor is needed (torch.as_tensor makes "
+                "one)"
+            )
     if not isinstance(inputs, (Tensor, Mapping)):
         raise InvalidObservation("an iterable of pieces brings its own labels: leave out `labels`")
     for name, value in inputs.items() if isinstance(inputs, Mapping) else [("inputs", inputs)]:

@@ -71,6 +71,11 @@ def observe(
     """
     parameters = _parameters(model)
     if not isinstance(gradients, Mapping):
+        if not isinstance(gradients, Sequence):
+            raise InvalidObservation(
+                f"gradients are a {type(gradients).__name__}: pass a dict by name, or a list with "
+                "one entry per parameter (list(...) makes one)"
+            )
         if not isinstance(model, nn.Module):
             raise InvalidObservation(
                 "gradients in a list are matched by the order of model.parameters(): pass the "
@@ -89,7 +94,7 @@ def observe(
         parameters,
         sent,
         layer,
-        model=_inside(model) if isinstance(model, nn.Module) else None,
+        model=inside_wrappers(model) if isinstance(model, nn.Module) else None,
         gradients=sent,
         **knowledge,
     )
@@ -146,7 +151,7 @@ def observe_update(
     moves = Moves(scale, place, weight_decay, proximal)
     before, after = _bare(_parameters(before)), _bare(_parameters(after))
     layer = named_head({name: value.shape for name, value in before.items()}, head)
-    model = None if model is None else _inside(model)
+    model = None if model is None else inside_wrappers(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
     gradients = {}
     for name, start in before.items():
@@ -324,7 +329,7 @@ def _bare(tensors: StateDict) -> dict[str, Tensor]:
     return {bare[name]: value for name, value in tensors.items()}
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def inside_wrappers(model: nn.Module) -> nn.Module:
     """The model that a wrapper holds, in which names are as `_bare` makes them."""
     names = [name for name, _ in model.named_parameters()]
     inside = model

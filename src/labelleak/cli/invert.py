@@ -1,6 +1,7 @@
 """``labelleak invert``: the images that one update gives away."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +49,8 @@ def _shape(context: click.Context, parameter: click.Parameter, text: str) -> tup
     if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise click.BadParameter(f"{text!r}: channels x height x width are needed, as in 1x28x28")
     channels, height, width = map(int, sizes)
+    if channels not in (1, 3):
+        raise click.BadParameter(f"{text!r}: pictures have one channel (grey) or three (colour)")
     return channels, height, width
 
 
@@ -180,13 +183,14 @@ def invert(
         raise
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    observation = _observe(model, open_tensors(gradients), batch_size)
+    observation = _observe(model, open_tensors(gradients), batch_size, network)
     labels = None if label_file is None else read_labels(label_file, observation.classes)
     if labels is None and mode == "given":
         raise click.UsageError("--labels given needs them: --label-file FILE")
     if labels is not None and len(labels) != batch_size:
         raise InvalidObservation(f"{label_file}: {len(labels)} labels for {batch_size} images")
     true_images = None if truth is None else _read_truth(truth, (batch_size, *image_shape))
+    _check_end(out, image_shape, true_images)
     start = time.perf_counter()
     with _progress() as bar:
         found = inversion.invert(
@@ -274,7 +278,7 @@ def _build(
     return model.eval()
 
 
-def _observe(model: nn.Module, file: TensorFile, batch_size: int) -> Observation:
+def _observe(model: nn.Module, file: TensorFile, batch_size: int, network: str) -> Observation:
     parameters = dict(model.named_parameters())
     unknown = [key for key in file.shapes if key not in parameters]
     if unknown:
@@ -283,7 +287,7 @@ def _observe(model: nn.Module, file: TensorFile, batch_size: int) -> Observation
             "network that was trained (--model)"
         )
     device = next(model.parameters()).device
-    sent = {key: value.to(device) for key, value in _read(file, parameters, "that model").items()}
+    sent = {key: value.to(device) for key, value in _read(file, parameters, network).items()}
     return observe(model, sent, batch_size=batch_size)
 
 
@@ -339,6 +343,18 @@ def _teller(bar: Progress, method: Method) -> Callable[[int, int, float], None]:
         bar.update(task, completed=(restart - 1) * length + iteration, loss=distance)
 
     return tell
+
+
+def _check_end(folder: Path, shape: tuple[int, int, int], truth: Tensor | None) -> None:
+    """What comes after the search, as far as it can be tried before: a search may take hours."""
+    png(torch.zeros(shape))
+    if truth is not None:
+        inversion.assess(truth[:1], truth[:1])
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise UnreadableFile(f"{folder}: cannot be written: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UnreadableFile(f"{folder}: cannot be written: no permission for {parent}")
 
 
 def _write(folder: Path, images: Tensor, content: dict[str, Any]) -> None:

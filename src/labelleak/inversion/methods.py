@@ -1,6 +1,7 @@
 """The search for images whose gradient is the observed one: IG and DLG."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from labelleak.inversion.task import Progress, Task
 
 _DROPS = (3 / 8, 5 / 8, 7 / 8)
 _TELL_EVERY = 25
+_TELL_AFTER = 0.5  # seconds
 _LBFGS_STEPS = 20
 
 
@@ -108,28 +110,41 @@ class DLG:
         """Move the images (and the logits of soft labels) in place; yields the distance before."""
         negatives = task.negatives(normalise=self.normalise)
         soft = labels.is_floating_point()
+        variables = [images, labels] if soft else [images]
         optimizer = torch.optim.LBFGS(
-            [images, labels] if soft else [images],
+            variables,
             max_iter=_LBFGS_STEPS,
             tolerance_grad=0.0,
             tolerance_change=0.0,
             line_search_fn="strong_wolfe",
         )
 
+        least = math.inf
+        best: list[Tensor] = []
+
         def closure() -> Tensor:
+            nonlocal least, best
             step = task.step(images, labels, self.distance, negatives)
+            if float(step.distance) < least:
+                least, best = float(step.distance), [v.detach().clone() for v in variables]
             images.grad = step.images
             if soft:
                 labels.grad = step.logits
             return step.distance
 
         before = math.inf
-        for _ in range(self.iterations):
-            distance: Tensor = optimizer.step(closure)  # type: ignore[no-untyped-call]
-            yield distance
-            if not float(distance) < before:
-                return
-            before = float(distance)
+        try:
+            for _ in range(self.iterations):
+                distance: Tensor = optimizer.step(closure)  # type: ignore[no-untyped-call]
+                yield distance
+                if not float(distance) < before:
+                    return
+                before = float(distance)
+        finally:
+            # Interrupted, or lost to NaN, it stands where the line search was trying a step.
+            with torch.no_grad():
+                for variable, value in zip(variables, best, strict=False):
+                    variable.copy_(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +199,15 @@ def search(
     negatives = task.negatives(normalise=method.normalise)
     for restart in range(method.restarts):
         images, labels = _start(task, classes, rows, seed + restart)
+        told = -math.inf
         try:
             for done, distance in enumerate(method.iterate(task, images, labels), start=1):
                 iterations += 1
-                if progress is not None and (done == 1 or done % _TELL_EVERY == 0):
+                if progress is None:
+                    continue
+                if done % _TELL_EVERY == 0 or time.monotonic() - told > _TELL_AFTER:
                     progress(restart + 1, done, float(distance))
+                    told = time.monotonic()
         except KeyboardInterrupt:
             interrupted = True
         final = task.distance(images, labels, method.distance, negatives)

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.inversion.derivatives import SecondDerivatives
 from labelleak.inversion.objective import DistanceFunction
 from labelleak.observation import Observation
 
@@ -19,6 +22,8 @@ ImageShape = tuple[int, int, int]
 
 Progress = Callable[[int, int, float], None]
 """Called now and then with the restart and the iteration, both from 1, and the distance there."""
+
+_Derivatives = Callable[[], AbstractContextManager[object]]
 
 _MOST_NAMED = 3
 
@@ -72,7 +77,7 @@ class Task:
         self.classes: int = observation.classes
         self._reduction = observation.reduction
         self._smoothing = observation.label_smoothing
-        own = deepcopy(observation.model).eval()
+        own = _copy(observation.model).eval()
         self.model: nn.Module = own if dtype is None else own.to(dtype)
         self.gradients = self._fitting(observation.gradients)
         example = self.parameters[0]
@@ -85,7 +90,7 @@ class Task:
             raise InvalidObservation("the standard deviation of every channel must be positive")
         # Pixels from 0 to 1 in the network's own scale.
         self.low, self.high = -self.mean / self.std, (1.0 - self.mean) / self.std
-        self._check_network()
+        self._derivatives = self._check_network()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -127,9 +132,9 @@ class Task:
             The distance and its derivatives by the images and the logits.
         """
         soft = labels.is_floating_point()
-        gradients = torch.autograd.grad(
-            self._loss(images, labels), self.parameters, create_graph=True
-        )
+        with self._derivatives():
+            loss = self._loss(images, labels)
+        gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
         with torch.no_grad():
             value, cotangents, factor = distance(gradients, negatives)
         # Derivatives by the parameters, which are not needed, are not computed.
@@ -151,7 +156,9 @@ class Task:
             return float(distance(gradients, negatives).value)
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = _logits(self.model(images))
+        # The faster kernels of attention cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            logits = _logits(self.model(images))
         if labels.is_floating_point():
             labels = torch.softmax(labels, dim=1).expand(len(images), -1)
         return cross_entropy(
@@ -203,8 +210,13 @@ class Task:
             raise InvalidObservation("the gradient is zero everywhere: there is nothing to invert")
         return fitting
 
-    def _check_network(self) -> None:
-        """Run everything once, so that what cannot work is told before the first iteration."""
+    def _check_network(self) -> "_Derivatives":
+        """Run everything once, so that what cannot work is told before the first iteration.
+
+        Returns:
+            How second derivatives are taken: the fast way only where it works and agrees with
+            PyTorch's own here.
+        """
         generator = torch.Generator().manual_seed(0)
         images = torch.randn((self.batch_size, *self.image_shape), generator=generator)
         images = images.to(self.device, self.dtype).requires_grad_()
@@ -220,28 +232,46 @@ class Task:
                 f"the network gives {_shape(logits)} for {self.batch_size} images of {shape}: "
                 f"{self.batch_size}x{self.classes} logits are needed"
             )
+        if not torch.isfinite(logits).all():
+            raise InvalidObservation(
+                "the network gives NaN or infinite logits: are its weights finite?"
+            )
+        own = self._slope(images, nullcontext)
+        try:
+            fast = self._slope(images, SecondDerivatives)
+        except InvalidObservation:
+            return nullcontext
+        # As loose as TF32 on a GPU needs it; what is wrong is wrong by more.
+        near = torch.finfo(self.dtype).eps ** 0.25 * torch.linalg.vector_norm(own)
+        return SecondDerivatives if torch.linalg.vector_norm(fast - own) <= near else nullcontext
+
+    def _slope(self, images: Tensor, derivatives: "_Derivatives") -> Tensor:
+        """The derivative by the images of the product of their gradient with the observed one."""
         labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
         names = list(self.gradients)
-        reason = None
+        found = None
         try:
+            with derivatives():
+                loss = self._loss(images, labels)
             gradients = torch.autograd.grad(
-                self._loss(images, labels), self.parameters, create_graph=True, allow_unused=True
+                loss, self.parameters, create_graph=True, allow_unused=True
             )
-            cut = [name for name, g in zip(names, gradients, strict=True) if g is None]
-            if cut:
+            there = [g for g in gradients if g is not None]
+            if len(there) < len(names):
+                cut = [name for name, g in zip(names, gradients, strict=True) if g is None]
                 reason = f"its loss does not depend on {_some(cut)}"
             else:
-                total = torch.stack([g.sum() for g in gradients if g is not None]).sum()
-                (by_images,) = torch.autograd.grad(total, [images], allow_unused=True)
-                if by_images is None:
-                    reason = "its gradient does not depend on the images"
+                reason = "its gradient does not depend on the images"
+                targets = self.negatives(normalise=True)
+                (found,) = torch.autograd.grad(there, [images], targets, allow_unused=True)
         except RuntimeError as error:
             reason = _one_line(error)
-        if reason is not None:
+        if found is None:
             raise InvalidObservation(
                 f"the network is not differentiable as inversion needs it: {reason} (detach, "
                 "argmax, rounding and operations in place cut the way back to the images)"
             )
+        return found
 
 
 def _check_needs(observation: Observation) -> None:
@@ -261,6 +291,13 @@ def _check_needs(observation: Observation) -> None:
             f"the update adds up {observation.local_steps} local steps: inversion needs the "
             "gradient of a single step (FedSGD)"
         )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except RuntimeError as error:
+        raise InvalidObservation(f"the network cannot be copied: {_one_line(error)}") from None
 
 
 def _logits(output: object) -> Tensor:

@@ -1,0 +1,258 @@
+"""Likelihood: the most probable counts, given how auxiliary samples of every class scatter."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from labelleak.attacks._evidence import conclude, instances, mean_divisor
+from labelleak.attacks._probe import Probe, auxiliary_of, class_means, probe
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import Observation
+from labelleak.restoration import Restoration
+
+# So many auxiliary samples for each entry of a covariance's diagonal, and so many directions of the
+# embedding at most: chosen on seeds and networks other than those of benchmarks/local_steps.py.
+_SAMPLES_PER_ENTRY, _MOST_DIRECTIONS = 150, 4
+# Of the shares' Dirichlet prior: from one class alone to nearly balanced.
+_CONCENTRATIONS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+_ITERATIONS = 100
+# Of a sample's second moments, so that the covariance stays regular whatever the samples are.
+_RIDGE = 1e-6
+# Entries of all classes' covariances together: up to 256 classes, 128 MB.
+_MOST_ENTRIES = 2**24
+
+
+@register(
+    "likelihood",
+    title="Likelihood of auxiliary gradients (labelleak's own)",
+    needs=(Need.BIAS, Need.BATCH_SIZE, Need.MODEL, Need.AUXILIARY),
+    uses=(Need.AFTER,),
+    gives=(Gives.COUNTS,),
+    assumes="auxiliary data of the client's kind, that the weights moved evenly in the "
+    "local steps, and enough samples for their sum to be normally distributed",
+    reference="labelleak; the expected mistakes are those of RLU (Chen and Vikalo, ICML 2024)",
+    models_steps=True,
+)
+def likelihood(observation: Observation, *, directions: int | None = None) -> Restoration:
+    """Find the counts under which the update is most probable.
+
+    A client's N samples add up to N times its mean gradient. Samples of class c add a vector of
+    mean m_c and covariance V_c each, so that the sum is about normal with mean ``sum_c n_c m_c``
+    and covariance ``sum_c n_c V_c``; both moments are those of auxiliary samples. The covariance
+    tells how far each equation can be trusted, and how many samples there are to scatter. What the
+    auxiliary means are off by adds ``n_c^2 / A_c V_c`` for A_c auxiliary samples. Shares have
+    Jeffreys' prior, and the answer is the most probable softmax of real numbers (L-BFGS).
+
+    A sample's vector is its entry ``p - y`` of the bias gradient, and the same times its embedding
+    along the auxiliary embeddings' first principal directions. For several steps it is averaged
+    over the way from the server's model to the client's.
+
+    Args:
+        observation: Needs the bias and its gradient, the batch size, the model and auxiliary data
+            with every class, better 500 samples of each than 100; for several steps it uses the
+            client's model. Label smoothing and class weights are taken into account.
+        directions: Number of principal directions; None for as many as the auxiliary samples
+            suffice for, at most 4.
+
+    Returns:
+        Real-valued and integer counts.
+
+    Raises:
+        MissingKnowledge: A class has fewer than two auxiliary samples, or there are too many
+            classes for their covariances to be kept.
+        ValueError: `directions` is negative or more than the embedding has.
+    """
+    auxiliary, total = auxiliary_of(observation), instances(observation)
+    classes, features = observation.classes, observation.head.features
+    if directions is None:
+        affordable = len(auxiliary.labels) // (_SAMPLES_PER_ENTRY * classes) - 1
+        directions = max(0, min(affordable, _MOST_DIRECTIONS, features))
+    if not 0 <= directions <= features:
+        raise ValueError(f"{directions} directions: there can be 0 to {features}")
+    if int(torch.bincount(auxiliary.labels, minlength=classes).min()) < 2:
+        raise MissingKnowledge("attack 'likelihood' needs two auxiliary samples of every class")
+    if classes * ((classes - 1) * (directions + 1)) ** 2 > _MOST_ENTRIES:
+        raise MissingKnowledge(
+            f"attack 'likelihood' keeps a covariance for every class: {classes} classes are too "
+            "many (use rlu)"
+        )
+    moments, seen = _moments(observation, directions)
+    raw = total * probable_shares(moments, seen, total)
+    return conclude("likelihood", raw, total)
+
+
+class Moments(NamedTuple):
+    """Moments of what one sample of each class adds to the gradient, float64.
+
+    Attributes:
+        means: Shape (classes, entries).
+        covariances: Shape (classes, entries, entries).
+        samples: How many samples of each class they are from, shape (classes,).
+        weights: What a sample adds to the number that a mean loss divides by, shape (classes,).
+    """
+
+    means: Float[Tensor, "classes entries"]
+    covariances: Float[Tensor, "classes entries entries"]
+    samples: Float[Tensor, " classes"]
+    weights: Float[Tensor, " classes"]
+
+
+def probable_shares(
+    moments: Moments, seen: Float[Tensor, " entries"], total: int
+) -> Float[Tensor, " classes"]:
+    """Shares of the classes under which a mean of so many samples' vectors is probable.
+
+    Args:
+        moments: Of the classes.
+        seen: The mean, for a mean loss with class weights over the sum of weights.
+        total: Number of samples.
+
+    Returns:
+        Positive, summing to one, shape (classes,): the most probable ones for each concentration of
+        the prior, weighted by how probable the gradient is for it (Laplace's approximation).
+    """
+    classes, entries = moments.means.shape
+    offsets = moments.means - moments.weights[:, None] * seen
+    covariances = moments.covariances.flatten(1)
+    variances = moments.covariances.diagonal(dim1=1, dim2=2)
+    ridge = _RIDGE * (variances + moments.means.square()).mean(dim=0)
+    # Nor may it vanish where the network is certain of all auxiliary samples.
+    ridge = torch.diag(total * ridge.clamp_min(_RIDGE * float(ridge.max()) + 1e-30))
+
+    def energy(concentration: float, logits: Tensor) -> Tensor:
+        """Less the logarithm of the probability of shares and gradient, up to a constant."""
+        counts = total * torch.softmax(logits, dim=0)
+        scatter = (counts + counts.square() / moments.samples) @ covariances
+        factor = torch.linalg.cholesky(scatter.reshape(entries, entries) + ridge)
+        distance = torch.linalg.solve_triangular(factor, (counts @ offsets)[:, None], upper=False)
+        fit = distance.square().sum() / 2 + factor.diagonal().log().sum()
+        normaliser = math.lgamma(classes * concentration) - classes * math.lgamma(concentration)
+        prior = concentration * torch.log_softmax(logits, dim=0).sum() + normaliser
+        less_probable: Tensor = fit - prior
+        return less_probable
+
+    logits = torch.zeros(classes, dtype=seen.dtype, device=seen.device)
+    found, evidence = [], []
+    for concentration in _CONCENTRATIONS:
+        given = partial(energy, concentration)
+        logits = _minimum(given, logits)
+        hessian = torch.autograd.functional.hessian(given, logits)  # type: ignore[no-untyped-call]
+        # Shifting all logits changes nothing: that direction is left out.
+        curvature = torch.linalg.eigvalsh(hessian + 1.0 / classes)
+        found.append(torch.softmax(logits, dim=0))
+        evidence.append(-given(logits) - curvature.clamp_min(_RIDGE).log().sum() / 2)
+    return torch.softmax(torch.stack(evidence), dim=0) @ torch.stack(found)
+
+
+def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Where a function of a vector is least, by L-BFGS."""
+    place = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [place], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = function(place)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return place.detach()
+
+
+def _moments(
+    observation: Observation, directions: int
+) -> tuple[Moments, Float[Tensor, " entries"]]:
+    """Moments of the auxiliary samples' vectors along the way, and the same vector of the update.
+
+    The last class's entries are left out: all classes' together are zero.
+    """
+    gradient, auxiliary = observation.gradient, auxiliary_of(observation)
+    classes = observation.classes
+    way = _way(observation)
+    first = way[0][1].embeddings
+    middle = first.mean(dim=0)
+    _, sizes, axes = torch.linalg.svd(first - middle, full_matrices=False)
+    scale = sizes[:directions].clamp_min(torch.finfo(sizes.dtype).tiny) / len(first) ** 0.5
+    axes = axes[:directions].T / scale
+    labels = auxiliary.labels.to(first.device)
+    vectors = sum(
+        share * _vectors(_mistakes(observation, seen, labels), (seen.embeddings - middle) @ axes)
+        for share, seen in way
+    )
+    assert isinstance(vectors, Tensor)
+    means = class_means(vectors, labels, classes)
+    centred = vectors - means[labels]
+    covariances = torch.stack(
+        [centred[labels == label].T.cov(correction=1) for label in range(classes)]
+    ).reshape(classes, vectors.shape[1], -1)
+    bias = _given(gradient.bias).double()
+    weight = (gradient.weight.double() - bias[:, None] * middle) @ axes
+    seen_here = torch.cat([bias[:, None], weight], dim=1)[:-1].flatten() / mean_divisor(observation)
+    weights = torch.ones_like(bias)
+    if observation.class_weights is not None and observation.reduction == "mean":
+        weights = observation.class_weights.to(bias)
+    samples = torch.bincount(labels, minlength=classes).double()
+    return Moments(means, covariances, samples, weights), seen_here
+
+
+def _way(observation: Observation) -> list[tuple[float, Probe]]:
+    """Auxiliary samples at the models of the way, and the share of the steps each stands for.
+
+    Step s of S is at s/S of the way. The first, the middle and the last of them have the mean of
+    all for whatever is quadratic along the way.
+    """
+    inputs = auxiliary_of(observation).inputs
+    start = probe(observation, inputs)
+    steps, after, model = observation.local_steps, observation.after, observation.model
+    if steps == 1 or after is None or model is None:
+        return [(1.0, start)]
+    before = model.state_dict()
+
+    def at(place: float) -> Probe:
+        state = {
+            name: torch.lerp(value, after[name].to(value), place)
+            if name in after and value.is_floating_point()
+            else value
+            for name, value in before.items()
+        }
+        return probe(observation, inputs, state)
+
+    end = (steps - 1) / steps
+    outer = (steps + 1) / (6 * (steps - 1))
+    return [(outer, start), (1 - 2 * outer, at(end / 2)), (outer, at(end))]
+
+
+def _mistakes(
+    observation: Observation, seen: Probe, labels: Int[Tensor, " samples"]
+) -> Float[Tensor, "samples classes"]:
+    """Derivative of every sample's loss by its logits."""
+    probabilities, smoothing = seen.probabilities, observation.label_smoothing
+    weights = torch.ones_like(probabilities[0])
+    if observation.class_weights is not None:
+        weights = observation.class_weights.to(weights)
+    targets = (1 - smoothing) * torch.diag(weights)
+    targets = (targets + smoothing / observation.classes * weights)[labels]
+    return probabilities * targets.sum(dim=1, keepdim=True) - targets
+
+
+def _vectors(
+    mistakes: Float[Tensor, "samples classes"], places: Float[Tensor, "samples directions"]
+) -> Float[Tensor, "samples entries"]:
+    """Every mistake, and the same times the sample's places, without the last class."""
+    factors = torch.cat([torch.ones_like(mistakes[:, :1]), places], dim=1)
+    return (mistakes[:, :-1, None] * factors[:, None, :]).flatten(1)
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise MissingKnowledge("the final layer's bias is missing")
+    return tensor

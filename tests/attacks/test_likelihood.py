@@ -1,0 +1,211 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+
+from labelleak.attacks import likelihood as module
+from labelleak.attacks import restore
+from labelleak.attacks.likelihood import Moments, _moments, _way, probable_shares
+from labelleak.errors import MissingKnowledge
+from labelleak.federated import train_locally
+from labelleak.metrics import score
+from labelleak.observation import Auxiliary
+from synthetic import Batch, rng
+
+
+def scattered(counts, per_class, seed, features=8, spread=0.6):
+    """A batch with these counts, and auxiliary samples that scatter about the same means."""
+    generator = rng(seed)
+    classes = len(counts)
+    centres = torch.rand(classes, features, generator=generator).double()
+    weight = 2.0 * torch.randn(classes, features, generator=generator).double()
+
+    def draw(labels):
+        noise = torch.randn(len(labels), features, generator=generator).double()
+        return centres[labels] + spread * noise
+
+    labels = torch.arange(classes).repeat_interleave(torch.tensor(counts))
+    batch = Batch(weight, torch.zeros(classes).double(), draw(labels), labels)
+    known = torch.arange(classes).repeat(per_class)
+    return batch, Auxiliary(draw(known), known)
+
+
+def observed(batch, auxiliary, gradient=None, **knowledge):
+    return batch.observe(gradient, model=batch.model(), auxiliary=auxiliary, **knowledge)
+
+
+COUNTS = [50, 0, 20, 130, 5, 95]
+
+
+@pytest.mark.parametrize("directions", [0, 1])
+def test_counts_of_many_scattered_samples(directions):
+    batch, auxiliary = scattered(COUNTS, 400, 0)
+    found = restore(observed(batch, auxiliary), "likelihood", directions=directions)
+    assert int(found.counts.sum()) == 300
+    assert score(found, batch.counts).accuracy >= 0.93
+    assert (
+        score(found, batch.counts).accuracy
+        > score(restore(observed(batch, auxiliary), "zlg-plus"), batch.counts).accuracy
+    )
+
+
+def test_counts_are_exact_where_no_sample_scatters():
+    batch, auxiliary = scattered(COUNTS, 2, 0, spread=0.0)
+    found = restore(observed(batch, auxiliary), "likelihood")
+    assert torch.equal(found.counts, batch.counts)
+
+
+@pytest.mark.parametrize("certainty", [30.0, 1e4])
+def test_a_network_that_is_certain(certainty):
+    """Nothing but rounding is left of most samples: the counts are poor, but counts."""
+    batch, auxiliary = scattered([9, 4, 7], 5, 0)
+    batch = replace(batch, weight=certainty * batch.weight)
+    found = restore(observed(batch, auxiliary), "likelihood")
+    assert int(found.counts.sum()) == 20
+    assert torch.isfinite(found.raw).all()
+
+
+LOSSES = [
+    {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
+    for reduction in ("mean", "sum")
+    for smoothing in (0.0, 0.2)
+    for weight in (None, torch.linspace(0.5, 2.0, 6, dtype=torch.float64))
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_every_loss_is_taken_into_account(loss):
+    batch, auxiliary = scattered(COUNTS, 2, 0, spread=0.0)
+    observation = observed(
+        batch,
+        auxiliary,
+        batch.autograd(**loss),
+        reduction=loss["reduction"],
+        label_smoothing=loss["label_smoothing"],
+        class_weights=loss["weight"],
+    )
+    assert torch.equal(restore(observation, "likelihood").counts, batch.counts)
+
+
+def test_the_energy_against_scipy(monkeypatch):
+    """For one concentration the shares are the most probable ones by SciPy's densities."""
+    monkeypatch.setattr(module, "_CONCENTRATIONS", (0.7,))
+    generator = rng(3)
+    means = torch.randn(3, 2, generator=generator).double()
+    factors = torch.randn(3, 2, 2, generator=generator).double()
+    covariances = factors @ factors.transpose(1, 2) + 0.1 * torch.eye(2)
+    samples = torch.tensor([30.0, 50.0, 20.0]).double()
+    shares, total = np.array([0.6, 0.3, 0.1]), 40
+    seen = torch.from_numpy(shares @ means.numpy()) + 0.05
+    found = probable_shares(
+        Moments(means, covariances, samples, torch.ones(3).double()), seen, total
+    )
+
+    def energy(logits):
+        parts = np.exp(logits - logits.max())
+        parts /= parts.sum()
+        counts = total * parts
+        scatter = np.einsum("c,cij->ij", counts + counts**2 / samples.numpy(), covariances.numpy())
+        density = multivariate_normal(counts @ means.numpy(), scatter).logpdf(total * seen.numpy())
+        return -density - 0.7 * np.log(parts).sum()
+
+    best = minimize(
+        energy, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}
+    )
+    parts = np.exp(best.x - best.x.max())
+    np.testing.assert_allclose(found.numpy(), parts / parts.sum(), atol=1e-4)
+
+
+def test_even_shares_are_found_even_where_the_gradient_says_little():
+    """The concentration of the prior is the gradient's own: no scatter is taken for a pattern."""
+    generator = rng(0)
+    means = torch.randn(8, 7, generator=generator).double()
+    moments = Moments(
+        means,
+        100.0 * torch.eye(7).double().expand(8, 7, 7),
+        torch.full((8,), 1000.0).double(),
+        torch.ones(8).double(),
+    )
+    noise = 10.0 * torch.randn(7, generator=generator).double() / 800**0.5
+    shares = probable_shares(moments, means.mean(dim=0) + noise, 800)
+    least_squares = torch.linalg.lstsq(
+        torch.cat([means.T, torch.ones(1, 8).double()]),
+        torch.cat([means.mean(dim=0) + noise, torch.ones(1).double()])[:, None],
+    ).solution[:, 0]
+    assert float((shares - 1 / 8).abs().max()) < 0.05 < float((least_squares - 1 / 8).abs().max())
+
+
+def test_the_moments_are_those_of_single_gradients():
+    """Of the auxiliary samples of one class, each sample's gradient by autograd."""
+    batch, auxiliary = scattered([3] * 4, 5, 1)
+    moments, seen = _moments(observed(batch, auxiliary), 0)
+    chosen = auxiliary.inputs[auxiliary.labels == 2]
+    single = torch.stack(
+        [
+            Batch(batch.weight, batch.bias, row[None], torch.tensor([2])).autograd().bias[:-1]
+            for row in chosen
+        ]
+    )
+    torch.testing.assert_close(moments.means[2], single.mean(dim=0))
+    torch.testing.assert_close(moments.covariances[2], single.T.cov())
+    torch.testing.assert_close(seen, batch.autograd().bias[:-1])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_the_way_has_the_mean_of_all_steps_for_what_is_quadratic(steps):
+    batch, auxiliary = scattered([3] * 4, 2, 1)
+    after = {"fc.weight": batch.weight + 1.0, "fc.bias": batch.bias}
+    observation = observed(batch, auxiliary, local_steps=steps, after=after)
+    base = auxiliary.inputs.sum(dim=1)
+    seen = sum(
+        share * (s.logits[:, 0] - batch.weight[0] @ auxiliary.inputs.T) ** 2
+        for share, s in _way(observation)
+    )
+    torch.testing.assert_close(seen, base**2 * np.mean([(s / steps) ** 2 for s in range(steps)]))
+
+
+def test_local_steps_of_real_training():
+    """Ten steps, at the end of which samples are predicted otherwise than at the beginning."""
+    batch, auxiliary = scattered([100, 10, 60, 30], 400, 2)
+    order = torch.randperm(200, generator=rng(5))
+    update = train_locally(
+        batch.model().eval(),
+        batch.embeddings[order],
+        batch.labels[order],
+        classes=4,
+        learning_rate=0.2,
+        batch_size=20,
+    )
+    observation = update.observe(batch.model(), auxiliary=auxiliary)
+    found = restore(observation, "likelihood")
+    assert score(found, update.true_counts).accuracy >= 0.93
+    still = restore(replace(observation, after=None), "likelihood")
+    assert score(still, update.true_counts).accuracy < score(found, update.true_counts).accuracy
+
+
+def test_another_order_of_the_classes_gives_the_same_counts():
+    batch, auxiliary = scattered(COUNTS, 100, 0)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    place = order.argsort()
+    shuffled = Batch(batch.weight[order], batch.bias[order], batch.embeddings, place[batch.labels])
+    moved = Auxiliary(auxiliary.inputs, place[auxiliary.labels])
+    found = restore(observed(batch, auxiliary), "likelihood")
+    again = restore(observed(shuffled, moved), "likelihood")
+    torch.testing.assert_close(again.raw, found.raw[order], rtol=0, atol=0.1)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    batch, auxiliary = scattered(COUNTS, 2, 0)
+    once = Auxiliary(auxiliary.inputs[:6], auxiliary.labels[:6])
+    with pytest.raises(MissingKnowledge, match="two auxiliary samples of every class"):
+        restore(observed(batch, once), "likelihood")
+    with pytest.raises(MissingKnowledge, match="the batch size"):
+        restore(observed(batch, auxiliary, batch_size=None), "likelihood")
+    with pytest.raises(ValueError, match="9 directions: there can be 0 to 8"):
+        restore(observed(batch, auxiliary), "likelihood", directions=9)
+    monkeypatch.setattr(module, "_MOST_ENTRIES", 100)
+    with pytest.raises(MissingKnowledge, match="6 classes are too many"):
+        restore(observed(batch, auxiliary), "likelihood")

@@ -62,7 +62,7 @@ def test_a_loss_that_nobody_told_gives_other_counts():
     assert not torch.equal(found.counts, counts)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ["pooled", "calibrated"])
 def test_batchnorm_with_the_batch_s_own_statistics(attack):
     """A ResNet-18 that the client trains: dummies go through it as the client's images do."""
     model = build("resnet18", classes=12, image_shape=(3, 8, 8), seed=1).train()

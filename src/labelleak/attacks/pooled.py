@@ -21,6 +21,8 @@ _REPLICATES, _REPLICATES_LARGE = 128, 7
 _NOISY_ROWS = 4
 # Share of its expected square down to which a bias gradient is small by chance.
 _SURE = 0.3
+# Rows of a batch of one class do not scatter: no more is made of what they do than this allows.
+_LEAST_SCATTER = 1e-3
 
 
 @register(
@@ -214,12 +216,12 @@ def _scatter(observation: Observation, bias_gradient: Float[Tensor, " classes"])
     size = keep * trace / squares
     told = observation.num_instances or size
     return _Scatter(
-        rows=scale**2 * keep * max(trace - fitted / squares, 1e-12),
+        rows=scale**2 * keep * max(trace - fitted / squares, _LEAST_SCATTER),
         estimate=keep * max(fitted, 0.0) / squares**2,
         classes=classes,
         squares=scale**2 * squares,
         size=max(size, told),
-        doubt=max(1.0 - told / (_SURE * size), 0.0),
+        doubt=max(1.0 - told / max(_SURE * size, 1e-300), 0.0),
     )
 
 

@@ -13,6 +13,7 @@ of the head.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,11 +43,12 @@ def observation(classes: int, features: int, batch: int = 64) -> labelleak.Obser
 
 def measure(seen: labelleak.Observation, name: str) -> Row:
     """Seconds and bytes of one call."""
-    call = {
+    calls: dict[str, Callable[[], object]] = {
         "sum": lambda: (seen.head.weight.sum(), seen.gradient.weight.sum()),
         "pooled": lambda: pooled(seen),
         "restore": lambda: labelleak.restore(seen, "pooled"),
-    }[name]
+    }
+    call = calls[name]
     before = reset_peak()
     start, used = time.perf_counter(), time.process_time()
     call()

@@ -118,7 +118,7 @@ def mean_logits(observation: Observation, length: float | None = None) -> MeanLo
     columns = torch.cat([embeddings, _noisy_rows(embeddings[:, :1], noise)], dim=1)
     logits = _apply(head.weight, columns)
     logits -= logits.mean(dim=0)
-    centre, deviations, noisy = logits.split([1, replicates, _NOISY_ROWS], dim=1)
+    centre, deviations, noisy = logits[:, :1], logits[:, 1:-_NOISY_ROWS], logits[:, -_NOISY_ROWS:]
     scatter = _scatter(observation, bias_gradient)
     size = max(float(deviations.square().mean()), 1e-300)
     error, single = scatter.factors(float(noisy.square().mean()) / size)

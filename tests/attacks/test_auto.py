@@ -147,13 +147,14 @@ def test_many_classes_are_left_to_pooled(monkeypatch):
 
 @pytest.mark.parametrize(("batch_size", "attack"), [(3, "likelihood"), (None, "rlu")])
 def test_several_steps_with_auxiliary_data_are_left_to_what_models_them(batch_size, attack):
-    seen = SMALL.observe(
+    batch = untrained(4, 12, 6)
+    seen = batch.observe(
         batch_size=batch_size,
         local_steps=2,
         learning_rates=(0.01, 0.01),
-        model=SMALL.model(),
-        auxiliary=SMALL.auxiliary(),
-        after=SMALL.after(0.02),
+        model=batch.model(),
+        auxiliary=batch.auxiliary(),
+        after=batch.after(0.02),
     )
     found = restore(seen)
     assert found.attack == attack

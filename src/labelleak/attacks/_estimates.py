@@ -16,6 +16,8 @@ TRUSTED = 0.2
 # Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
 # become sure of some classes, and no longer follow from a mean embedding.
 _FLAT = 0.85
+# A count nearer to zero than this tells nothing of its class but that it is absent.
+_ABSENT = 0.1
 # How much smaller a clipped gradient may be, and how many factors are tried.
 _LARGEST_FACTOR = 30.0
 _FACTORS = 500
@@ -52,8 +54,10 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         return Estimate(found, math.inf, float(errors is None) if even else math.inf)
     distance = _distance(raw, total)
     if errors is None:
-        credible = distance < _by_chance(len(raw))
-        return Estimate(found, distance if credible else math.inf, distance)
+        # Absent classes, rightly near zero, would hide what is wrong with the others.
+        told = raw[(raw.abs() > _ABSENT) | (found.present)]
+        distance = max(distance, float((told - told.round()).square().mean().sqrt()))
+        return Estimate(found, distance if distance < _by_chance(len(told)) else math.inf, distance)
     claimed = float(errors.square().mean().sqrt())
     if even and distance < 2.0 * claimed + 0.05:
         return Estimate(found, max(distance, claimed), distance)

@@ -61,7 +61,7 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
     end = time.monotonic() + time_limit
     estimates = _estimates(observation, run, time_limit)
     best = min(estimates, key=lambda one: (one.error, one.distance), default=None)
-    clear = best is not None and best.error < TRUSTED
+    clear = best is not None and best.error < TRUSTED and _sure(estimates)
     share = max(_SEARCHING * (end - time.monotonic()), _LEAST_SEARCH * time_limit)
     partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
     if partial is not None and partial.certified:

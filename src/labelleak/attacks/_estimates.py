@@ -18,6 +18,8 @@ TRUSTED = 0.2
 _FLAT = 0.85
 # A count nearer to zero than this tells nothing of its class but that it is absent.
 _ABSENT = 0.1
+# Counts so near to whole numbers, root mean square, are whole whichever of the factors is tried.
+_WHOLE = 0.05
 # How much smaller a clipped gradient may be, and how many factors are tried.
 _LARGEST_FACTOR = 30.0
 _FACTORS = 500
@@ -59,10 +61,11 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         distance = max(distance, float((told - told.round()).square().mean().sqrt()))
         return Estimate(found, distance if distance < _by_chance(len(told)) else math.inf, distance)
     claimed = float(errors.square().mean().sqrt())
-    if even and distance < 2.0 * claimed + 0.05:
-        return Estimate(found, max(distance, claimed), distance)
-    whole = _scaled_back(observation, found, claimed) if even else None
-    return whole or Estimate(found, math.inf, distance)
+    fits = even and distance < 2.0 * claimed + 0.05
+    plain = Estimate(found, max(distance, claimed) if fits else math.inf, distance)
+    # Errors that are wide, as where a gradient is small, leave room for counts that are none.
+    whole = _scaled_back(observation, found) if even and distance > _WHOLE else None
+    return whole or plain
 
 
 def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
@@ -70,7 +73,7 @@ def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
     return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
 
 
-def _scaled_back(observation: Observation, found: Restoration, claimed: float) -> Estimate | None:
+def _scaled_back(observation: Observation, found: Restoration) -> Estimate | None:
     """The estimate for the scale at which its counts become whole, if there is one above 1.
 
     A gradient that was clipped is too small by one factor. The mean prediction does not change with
@@ -86,7 +89,7 @@ def _scaled_back(observation: Observation, found: Restoration, claimed: float) -
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
     least = min(distances)
-    if least > min(_by_chance(len(raw)), 2.0 * claimed + 0.02):
+    if least > min(_by_chance(len(raw)), _WHOLE):
         return None
     raw = raw - (float(factors[distances.index(least)]) - 1.0) * seen
     counts = project_to_counts(raw, total)
@@ -99,7 +102,8 @@ def _scaled_back(observation: Observation, found: Restoration, claimed: float) -
         rounded=raw.clamp(0.0, total).round().long(),
         flags=(*found.flags, Flag.DEFENCE_SUSPECTED),
     )
-    return Estimate(whole, max(least, claimed), least)
+    # Its standard errors are those of a gradient of another size.
+    return Estimate(replace(whole, standard_errors=None), least, least)
 
 
 def _by_chance(classes: int) -> float:

@@ -13,7 +13,7 @@ from labelleak.attacks._flags import defence_suspected
 from labelleak.attacks.mbi import moment
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
-from labelleak.restoration import Flag, Restoration, project_to_counts
+from labelleak.restoration import UNRELIABLE, Flag, Restoration, project_to_counts
 
 Run = Callable[..., Restoration]
 """Runs an attack by name with its hyper-parameters; raises `MissingKnowledge` where it cannot."""
@@ -189,7 +189,10 @@ def _coarse(
     found = _attempt(run, "mbi")
     if found is None or moment(observation) > _MOST_MOMENT:
         return best
-    return Estimate(found, math.inf)
+    # What speaks against the others' assumptions is a doubt about this network and this batch.
+    doubts = {flag for one in estimates for flag in one.found.flags} & UNRELIABLE
+    flags = {*found.flags, *(doubts or {Flag.ATTACKS_DISAGREE})}
+    return Estimate(replace(found, flags=tuple(flags)), math.inf)
 
 
 def _set(observation: Observation, run: Run) -> Restoration:

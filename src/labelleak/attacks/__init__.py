@@ -1,7 +1,6 @@
 """Attacks: from what the server observes to the labels of the batch."""
 
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 
 import torch
@@ -65,7 +64,7 @@ def restore(
     if attack == "auto":
         if hyper_parameters:
             raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
-        found = automatic(observation, partial(_run, observation), time_limit or TIME_LIMIT)
+        found = automatic(observation, _run, time_limit or TIME_LIMIT)
     else:
         if time_limit is not None and _searches(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}

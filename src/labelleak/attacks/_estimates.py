@@ -1,14 +1,14 @@
 """How far an estimate of the counts may be off, judged by what shows without the truth."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.observation import Observation
-from labelleak.restoration import Flag, Restoration, project_to_counts
+from labelleak.restoration import Restoration, project_to_counts
 
 TRUSTED = 0.2
 """Error of a count, root mean square, above which rounding is little better than chance."""
@@ -18,9 +18,8 @@ TRUSTED = 0.2
 _FLAT = 0.85
 # A count nearer to zero than this tells nothing of its class but that it is absent.
 _ABSENT = 0.1
-# Counts so near to whole numbers, root mean square, are whole whichever of the factors is tried.
-_WHOLE = 0.05
-# How much smaller a clipped gradient may be, and how many factors are tried.
+# How much smaller a clipped gradient is at least and at most, and how many factors are tried.
+_LEAST_FACTOR = 1.1
 _LARGEST_FACTOR = 30.0
 _FACTORS = 500
 
@@ -61,11 +60,8 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         distance = max(distance, float((told - told.round()).square().mean().sqrt()))
         return Estimate(found, distance if distance < _by_chance(len(told)) else math.inf, distance)
     claimed = float(errors.square().mean().sqrt())
-    fits = even and distance < 2.0 * claimed + 0.05
-    plain = Estimate(found, max(distance, claimed) if fits else math.inf, distance)
-    # Errors that are wide, as where a gradient is small, leave room for counts that are none.
-    whole = _scaled_back(observation, found) if even and distance > _WHOLE else None
-    return whole or plain
+    credible = even and distance < 2.0 * claimed + 0.05
+    return Estimate(found, max(distance, claimed) if credible else math.inf, distance)
 
 
 def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
@@ -73,8 +69,8 @@ def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
     return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
 
 
-def _scaled_back(observation: Observation, found: Restoration) -> Estimate | None:
-    """The estimate for the scale at which its counts become whole, if there is one above 1.
+def clipping(observation: Observation, found: Restoration) -> float | None:
+    """By which factor the gradient is too small, if there is one above 1 that makes counts whole.
 
     A gradient that was clipped is too small by one factor. The mean prediction does not change with
     it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
@@ -83,27 +79,16 @@ def _scaled_back(observation: Observation, found: Restoration) -> Estimate | Non
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
     if not plain or bias is None or raw is None or counts is None:
         return None
+    if found.standard_errors is None or not is_even(observation, found):
+        return None
     total = int(counts.sum())
     scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
     seen = total * bias.double() / scale
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
     least = min(distances)
-    if least > min(_by_chance(len(raw)), _WHOLE):
-        return None
-    raw = raw - (float(factors[distances.index(least)]) - 1.0) * seen
-    counts = project_to_counts(raw, total)
-    whole = replace(
-        found,
-        raw=raw,
-        counts=counts,
-        present=counts > 0,
-        proportions=counts.double() / total,
-        rounded=raw.clamp(0.0, total).round().long(),
-        flags=(*found.flags, Flag.DEFENCE_SUSPECTED),
-    )
-    # Its standard errors are those of a gradient of another size.
-    return Estimate(replace(whole, standard_errors=None), least, least)
+    factor = float(factors[distances.index(least)])
+    return factor if factor > _LEAST_FACTOR and least < _by_chance(len(raw)) else None
 
 
 def _by_chance(classes: int) -> float:

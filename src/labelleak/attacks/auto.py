@@ -8,15 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from labelleak.attacks._estimates import TRUSTED, Estimate, is_even, judged
+from labelleak.attacks._estimates import TRUSTED, Estimate, clipping, is_even, judged
 from labelleak.attacks._flags import defence_suspected
 from labelleak.attacks.mbi import moment
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
-from labelleak.restoration import UNRELIABLE, Flag, Restoration, project_to_counts
+from labelleak.restoration import Flag, Restoration, project_to_counts
 
 Run = Callable[..., Restoration]
-"""Runs an attack by name with its hyper-parameters; raises `MissingKnowledge` where it cannot."""
+"""Runs an attack on an observation, by name; raises `MissingKnowledge` where it cannot."""
 
 TIME_LIMIT = 10.0
 """Seconds that `auto` takes at most, about, where nobody says otherwise."""
@@ -52,7 +52,7 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
 
     Args:
         observation: What the server sees.
-        run: Runs an attack by name.
+        run: Runs an attack on an observation, by name and with its hyper-parameters.
         time_limit: Seconds, positive.
 
     Returns:
@@ -90,26 +90,67 @@ def _search(observation: Observation, run: Run, seconds: float) -> Restoration |
     if defence_suspected(observation):
         # Nothing that was added to a gradient can be rebuilt.
         return None
-    return _attempt(run, "exact", time_limit=seconds)
+    return _attempt(run, observation, "exact", time_limit=seconds)
 
 
-def _attempt(run: Run, name: str, **hyper_parameters: object) -> Restoration | None:
+def _attempt(
+    run: Run, observation: Observation, name: str, **hyper_parameters: object
+) -> Restoration | None:
     try:
-        return run(name, **hyper_parameters)
+        return run(observation, name, **hyper_parameters)
     except MissingKnowledge:
         return None
 
 
 def _estimates(observation: Observation, run: Run, seconds: float) -> list[Estimate]:
     """Estimates of the counts from whichever attack can make one."""
-    found = [_attempt(run, "pooled")]
+    found = [_attempt(run, observation, "pooled")]
     if observation.classes <= _DENSE_CLASSES:
-        found.append(_attempt(run, "ilrg"))
+        found.append(_attempt(run, observation, "ilrg"))
         if _worthwhile(observation, found[0]) and affordable(observation, seconds):
-            found.append(_attempt(run, "calibrated"))
+            found.append(_attempt(run, observation, "calibrated"))
         if observation.auxiliary is not None:
-            found.append(_attempt(run, "likelihood") or _attempt(run, "rlu"))
-    return [judged(observation, one) for one in found if one is not None]
+            found.append(
+                _attempt(run, observation, "likelihood") or _attempt(run, observation, "rlu")
+            )
+    return [_unclipped(observation, run, one) for one in found if one is not None]
+
+
+def _unclipped(observation: Observation, run: Run, found: Restoration) -> Estimate:
+    """The estimate, or the one of a gradient as it was before it was clipped, if it was.
+
+    The attack itself confirms the factor: only of the right one does it find counts that are as
+    whole as its standard errors say.
+    """
+    plain = judged(observation, found)
+    factor = None if plain.error < TRUSTED else clipping(observation, found)
+    if factor is None:
+        return plain
+    larger = _scaled(observation, factor)
+    again = _attempt(run, larger, found.attack)
+    whole = plain if again is None else judged(larger, again)
+    if whole.error >= TRUSTED:
+        return plain
+    flags = (*whole.found.flags, Flag.DEFENCE_SUSPECTED)
+    return replace(whole, found=replace(whole.found, flags=flags))
+
+
+def _scaled(observation: Observation, factor: float) -> Observation:
+    """The observation of a gradient so many times larger."""
+    gradient, gradients = observation.gradient, observation.gradients
+    bias = gradient.bias
+    return replace(
+        observation,
+        gradient=replace(
+            gradient,
+            weight=gradient.weight * factor,
+            bias=None if bias is None else bias * factor,
+            rounding=gradient.rounding * factor,
+        ),
+        gradients=None
+        if gradients is None
+        else {name: tensor * factor for name, tensor in gradients.items()},
+    )
 
 
 def _worthwhile(observation: Observation, pooled: Restoration | None) -> bool:
@@ -186,20 +227,17 @@ def _coarse(
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
-    found = _attempt(run, "mbi")
+    found = _attempt(run, observation, "mbi")
     if found is None or moment(observation) > _MOST_MOMENT:
         return best
-    # What speaks against the others' assumptions is a doubt about this network and this batch.
-    doubts = {flag for one in estimates for flag in one.found.flags} & UNRELIABLE
-    flags = {*found.flags, *(doubts or {Flag.ATTACKS_DISAGREE})}
-    return Estimate(replace(found, flags=tuple(flags)), math.inf)
+    return Estimate(found, math.inf)
 
 
 def _set(observation: Observation, run: Run) -> Restoration:
     """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
     dense = observation.classes <= _DENSE_CLASSES
-    found = _attempt(run, "rlg", strict=True) if dense else None
-    return found or run("gradinversion")
+    found = _attempt(run, observation, "rlg", strict=True) if dense else None
+    return found or run(observation, "gradinversion")
 
 
 def _with_found(
@@ -235,7 +273,7 @@ def _with_found(
 def _disagree(best: Estimate, estimates: list[Estimate]) -> bool:
     """Whether another estimate contradicts the one that is taken, by more than both may be off.
 
-    One that is not credible contradicts none that is.
+    One that is not credible contradicts none that is; where none is, any difference counts.
     """
     counts = best.found.counts
     if counts is None or best.found.attack == "rlg":
@@ -244,9 +282,11 @@ def _disagree(best: Estimate, estimates: list[Estimate]) -> bool:
         raw, errors = other.found.raw, other.found.standard_errors
         if other.found.attack == best.found.attack or raw is None or other.found.counts is None:
             continue
-        if best.error < math.inf <= other.error:
-            continue
-        own = errors if errors is not None else torch.full_like(raw, other.distance)
-        if bool(((raw - counts).abs() > 0.5 + _APART * own).any()):
-            return True
+        if best.error == math.inf:
+            if not torch.equal(other.found.counts, counts):
+                return True
+        elif other.error < math.inf:
+            own = errors if errors is not None else torch.full_like(raw, other.distance)
+            if bool(((raw - counts).abs() > 0.5 + _APART * own).any()):
+                return True
     return False

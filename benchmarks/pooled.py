@@ -1,8 +1,13 @@
 """Time and memory of `pooled` on a language model's head, against a sum over both matrices.
 
-    python benchmarks/pooled.py [--classes 128000] [--features 4096]
+    python benchmarks/pooled.py [--output results/....json] [--classes 128000] [--features 4096]
 
-Needs 8 bytes of memory per entry of the head, and about 1 GB (Linux only).
+The head is fresh from its initialisation, and the gradient that of 64 samples whose embeddings
+resemble each other, both in single precision. `sum` reads both matrices once. `pooled` is the
+attack alone, `restore` with the checks and flags that come before and after every attack. They
+take turns; ratios are medians over the turns, of the time that passes and of processor time.
+Memory is what the peak of the process lies above the inputs (Linux only). Needs 8 bytes per entry
+of the head.
 """
 
 import argparse
@@ -15,6 +20,9 @@ import torch
 
 import labelleak
 from labelleak.attacks.pooled import pooled
+from measuring import Row, load, peak, reset_peak, write
+
+NAMES = ("sum", "pooled", "restore")
 
 
 def observation(classes: int, features: int, batch: int = 64) -> labelleak.Observation:
@@ -33,39 +41,64 @@ def observation(classes: int, features: int, batch: int = 64) -> labelleak.Obser
     return labelleak.Observation(head, gradient, batch_size=batch)
 
 
-def median_seconds(run: Callable[[], object], times: int) -> float:
-    """Median wall time of several calls."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def resident(key: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+def measure(seen: labelleak.Observation, name: str) -> Row:
+    """Seconds and bytes of one call."""
+    calls: dict[str, Callable[[], object]] = {
+        "sum": lambda: (seen.head.weight.sum(), seen.gradient.weight.sum()),
+        "pooled": lambda: pooled(seen),
+        "restore": lambda: labelleak.restore(seen, "pooled"),
+    }
+    call = calls[name]
+    before = reset_peak()
+    start, used = time.perf_counter(), time.process_time()
+    call()
+    return {
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - used,
+        "peak_bytes": peak() - before,
+    }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print a table, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--classes", type=int, default=128_000)
     parser.add_argument("--features", type=int, default=4096)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()
-    seen = observation(given.classes, given.features)
-    pooled(observation(64, 32))
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    attack = median_seconds(lambda: pooled(seen), given.runs)
-    above = resident("VmHWM") - before
-    read = median_seconds(lambda: (seen.head.weight.sum(), seen.gradient.weight.sum()), given.runs)
-    print(f"{torch.get_num_threads()} threads, {given.classes} classes, {given.features} features")
-    print(f"sum over both matrices {read:.2f} s; pooled {attack:.2f} s, {attack / read:.2f} times")
-    print(f"memory above the inputs {above / 1e6:.0f} MB")
+    load_before, threads = load(), torch.get_num_threads()
+    small, seen = observation(64, 32), observation(given.classes, given.features)
+    for name in NAMES:
+        measure(small, name)
+    turns = [{name: measure(seen, name) for name in NAMES} for _ in range(given.turns)]
+    print(f"{threads} threads, {given.classes} classes, {given.features} features")
+    print(f"{'what':<10}{'s':>8}{'of sum':>8}{'cpu s':>8}{'of sum':>8}{'peak MB':>9}")
+    results: list[Row] = []
+    for name in NAMES:
+        row: Row = {"name": name, "runs": given.turns}
+        for key in ("seconds", "processor_seconds"):
+            row[key] = statistics.median(turn[name][key] for turn in turns)
+            row[f"{key}_ratio"] = statistics.median(
+                turn[name][key] / turn["sum"][key] for turn in turns
+            )
+        row["peak_bytes"] = max(turn[name]["peak_bytes"] for turn in turns)
+        results.append(row)
+        print(
+            f"{name:<10}{row['seconds']:>8.2f}{row['seconds_ratio']:>8.2f}"
+            f"{row['processor_seconds']:>8.2f}{row['processor_seconds_ratio']:>8.2f}"
+            f"{row['peak_bytes'] / 1e6:>9.1f}",
+            flush=True,
+        )
+    write(
+        given.output,
+        __doc__,
+        load_before,
+        threads=threads,
+        classes=given.classes,
+        features=given.features,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -83,19 +83,19 @@ def test_no_verdict_reads_like_a_promise(observation, truth):
     assert "not compared with true ones" in unscored.reason
     assert "no verdict of an audit is proof of safety" in unscored.reason
     unknown = dataclasses.replace(observation, batch_size=None)
-    assert "the share of each: 3 classes" in audit(unknown).reason
+    assert "the share of each: 3 classes" in audit(unknown, "ilrg").reason
     assert "which classes are present: 2 classes" in audit(observation, "gradinversion").reason
-    scored = audit(observation, true_counts=truth)
+    scored = audit(observation, "ilrg", true_counts=truth)
     assert scored.reason.startswith("ilrg restored 100.0% of the labels; no threshold was given")
     wrong = truth.flip(0)
-    under = audit(observation, true_counts=wrong, threshold=0.9)
+    under = audit(observation, "ilrg", true_counts=wrong, threshold=0.9)
     assert under.verdict == "audited"
     assert "restored 66.7% of the labels, at or under 90.0%; a stronger attack" in under.reason
 
 
 def test_without_a_batch_size_there_are_proportions(observation, truth):
     unknown = dataclasses.replace(observation, batch_size=None)
-    record = audit(unknown, true_counts=truth)
+    record = audit(unknown, "ilrg", true_counts=truth)
     assert record.counts is None
     assert record.proportions == pytest.approx([2 / 6, 1 / 6, 0, 3 / 6], abs=1e-5)
     assert record.score is not None

@@ -18,10 +18,6 @@ SOURCES = {
 }
 
 
-# Not recorded yet: its ResNet-18 takes an hour.
-NOT_YET = {"figure4"}
-
-
 @pytest.fixture(scope="module")
 def records():
     lines = (RECORDED / "records.jsonl").read_text(encoding="utf-8").splitlines()
@@ -34,7 +30,7 @@ def recorded():
     return {summary["name"]: summary for summary in content["studies"]}
 
 
-@pytest.mark.parametrize("name", [name for name in paper.names() if name not in NOT_YET])
+@pytest.mark.parametrize("name", paper.names())
 def test_every_trial_is_recorded_and_the_summary_follows_from_them(name, records, recorded):
     study = paper.study(name, "quick", SOURCES)
     keys = {record["key"] for record in records}

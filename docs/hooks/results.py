@@ -1,4 +1,4 @@
-"""The page of recorded results is made from `results/quick/` while the site is built."""
+"""The pages of recorded results are made from `results/` while the site is built."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +9,17 @@ from mkdocs.structure.files import File, Files
 
 _RECORDED = Path(__file__).parents[2] / "results" / "quick"
 _PLACE = "<!-- results -->"
+_LEADERBOARD = _RECORDED.parent / "leaderboard"
+_LEADERBOARD_PLACE = "<!-- leaderboard -->"
+_COLUMNS = {
+    "lnacc": "LnAcc",
+    "leacc": "LeAcc",
+    "accuracy": "accuracy",
+    "exact": "exact",
+    "certified": "proven",
+    "coverage": "coverage",
+    "seconds": "time (s)",
+}
 _BASE_METRICS = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec")
 _PICTURE_METRICS = ("psnr", "psnr_best6", "ssim")
 
@@ -25,11 +36,39 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Fill in the tables where a page asks for them (an event of MkDocs)."""
+    if _LEADERBOARD_PLACE in markdown:
+        content = json.loads((_LEADERBOARD / "summary.json").read_text(encoding="utf-8"))
+        tables = [line for row in content["studies"][0]["rows"] for line in _attacks(row)]
+        return markdown.replace(_LEADERBOARD_PLACE, "\n".join(tables))
     if _PLACE not in markdown:
         return markdown
     content = json.loads((_RECORDED / "summary.json").read_text(encoding="utf-8"))
     studies = [line for summary in content["studies"] for line in _study(summary)]
     return markdown.replace(_PLACE, "\n".join(studies))
+
+
+def _attacks(row: dict[str, Any]) -> Iterator[str]:
+    """One setting: a line per attack and baseline."""
+    if not row["trials"]:
+        return
+    yield f"## {row['label']}"
+    yield ""
+    planned = "" if row["trials"] == row["trials_planned"] else f" of {row['trials_planned']}"
+    yield f"{row['trials']}{planned} batches, {row['network']} on {row['data']}."
+    yield ""
+    cells = row["metrics"]
+    names = dict.fromkeys(name.partition(".")[0] for name in cells)
+    columns = [key for key in _COLUMNS if any(f"{name}.{key}" in cells for name in names)]
+    yield f"| attack | {' | '.join(_COLUMNS[key] for key in columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for name in names:
+        values = [cells.get(f"{name}.{key}", {}).get("ours") for key in columns]
+        yield f"| {name} | {' | '.join(map(_number, values))} |"
+    yield ""
+    spoke = ", ".join(f"{name} {number}" for name, number in row.get("spoke", {}).items())
+    if spoke:
+        yield f"auto: {spoke}."
+        yield ""
 
 
 def _study(summary: dict[str, Any]) -> Iterator[str]:

@@ -105,6 +105,7 @@ def audit(
     *,
     true_counts: Int[Tensor, " classes"] | None = None,
     threshold: float | None = None,
+    time_limit: float | None = None,
     source: Mapping[str, Any] | None = None,
     **hyper_parameters: object,
 ) -> AuditRecord:
@@ -117,6 +118,7 @@ def audit(
         attack: Registered name, or ``"auto"``.
         true_counts: The auditor's own counts, int64, shape (classes,), when known.
         threshold: Largest accuracy that is acceptable, in [0, 1]; needs `true_counts`.
+        time_limit: Seconds after which an attack that searches ends, see `labelleak.restore`.
         source: Where the observation came from, for the record.
         **hyper_parameters: Keyword arguments of the attack.
 
@@ -126,6 +128,7 @@ def audit(
     Raises:
         InvalidObservation: The true counts do not sum to the number of instances, or a threshold
             comes without them or is not in [0, 1].
+        ValueError: The time limit is not positive.
         MissingKnowledge: The observation lacks what the attack needs.
     """
     total = observation.num_instances
@@ -144,7 +147,7 @@ def audit(
             f"{observation.batch_size}{steps}: they must agree"
         )
     start = time.perf_counter()
-    found = restore(observation, attack, **hyper_parameters)
+    found = restore(observation, attack, time_limit=time_limit, **hyper_parameters)
     seconds = time.perf_counter() - start
     scored = None if true_counts is None else score(found, true_counts)
     verdict, reason = _judge(found, scored, threshold)

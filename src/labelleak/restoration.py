@@ -16,6 +16,10 @@ class Flag(Enum):
         "noise, sparsification, quantisation, weight decay or an adaptive optimiser (Adam) in the "
         "client's steps, another loss or another layer"
     )
+    DEFENCE_SUSPECTED = (
+        "the gradient looks treated: noise was added, entries were set to zero or rounded to a "
+        "grid, or it was scaled down (clipped)"
+    )
     ILL_CONDITIONED = (
         "the equations for the counts are nearly singular: small errors of the gradient "
         "become large errors of the counts"
@@ -45,6 +49,10 @@ class Flag(Enum):
         "not every sample that the gradient shows was found: those found are certain, the counts "
         "of the others are estimated"
     )
+    ATTACKS_DISAGREE = (
+        "estimates of the counts that rest on different assumptions contradict each other by more "
+        "than their errors: the assumptions of one of them do not hold here"
+    )
     TIME_LIMIT = "the time limit was reached before the search was over"
 
     @property
@@ -61,6 +69,7 @@ UNRELIABLE = frozenset(
         Flag.NOT_INTEGRAL,
         Flag.SEVERAL_STEPS,
         Flag.INCOMPLETE,
+        Flag.ATTACKS_DISAGREE,
         Flag.TIME_LIMIT,
     }
 )

@@ -70,7 +70,10 @@ def test_permuting_classes_permutes_counts_that_sum_to_the_batch(seed, classes, 
     batch.weight, batch.bias = batch.weight[order], batch.bias[order]
     batch.labels = order.argsort()[batch.labels]
     permuted = restore(batch.observe(), "pooled")
-    assert torch.allclose(permuted.raw, found.raw[order], atol=1e-6)
+    # Replicates draw a sign for each row in turn: what they add is within its error, taken over
+    # all counts.
+    difference = (permuted.raw - found.raw[order]).norm()
+    assert float(difference) <= float(found.standard_errors.norm()) + 1e-9
 
 
 def covered(spread, noise=0.0):
@@ -95,6 +98,23 @@ def test_intervals_hold_what_they_promise(spread, noise):
     assert 0.90 <= covered(spread, noise) <= 0.99
 
 
+def test_confident_networks_get_errors_that_say_so():
+    """Classes apart in the direction of their rows, as after training: few counts are right."""
+    inside, right, flagged = [], [], []
+    for seed in range(20):
+        batch = untrained(20, 60, 40, seed, spread=0.3)
+        batch.weight *= 8.0
+        batch.embeddings = (batch.embeddings + 0.3 * batch.weight[batch.labels]).relu()
+        found = restore(batch.observe(), "pooled")
+        low, high = found.intervals.T
+        inside.append((low <= batch.counts) & (batch.counts <= high))
+        right.append(found.counts == batch.counts)
+        flagged.append(found.unreliable)
+    assert float(torch.cat(right).double().mean()) < 0.9
+    assert float(torch.cat(inside).double().mean()) >= 0.85
+    assert sum(flagged) >= 15
+
+
 def test_the_same_observation_gives_the_same_result():
     seen = untrained(10, 20, 30).observe()
     torch.manual_seed(1)
@@ -112,7 +132,8 @@ def test_blocks_and_single_precision_change_nothing_that_matters(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_ENTRIES", 7 * 30)
     blocks = restore(batch.observe(dtype=torch.float32), "pooled")
     assert torch.equal(plain.counts, blocks.counts)
-    assert torch.allclose(plain.raw, blocks.raw, atol=1e-3)
+    # A large head has fewer draws of what single samples differ by.
+    assert torch.allclose(plain.raw, blocks.raw, atol=1e-2)
 
 
 def test_a_batch_size_that_nobody_told_is_read_off_where_it_shows():
@@ -147,7 +168,9 @@ def test_without_a_bias_gradient_the_weight_alone_tells(flipped):
             seen = batch.observe(bias=False)
         else:
             seen = batch.observe(gradient)
-        assert torch.equal(restore(seen, "pooled").counts, batch.counts)
+        found = restore(seen, "pooled")
+        assert torch.equal(found.counts, batch.counts)
+        assert found.intervals is None
 
 
 def test_without_bias_and_batch_size_there_is_nothing_to_go_by():

@@ -33,55 +33,6 @@ def noisy(batch, strength, seed=0):
     return HeadGradient(*tensors)
 
 
-@pytest.mark.parametrize(
-    ("observation", "attack"),
-    [
-        (SMALL.observe(), "ilrg"),
-        (LARGE.observe(), "ilrg"),
-        (SMALL.observe(batch_size=None), "ilrg"),
-        (SMALL.observe(bias=False), "rlg"),
-        (SMALL.observe(bias=False, batch_size=None), "rlg"),
-        (LARGE.observe(bias=False), "gradinversion"),
-        (SMALL.observe(HeadGradient(SMALL.gradient().weight)), "rlg"),
-        (SMALL.observe(HeadGradient(noisy(SMALL, 0.1).weight)), "gradinversion"),
-        # A summed loss without a batch size has no scale.
-        (SMALL.observe(reduction="sum", batch_size=None), "rlg"),
-        (LARGE.observe(reduction="sum", batch_size=None), "gradinversion"),
-    ],
-)
-def test_auto_takes_the_strongest_that_the_observation_allows(observation, attack):
-    found = restore(observation)
-    assert found.attack == attack
-    named = restore(observation, attack)
-    assert torch.equal(found.present, named.present)
-    assert found.flags == named.flags
-
-
-@pytest.mark.parametrize(("classes", "size"), [(10, 24), (10, 9), (2, 5), (2, 1)])
-def test_auto_passes_over_rlg_where_every_class_is_separable(classes, size):
-    """At a rank of classes - 1 RLG as published answers "all classes" to any batch."""
-    batch = untrained(classes, 300, size, seed=1, spread=1.0)
-    batch.labels %= 5
-    observation = batch.observe(bias=False)
-    assert restore(observation).attack == "gradinversion"
-    assert restore(observation, "rlg").present.all()
-    with pytest.raises(MissingKnowledge, match=f"every one of {classes} classes .* rank"):
-        restore(observation, "rlg", strict=True)
-
-
-def test_auto_takes_rlg_just_below_that_rank():
-    batch = untrained(10, 300, 8, spread=1.0)
-    assert restore(batch.observe(bias=False)).attack == "rlg"
-
-
-def test_auto_passes_over_attacks_that_hold_dense_matrices_of_many_classes(monkeypatch):
-    monkeypatch.setattr(module, "_DENSE_CLASSES", 19)
-    assert restore(SMALL.observe()).attack == "gradinversion"
-    assert restore(SMALL.observe(), "ilrg").attack == "ilrg"
-    monkeypatch.setattr(module, "_DENSE_CLASSES", 20)
-    assert restore(SMALL.observe()).attack == "ilrg"
-
-
 def test_an_unknown_attack_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match="no attack named 'irlg': choose auto, ") as refused:
         restore(SMALL.observe(), "irlg")
@@ -102,6 +53,30 @@ def test_a_hyper_parameter_that_an_attack_does_not_have_is_refused_in_one_line(a
     with pytest.raises(ValueError, match=f"^attack '{attack}': .*'strength'") as refused:
         restore(observation, attack, strength=1)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("attack", ["auto", "exact", "ilrg"])
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan")])
+def test_a_time_limit_is_positive_whatever_the_attack(attack, limit):
+    with pytest.raises(ValueError, match="it must be a positive number of seconds"):
+        restore(SMALL.observe(), attack, time_limit=limit)
+
+
+def test_a_time_limit_reaches_the_attacks_that_search_and_them_only(monkeypatch):
+    seen = {}
+
+    def searching(observation, *, time_limit=60.0):
+        seen["limit"] = time_limit
+        return ilrg.rule(observation)
+
+    ilrg = attacks()["ilrg"]
+    table = {"exact": replace(ilrg, name="exact", rule=searching), "ilrg": ilrg}
+    monkeypatch.setattr(module, "attacks", lambda: table)
+    restore(SMALL.observe(), "exact", time_limit=3.0)
+    assert seen["limit"] == 3.0
+    restore(SMALL.observe(), "exact")
+    assert seen["limit"] == 60.0
+    assert restore(SMALL.observe(), "ilrg", time_limit=3.0).attack == "ilrg"
 
 
 def test_auto_takes_no_hyper_parameters():
@@ -154,6 +129,7 @@ def test_an_exact_gradient_raises_no_flag():
     ("flag", "observation"),
     [
         (Flag.SUMS_NOT_ZERO, EXACT.observe(noisy(EXACT, 0.1))),
+        (Flag.DEFENCE_SUSPECTED, EXACT.observe(noisy(EXACT, 0.1))),
         (Flag.NO_BIAS, EXACT.observe(bias=False)),
         (Flag.NO_BIAS, EXACT.observe(HeadGradient(EXACT.gradient().weight))),
         (Flag.SEVERAL_STEPS, EXACT.observe(batch_size=12, local_steps=2)),
@@ -162,14 +138,14 @@ def test_an_exact_gradient_raises_no_flag():
     ],
 )
 def test_every_flag_of_an_observation_is_raised_where_it_should_be(flag, observation):
-    assert flag in restore(observation).flags
+    assert flag in restore(observation, "idlg").flags
 
 
 @pytest.mark.parametrize(
     ("flag", "observation"),
     [
-        ((Flag.SEVERAL_STEPS,), EXACT.observe(batch_size=12, local_steps=2)),
-        ((Flag.UNKNOWN_BATCH_SIZE,), EXACT.observe(batch_size=None)),
+        ((Flag.SEVERAL_STEPS, Flag.SET_ONLY), EXACT.observe(batch_size=12, local_steps=2)),
+        ((Flag.UNKNOWN_BATCH_SIZE, Flag.SET_ONLY), EXACT.observe(batch_size=None)),
         ((Flag.NO_BIAS, Flag.SET_ONLY), SMALL.observe(bias=False)),
         (
             (Flag.NO_BIAS, Flag.SEVERAL_STEPS, Flag.SET_ONLY),
@@ -182,7 +158,7 @@ def test_every_flag_of_an_observation_is_raised_where_it_should_be(flag, observa
     ],
 )
 def test_no_other_flag_is_raised_and_the_order_is_fixed(flag, observation):
-    assert restore(observation).flags == flag
+    assert restore(observation, "idlg").flags == flag
 
 
 @pytest.mark.parametrize("tensor", ["weight", "bias"])
@@ -354,7 +330,7 @@ def test_local_steps_count_towards_the_batch_size():
     batch = ten_classes()
     with pytest.raises(InvalidObservation, match="batch size 8 is too small"):
         restore(batch.observe(batch_size=4, local_steps=2))
-    assert restore(batch.observe(batch_size=5, local_steps=2)).attack == "ilrg"
+    assert restore(batch.observe(batch_size=5, local_steps=2), "ilrg").attack == "ilrg"
 
 
 @pytest.mark.parametrize("attack", attacks())

@@ -27,3 +27,10 @@ def test_the_list_fits_a_narrow_terminal(monkeypatch):
     lines = CliRunner().invoke(command, ["attacks"]).output.splitlines()
     assert max(map(len, lines)) <= 80
     assert "ilrg: iLRG (instance-wise label restoration)" in lines
+
+
+def test_the_list_has_the_papers_own_comparison_first_and_ours_last():
+    names = list(labelleak.attacks())
+    assert names[:4] == ["ilrg", "rlg", "gradinversion", "idlg"]
+    assert names.index("llg") < names.index("rlu") < names.index("exact")
+    assert names[-5:] == ["exact", "likelihood", "calibrated", "pooled", "mbi"]

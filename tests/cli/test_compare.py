@@ -74,6 +74,26 @@ def test_json_is_the_summary_and_nothing_else(grid, tmp_path):
     assert plain["metrics"]["ilrg.lnacc"]["ours"] == pytest.approx(sum(values) / 4)
 
 
+def test_auto_baselines_and_a_time_limit(grid, tmp_path):
+    text = GRID.replace('["ilrg", "rlg"]', '["auto"]').replace("trials = 4", "trials = 1")
+    grid.write_text(
+        text.replace("trials", 'baselines = ["uniform"]\nmeasures = ["seconds"]\ntrials')
+    )
+    out = tmp_path / "out"
+    done = compare(grid, "--out", out, "--workers", 1, "--time-limit", 5)
+    assert done.exit_code == 0, done.output
+    assert "certified" in done.stdout
+    assert "uniform" in done.stdout
+    limited = {e.model_copy(update={"time_limit": 5.0}).trial_key(0) for e in read_grid(grid)}
+    assert {record["key"] for record in read_records(out)} == limited
+
+
+def test_a_time_limit_is_positive(grid):
+    done = compare(grid, "--time-limit", 0)
+    assert done.exit_code == 2
+    assert "--time-limit" in done.output
+
+
 def test_the_folder_is_named_by_the_grid(grid, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert compare(grid, "--workers", 1).exit_code == 0

@@ -22,7 +22,8 @@ def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
     done, folder = demo
     assert done.exit_code == 0
     record = json.loads((folder / "record.json").read_text())
-    assert record["attack"] == "ilrg"
+    # Which of the two is the more sure of itself here.
+    assert record["attack"] in ("pooled", "ilrg")
     assert sum(record["counts"]) == record["batch_size"] == 24
     for label, (true, restored) in enumerate(
         zip(record["true_counts"], record["counts"], strict=True)

@@ -9,7 +9,9 @@ from torch import nn
 from labelleak.experiments.measures import (
     ClassSums,
     approximations,
+    baseline,
     cossim,
+    coverage,
     measure,
     soteria_embedding,
 )
@@ -179,3 +181,29 @@ def test_what_is_missing_is_named(means):
     seen = Observation(Head(torch.zeros(3, 2)), HeadGradient(torch.ones(3, 2)), batch_size=3)
     with pytest.raises(ValueError, match="this head has none"):
         approximations(restoration([[1.0, 0.0]] * 3), seen, means)
+
+
+def test_coverage_is_the_share_of_the_counts_inside_their_intervals():
+    found = Restoration(
+        "pooled",
+        present=torch.tensor([True, True, False, False]),
+        counts=torch.tensor([2, 1, 0, 0]),
+        raw=torch.tensor([2.1, 0.9, -0.5, 0.5]).double(),
+        standard_errors=torch.tensor([0.1, 0.1, 0.1, 0.1]).double(),
+    )
+    # 1.96 standard errors either side hold 2 and 1, and neither of the zeros.
+    assert coverage(found, torch.tensor([2, 1, 0, 0])) == 0.5
+    assert coverage(found, torch.tensor([3, 0, 0, 0])) == 0.0
+    assert coverage(restoration(EMBEDDINGS.tolist()), torch.tensor([2, 1, 0])) is None
+
+
+def test_baselines_are_what_their_names_say():
+    true = torch.tensor([5, 0, 0, 1, 1])
+    generator = torch.Generator().manual_seed(0)
+    assert baseline("uniform", true, generator).tolist() == [2, 2, 1, 1, 1]
+    assert baseline("absent", true, generator).tolist() == [0] * 5
+    dealt = [tuple(baseline("shuffled", true, generator).tolist()) for _ in range(20)]
+    assert all(sorted(counts) == [0, 0, 1, 1, 5] for counts in dealt)
+    assert len(set(dealt)) > 5
+    with pytest.raises(ValueError, match="no baseline 'prior'"):
+        baseline("prior", true, generator)

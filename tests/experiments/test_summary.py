@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,6 +274,32 @@ def test_a_grid_becomes_a_study_with_all_it_measures():
     cells = summary["rows"][0]["metrics"]
     assert cells["ilrg.lnacc"]["ours"] == pytest.approx(0.9)
     assert "idlg.lnacc" not in cells  # a set has no numbers
+
+
+def test_baselines_time_intervals_and_who_spoke_are_summarised():
+    entry = {"counts": {"lnacc": 1.0}, "rounded": None, "certified": True, "error": None}
+    one = experiment(
+        "one", attacks=("auto",), baselines=("uniform",), measures=("seconds", "coverage"), trials=3
+    )
+    records = [
+        {
+            "key": one.trial_key(index),
+            "attacks": {"auto": {**entry, "certified": index < 1, "spoke": spoke}},
+            "measures": {"auto.seconds": float(index)} | ({"auto.coverage": 0.5} if index else {}),
+            "baselines": {"uniform": {"leacc": 1, "lnacc": 0.25, "accuracy": 0, "exact": False}},
+        }
+        for index, spoke in enumerate(("exact", "pooled", "pooled"))
+    ]
+    study = grid_study([one], "grid", "My grid")
+    wanted = ("auto.lnacc", "auto.certified", "auto.seconds", "auto.coverage", "uniform.lnacc")
+    assert set(wanted) <= set(study.metrics)
+    study = replace(study, metrics=wanted)
+    (row,) = summarise(study, records)["rows"]
+    values = {name: cell["ours"] for name, cell in row["metrics"].items()}
+    expected = (1.0, 1 / 3, 1.0, 0.5, 0.25)
+    assert values == pytest.approx(dict(zip(wanted, expected, strict=True)))
+    assert row["metrics"]["auto.coverage"]["trials"] == 2
+    assert row["spoke"] == {"pooled": 2, "exact": 1}
 
 
 @pytest.mark.parametrize("name", ["leacc", "ilrg.speed", "ilrg", ".leacc", "a4_mse"])

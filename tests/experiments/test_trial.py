@@ -44,9 +44,9 @@ def seen(monkeypatch):
     """The observations that the attacks got."""
     observations = []
 
-    def look(observation, name):
+    def look(observation, name, time_limit):
         observations.append(observation)
-        return restore(observation, name)
+        return restore(observation, name, time_limit=time_limit)
 
     monkeypatch.setattr(module, "restore", look)
     return observations
@@ -328,7 +328,7 @@ def test_what_cannot_be_drawn_or_found_is_named(tmp_path):
         run_trial(experiment(network=Network(name="vgg11")), 0)
 
 
-WHOLE = {"idlg": False, "zlg": False, "calibrated": True}
+WHOLE = {"idlg": False, "zlg": False, "calibrated": True, "auto": True}
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -337,3 +337,45 @@ def test_a_trial_gives_of_the_whole_model_what_its_attacks_need(seen, name):
     (observation,) = seen
     assert (observation.gradients is not None) is WHOLE[name]
     assert observation.input_shape == (None if name == "idlg" else (1, 28, 28))
+
+
+def test_auto_says_which_attack_spoke_and_its_time_limit_is_kept(monkeypatch):
+    limits = []
+
+    def look(observation, name, time_limit):
+        limits.append(time_limit)
+        return restore(observation, name, time_limit=time_limit)
+
+    monkeypatch.setattr(module, "restore", look)
+    record = run_trial(experiment(attacks=("auto", "ilrg"), time_limit=3.0), 0)
+    assert record["attacks"]["auto"]["spoke"] in attacks()
+    assert "spoke" not in record["attacks"]["ilrg"]
+    assert limits == [3.0, 3.0]
+
+
+def test_baselines_intervals_and_time_are_measured_where_they_are_asked_for():
+    plain = experiment(attacks=("ilrg", "pooled"))
+    asked = experiment(
+        attacks=("ilrg", "pooled"),
+        baselines=("uniform", "absent", "shuffled"),
+        measures=("coverage", "seconds"),
+    )
+    before, after = run_trial(plain, 0), run_trial(asked, 0)
+    assert "baselines" not in before
+    assert before["attacks"] == after["attacks"]
+    measures = after["measures"]
+    assert set(measures) == {"ilrg.seconds", "pooled.seconds", "pooled.coverage"}
+    assert 0.0 <= measures["pooled.coverage"] <= 1.0
+    assert 0.0 < measures["ilrg.seconds"] < 60.0
+    counts = counts_of(load("mnist-sample").labels[_drawn(asked)], 10)
+    scores = after["baselines"]
+    assert scores["absent"]["lnacc"] == pytest.approx(float((counts == 0).double().mean()))
+    assert scores["absent"]["accuracy"] == 0.0
+    uniform = torch.tensor([3, 3, 3, 3, 2, 2, 2, 2, 2, 2])
+    assert scores["uniform"]["lnacc"] == pytest.approx(float((counts == uniform).double().mean()))
+    assert scores["shuffled"]["accuracy"] > 0.0
+
+
+def _drawn(e):
+    labels = load("mnist-sample").labels
+    return draw("random", labels, e.batch.size, derive_seed(e.seed, 0, "batch"))

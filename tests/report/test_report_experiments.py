@@ -39,6 +39,23 @@ def test_the_summary_counts_what_is_inside(table, figure, document):
     assert "Figure 3: batch size 3 of 3 1" in text
 
 
+def test_single_trials_have_no_interval_to_hold_published_figures_to(table, document):
+    for row in table["rows"]:
+        for cell in row["metrics"].values():
+            cell |= {"low": None, "high": None, "inside": None}
+    text = document(study_page([table], "Run")).text
+    assert "one trial of each: no interval to hold the published figures to" in text
+    assert "0 of 0" not in text
+    assert "no published figure to compare with" not in text
+
+
+def test_what_needs_a_download_is_not_available(table):
+    table["metrics"][1] |= {"title": "LPIPS (VGG)"}
+    assert ("LPIPS (VGG)", "–", "–", "0.932", "–", "not available", False) in _cells(
+        study_page([table], "Run")
+    )
+
+
 def test_stand_in_data_is_said_at_the_top_and_in_the_row(table, figure, document):
     text = document(study_page([table, figure], "Run")).text
     assert "Stand-in data. These results are not on the data of the published figures" in text

@@ -12,6 +12,7 @@ from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import (
     NORMAL_QUANTILE,
+    Flag,
     Restoration,
     project_to_counts,
     project_to_simplex,
@@ -20,6 +21,9 @@ from labelleak.restoration import (
 # Batch sizes that are tried when nobody told: as long as counts can still be told from each other.
 _LARGEST_BATCH = 4096
 _WHOLE = 0.2
+_TOTAL_TOLERANCE = 0.05
+# Counts of which fewer are expected to be right are flagged as guesses between neighbours.
+_RIGHT = 0.75
 # Evidence (a logarithm of odds) for a batch size, beyond that for the number of sizes tried.
 _EVIDENCE = 7.0
 
@@ -33,8 +37,6 @@ class MeanPrediction(NamedTuple):
         replicates: Estimates that scatter about the former as it does about the truth, float64,
             shape (classes, replicates).
         bias_gradient: Gradient of the head's bias in its own unit, float64, shape (classes,).
-        bias_replicates: Like `replicates`, of the bias gradient, where it is restored and not
-            given; shape (classes, replicates).
         noise: Standard deviation of the noise in an entry of a bias gradient that is given.
         samples: Number of independent pieces of evidence that the scatter is estimated from.
     """
@@ -44,7 +46,6 @@ class MeanPrediction(NamedTuple):
     bias_gradient: Float[Tensor, " classes"]
     noise: float = 0.0
     samples: int | None = None
-    bias_replicates: Float[Tensor, "classes _"] | None = None
 
 
 def raw_counts(
@@ -127,14 +128,23 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
             proportions=proportions,
         )
     counts = project_to_counts(raw, total)
+    clipped = raw.clamp(0.0, total)
+    flags: tuple[Flag, ...] = ()
+    if abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total):
+        flags = (Flag.TOTAL_DOES_NOT_FIT,)
+    # The share of counts that rounding gets right, if errors are normal.
+    if float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()) < _RIGHT:
+        flags = (*flags, Flag.NOT_INTEGRAL)
     return Restoration(
         attack,
         present=counts > 0,
         counts=counts,
-        rounded=raw.clamp(0.0, total).round().long(),
+        rounded=clipped.round().long(),
         raw=raw,
-        standard_errors=errors,
+        # Those of a bias gradient that was itself restored are not known.
+        standard_errors=errors if observation.has_bias else None,
         proportions=proportions,
+        flags=flags,
     )
 
 
@@ -144,8 +154,7 @@ def _with_errors(
     """Real-valued counts and their standard errors, for one number of instances."""
     given = mean.bias_gradient[:, None]
     raw = raw_counts(observation, mean.probabilities[:, None], given, instances, batch_size)[:, 0]
-    varied = given if mean.bias_replicates is None else mean.bias_replicates
-    others = raw_counts(observation, mean.replicates, varied, instances, batch_size)
+    others = raw_counts(observation, mean.replicates, given, instances, batch_size)
     scatter = others - raw[:, None]
     variance = scatter.square().mean(dim=1)
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.

@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.special import fdtri
+from scipy.special import fdtri, stdtrit
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from labelleak.attacks._counts import MeanPrediction, conclude
 from labelleak.attacks._dummies import dummy_inputs, guessed_shape
-from labelleak.attacks.pooled import MeanLogits, gradient_noise, mean_logits
+from labelleak.attacks.pooled import MeanLogits, gradient_noise, mean_logits, second_order
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
-from labelleak.restoration import Restoration
+from labelleak.restoration import NORMAL_QUANTILE, Restoration
 
 # Spectra of the dummies: amplitudes fall as so many powers of the frequency. One is natural images
 # as they are, steeper ones are images that were made smaller or drawn with a broad pen.
@@ -27,6 +28,8 @@ _POWER_SPREAD = 0.1
 _CHANNEL_SPREAD = 0.1
 _REPLICATES = 128
 _ERRORS = 16
+# Dummies that show what an error of their mean changes: each once for every error.
+_FEW = 64
 _CHUNK = 64
 # Of the mean eigenvalue of the second moments of the first layer's deltas.
 _RIDGE = 0.1
@@ -48,11 +51,11 @@ _DISCREPANCY = 0.01
 def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1.0) -> Restoration:
     """Restore the counts by ``n = K (p - db)`` with p from the whole model.
 
-    Inputs that resemble the batch go through the model, forward and in evaluation mode, and their
-    mean prediction stands for the batch's. They are smooth noise, and what enters the first fully
-    connected layer is given the mean that this layer's gradient reveals; or they are the
-    observation's auxiliary inputs. The mean logits are combined with those of `pooled` by the
-    variances of both.
+    Inputs that resemble the batch go through the model, with BatchNorm in the mode that the client
+    runs it in, and their mean prediction stands for the batch's. They are smooth noise, and what
+    enters the first fully connected layer is given the mean that this layer's gradient reveals; or
+    they are the observation's auxiliary inputs. The mean logits are combined with those of `pooled`
+    by the variances of both.
 
     Args:
         observation: Needs the model, and what `pooled` needs; without auxiliary inputs also the
@@ -70,8 +73,9 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
     model = observation.model
     if model is None:
         raise MissingKnowledge(f"attack 'calibrated' needs {Need.MODEL.value}")
-    pooled = mean_logits(observation)
-    with torch.no_grad(), _evaluation(model):
+    with torch.no_grad(), _as_the_client(model):
+        length = None if observation.has_bias else _usual_length(observation, model, power)
+        pooled = mean_logits(observation, length)
         if observation.auxiliary is None:
             seen = _see_dummies(observation, model, pooled, dummies, power)
         else:
@@ -133,33 +137,49 @@ def _see_dummies(
         if at_input:
             centre = mean.values.cpu().view(shape)
 
-    def logits_of(field: Tensor, scale: float, offset: Tensor, error: Tensor | None) -> Tensor:
-        if mean is None or layer is None:
-            return _logits(model, inputs_of(field, scale, offset), observation)
-        if at_input:
-            moved = centre if error is None else centre + error.cpu().view(shape)
-            return _logits(model, inputs_of(field, scale, moved), observation)
-        target = mean.values if error is None else mean.values + error
-        inputs = inputs_of(field, scale, offset)
-        with _mean_set(layer, _mean_of_inputs(model, layer, inputs, observation), target):
+    def logits_of(
+        inputs: Tensor, before: Tensor | None = None, error: Tensor | None = None
+    ) -> Tensor:
+        if mean is None or layer is None or at_input:
+            return _logits(model, inputs, observation)
+        if before is None:
+            before = _mean_of_inputs(model, layer, inputs, observation)
+        with _mean_set(layer, before, mean.values if error is None else mean.values + error):
             return _logits(model, inputs, observation)
 
     kinds = []
     for field in fields:
         scale = math.exp(_POWER_SPREAD * float(torch.randn((), generator=generator)))
         one = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
-        kinds.append(logits_of(field, scale, _CHANNEL_SPREAD * one, None))
+        offset = centre if at_input and mean is not None else _CHANNEL_SPREAD * one
+        kinds.append(logits_of(inputs_of(field, scale, offset)))
     every = torch.stack(kinds).mean(dim=1)
     spread = (every - every.mean(dim=0)).T / math.sqrt(len(every) - 1)
+    spread *= float(stdtrit(len(every) - 1, 0.975)) / NORMAL_QUANTILE
     shared = spread.new_zeros(len(spread), 1)
-    if mean is not None:
-        none = torch.zeros(())
-        at_centre = logits_of(middle, 1.0, none, None).mean(dim=0)
-        columns = [
-            logits_of(middle, 1.0, none, error).mean(dim=0) - at_centre for error in mean.errors.T
-        ]
+    if mean is not None and layer is not None:
+        few = inputs_of(middle[:_FEW], 1.0, centre)
+        before = None if at_input else _mean_of_inputs(model, layer, few, observation)
+        at_centre = logits_of(few, before).mean(dim=0)
+        columns = []
+        for error in mean.errors.T:
+            moved = few + error.view(shape).to(few) if at_input else few
+            columns.append(logits_of(moved, before, error).mean(dim=0) - at_centre)
         shared = torch.stack(columns, dim=1) / math.sqrt(len(columns))
     return _summary(torch.cat(kinds), spread, shared, dummies)
+
+
+def _usual_length(observation: Observation, model: nn.Module, power: float) -> float:
+    """Length of the mean embedding of dummy or auxiliary inputs."""
+    if observation.auxiliary is None:
+        shape = observation.input_shape or guessed_shape(model, _first_layer(model))
+        generator = torch.Generator().manual_seed(0)
+        (inputs,) = dummy_inputs(shape, _CHUNK, _SLOPES[:1], generator)
+        inputs = inputs * power**0.5
+    else:
+        inputs = observation.auxiliary.inputs
+    head = model.get_submodule(observation.head.name or "")
+    return float(_mean_of_inputs(model, head, inputs, observation).norm())
 
 
 def _mean_of_inputs(
@@ -247,8 +267,11 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
                 break
         prior = wider
     gain = torch.linalg.solve(prior + noise, prior).T
-    second_order = trust * (seen.log_probabilities - seen.logits)
-    logits = seen.logits + second_order + (gain @ difference)[:, 0]
+    logits = seen.logits + trust * (seen.log_probabilities - seen.logits)
+    logits = logits + (gain @ difference)[:, 0]
+    # Where dummies are not to be trusted, the scatter of single samples is what rows show.
+    shift, size = second_order(pooled)
+    shift, size = (1.0 - trust) * shift, (1.0 - trust) * size
 
     left = prior - gain @ prior
     values, vectors = torch.linalg.eigh((left + left.T) / 2)
@@ -259,13 +282,12 @@ def _combine(observation: Observation, pooled: MeanLogits, seen: _Seen) -> MeanP
         return torch.randn(rows, _REPLICATES, generator=generator, dtype=torch.float64).to(root)
 
     scatter = root @ normal(classes) + shared @ normal(shared.shape[1])
-    draws = pooled.bias_replicates
+    errors = shift[:, None] + size[:, None] * normal(classes)
     return MeanPrediction(
-        torch.softmax(logits, dim=0),
-        torch.softmax(logits[:, None] + scatter, dim=0),
+        torch.softmax(logits, dim=0) + shift,
+        torch.softmax(logits[:, None] + scatter, dim=0) + errors,
         pooled.bias_gradient,
         noise=pooled.noise,
-        bias_replicates=None if draws is None else draws[:, :_REPLICATES],
     )
 
 
@@ -339,22 +361,34 @@ def _mean_input(
     size = observation.num_instances or len(deltas)
     moments = deltas.T @ deltas / len(deltas)
     ridge = _RIDGE * float(moments.trace()) / len(bias) + size * noise**2
-    combination = torch.linalg.solve(moments + ridge * torch.eye(len(bias)).to(moments), bias)
-    combination /= combination @ bias
-    # Errors are what these combinations of random inputs scatter by, and what noise adds.
-    uneven = deltas @ combination
-    uneven -= uneven.mean()
     generator = torch.Generator().manual_seed(3)
 
     def normal(rows: int) -> Tensor:
         return torch.randn(rows, _ERRORS, generator=generator, dtype=torch.float64).to(bias)
 
+    # The first column is what is wanted; random ones show the inverse's trace (Hutchinson 1989),
+    # and the deltas' own how much each has pulled the combination towards itself.
+    probes = normal(len(bias)).sign()
+    solved = torch.linalg.solve(
+        moments + ridge * torch.eye(len(bias)).to(moments),
+        torch.cat([bias[:, None], probes, deltas.T], dim=1),
+    )
+    combination, trace = solved[:, 0], float((probes * solved[:, 1 : 1 + _ERRORS]).sum() / _ERRORS)
+    leverage = (deltas.T * solved[:, 1 + _ERRORS :]).sum(dim=0) / len(deltas)
+    length = float(combination @ bias)
+    # Noise adds to the product of the bias gradient with itself (errors in variables).
+    combination = combination / max(length - noise**2 * trace, 0.1 * length)
+    # Errors are what such combinations of other inputs scatter by, and what noise adds.
+    uneven = (deltas @ combination) / (1.0 - leverage).clamp_min(0.1)
+    uneven -= uneven.mean()
     values = weight.T @ combination
     assert observation.model is not None, "a need of the attack"
     inputs = _entering(observation.model, layer, typical, observation).to(values)
     centred = inputs - inputs.mean(dim=0)
     errors = centred.T @ (uneven[:, None] * normal(len(uneven))) / (len(uneven) * size) ** 0.5
-    errors += noise * float(combination.norm()) * normal(len(values))
+    # Noise in the weight's gradient, and in the bias's, which scales the whole mean.
+    noisy = normal(len(values)) - values[:, None] * normal(1)
+    errors += noise * float(combination.norm()) * noisy
     return _Mean(values, errors)
 
 
@@ -412,9 +446,9 @@ def _first_linear(model: nn.Module) -> tuple[str, nn.Module | None]:
 def _logits(model: nn.Module, inputs: Tensor, observation: Observation) -> Tensor:
     """Logits of the head, float64, whatever the model puts out after it."""
     like = next(iter(model.parameters()))
-    pieces = [
-        _head_output(model, piece.to(like), observation) for piece in torch.split(inputs, _CHUNK)
-    ]
+    # Of about equal size, for BatchNorm may need more than one.
+    parts = torch.chunk(inputs, -(-len(inputs) // _CHUNK))
+    pieces = [_head_output(model, piece.to(like), observation) for piece in parts]
     logits = torch.cat(pieces).double()
     if logits.shape != (len(inputs), observation.classes) or not torch.isfinite(logits).all():
         raise MissingKnowledge(
@@ -436,12 +470,26 @@ def _head_output(model: nn.Module, inputs: Tensor, observation: Observation) -> 
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, in which BatchNorm uses its running statistics; afterwards as it was."""
+def _as_the_client(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but for BatchNorm that the client trains with; afterwards as it was.
+
+    BatchNorm then uses the statistics of the inputs at hand, and its own are left alone.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
+    tracking = [
+        module
+        for module in training
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    for module in training:
+        module.training = isinstance(module, _BatchNorm)
+    for module in tracking:
+        module.track_running_stats = False
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for module in tracking:
+            module.track_running_stats = True

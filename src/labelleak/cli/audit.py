@@ -9,7 +9,7 @@ import click
 
 from labelleak.attacks import attacks
 from labelleak.capture import read_observation
-from labelleak.cli.output import PathOption, console, format_option, print_record
+from labelleak.cli.output import PathOption, console, format_option, print_record, time_limit_option
 from labelleak.metrics import counts_of
 from labelleak.records import audit as audit_observation
 from labelleak.records import check_writable, read_labels, write_json
@@ -52,9 +52,10 @@ _MOST_SAMPLES = 2**53 - 1
     metavar="NAME",
     default="auto",
     show_default=True,
-    help="One of `labelleak attacks`; auto: the strongest of ilrg, rlg and gradinversion that can "
-    "run.",
+    help="One of `labelleak attacks`; auto: counts that are proven where they can be, else the "
+    "estimate that can be trusted most.",
 )
+@time_limit_option
 @click.option(
     "--labels",
     type=_FILE,
@@ -78,6 +79,7 @@ def audit(
     learning_rate: float | None,
     local_steps: int,
     attack: str,
+    time_limit: float | None,
     labels: Path | None,
     threshold: float | None,
     output_format: str,
@@ -125,6 +127,7 @@ def audit(
         attack,
         true_counts=true_counts,
         threshold=threshold,
+        time_limit=time_limit,
         source={
             "before": str(before),
             "update": str(update),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from labelleak.cli.output import PathOption, console, format_option
+from labelleak.cli.output import PathOption, console, format_option, time_limit_option
 from labelleak.cli.running import (
     Place,
     check_extras,
@@ -26,6 +26,8 @@ _SCORES = {
     "accuracy": SCORES["accuracy"],
     "exact": SCORES["exact"],
 }
+# Of those that every attack may be asked for, where any is.
+_FURTHER = {"certified": "certified", "coverage": "coverage", "seconds": "s"}
 
 
 @click.command()
@@ -35,11 +37,13 @@ _SCORES = {
     type=PathOption("folder"),
     help="Folder for the records and the report. Default: labelleak-runs/<name of the grid>.",
 )
+@time_limit_option
 @place_options
 @format_option
 def compare(
     grid: Path,
     out: Path | None,
+    time_limit: float | None,
     data_dir: Path | None,
     workers: int | None,
     dask: str | None,
@@ -74,6 +78,9 @@ def compare(
     from labelleak.experiments.summary import grid_study, summarise
 
     experiments = read_grid(grid)
+    if time_limit is not None:
+        limited = {"time_limit": time_limit}
+        experiments = [experiment.model_copy(update=limited) for experiment in experiments]
     folder = Path("labelleak-runs") / grid.stem if out is None else out
     place = Place(data_dir, workers, dask, device)
     records, failed = run_experiments(experiments, folder, place)
@@ -96,16 +103,18 @@ def compare(
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    """One line per experiment and attack; measures, where there are any, on a line of their own."""
+    """One line per experiment and attack or baseline."""
     table = Table(
         title=summary["title"],
         caption="mean over trials, and half of the 95 % interval; LeAcc, LnAcc and IRec before the "
         "sum of the counts is repaired, as published",
     )
+    measured = {m["name"].rpartition(".")[2] for m in summary["metrics"]}
+    columns = _SCORES | {key: title for key, title in _FURTHER.items() if key in measured}
     table.add_column("experiment")
     table.add_column("trials", justify="right")
     table.add_column("attack")
-    for title in _SCORES.values():
+    for title in columns.values():
         table.add_column(title, justify="right")
     attacks = dict.fromkeys(m["attack"] for m in summary["metrics"] if m["attack"] is not None)
     for row in summary["rows"]:
@@ -113,7 +122,8 @@ def _table(summary: dict[str, Any]) -> Table:
         for attack in attacks:
             cells = _scores(row["metrics"], attack)
             if any(cells.values()) or attack in row["failed"]:
-                table.add_row(label, trials, attack, *map(_cell, cells.values()))
+                cells |= {key: row["metrics"].get(f"{attack}.{key}") for key in _FURTHER}
+                table.add_row(label, trials, attack, *(_cell(cells[key]) for key in columns))
                 label = trials = ""
         table.add_section()
     return table

@@ -44,6 +44,17 @@ def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def time_limit_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--time-limit SECONDS``, passed on as `time_limit`."""
+    return click.option(
+        "--time-limit",
+        type=click.FloatRange(min=0.0, min_open=True),
+        metavar="SECONDS",
+        help="When the attacks auto and exact end their search; the others need no limit. Default: "
+        "10 for auto, 60 for exact.",
+    )(command)
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave it to the entry point: rich would end with the status of a verdict."""

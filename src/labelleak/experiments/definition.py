@@ -35,7 +35,8 @@ Activation = Literal["relu", "swish", "leaky_relu"]
 DefenseName = Literal[
     "none", "gaussian_noise", "clip_norm", "sparsify", "sign", "quantize", "soteria"
 ]
-Measure = Literal["cossim", "approximations", "soteria_embedding"]
+Measure = Literal["cossim", "approximations", "soteria_embedding", "coverage", "seconds"]
+Baseline = Literal["uniform", "absent", "shuffled"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -259,11 +260,17 @@ class Experiment(Definition):
         training: How far it is trained; None for its initial weights.
         batch: How a batch is drawn.
         defense: What the client does to the update.
-        attacks: Names of registered attacks, see `labelleak.attacks`.
+        attacks: Names of registered attacks, see `labelleak.attacks`, and ``auto``.
+        time_limit: Seconds that an attack which searches has for a batch; None for its own limit.
+        baselines: What is scored beside the attacks without any: ``uniform`` (as many samples of
+            each class), ``absent`` (none at all) and ``shuffled`` (the true numbers, dealt out to
+            the wrong classes).
         known_classes: Whether the server knows which classes are in the batch.
         measures: What to measure besides the scores: ``cossim`` (restored class embeddings and
             probabilities against the true ones, table 1), ``approximations`` (table 3) and
-            ``soteria_embedding`` (table 4); each needs the attack ``ilrg``.
+            ``soteria_embedding`` (table 4), each of the attack ``ilrg``, which they need;
+            ``coverage`` (how often an attack's 95 % interval holds the true number) and ``seconds``
+            (of the processor, so that the records are not the same everywhere) of every attack.
         inversion: How images are sought for; None: they are not.
         trials: Number of batches.
         seed: What all randomness of the trials is derived from.
@@ -279,9 +286,13 @@ class Experiment(Definition):
     batch: Batch
     defense: Defense = Defense()
     attacks: Annotated[
-        tuple[Annotated[str, AfterValidator(lambda name: _one_of(name, list(attacks())))], ...],
+        tuple[
+            Annotated[str, AfterValidator(lambda name: _one_of(name, ["auto", *attacks()]))], ...
+        ],
         Field(min_length=1),
     ]
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+    baselines: tuple[Baseline, ...] = ()
     known_classes: bool = False
     measures: tuple[Measure, ...] = ()
     inversion: Inversion | None = None
@@ -293,7 +304,7 @@ class Experiment(Definition):
     def _known(cls, name: str) -> str:
         return _one_of(name, list(data_names()))
 
-    @field_validator("attacks", "measures")
+    @field_validator("attacks", "measures", "baselines")
     @classmethod
     def _no_repeats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) != len(names):
@@ -304,11 +315,19 @@ class Experiment(Definition):
     def _measurable(self) -> "Experiment":
         if self.network.seed == "per-trial" and self.training is not None:
             raise ValueError("network.seed 'per-trial' is for a network without training")
-        if self.measures and "ilrg" not in self.attacks:
-            raise ValueError("measures compare what the attack 'ilrg' restores: add it to attacks")
+        if self.of_ilrg and "ilrg" not in self.attacks:
+            raise ValueError(
+                f"the measure {self.of_ilrg[0]!r} compares what the attack 'ilrg' restores: add it "
+                "to attacks"
+            )
         if self.inversion is not None and self.defense.name != "none":
             raise ValueError("inversion takes the whole gradient, which no defence is applied to")
         return self
+
+    @property
+    def of_ilrg(self) -> tuple[Measure, ...]:
+        """The measures of what iLRG restores, in their order."""
+        return tuple(name for name in self.measures if name not in ("coverage", "seconds"))
 
     def trial_key(self, index: int) -> str:
         """What identifies one trial: a hash of all that its record depends on.
@@ -324,9 +343,10 @@ class Experiment(Definition):
             schema, 64 hexadecimal digits.
         """
         content = self.model_dump(mode="json", exclude={"name", "trials"})
-        if self.inversion is None:
-            # Keys of experiments without stay what they were before there was any.
-            del content["inversion"]
+        for name in ("inversion", "time_limit", "baselines"):
+            if not getattr(self, name):
+                # Keys of experiments without stay what they were before there was any.
+                del content[name]
         text = json.dumps([TRIAL_SCHEMA, content, index], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

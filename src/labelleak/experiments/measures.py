@@ -1,4 +1,6 @@
-"""What tables 1, 3 and 4 of the paper measure besides the scores: similarities and errors.
+"""What is measured besides an attack's scores: similarities and errors, intervals, baselines.
+
+Similarities and errors are those of tables 1, 3 and 4 of the paper.
 
 Per class i of the batch, with n_i samples of embeddings e_k and predictions p_k: ``e_i`` is the
 mean embedding and ``p_i`` the mean prediction; ``g_i = mean((p_k[i] - 1) e_k)`` and
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from labelleak.metrics import cosine_similarity
 from labelleak.observation import Observation
-from labelleak.restoration import Restoration
+from labelleak.restoration import Restoration, project_to_counts
 
 # The published mean of the errors of restored embeddings counts no class with more than this: a
 # quotient by a bias gradient near zero would be the mean otherwise.
@@ -188,6 +190,52 @@ def soteria_embedding(observation: Observation, means: ClassMeans) -> dict[str, 
         "soteria_embedding_mse": float(_square_errors(weight[rows], means.embeddings[rows]).mean()),
         "soteria_embedding_cossim": cosine_similarity(weight, means.embeddings, rows),
     }
+
+
+def coverage(found: Restoration, true_counts: Int[Tensor, " classes"]) -> float | None:
+    """How often an attack's 95 % interval holds the true count.
+
+    Args:
+        found: A restoration.
+        true_counts: Number of instances of each class, int64, shape (classes,).
+
+    Returns:
+        Share of the classes; None where the attack gives no intervals, or none of counts.
+    """
+    intervals = found.intervals
+    if intervals is None or found.counts is None:
+        return None
+    true = true_counts.to(intervals)
+    inside = (intervals[:, 0] <= true) & (true <= intervals[:, 1])
+    return float(inside.double().mean())
+
+
+def baseline(
+    name: str, true_counts: Int[Tensor, " classes"], generator: torch.Generator
+) -> Int[Tensor, " classes"]:
+    """Counts that nobody had to attack for, to hold attacks against.
+
+    Args:
+        name: ``uniform``: as many of each class, as far as that is whole. ``absent``: none of any.
+            ``shuffled``: the true counts, dealt out to the classes at random.
+        true_counts: Number of instances of each class, int64, shape (classes,).
+        generator: Source of the deal, on the CPU.
+
+    Returns:
+        int64, shape (classes,).
+
+    Raises:
+        ValueError: No baseline of that name.
+    """
+    classes, size = len(true_counts), int(true_counts.sum())
+    if name == "uniform":
+        return project_to_counts(torch.full((classes,), size / classes), size)
+    if name == "absent":
+        return torch.zeros_like(true_counts)
+    if name == "shuffled":
+        dealt: Tensor = true_counts[torch.randperm(classes, generator=generator)]
+        return dealt
+    raise ValueError(f"there is no baseline {name!r}")
 
 
 def measure(

@@ -24,6 +24,7 @@ A summary is plain data, which the report renders::
         "failed": {"rlg": {"failed": 3, "of": 50, "error": ...}},
         "inversion": null,              # how images were sought for: labels, iterations, restarts
         "pictures": null,               # of the first trial, see `labelleak.experiments.pictures`
+        "spoke": {"exact": 20},         # rows with the attack auto only: how often each spoke
         "shrunk": ["10 trials instead of 50"],
         "note": null                    # why published figures are outside the interval
       }, ...],
@@ -36,6 +37,7 @@ import math
 import os
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,9 +73,10 @@ class Metric:
         title: Short, for a heading.
         description: What it is.
         bounds: Smallest and largest value there can be; None for no limit.
-        attack: The attack that it scores; None for a measure of the batch.
-        part: Of the attack's record: ``rounded`` for the counts as published, before their sum is
-            repaired, or ``counts``.
+        attack: The attack or the baseline that it scores; None for a measure of the batch.
+        part: Of the record: of the attack's, ``rounded`` for the counts as published, before their
+            sum is repaired, ``counts``, ``predicted`` or ``outcome``; of the whole, ``measures`` or
+            ``baselines``.
         field: Name in the record.
         published: Name of the published figure; None where there is none.
     """
@@ -115,6 +118,18 @@ _SCORES: dict[str, tuple[str, str, str, str, str | None]] = {
     ),
     "exact": ("exact", "batches with every count right", "counts", "exact", None),
 }
+# The same of what every attack may be asked for besides, and the largest value.
+_FURTHER: dict[str, tuple[str, str, str, float | None]] = {
+    "certified": ("certified", "batches whose counts are proven", "outcome", 1.0),
+    "coverage": ("coverage", "true counts inside the attack's 95 % intervals", "measures", 1.0),
+    "seconds": ("seconds", "time of one processor", "measures", None),
+}
+_BASELINES = {
+    "uniform": ("uniform", "as many of each class"),
+    "absent": ("all absent", "no class is there"),
+    "shuffled": ("shuffled", "the true numbers, dealt out at random"),
+}
+_BASELINE_SCORES = ("leacc", "lnacc", "accuracy", "exact")
 _IMAGE_SCORES = {"psnr": "PSNR (dB, peak 1)", "ssim": "SSIM", "lpips": "LPIPS (VGG)"}
 _MEASURES = {
     "probability_cossim": "CosSim of the restored class probabilities",
@@ -144,9 +159,10 @@ def metric(name: str) -> Metric:
     """A metric by its name.
 
     Args:
-        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy`` or ``.exact`` for any
-            registered attack, ``ilrg.instances_C`` for the published class C of table 5, or a
-            measure such as ``a1_mse``.
+        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.certified``,
+            ``.coverage`` or ``.seconds`` for any attack (the first five for a baseline, too),
+            ``ilrg.instances_C`` for the published class C of table 5, or a measure such as
+            ``a1_mse``.
 
     Returns:
         The metric.
@@ -166,6 +182,15 @@ def metric(name: str) -> Metric:
         text = f"mean restored number of instances of class {label}"
         heading = f"{title} class {label}"
         return Metric(name, heading, text, (0.0, None), attack, "predicted", label, field)
+    if attack and field in _FURTHER:
+        heading, text, part, most = _FURTHER[field]
+        key = name if part == "measures" else field
+        return Metric(name, f"{title} {heading}", text, (0.0, most), attack, part, key, None)
+    if attack in _BASELINES and field in _SCORES:
+        heading, text, _, key, _ = _SCORES[field]
+        title, what = _BASELINES[attack]
+        text = f"{text}; baseline: {what}"
+        return Metric(name, f"{title} {heading}", text, (0.0, 1.0), attack, "baselines", key, None)
     if not attack or field not in _SCORES:
         raise ValueError(f"there is no metric {name!r}")
     heading, text, part, key, published = _SCORES[field]
@@ -190,6 +215,12 @@ def grid_study(experiments: Sequence[Experiment], name: str, title: str) -> Stud
     attacks = dict.fromkeys(attack for e in experiments for attack in e.attacks)
     measures = {measure for e in experiments for measure in e.measures}
     names = [f"{attack}.{field}" for attack in attacks for field in _SCORES]
+    proving = [attack for attack in ("auto", "exact") if attack in attacks]
+    names += [f"{attack}.certified" for attack in proving]
+    for field in ("coverage", "seconds"):
+        names += [f"{attack}.{field}" for attack in attacks if field in measures]
+    baselines = dict.fromkeys(name for e in experiments for name in e.baselines)
+    names += [f"{name}.{field}" for name in baselines for field in _BASELINE_SCORES]
     if "cossim" in measures:
         names += ["probability_cossim", "embedding_cossim"]
     if "approximations" in measures:
@@ -291,9 +322,19 @@ def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record])
         "failed": _failures(experiment, records),
         "inversion": None if experiment.inversion is None else experiment.inversion.model_dump(),
         "pictures": next((r["pictures"] for r in records if "pictures" in r), None),
+        **_spoke(experiment, records),
         "shrunk": list(row.shrunk),
         "note": _note(row, metrics, cells),
     }
+
+
+def _spoke(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:
+    """How often each attack spoke for auto, the most frequent first."""
+    if "auto" not in experiment.attacks:
+        return {}
+    names = [record["attacks"]["auto"].get("spoke") for record in records]
+    counted = Counter(name for name in names if name is not None)
+    return {"spoke": dict(counted.most_common())}
 
 
 def _stage_used(experiment: Experiment) -> str:
@@ -317,7 +358,8 @@ def _defense_title(defense: Defense) -> str | None:
 def _cell(m: Metric, row: StudyRow, records: Sequence[Record]) -> dict[str, Any] | None:
     """One metric of one row; None where nothing was run for it and nothing published."""
     value, published = _published(m, row.published)
-    if m.attack is not None and m.attack not in row.experiment.attacks and value is None:
+    run = (*row.experiment.attacks, *row.experiment.baselines)
+    if m.attack is not None and m.attack not in run and value is None:
         return None
     values = [v for r in records if (v := _value(m, row.experiment, r)) is not None]
     if not values and value is None:
@@ -348,12 +390,16 @@ def _published(
 
 
 def _value(m: Metric, experiment: Experiment, record: Record) -> float | None:
-    if m.attack is None:
+    if m.attack is None or m.part == "measures":
         value = record["measures"].get(m.field)
         return None if value is None else float(value)
+    if m.part == "baselines":
+        return float(record["baselines"][m.attack][m.field])
     entry = record["attacks"].get(m.attack)
     if entry is None or entry["error"] is not None:
         return None
+    if m.part == "outcome":
+        return float(entry[m.field])
     if m.part == "predicted":
         classes = experiment.batch.classes
         counts = entry.get("predicted")

@@ -17,17 +17,22 @@ A record is plain data for one line of JSON::
           "certified": false,
           "flags": ["total_does_not_fit"],
           "error": null,                # why it could not run; counts and rounded are null then
-          "predicted": {"0": 1, ...}    # sampler imbalanced only: numbers above zero by class,
-        }                               # those of "rounded" where there are such
+          "predicted": {"0": 1, ...},   # sampler imbalanced only: numbers above zero by class,
+                                        # those of "rounded" where there are such
+          "spoke": "exact",             # auto only: which attack
+        }
       },
+      "baselines": {"uniform": {...}},  # scores as "counts" has them; where asked for
       "measures": {"embedding_cossim": 0.98, ...},
       "pictures": {...}                 # experiments with an inversion only, see
     }                                   # `labelleak.experiments.pictures`
 
-It holds no time and no place: the same trial gives the same record wherever it runs.
+It holds no place, and no time but where the measure ``seconds`` is asked for: the same trial gives
+the same record wherever it runs, unless an attack searches until its time is over.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -52,7 +57,7 @@ from labelleak.experiments.definition import (
     Training,
     derive_seed,
 )
-from labelleak.experiments.measures import ClassSums, measure
+from labelleak.experiments.measures import ClassSums, baseline, coverage, measure
 from labelleak.experiments.pictures import reconstruct
 from labelleak.experiments.training import load_network, one_thread, training_samples
 from labelleak.metrics import counts_of, score
@@ -156,12 +161,12 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
         seed("crops") if dataset.lazy and experiment.batch.replacement else None,
         device,
     )
-    sums = _class_sums(model) if experiment.measures else None
+    sums = _class_sums(model) if experiment.of_ilrg else None
     observation = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
-    entries = [attacks()[name] for name in experiment.attacks]
-    wanted = {need for entry in entries for need in (*entry.needs, *entry.uses)}
+    shaped = replace(observation, input_shape=dataset.image_shape)
+    wanted = _wanted(experiment, shaped)
     if Need.INPUT_SHAPE in wanted:
-        observation = replace(observation, input_shape=dataset.image_shape)
+        observation = shaped
     if Need.GRADIENTS in wanted:
         observation = _with_whole_gradient(observation, model, batch)
     observation = _defend(experiment.defense, observation, batch, seed("defense"))
@@ -172,16 +177,21 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     outcomes = {}
     measures: dict[str, float] = {}
     for name in experiment.attacks:
+        start = time.process_time()
         try:
-            found = restore(observation, name)
+            found = restore(observation, name, time_limit=experiment.time_limit)
         except LabelLeakError as error:
             outcomes[name] = _failed(error)
             continue
+        seconds = time.process_time() - start
         outcomes[name] = _scored(found, true_counts)
+        if name == "auto":
+            outcomes[name]["spoke"] = found.attack
+        measures |= _of_attack(experiment, name, found, true_counts, seconds)
         if experiment.batch.sampler == "imbalanced":
             outcomes[name]["predicted"] = _predicted(found)
         if name == "ilrg" and sums is not None:
-            measures = measure(experiment.measures, found, observation, sums.means())
+            measures |= measure(experiment.of_ilrg, found, observation, sums.means())
     reconstruction: Record = {}
     if experiment.inversion is not None:
         truth = dataset.labels[batch.indices].to(device)
@@ -205,8 +215,21 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
         "batch_size": experiment.batch.size,
         "attacks": outcomes,
         "measures": measures,
+        **_baselines(experiment, true_counts, seed("baselines")),
         **reconstruction,
     }
+
+
+def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
+    """What the attacks can make use of; auto, of all that it does not cost too much to use."""
+    names = {name for name in experiment.attacks if name != "auto"}
+    wanted = {need for name in names for need in (*attacks()[name].needs, *attacks()[name].uses)}
+    if "auto" in experiment.attacks:
+        assert observation.model is not None, "capture leaves it there"
+        layers = sum(isinstance(module, nn.Linear) for module in observation.model.modules())
+        # Layers before the head tell `exact` and `calibrated` more.
+        wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
+    return wanted
 
 
 def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " batch"]:
@@ -318,6 +341,31 @@ def _scored(found: Restoration, true_counts: Tensor) -> Record:
         "flags": [flag.name.lower() for flag in found.flags],
         "error": None,
     }
+
+
+def _of_attack(
+    experiment: Experiment, name: str, found: Restoration, true_counts: Tensor, seconds: float
+) -> dict[str, float]:
+    """What is measured of every attack."""
+    measures = {}
+    if "coverage" in experiment.measures:
+        share = coverage(found, true_counts)
+        if share is not None:
+            measures[f"{name}.coverage"] = share
+    if "seconds" in experiment.measures:
+        measures[f"{name}.seconds"] = seconds
+    return measures
+
+
+def _baselines(experiment: Experiment, true_counts: Tensor, seed: int) -> Record:
+    if not experiment.baselines:
+        return {}
+    scores = {}
+    for name in experiment.baselines:
+        counts = baseline(name, true_counts, torch.Generator().manual_seed(seed))
+        found = Restoration(name, present=counts > 0, counts=counts)
+        scores[name] = score(found, true_counts).as_dict()
+    return {"baselines": scores}
 
 
 def _failed(error: LabelLeakError) -> Record:

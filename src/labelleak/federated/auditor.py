@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,6 @@ class Auditor:
         needs = frozenset(() if entry is None else entry.needs)
         if Need.MODEL in needs and model is None:
             raise MissingKnowledge(f"attack {self.policy.attack!r} needs {Need.MODEL.value}")
-        limited = entry is not None and "time_limit" in signature(entry.rule).parameters
-        self._hyper_parameters = {"time_limit": self.policy.time_limit} if limited else {}
         with undisturbed():
             model = None if model is None else deepcopy(model).cpu()
         self._reading: dict[str, Any] = {
@@ -287,7 +284,7 @@ class Auditor:
                         "step": asdict(step),
                         "approximations": list(sizes.approximations),
                     },
-                    **self._hyper_parameters,
+                    time_limit=self.policy.time_limit,
                 )
         except Exception as problem:  # whatever a client sent
             error = text_of(problem) if error is None else f"{error}; {text_of(problem)}"

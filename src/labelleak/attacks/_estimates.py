@@ -1,0 +1,120 @@
+"""How far an estimate of the counts may be off, judged by what shows without the truth."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from labelleak.observation import Observation
+from labelleak.restoration import Flag, Restoration, project_to_counts
+
+TRUSTED = 0.2
+"""Error of a count, root mean square, above which rounding is little better than chance."""
+
+# Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
+# become sure of some classes, and no longer follow from a mean embedding.
+_FLAT = 0.85
+# How much smaller a clipped gradient may be, and how many factors are tried.
+_LARGEST_FACTOR = 30.0
+_FACTORS = 500
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts, and by how much they are off, as far as that shows without the truth.
+
+    Attributes:
+        found: The restoration.
+        error: Root mean square of the error of a count; infinite where assumptions do not hold.
+        distance: The same of the distance from counts that could be; at most that is seen of it.
+    """
+
+    found: Restoration
+    error: float
+    distance: float = math.inf
+
+
+def judged(observation: Observation, found: Restoration) -> Estimate:
+    """How far an estimate may be off.
+
+    Standard errors are believed where the mean prediction is even and the counts are as near to
+    counts that could be as they claim. Without standard errors the distance from such counts is the
+    error, if it is so small that chance does not explain it.
+    """
+    raw, errors = found.raw, found.standard_errors
+    assert raw is not None, "an attack that estimates counts"
+    total = observation.num_instances if found.counts is None else int(found.counts.sum())
+    even = errors is None or is_even(observation, found)
+    if total is None:
+        # Shares have no distance from whole numbers: the sharper attack first.
+        return Estimate(found, math.inf, float(errors is None) if even else math.inf)
+    distance = _distance(raw, total)
+    if errors is None:
+        credible = distance < _by_chance(len(raw))
+        return Estimate(found, distance if credible else math.inf, distance)
+    claimed = float(errors.square().mean().sqrt())
+    if even and distance < 2.0 * claimed + 0.05:
+        return Estimate(found, max(distance, claimed), distance)
+    whole = _scaled_back(observation, found, claimed) if even else None
+    return whole or Estimate(found, math.inf, distance)
+
+
+def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
+    """From the nearest counts that could be, root mean square."""
+    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
+
+
+def _scaled_back(observation: Observation, found: Restoration, claimed: float) -> Estimate | None:
+    """The estimate for the scale at which its counts become whole, if there is one above 1.
+
+    A gradient that was clipped is too small by one factor. The mean prediction does not change with
+    it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
+    """
+    plain = observation.class_weights is None and not observation.label_smoothing
+    bias, raw, counts = observation.gradient.bias, found.raw, found.counts
+    if not plain or bias is None or raw is None or counts is None:
+        return None
+    total = int(counts.sum())
+    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
+    seen = total * bias.double() / scale
+    factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
+    distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
+    least = min(distances)
+    if least > min(_by_chance(len(raw)), 2.0 * claimed + 0.02):
+        return None
+    raw = raw - (float(factors[distances.index(least)]) - 1.0) * seen
+    counts = project_to_counts(raw, total)
+    whole = replace(
+        found,
+        raw=raw,
+        counts=counts,
+        present=counts > 0,
+        proportions=counts.double() / total,
+        rounded=raw.clamp(0.0, total).round().long(),
+        flags=(*found.flags, Flag.DEFENCE_SUSPECTED),
+    )
+    return Estimate(whole, max(least, claimed), least)
+
+
+def _by_chance(classes: int) -> float:
+    """Distance from whole numbers, root mean square, that chance reaches once in a thousand times.
+
+    Fractions without meaning have a mean square of 1/12 and a variance of it of 1/180.
+    """
+    least = 1.0 / 12.0 - 3.0 * math.sqrt(1.0 / (180.0 * classes))
+    return max(0.05, min(TRUSTED, math.sqrt(max(0.0, least))))
+
+
+def is_even(observation: Observation, found: Restoration) -> bool:
+    """Whether the mean prediction that the counts stand for, ``n / K + db``, favours no classes."""
+    bias, raw = observation.gradient.bias, found.raw
+    if bias is None or raw is None:
+        return True
+    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
+    total = 1 if found.counts is None else int(found.counts.sum())
+    prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
+    prediction = prediction / prediction.sum()
+    perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
+    return perplexity > _FLAT * observation.classes

@@ -1,0 +1,51 @@
+"""MBI: labels emitted from the bias gradient, with an impact that its spread tells."""
+
+import math
+
+import torch
+
+from labelleak.attacks._evidence import bias_gradient, emit, emitted, instances
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.observation import Observation
+from labelleak.restoration import Restoration
+
+
+@register(
+    "mbi",
+    title="MBI (moment bias impact)",
+    needs=(Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS),
+    gives=(Gives.COUNTS,),
+    assumes="a batch drawn at random from classes that are about equally common, and mistakes that "
+    "spread over the classes",
+    reference="labelleak, documentation of the attack 'mbi'; the emission as in LLG (Wainakh et "
+    "al., PETS 2022)",
+)
+def mbi(observation: Observation) -> Restoration:
+    """Emit labels by the bias gradient, where a sample weighs what the entries' spread tells.
+
+    A sample takes m / K off the entry of its class, m being what the network lacks of certainty on
+    average, and its mistakes spread over all classes: ``db_i = m (1 / C - n_i / K)``. A batch drawn
+    at random has ``sum_i (n_i / K - 1 / C)^2 = (1 - 1 / C) / K`` on average, hence
+    ``m^2 = K sum_i db_i^2 / (1 - 1 / C)``. The sum of the negative entries bounds m from below
+    (EBI's impact), and one from above (LLBG's).
+
+    Args:
+        observation: Needs the bias gradient and the batch size.
+
+    Returns:
+        Counts that sum to the number of instances.
+    """
+    evidence, total = bias_gradient(observation), instances(observation)
+    certain = -float(evidence.clamp_max(0.0).sum())
+    impact = min(1.0, max(certain, moment(observation))) / total
+    return emitted("mbi", *emit(evidence, torch.full_like(evidence, -impact), total))
+
+
+def moment(observation: Observation) -> float:
+    """Impact of all samples together that the spread of the bias gradient implies.
+
+    One for a network that knows nothing, zero for one that is right; above one where the assumed
+    spread of the batch or of the mistakes is wrong.
+    """
+    spread = float(bias_gradient(observation).norm())
+    return spread * math.sqrt(instances(observation) / (1.0 - 1.0 / observation.classes))

@@ -78,7 +78,7 @@ def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
     assert record["settings"]["iterations"] == 60
     assert record["settings"]["dtype"] == "float32"
     result = record["result"]
-    assert (result["mode"], result["attack"], result["interrupted"]) == ("restored", "ilrg", False)
+    assert (result["mode"], result["attack"], result["interrupted"]) == ("restored", "exact", False)
     assert record["score"]["lpips"] == "not available"
     # The PSNR is that of the pictures, but for their eight bits.
     truth = load("mnist-sample").images[[4, 9], 0].numpy() / 255

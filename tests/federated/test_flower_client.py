@@ -439,9 +439,20 @@ def test_a_raised_flag_is_shared(update, policy):
     assert left.content["metrics"]["labelleak-sums_not_zero"] == 1
 
 
-def test_shared_entries_are_the_same_where_the_audit_fails(update, policy):
-    audit = LeakageAudit(policy(), share=True)
-    _, whole = answer(audit, update)
-    _, failed = answer(audit, update, after={})
-    assert set(whole.content["metrics"]) == set(failed.content["metrics"])
-    assert np.isnan(failed.content["metrics"]["labelleak-accuracy"])
+def test_shared_entries_are_the_same_where_there_is_no_accuracy(update, policy):
+    _, whole = answer(LeakageAudit(policy(), share=True), update)
+    _, failed = answer(LeakageAudit(policy(), share=True), update, after={})
+    # It restores which classes are present, and no counts.
+    _, uncounted = answer(LeakageAudit(policy(attack="idlg"), share=True), update)
+    for left in (failed, uncounted):
+        assert set(whole.content["metrics"]) == set(left.content["metrics"])
+        assert np.isnan(left.content["metrics"]["labelleak-accuracy"])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_that_are_no_integers_are_refused(update, policy):
+    def train(message, _):
+        provide_labels([0.5] * SAMPLES)
+
+    with pytest.raises(ValueError, match="integers are needed"):
+        LeakageAudit(policy())(instruction(update[0].before, lr=RATE), context(), train)

@@ -227,10 +227,29 @@ MALFORMED = {
     "model of nothing": lambda update: DXO(DataKind.FL_MODEL, data={"params": 3}).to_shareable(),
     "no object": lambda update: Shareable({"weights": arrays(update.after)}),
     "broken object": lambda update: broken({"kind": DataKind.WEIGHTS, "data": 3}),
+    "a second object": lambda update: beside(weights(update), "more", arrays(update.after)),
+    "a second object beside metrics": lambda update: beside(
+        DXO(DataKind.METRICS, data={"loss": 0.1}).to_shareable(), "__more", arrays(update.after)
+    ),
+    "weights in an error": lambda update: failing(weights(update)),
+    "an optimizer's state": lambda update: DXO(
+        DataKind.FL_MODEL,
+        data={"params": arrays(update.after), "optimizer_params": arrays(change(update))},
+    ).to_shareable(),
     "broken collection": lambda update: broken(
         {"kind": DataKind.COLLECTION, "data": {"one": arrays(update.after)}}
     ),
 }
+
+
+def beside(result, name, content):
+    result[name] = content
+    return result
+
+
+def failing(result):
+    result.set_return_code(ReturnCode.EXECUTION_EXCEPTION)
+    return result
 
 
 def broken(content):
@@ -268,6 +287,14 @@ def test_what_holds_no_weights_passes(tmp_path, site, update, result):
     made = result()
     assert run(site("refuse"), update, made) is made
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("action", ["record", "refuse"])
+def test_the_log_which_a_job_may_stream_says_no_share(site, update, caplog, action):
+    with caplog.at_level("INFO"):
+        run(site(action), update, weights(update))
+    assert "the verdict is 'over'" in caplog.text
+    assert "100" not in caplog.text
 
 
 TASKS = {

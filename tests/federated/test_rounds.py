@@ -4,7 +4,9 @@ import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from labelleak import UnreadableFile
 from labelleak.federated import Policy, RoundRecord, append_record, read_rounds
@@ -37,6 +39,15 @@ def test_infinite_numbers_become_none(tmp_path):
     (found,) = read_rounds(path)
     assert found["epsilon"] is None
     assert found["audit"] == {"x": [None, 1.0]}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_and_torch_become_plain_ones(tmp_path):
+    rates = {"learning_rate": np.float32(0.5), "momentum": torch.tensor([0.25, math.inf])}
+    append_record(tmp_path, record(np.int64(3), epsilon=np.float32(2.5), audit=rates))
+    (found,) = read_rounds(tmp_path)
+    assert (found["round"], found["epsilon"]) == (3, 2.5)
+    assert found["audit"] == {"learning_rate": 0.5, "momentum": [0.25, None]}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")

@@ -25,7 +25,7 @@ _STUDY_SCHEMA = "labelleak/study/1"
     help="Where the page goes; the page of a run stays in its folder.",
 )
 def report(path: Path, out: Path | None) -> None:
-    """Write the page of a run, of a federation's rounds, or of one audit.
+    """Write the page of a run, of a federation, or of one audit.
 
     RUN_DIR is the folder of a run of `reproduce` or `compare`: its report.html and CSV files are
     made from its summary.json. RECORDS is the folder that a federation's audits are written to, or

@@ -12,7 +12,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.filter import ContentBlockedException, FilterChainType, FilterContextKey
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModelConst, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
@@ -129,8 +129,13 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
             return shareable
         fl_ctx.set_prop(_FILTERED, True, private=True, sticky=False)
         try:
-            if shareable.get_return_code() == ReturnCode.OK and not _is_empty(shareable):
-                from_shareable(shareable)  # the base class would let pass what is no DXO
+            if content := [str(key) for key in shareable if key != ReservedHeaderKey.HEADERS]:
+                # The base class would let pass what is no DXO, what is beside it, and errors.
+                from_shareable(shareable)
+                if len(content) > 1:
+                    raise ValueError(f"the result holds {len(content)} objects: 1 can be audited")
+                if (code := shareable.get_return_code()) != ReturnCode.OK:
+                    raise ValueError(f"a result of return code {str(code)[:40]} holds an object")
                 return super().process(shareable, fl_ctx)
         except ContentBlockedException as refusal:
             return self._refuse(str(refusal), fl_ctx)
@@ -223,14 +228,15 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
         Raises:
             ContentBlockedException: The policy refuses to send it.
         """
+        # How much was restored stays on the site: a job may stream the site's log to the server.
+        verdict = f"the verdict is {decision.record.verdict!r}"
+        found = f"{verdict} ({decision.record.error})" if decision.record.error else verdict
         if decision.send:
-            self.log_info(fl_ctx, f"leakage audit: {decision.record.action}: {decision.reason}")
+            self.log_info(fl_ctx, f"leakage audit: {decision.record.action}: {found}")
             return
-        self.log_warning(fl_ctx, f"leakage audit: not sent: {decision.reason}")
-        # How much was restored stays on the site.
+        self.log_warning(fl_ctx, f"leakage audit: not sent: {found}")
         raise ContentBlockedException(
-            f"the verdict is {decision.record.verdict!r}, and the policy allows "
-            f"{self._auditor().policy.limit}"
+            f"{verdict}, and the policy allows {self._auditor().policy.limit}"
         )
 
     def _refuse(self, reason: str, fl_ctx: FLContext) -> Shareable:
@@ -269,11 +275,6 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
         )
 
 
-def _is_empty(shareable: Shareable) -> bool:
-    """Whether a result has headers and nothing else."""
-    return all(str(key).startswith("__") for key in shareable)
-
-
 def _model_in(dxo: DXO) -> tuple[dict[str, Any], bool]:
     """The weights, or their change, in an object as tensors by name, and whether it is a change.
 
@@ -283,6 +284,8 @@ def _model_in(dxo: DXO) -> tuple[dict[str, Any], bool]:
     kind, content = dxo.data_kind, dxo.data
     if kind == DataKind.FL_MODEL:
         content = dxo.data.get(FLModelConst.PARAMS)
+        if dxo.data.get(FLModelConst.OPTIMIZER_PARAMS):
+            raise ValueError("a model with the state of its optimizer cannot be audited")
         change = str(dxo.data.get(FLModelConst.PARAMS_TYPE)).endswith(ParamsType.DIFF.value)
         kind = DataKind.WEIGHT_DIFF if change else DataKind.WEIGHTS
     if kind not in (DataKind.WEIGHTS, DataKind.WEIGHT_DIFF) or not isinstance(content, Mapping):

@@ -207,6 +207,6 @@ def _epsilon_of(accountant: Any, delta: float) -> float:
     return float(rdp_analysis.get_privacy_spent(orders=orders, rdp=spent, delta=delta)[0])
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)  # a schedule of the noise has a figure for every step
 def _rdp_of_one_step(noise: float, rate: float, orders: tuple[float, ...]) -> Any:
     return rdp_analysis.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=orders)

@@ -160,7 +160,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """Plain data without NaN and infinities, which JSON has no numbers for."""
+    """Plain data, also of NumPy's and torch's numbers; None for what JSON has no number for."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -8,7 +8,7 @@ from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import whole_number
 
 # A rate is kept for every step; the number of samples comes from a client.
-_MOST_STEPS = 1_000_000
+_MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,13 @@ def provide_labels(labels: Tensor | Iterable[Any]) -> None:
     """
     if (held := _labels.get()) is None:
         return
-    given = labels if isinstance(labels, Tensor) else torch.tensor([int(x) for x in labels])
+    if isinstance(labels, Tensor):
+        given = labels
+    else:
+        listed = list(labels)
+        given = torch.tensor([int(label) for label in listed])
+        if given.tolist() != listed:
+            raise ValueError("the labels provided are no class indices: integers are needed")
     held[:] = [given.detach().cpu().reshape(-1).clone()]
 
 
@@ -217,7 +223,8 @@ class LeakageAudit:
         score = audit.get("score") or {}
         raised = {flag["name"] for flag in audit.get("flags", ())}
         prefix = f"labelleak-{self._label}-" if self._label else "labelleak-"
-        records[0][f"{prefix}accuracy"] = float(score.get("accuracy", math.nan))
+        accuracy = score.get("accuracy")  # None where the attack restores no counts
+        records[0][f"{prefix}accuracy"] = math.nan if accuracy is None else float(accuracy)
         for name in (flag.name.lower() for flag in Flag):
             records[0][f"{prefix}{name}"] = int(name in raised)
 

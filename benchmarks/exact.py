@@ -15,7 +15,6 @@ the processor's, in one thread.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections import Counter
@@ -30,9 +29,10 @@ from torch import Tensor, nn
 
 import labelleak
 from labelleak import defenses
-from labelleak.data import load
+from labelleak.data import load as load_data
 from labelleak.models import build
 from labelleak.observation import Head, HeadGradient, Observation
+from measuring import load, write
 
 POOL = 5000
 FEW = 20
@@ -99,7 +99,7 @@ class Samples(NamedTuple):
 
 def pairs(data_dir: str | None) -> tuple[Tensor, Tensor]:
     """Images of two garments side by side, and which of 100 pairs of classes they are."""
-    images, labels = load("fashion-mnist", data_dir=data_dir).batch(torch.arange(20_000))
+    images, labels = load_data("fashion-mnist", data_dir=data_dir).batch(torch.arange(20_000))
     generator = torch.Generator().manual_seed(0)
     one, two = torch.randint(20_000, (2, 20_000), generator=generator)
     return torch.cat([images[one], images[two]], dim=3), labels[one] * 10 + labels[two]
@@ -246,7 +246,7 @@ def heads(
     data_dir: str | None, files: list[Path]
 ) -> Iterator[tuple[str, Samples, tuple[int, ...]]]:
     """Every head by name, and its batch sizes."""
-    digits = load("mnist", data_dir=data_dir)
+    digits = load_data("mnist", data_dir=data_dir)
     mnist = digits.batch(torch.arange(len(digits)))
     fcn = partial(build, "fcn-3", seed=0)
     small: dict[str, Any] = {"classes": 10, "image_shape": (1, 28, 28)}
@@ -265,7 +265,7 @@ def heads(
 
 def whole(data_dir: str | None) -> Iterator[tuple[str, WholeModel, tuple[int, ...]]]:
     """FCN-3 by name, and its batch sizes."""
-    digits = load("mnist", data_dir=data_dir)
+    digits = load_data("mnist", data_dir=data_dir)
     mnist = digits.batch(torch.arange(len(digits)))
     pool = tuple(part[:POOL] for part in mnist)
     for name, steps in (("1000 steps", 1000), ("untrained", 0)):
@@ -291,16 +291,7 @@ def main() -> None:
     if given.output and given.output.exists():
         results = json.loads(given.output.read_text())["results"]
     settings = whole(given.data_dir) if given.whole else heads(given.data_dir, given.heads)
-    content = {
-        "schema": "labelleak/benchmark/1",
-        "what": __doc__,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "labelleak": labelleak.__version__,
-        },
-        "results": results,
-    }
+    before = load()
     for name, samples, sizes in settings:
         for size in sizes:
             from_files = name in {path.stem for path in given.heads}
@@ -311,9 +302,7 @@ def main() -> None:
                 others = [r for r in results if any(r[key] != setting[key] for key in setting)]
                 results[:] = [*others, setting | {"network_accuracy": samples.accuracy()} | row]
                 print(json.dumps(results[-1]), flush=True)
-                if given.output:
-                    given.output.parent.mkdir(parents=True, exist_ok=True)
-                    given.output.write_text(json.dumps(content, indent=1) + "\n")
+                write(given.output, __doc__, before, 1, results=results)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,6 +28,7 @@ from torch import nn
 import labelleak
 from labelleak.inversion import IG, invert
 from labelleak.models import build
+from measuring import load, write
 
 # Network, image shape, classes, batch size, iterations per round and core.
 CASES: dict[str, tuple[tuple[int, int, int], int, int, int]] = {
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    before = load()
     reconstructor = public_reconstructor(options.public)
     results = []
     print(f"{'network':<10}{'K':>4}{'ours, it/s':>12}{'public, it/s':>14}{'ratio':>8}")
@@ -147,23 +147,8 @@ def main() -> None:
                 "rounds": {who: values[1:] for who, values in rates.items()},
             }
         )
-    if options.output:
-        cuda = options.device == "cuda"
-        content = {
-            "schema": "labelleak/benchmark/1",
-            "what": __doc__,
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                "gpu": torch.cuda.get_device_name() if cuda else None,
-                "cores": os.cpu_count(),
-                "threads": options.threads,
-                "torch": torch.__version__,
-                "labelleak": labelleak.__version__,
-            },
-            "results": results,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
+    write(options.output, __doc__, before, options.threads, gpu=gpu, results=results)
 
 
 if __name__ == "__main__":

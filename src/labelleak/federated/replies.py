@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,24 @@ _MOST_LETTERS = 500
 class _Kind(NamedTuple):
     shape: tuple[int, ...] | None
     floating: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How replies are read: what is the same for all that one auditor sees.
+
+    Attributes:
+        head: Name of the final linear layer; None to find it.
+        model: The network, on the CPU; it is given the weights that the server handed out. None:
+            attacks have the parameters alone.
+        whole: Whether to read more than the head.
+        knowledge: Other fields of `Observation` that hold for every update.
+    """
+
+    head: str | None
+    model: nn.Module | None
+    whole: bool
+    knowledge: Mapping[str, Any]
 
 
 class Snapshot(dict[str, Tensor]):
@@ -104,11 +123,7 @@ def observe_weights(
     after: Mapping[str, Any],
     step: Step,
     sizes: Sizes,
-    *,
-    head: str | None,
-    model: nn.Module | None,
-    whole: bool,
-    knowledge: Mapping[str, Any],
+    reading: Reading,
 ) -> Observation:
     """What a server sees of weights: of the head alone, or of all that is there.
 
@@ -117,10 +132,7 @@ def observe_weights(
         after: State dict that is sent back.
         step: What is known of the local training; the learning rate is.
         sizes: The same in the terms of an observation.
-        head: Name of the final linear layer; None to find it.
-        model: The network, on the CPU; given the weights `before`.
-        whole: Whether to read more than the head.
-        knowledge: Other fields of `Observation`.
+        reading: What holds for every update.
 
     Returns:
         The observation, on the CPU.
@@ -129,11 +141,11 @@ def observe_weights(
         LabelLeakError: What is there cannot be read.
     """
     assert step.learning_rate is not None
-    knowledge = {**knowledge, **sizes.knowledge}
-    if whole:
+    knowledge = {**reading.knowledge, **sizes.knowledge}
+    if reading.whole:
         start = _on_cpu(before)
         return observe_update(
-            _model_at(model, start),
+            _model_at(reading.model, start),
             start,
             _on_cpu(after),
             learning_rate=step.learning_rate,
@@ -141,10 +153,10 @@ def observe_weights(
             momentum=step.momentum,
             weight_decay=step.weight_decay,
             proximal=step.proximal,
-            head=head,
+            head=reading.head,
             **knowledge,
         )
-    names = head_names(before, head)
+    names = head_names(before, reading.head)
     start, end = _on_cpu(before, names), _on_cpu(after, names)
     rates = step_sizes(step.learning_rate, sizes.local_steps, step.momentum)
     return observe_head_update(
@@ -162,23 +174,19 @@ def observe_gradients(
     before: Mapping[str, Any],
     gradients: Mapping[str, Any],
     sizes: Sizes,
-    *,
-    head: str | None,
-    model: nn.Module | None,
-    whole: bool,
-    knowledge: Mapping[str, Any],
+    reading: Reading,
 ) -> Observation:
     """What a server sees of gradients; see `observe_weights`.
 
     Raises:
         LabelLeakError: What is there cannot be read.
     """
-    knowledge = {**knowledge, **sizes.knowledge, "local_steps": sizes.local_steps}
-    if whole:
+    knowledge = {**reading.knowledge, **sizes.knowledge, "local_steps": sizes.local_steps}
+    if reading.whole:
         start = _on_cpu(before)
-        seen = _model_at(model, start) or start
-        return observe(seen, _on_cpu(gradients), head=head, **knowledge)
-    names = head_names(before, head)
+        seen = _model_at(reading.model, start) or start
+        return observe(seen, _on_cpu(gradients), head=reading.head, **knowledge)
+    names = head_names(before, reading.head)
     start, sent = _on_cpu(before, names), _on_cpu(gradients, names)
     return observe_head(start, sent, layer_of(next(iter(start))), **knowledge)
 

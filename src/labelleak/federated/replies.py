@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from labelleak.capture import observe, observe_update
-from labelleak.capture.heads import layer_of, named_head, parameter_name, strip_wrappers
+from labelleak.capture.heads import (
+    by_bare_name,
+    layer_of,
+    named_head,
+    parameter_name,
+    strip_wrappers,
+)
 from labelleak.capture.updates import Moves, observe_head, observe_head_update, step_sizes
 from labelleak.errors import InvalidObservation
 from labelleak.federated.steps import Sizes, Step
@@ -64,7 +70,7 @@ class Snapshot(dict[str, Tensor]):
         Raises:
             AmbiguousHead: The head is not clear.
         """
-        bare = _bare(state)
+        bare = by_bare_name(state)
         names = list(bare) if whole else head_names(bare, head)
         super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
         self.kinds = _kinds(bare)
@@ -84,8 +90,8 @@ def problem_of(
         Missing and unknown names, other shapes and types, entries that are NaN or infinite; None
         where all is well. An unknown tensor is a problem because nobody audits it.
     """
-    start = before.kinds if isinstance(before, Snapshot) else _kinds(_bare(before))
-    sent = _bare(reply)
+    start = before.kinds if isinstance(before, Snapshot) else _kinds(by_bare_name(before))
+    sent = by_bare_name(reply)
     missing = [name for name in start if name not in sent] if complete else []
     unknown = [name for name in sent if name not in start]
     shared = [name for name in sent if name in start]
@@ -112,7 +118,7 @@ def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
     Raises:
         AmbiguousHead: The head is not clear.
     """
-    bare = _bare(state)
+    bare = by_bare_name(state)
     shapes = {name: value.shape for name, value in bare.items() if isinstance(value, Tensor)}
     layer = named_head(shapes, head)
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
@@ -220,15 +226,9 @@ def text_of(error: Exception | str) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
 
 
-def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """By names without the prefixes of wrappers."""
-    bare = strip_wrappers([str(name) for name in tensors])
-    return {bare[str(name)]: value for name, value in tensors.items()}
-
-
 def _on_cpu(tensors: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """The tensors of those names, or all, that are there; without wrappers' prefixes."""
-    bare = _bare(tensors)
+    bare = by_bare_name(tensors)
     found = {}
     for name in bare if names is None else names:
         if isinstance(value := bare.get(name), Tensor):

@@ -1,6 +1,5 @@
 """A strategy for Flower's servers: audits what arrives."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from labelleak.federated.flower.messages import (
     weights_in,
 )
 from labelleak.federated.policy import Policy
+from labelleak.federated.steps import steps_of
 
 
 class AuditStrategy(Strategy):
@@ -176,14 +176,15 @@ def _step_of_average(steps: list[Step]) -> Step:
     each step together is on a batch of each client. It is exact where all take the same number.
 
     Raises:
-        ValueError: The number of samples of a client is not known, or learning rates differ.
+        ValueError: The number of samples or of steps of a client is not known, or learning rates
+            differ.
     """
     if any(step.instances is None for step in steps):
         raise ValueError("the numbers of local samples are not known: metrics lack num-examples")
     if any(step.learning_rate != steps[0].learning_rate for step in steps):
         raise ValueError("the clients' learning rates differ")
     total = sum(step.instances or 0 for step in steps)
-    average = sum((step.instances or 0) * _steps_in(step) for step in steps) / total
+    average = sum((step.instances or 0) * steps_of(step, step.instances) for step in steps) / total
     whole = max(1, round(average))
     first = steps[0]
     rate = first.learning_rate
@@ -198,11 +199,3 @@ def _step_of_average(steps: list[Step]) -> Step:
         weight_decay=first.weight_decay,
         proximal=first.proximal,
     )
-
-
-def _steps_in(step: Step) -> int:
-    if step.local_steps is not None:
-        return step.local_steps
-    if step.batch_size is None or step.instances is None:
-        raise ValueError("the number of local steps is not known: give batch-size or local-steps")
-    return math.ceil(step.instances / step.batch_size) * step.local_epochs

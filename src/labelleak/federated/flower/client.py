@@ -19,12 +19,10 @@ from labelleak.federated.flower.messages import (
     FRAMEWORK,
     all_keys,
     arrays_in,
-    check_content,
     is_train,
     refusal,
     round_of,
-    step_of,
-    weights_in,
+    update_in,
 )
 from labelleak.federated.policy import Policy, read_policy
 from labelleak.federated.replies import head_names
@@ -174,10 +172,9 @@ class LeakageAudit:
         about: dict[str, Any],
     ) -> Decision:
         try:
-            check_content(reply)
-            before = weights_in(received, "the message received")
-            after = weights_in(arrays_in(reply), "the reply", before)
-            step = step_of(self._step, self._keys, message, context.run_config, reply)
+            before, after, step = update_in(
+                reply, received, message, self._step, self._keys, context.run_config
+            )
             counts = self._counts(before, labels) if labels else None
         except Exception as problem:  # whatever the app sent
             return auditor.failed(problem, **about)

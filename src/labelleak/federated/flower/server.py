@@ -14,9 +14,9 @@ from labelleak.federated.flower.messages import (
     FRAMEWORK,
     all_keys,
     arrays_in,
-    check_content,
     refusal,
     step_of,
+    update_in,
     weights_in,
 )
 from labelleak.federated.policy import Policy
@@ -128,12 +128,11 @@ class AuditStrategy(Strategy):
         about = self._about(server_round, f"node-{node}")
         sent = self._sent.get(node)
         try:
-            check_content(reply)
             if sent is None:
                 raise ValueError(f"nothing was asked of node {node}")
-            before = weights_in(arrays_in(sent), "the message sent")
-            after = weights_in(arrays_in(reply), "the reply", before)
-            step = step_of(self._step, self._keys, sent, self._run_config, reply)
+            before, after, step = update_in(
+                reply, arrays_in(sent), sent, self._step, self._keys, self._run_config
+            )
         except Exception as problem:  # whatever a client sent
             decision = self._auditor.failed(problem, **about)
         else:
@@ -153,7 +152,7 @@ class AuditStrategy(Strategy):
                 step_of(self._step, self._keys, sent, self._run_config, reply)
                 for sent, reply in asked
             ]
-            before = weights_in(arrays_in(asked[0][0]), "the message sent")
+            before = weights_in(arrays_in(asked[0][0]), "the message to the client")
             after = weights_in([dict(arrays)], "the aggregate", before)
             step = _step_of_average(steps)
         except Exception as problem:  # whatever the clients sent

@@ -120,6 +120,14 @@ def test_the_attack_sees_the_mean_over_the_samples_drawn(tmp_path, given, mode, 
     assert audit.decision.record.audit["score"]["exact"]
 
 
+def test_an_attack_may_have_the_whole_network(tmp_path):
+    """The first tensor of its snapshot is another layer's: 16 rows, and no 16 classes."""
+    site = Site()
+    audit = site.audit(tmp_path, model=network())
+    site.step(*data()[:8], audit)
+    assert audit.decision.record.audit["score"]["exact"]
+
+
 def test_batches_that_add_up_are_one(tmp_path, given):
     site = Site(poisson_sampling=False)
     audit = site.audit(tmp_path)

@@ -16,6 +16,7 @@ from labelleak.federated.policy import Policy, RoundVerdict, read_policy
 from labelleak.federated.replies import (
     Reading,
     Snapshot,
+    classes_of,
     observe_gradients,
     observe_weights,
     problem_of,
@@ -107,6 +108,17 @@ class Auditor:
             AmbiguousHead: The final layer is not clear.
         """
         return Snapshot(state, head=self._reading.head, whole=self._reading.whole)
+
+    def classes(self, before: Mapping[str, Any]) -> int:
+        """Number of classes that a model tells apart, to count true labels by.
+
+        Args:
+            before: State dict or a `snapshot` of it.
+
+        Raises:
+            AmbiguousHead: The final layer is not clear.
+        """
+        return classes_of(before, self._reading.head)
 
     def audit_update(
         self,

@@ -203,7 +203,7 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
                 sent = _added(received.weights, sent)
             counts = None
             if self.labels is not None:
-                classes = next(iter(received.weights.values())).shape[0]
+                classes = self._auditor().classes(received.weights)
                 counts = counts_of(read_labels(self.labels, classes), classes)
             return self._auditor().audit_update(
                 received.weights,

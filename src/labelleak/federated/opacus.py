@@ -134,12 +134,12 @@ class LeakageAudit:
             if gradient is not None and without_wrappers(name) in before:
                 gradient = gradient * (divisor / drawn / shares.get(parameter, 1.0))
             gradients[name] = gradient
-        classes = next(iter(before.values())).shape[0]
+        counts = None if targets is None else counts_of(targets, self._auditor.classes(before))
         return self._auditor.audit_gradients(
             before,
             gradients,
             Step(batch_size=drawn, local_steps=1, instances=drawn),
-            true_counts=None if targets is None else counts_of(targets, classes),
+            true_counts=counts,
             epsilon=self._epsilon(),
             delta=None if self._engine is None else self._delta,
             **about,

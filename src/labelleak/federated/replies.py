@@ -124,6 +124,16 @@ def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
 
 
+def classes_of(state: Mapping[str, Any], head: str | None) -> int:
+    """Number of classes that the head tells apart.
+
+    Raises:
+        AmbiguousHead: The head is not clear.
+    """
+    classes: int = by_bare_name(state)[head_names(state, head)[0]].shape[0]
+    return classes
+
+
 def observe_weights(
     before: Mapping[str, Any],
     after: Mapping[str, Any],

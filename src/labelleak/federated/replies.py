@@ -118,7 +118,7 @@ def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
     Raises:
         AmbiguousHead: The head is not clear.
     """
-    bare = by_bare_name(state)
+    bare = _bare(state)
     shapes = {name: value.shape for name, value in bare.items() if isinstance(value, Tensor)}
     layer = named_head(shapes, head)
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
@@ -130,7 +130,7 @@ def classes_of(state: Mapping[str, Any], head: str | None) -> int:
     Raises:
         AmbiguousHead: The head is not clear.
     """
-    classes: int = by_bare_name(state)[head_names(state, head)[0]].shape[0]
+    classes: int = _bare(state)[head_names(state, head)[0]].shape[0]
     return classes
 
 
@@ -236,9 +236,14 @@ def text_of(error: Exception | str) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
 
 
+def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """By bare names, which a snapshot has: where the head is all of it, more would come off."""
+    return dict(tensors) if isinstance(tensors, Snapshot) else by_bare_name(tensors)
+
+
 def _on_cpu(tensors: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """The tensors of those names, or all, that are there; without wrappers' prefixes."""
-    bare = by_bare_name(tensors)
+    bare = _bare(tensors)
     found = {}
     for name in bare if names is None else names:
         if isinstance(value := bare.get(name), Tensor):

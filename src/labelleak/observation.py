@@ -311,9 +311,7 @@ class Observation:
 
 def root_mean_square(tensor: Tensor) -> float:
     """Root of the mean square of all entries, computed in double precision."""
-    norms = [
-        float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in _blocks(tensor)
-    ]
+    norms = [float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in _blocks(tensor)]
     return math.hypot(*norms) / math.sqrt(max(tensor.numel(), 1))
 
 
@@ -336,7 +334,7 @@ def machine_epsilon(tensor: Tensor) -> float:
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     """Rows of a tensor in blocks, of which a copy in another format is small."""
-    return tensor.split(1 + _BLOCK * len(tensor) // max(tensor.numel(), 1))
+    return torch.split(tensor, 1 + _BLOCK * len(tensor) // max(tensor.numel(), 1))
 
 
 def implied_rounding(tensor: Tensor) -> float:

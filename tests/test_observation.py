@@ -323,3 +323,16 @@ def test_an_input_shape_that_cannot_be_is_refused(shape, message):
     auxiliary = Auxiliary(torch.ones(2, 3), torch.tensor([0, 1]))
     with pytest.raises(InvalidObservation, match=message):
         observation(input_shape=shape, auxiliary=auxiliary)
+
+
+@pytest.mark.parametrize("shape", [(7,), (9, 5), (3, 40)], ids=str)
+def test_a_large_tensor_is_read_block_by_block(monkeypatch, shape):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    coarse = tensor.bfloat16().float()
+    monkeypatch.setattr("labelleak.observation._BLOCK", 8)
+    expected = float(tensor.double().square().mean().sqrt())
+    assert root_mean_square(tensor) == pytest.approx(expected, rel=1e-12)
+    assert machine_epsilon(tensor) == torch.finfo(torch.float32).eps
+    assert machine_epsilon(coarse) == torch.finfo(torch.bfloat16).eps
+    coarse.view(-1)[-1] = tensor.view(-1)[-1]
+    assert machine_epsilon(coarse) == torch.finfo(torch.float32).eps

@@ -19,6 +19,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Up to here every integer is a float64, in which counts are computed.
 _MOST_INSTANCES = 2**53
+_BLOCK = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,8 +311,8 @@ class Observation:
 
 def root_mean_square(tensor: Tensor) -> float:
     """Root of the mean square of all entries, computed in double precision."""
-    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-    return norm / math.sqrt(max(tensor.numel(), 1))
+    norms = [float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in _blocks(tensor)]
+    return math.hypot(*norms) / math.sqrt(max(tensor.numel(), 1))
 
 
 def machine_epsilon(tensor: Tensor) -> float:
@@ -324,10 +325,16 @@ def machine_epsilon(tensor: Tensor) -> float:
         epsilon = torch.finfo(dtype).eps
         # A few entries tell nearly always.
         if epsilon > own and all(
-            torch.equal(part.to(dtype).to(part.dtype), part) for part in (tensor[:1], tensor)
+            torch.equal(part.to(dtype).to(part.dtype), part)
+            for part in (tensor[:1], *_blocks(tensor))
         ):
             return float(epsilon)
     return float(own)
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Rows of a tensor in blocks, of which a copy in another format is small."""
+    return torch.split(tensor, 1 + _BLOCK * len(tensor) // max(tensor.numel(), 1))
 
 
 def implied_rounding(tensor: Tensor) -> float:

@@ -94,3 +94,20 @@ def test_which_layer_is_taken():
     assert layer_before(replace(seen, model=None)) is None
     smooth = torch.nn.Sequential(*NETWORK[:3], torch.nn.SiLU(), NETWORK[4]).eval()
     assert layer_before(replace(seen, model=smooth)) is None
+
+
+def test_a_sample_that_leaves_no_trace_is_counted_though_nobody_told_the_batch_size():
+    """The others' weights tell how many samples the loss divides by."""
+    generator = rng(1)
+    inputs = torch.randn(8, 20, generator=generator)
+    inputs[0] *= 500.0
+    labels = torch.randint(5, (8,), generator=generator)
+    labels[0] = NETWORK(inputs[:1]).argmax()
+    torch.nn.functional.cross_entropy(NETWORK(inputs), labels).backward()
+    gradients = {name: p.grad for name, p in NETWORK.named_parameters()}
+    NETWORK.zero_grad()
+    found = restore(observe(NETWORK, gradients), "exact")
+    assert found.invisible == 1
+    assert not found.certified
+    assert int(found.counts.sum()) == 8
+    assert torch.equal(found.certain, torch.bincount(labels[1:], minlength=5))

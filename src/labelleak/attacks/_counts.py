@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
+from labelleak.attacks._evidence import total_fits, weights_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import (
@@ -21,7 +22,6 @@ from labelleak.restoration import (
 # Batch sizes that are tried when nobody told: as long as counts can still be told from each other.
 _LARGEST_BATCH = 4096
 _WHOLE = 0.2
-_TOTAL_TOLERANCE = 0.05
 # Counts of which fewer are expected to be right are flagged as guesses between neighbours.
 _RIGHT = 0.75
 # Evidence (a logarithm of odds) for a batch size, beyond that for the number of sizes tried.
@@ -78,12 +78,9 @@ def raw_counts(
     """
     smoothing, classes = observation.label_smoothing, observation.classes
     keep = 1.0 - smoothing
-    weights = torch.ones_like(bias_gradient[:, 0])
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(weights)
     scale = batch_size if observation.reduction == "sum" else 1.0
     target = instances * bias_gradient / scale
-    weights = weights[:, None]
+    weights = weights_of(observation, bias_gradient)[:, None]
     # Both unknowns enter linearly: x = fixed + X per_x + N per_n.
     fixed, per_x = -target / keep, probabilities
     per_n = smoothing * (weights.mean() * probabilities - weights / classes) / keep
@@ -128,10 +125,7 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
             proportions=proportions,
         )
     counts = project_to_counts(raw, total)
-    clipped = raw.clamp(0.0, total)
-    flags: tuple[Flag, ...] = ()
-    if abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total):
-        flags = (Flag.TOTAL_DOES_NOT_FIT,)
+    flags = () if total_fits(raw, total) else (Flag.TOTAL_DOES_NOT_FIT,)
     # The share of counts that rounding gets right, if errors are normal.
     if float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()) < _RIGHT:
         flags = (*flags, Flag.NOT_INTEGRAL)
@@ -139,7 +133,7 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
         attack,
         present=counts > 0,
         counts=counts,
-        rounded=clipped.round().long(),
+        rounded=raw.clamp(0.0, total).round().long(),
         raw=raw,
         # Those of a bias gradient that was itself restored are not known.
         standard_errors=errors if observation.has_bias else None,
@@ -160,9 +154,7 @@ def _with_errors(
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
     freedom = (mean.samples or observation.classes) - 1
     variance = variance * float(stdtrit(freedom, 0.975) / NORMAL_QUANTILE) ** 2
-    weights = torch.ones_like(raw)
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(raw)
+    weights = weights_of(observation, raw)
     scale = batch_size if observation.reduction == "sum" else 1
     slope = instances / (scale * (1.0 - observation.label_smoothing) * weights)
     return raw, (variance + (slope * mean.noise) ** 2).sqrt()

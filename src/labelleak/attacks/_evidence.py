@@ -3,7 +3,7 @@
 import heapq
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.errors import MissingKnowledge
@@ -11,6 +11,41 @@ from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration, project_to_counts, project_to_simplex
 
 _TOTAL_TOLERANCE = 0.05
+
+
+def weights_of(observation: Observation, like: Tensor) -> Float[Tensor, " classes"]:
+    """The loss's weight of each class, in the dtype and on the device of another tensor."""
+    if observation.class_weights is None:
+        return like.new_ones(observation.classes)
+    return observation.class_weights.to(like)
+
+
+def divisor_weights(observation: Observation, like: Tensor) -> Float[Tensor, " classes"]:
+    """What a sample of each class adds to the number that the loss divides by, likewise."""
+    if observation.reduction == "mean":
+        return weights_of(observation, like)
+    return like.new_ones(observation.classes)
+
+
+def mistakes(
+    observation: Observation,
+    predictions: Float[Tensor, "samples classes"],
+    labels: Int[Tensor, " samples"],
+) -> Float[Tensor, "samples classes"]:
+    """Derivative of every sample's loss by its logits; ``prediction - one-hot`` for the plain loss.
+
+    Args:
+        observation: Says what the loss is.
+        predictions: Probabilities of the classes.
+        labels: True classes.
+
+    Returns:
+        In the dtype of the predictions.
+    """
+    weights, smoothing = weights_of(observation, predictions), observation.label_smoothing
+    targets = (1 - smoothing) * torch.diag(weights) + smoothing / observation.classes * weights
+    targets = targets[labels]
+    return predictions * targets.sum(dim=1, keepdim=True) - targets
 
 
 def row_sums(observation: Observation) -> Float[Tensor, " classes"]:
@@ -114,21 +149,31 @@ def conclude(attack: str, raw: Float[Tensor, " classes"], total: int | None) -> 
         The restoration; flagged where the clipped counts miss the total by more than 5 % and more
         than one.
     """
-    clipped = raw.clamp(0.0, total or 1)
     proportions = project_to_simplex(raw, total or 1) / (total or 1)
     if total is None:
-        # Without K the smallest share that can be told from an error is not known; half of a
-        # median present class's share keeps the clear ones.
-        present = clipped > 0.5 * clipped[clipped > 0].median()
-        return Restoration(attack, present=present, proportions=proportions, raw=raw)
+        return Restoration(attack, present=clear_shares(raw), proportions=proportions, raw=raw)
     counts = project_to_counts(raw, total)
-    off = abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total)
     return Restoration(
         attack,
         present=counts > 0,
         counts=counts,
-        rounded=clipped.round().long(),
+        rounded=raw.clamp(0.0, total).round().long(),
         proportions=proportions,
         raw=raw,
-        flags=(Flag.TOTAL_DOES_NOT_FIT,) if off else (),
+        flags=() if total_fits(raw, total) else (Flag.TOTAL_DOES_NOT_FIT,),
     )
+
+
+def clear_shares(shares: Float[Tensor, " classes"]) -> Bool[Tensor, " classes"]:
+    """Classes whose shares are clear: above half of that of a median class with any.
+
+    Without the number of instances the smallest share that can be told from an error is not known.
+    """
+    clipped = shares.clamp(0.0, 1.0)
+    return clipped > 0.5 * clipped[clipped > 0].median()
+
+
+def total_fits(raw: Float[Tensor, " classes"], total: int) -> bool:
+    """Whether real-valued counts, clipped at zero and K, miss K by at most 5 % or one."""
+    missed = abs(float(raw.clamp(0.0, total).sum()) - total)
+    return missed <= max(1.0, _TOTAL_TOLERANCE * total)

@@ -21,6 +21,8 @@ _PRUNED = 0.01
 # A grid of 16 bits has so many steps either side of zero; so few entries may lie on one by chance.
 _MOST_STEPS = 1 << 15
 _FEWEST_ENTRIES = 32
+# Entries of which a gradient without a grid has more levels than that.
+_TELLING = 1 << 17
 
 
 def observation_flags(observation: Observation, *, models_steps: bool) -> list[Flag]:
@@ -31,9 +33,10 @@ def observation_flags(observation: Observation, *, models_steps: bool) -> list[F
         models_steps: Whether the attack that spoke models several local steps.
     """
     flags = []
-    if not sums_are_zero(observation):
+    undisturbed = sums_are_zero(observation)
+    if not undisturbed:
         flags.append(Flag.SUMS_NOT_ZERO)
-    if defence_suspected(observation):
+    if _treated(observation, undisturbed=undisturbed):
         flags.append(Flag.DEFENCE_SUSPECTED)
     if not observation.has_bias:
         flags.append(Flag.NO_BIAS)
@@ -47,12 +50,12 @@ def observation_flags(observation: Observation, *, models_steps: bool) -> list[F
 def sums_are_zero(observation: Observation) -> bool:
     """Whether the gradient sums to zero over the classes, but for rounding."""
     gradient = observation.gradient
-    weight, bias, rounding = gradient.weight, gradient.bias, gradient.rounding
-    if _off_zero(weight, class_sums(weight), rounding):
+    if _off_zero(gradient.weight, gradient.rounding):
         return False
+    bias = gradient.bias
     # The rounding of a difference of weights is about that of a difference of biases.
     return bias is None or not _off_zero(
-        bias[:, None], class_sums(bias[:, None]), max(rounding, implied_rounding(bias))
+        bias[:, None], max(gradient.rounding, implied_rounding(bias))
     )
 
 
@@ -63,9 +66,7 @@ def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " f
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
 
 
-def _off_zero(
-    gradient: Float[Tensor, "classes features"], sums: Float[Tensor, " features"], rounding: float
-) -> bool:
+def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> bool:
     """Whether sums over the classes are more than rounding errors of that size leave.
 
     The norm of the sums, relative to that of the gradient, is the share of independent noise of
@@ -74,7 +75,7 @@ def _off_zero(
     size = root_mean_square(gradient)
     if not size:
         return False
-    share = float(sums.norm()) / size / float(gradient.numel() ** 0.5)
+    share = float(class_sums(gradient).norm()) / size / float(gradient.numel() ** 0.5)
     return share > max(_SUM_TOLERANCE, min(rounding / size, _ROUNDED_SUM_TOLERANCE))
 
 
@@ -83,22 +84,25 @@ def defence_suspected(observation: Observation) -> bool:
 
     Clipping scales the gradient as a whole, which only an estimate of the counts can show.
     """
+    return _treated(observation, undisturbed=sums_are_zero(observation))
+
+
+def _treated(observation: Observation, *, undisturbed: bool) -> bool:
+    """The same, where it is known whether the sums over the classes are zero."""
     gradient = observation.gradient
     tensors = [gradient.weight] if gradient.bias is None else [gradient.weight, gradient.bias]
     return (
-        _noisy(observation)
+        (not undisturbed and not _decayed(observation))
         or _pruned(gradient.weight, gradient.rounding)
         or any(_on_a_grid(tensor) for tensor in tensors)
     )
 
 
-def _noisy(observation: Observation) -> bool:
-    """Whether the sums over the classes are off zero, and weight decay does not explain it.
+def _decayed(observation: Observation) -> bool:
+    """Whether weight decay explains that the sums over the classes are not zero.
 
     Decay adds a multiple of the head's own weight, and to the sums the same multiple of its sums.
     """
-    if sums_are_zero(observation):
-        return False
     gradient, head = observation.gradient, observation.head
     sums, decay = class_sums(gradient.weight), class_sums(head.weight)
     bias = gradient.bias
@@ -106,7 +110,7 @@ def _noisy(observation: Observation) -> bool:
         sums = torch.cat([sums, class_sums(bias[:, None])])
         decay = torch.cat([decay, class_sums(head.bias[:, None])])
     left = sums - decay * (sums @ decay / decay.square().sum().clamp_min(1e-300))
-    return float(left.norm()) > 0.1 * float(sums.norm())
+    return float(left.norm()) <= 0.1 * float(sums.norm())
 
 
 def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
@@ -116,12 +120,13 @@ def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
     row; any other zero is one that was too small for the number format, or put there. What is too
     small is no larger than a rounding error, and then there are entries of that size left.
     """
-    magnitudes = weight.abs()
-    zeros = magnitudes == 0
-    zeros = zeros[~zeros.all(dim=1)][:, ~zeros.all(dim=0)]
-    if not zeros.numel() or float(zeros.double().mean()) <= _PRUNED:
+    zeros = weight == 0
+    if not zeros.any():
         return False
-    least = float(magnitudes[magnitudes > 0].min())
+    zeros = zeros[~zeros.all(dim=1)][:, ~zeros.all(dim=0)]
+    if int(zeros.sum()) <= _PRUNED * zeros.numel():
+        return False
+    least = float(weight[weight != 0].abs().min())
     return least > 4.0 * rounding
 
 
@@ -130,11 +135,13 @@ def _on_a_grid(tensor: Tensor) -> bool:
 
     The step is the least magnitude that occurs, or the least difference of two.
     """
-    magnitudes = tensor[tensor != 0].abs().double()
+    # Few rows tell nearly always, and all of a large head would take as much memory again.
+    for part in (tensor[: 1 + _TELLING * len(tensor) // tensor.numel()], tensor):
+        magnitudes = part[part != 0].abs()
+        levels = torch.unique(magnitudes).double()
+        if len(levels) > _MOST_STEPS:
+            return False
     if magnitudes.numel() < _FEWEST_ENTRIES:
-        return False
-    levels = torch.unique(magnitudes)
-    if len(levels) > _MOST_STEPS:
         return False
     steps = torch.cat([levels[:1], levels.diff()])
     # Levels that differ by rounding only are the same.

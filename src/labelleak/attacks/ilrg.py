@@ -11,8 +11,15 @@ from labelleak.attacks._algebra import (
     product_of_low_rank,
     solve_square,
 )
+from labelleak.attacks._evidence import (
+    bias_gradient,
+    clear_shares,
+    divisor_weights,
+    mean_divisor,
+    total_fits,
+    weights_of,
+)
 from labelleak.attacks.registry import Gives, Need, register
-from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration, project_to_counts, project_to_simplex
 
@@ -20,7 +27,6 @@ from labelleak.restoration import Flag, Restoration, project_to_counts, project_
 # implementation bounds it at ten orders of magnitude, and so does this one.
 _QUOTIENT_BOUND = 1e10
 _ILL_CONDITIONED = 1e6
-_TOTAL_TOLERANCE = 0.05
 # Fractions that mean nothing are uniform, and on average 0.25 from an integer. At this bound most
 # wrong counts are caught and most right ones let pass (docs/concepts.md has the two rates).
 _NOT_INTEGRAL = 0.15
@@ -57,17 +63,11 @@ def ilrg(observation: Observation) -> Restoration:
     Raises:
         MissingKnowledge: A summed loss and no batch size: the gradient has no scale.
     """
-    if observation.reduction == "sum" and observation.batch_size is None:
-        raise MissingKnowledge(
-            "iLRG on a summed loss needs the batch size (batch_size=K, --batch-size K): without it "
-            "the gradient has no scale"
-        )
-    batch = observation.batch_size if observation.reduction == "sum" else 1
-    bias_gradient = _given(observation.gradient.bias).double() / (batch or 1)
-    embeddings, logits = _embeddings_and_logits(observation, bias_gradient, batch or 1)
+    right = bias_gradient(observation)
+    embeddings, logits = _embeddings_and_logits(observation, right)
     probabilities = torch.softmax(logits, dim=1)
 
-    raw, flags = _solve(observation, _System.of(observation, probabilities), bias_gradient)
+    raw, flags = _solve(observation, _System.of(observation, probabilities), right)
     return replace(
         _conclude(raw, observation, flags),
         class_embeddings=embeddings,
@@ -76,15 +76,16 @@ def ilrg(observation: Observation) -> Restoration:
 
 
 def _embeddings_and_logits(
-    observation: Observation, bias_gradient: Float[Tensor, " classes"], scale: float
+    observation: Observation, bias_gradient: Float[Tensor, " classes"]
 ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes classes"]]:
     """Rows of the weight gradient over the bias gradient, and what the head makes of them.
 
     Quotients are bounded; zero over zero is zero.
     """
-    head, bias = observation.head.weight.double(), _given(observation.head.bias).double()
+    assert observation.head.bias is not None
+    head, bias = observation.head.weight.double(), observation.head.bias.double()
     gradient = observation.gradient.weight.double()
-    divisor = scale * bias_gradient
+    divisor = mean_divisor(observation) * bias_gradient
     divisor = torch.where(divisor == 0, torch.finfo(torch.float64).tiny, divisor)[:, None]
     quotients = gradient / divisor
     largest = torch.linalg.vector_norm(gradient, torch.inf)
@@ -95,12 +96,6 @@ def _embeddings_and_logits(
         gradient, head.T, observation.num_instances, observation.gradient.rounding
     )
     return quotients, product.div_(divisor).add_(bias)
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise MissingKnowledge("the final layer's bias is missing")
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -122,15 +117,13 @@ class _System:
         cls, observation: Observation, probabilities: Float[Tensor, "classes classes"]
     ) -> "_System":
         classes, smoothing = observation.classes, observation.label_smoothing
-        ones = torch.ones(classes, dtype=torch.float64, device=probabilities.device)
-        weights = ones if observation.class_weights is None else observation.class_weights
-        weights = weights.to(ones)
+        weights = weights_of(observation, probabilities)
         scale = (1.0 - smoothing) + smoothing * weights.mean() / weights
         matrix = (probabilities * scale[:, None]).T.contiguous()
         matrix.diagonal().sub_(1.0 - smoothing)
         if smoothing:
             matrix -= smoothing / classes * torch.outer(weights, 1.0 / weights)
-        total_row = 1.0 / weights if observation.reduction == "sum" else ones
+        total_row = divisor_weights(observation, probabilities) / weights
         return cls(matrix, total_row, weights)
 
 
@@ -168,17 +161,14 @@ def _conclude(
     total, known = observation.num_instances, observation.present_classes
     # Where the known classes do not add up, no other class may fill the gap.
     solved = slice(None) if known is None else known
-    clipped = raw.clamp(0.0, total or 1)
     proportions = torch.zeros_like(raw)
     proportions[solved] = project_to_simplex(raw[solved], total or 1) / (total or 1)
     if total is None:
-        # Without K the smallest share that can be told from an error is not known; half of a
-        # median present class's share keeps the clear ones.
-        present = clipped > 0.5 * clipped[clipped > 0].median()
+        present = clear_shares(raw)
         return Restoration("ilrg", present=present, raw=raw, proportions=proportions, flags=flags)
     counts = torch.zeros_like(raw, dtype=torch.int64)
     counts[solved] = project_to_counts(raw[solved], total)
-    if abs(float(clipped.sum()) - total) > max(1.0, _TOTAL_TOLERANCE * total):
+    if not total_fits(raw, total):
         flags = (*flags, Flag.TOTAL_DOES_NOT_FIT)
     if _distance_from_integers(raw[solved]) > _NOT_INTEGRAL:
         flags = (*flags, Flag.NOT_INTEGRAL)
@@ -186,7 +176,7 @@ def _conclude(
         "ilrg",
         present=counts > 0,
         counts=counts,
-        rounded=clipped.round().long(),
+        rounded=raw.clamp(0.0, total).round().long(),
         raw=raw,
         proportions=proportions,
         flags=flags,

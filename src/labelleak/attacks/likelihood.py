@@ -6,10 +6,17 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks._evidence import conclude, instances, mean_divisor
+from labelleak.attacks._evidence import (
+    bias_gradient,
+    conclude,
+    divisor_weights,
+    instances,
+    mean_divisor,
+    mistakes,
+)
 from labelleak.attacks._probe import Probe, auxiliary_of, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
@@ -185,7 +192,10 @@ def _moments(
     axes = axes[:directions].T / scale
     labels = auxiliary.labels.to(first.device)
     vectors = sum(
-        share * _vectors(_mistakes(observation, seen, labels), (seen.embeddings - middle) @ axes)
+        share
+        * _vectors(
+            mistakes(observation, seen.probabilities, labels), (seen.embeddings - middle) @ axes
+        )
         for share, seen in way
     )
     assert isinstance(vectors, Tensor)
@@ -194,12 +204,10 @@ def _moments(
     covariances = torch.stack(
         [centred[labels == label].T.cov(correction=1) for label in range(classes)]
     ).reshape(classes, vectors.shape[1], -1)
-    bias = _given(gradient.bias).double()
-    weight = (gradient.weight.double() - bias[:, None] * middle) @ axes
-    seen_here = torch.cat([bias[:, None], weight], dim=1)[:-1].flatten() / mean_divisor(observation)
-    weights = torch.ones_like(bias)
-    if observation.class_weights is not None and observation.reduction == "mean":
-        weights = observation.class_weights.to(bias)
+    bias = bias_gradient(observation)
+    weight = (gradient.weight.double() / mean_divisor(observation) - bias[:, None] * middle) @ axes
+    seen_here = torch.cat([bias[:, None], weight], dim=1)[:-1].flatten()
+    weights = divisor_weights(observation, bias)
     samples = torch.bincount(labels, minlength=classes).double()
     return Moments(means, covariances, samples, weights), seen_here
 
@@ -231,28 +239,9 @@ def _way(observation: Observation) -> list[tuple[float, Probe]]:
     return [(outer, start), (1 - 2 * outer, at(end / 2)), (outer, at(end))]
 
 
-def _mistakes(
-    observation: Observation, seen: Probe, labels: Int[Tensor, " samples"]
-) -> Float[Tensor, "samples classes"]:
-    """Derivative of every sample's loss by its logits."""
-    probabilities, smoothing = seen.probabilities, observation.label_smoothing
-    weights = torch.ones_like(probabilities[0])
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(weights)
-    targets = (1 - smoothing) * torch.diag(weights)
-    targets = (targets + smoothing / observation.classes * weights)[labels]
-    return probabilities * targets.sum(dim=1, keepdim=True) - targets
-
-
 def _vectors(
-    mistakes: Float[Tensor, "samples classes"], places: Float[Tensor, "samples directions"]
+    wrong: Float[Tensor, "samples classes"], places: Float[Tensor, "samples directions"]
 ) -> Float[Tensor, "samples entries"]:
     """Every mistake, and the same times the sample's places, without the last class."""
-    factors = torch.cat([torch.ones_like(mistakes[:, :1]), places], dim=1)
-    return (mistakes[:, :-1, None] * factors[:, None, :]).flatten(1)
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise MissingKnowledge("the final layer's bias is missing")
-    return tensor
+    factors = torch.cat([torch.ones_like(wrong[:, :1]), places], dim=1)
+    return (wrong[:, :-1, None] * factors[:, None, :]).flatten(1)

@@ -6,7 +6,13 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor
 
-from labelleak.attacks._evidence import bias_gradient, conclude, mean_divisor
+from labelleak.attacks._evidence import (
+    bias_gradient,
+    conclude,
+    divisor_weights,
+    mean_divisor,
+    mistakes,
+)
 from labelleak.attacks._probe import auxiliary_of, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
@@ -88,12 +94,10 @@ def solve(
     Returns:
         Shares, non-negative, summing to one, shape (classes,).
     """
-    mistakes = expected_mistakes(observation, predictions)
-    weights = torch.ones_like(gradient)
-    if observation.class_weights is not None and observation.reduction == "mean":
-        # The loss divides by the sum of the weights: solve for each class's part of it.
-        weights = observation.class_weights.to(gradient)
-    parts = least_squares_on_simplex((mistakes / weights[:, None]).T, gradient) / weights
+    # The loss divides by the sum of the weights: solve for each class's part of it.
+    weights = divisor_weights(observation, gradient)
+    expected = expected_mistakes(observation, predictions) / weights[:, None]
+    parts = least_squares_on_simplex(expected.T, gradient) / weights
     return parts / parts.sum()
 
 
@@ -104,12 +108,8 @@ def expected_mistakes(
 
     Row = true class. For the plain loss it is ``prediction - one-hot``.
     """
-    classes, smoothing = observation.classes, observation.label_smoothing
-    weights = torch.ones_like(predictions[0])
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(weights)
-    targets = (1 - smoothing) * torch.diag(weights) + smoothing / classes * weights
-    return predictions * targets.sum(dim=1, keepdim=True) - targets
+    classes = torch.arange(observation.classes, device=predictions.device)
+    return mistakes(observation, predictions, classes)
 
 
 def least_squares_on_simplex(
@@ -190,10 +190,7 @@ class _Simulation:
         """Predictions averaged over the steps, and how far the mean logits moved in all of them."""
         classes = self._observation.classes
         rates = self._observation.learning_rates or ()
-        weights = torch.ones_like(shares)
-        if self._observation.class_weights is not None and self._observation.reduction == "mean":
-            weights = self._observation.class_weights.to(shares)
-        parts = shares / (shares * weights).sum()
+        parts = shares / (shares * divisor_weights(self._observation, shares)).sum()
         drift, total = (
             torch.zeros_like(shares),
             torch.zeros(classes, classes, dtype=shares.dtype, device=shares.device),

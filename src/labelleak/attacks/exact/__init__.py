@@ -18,15 +18,20 @@ from labelleak.attacks.exact.certificate import (
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.earlier import layer_before
 from labelleak.attacks.exact.factors import factorise
+from labelleak.attacks.exact.findings import (
+    INTEGER,
+    Findings,
+    by_ilrg,
+    concluded,
+    weights_add_up,
+)
 from labelleak.attacks.exact.layered import by_layer, known_divisor
 from labelleak.attacks.exact.search import Search
-from labelleak.attacks.ilrg import ilrg
 from labelleak.attacks.registry import Gives, register
 from labelleak.errors import MissingKnowledge
-from labelleak.observation import HeadGradient, Observation, root_mean_square
-from labelleak.restoration import Flag, Restoration, project_to_counts
+from labelleak.observation import Observation, root_mean_square
+from labelleak.restoration import Flag, Restoration
 
-_INTEGER = 0.02
 _FINEST = 1e-12
 
 
@@ -113,7 +118,7 @@ def _divisor(search: Search, observation: Observation) -> float | None:
     if observation.class_weights is not None:
         return middle
     # Each says the number of samples, or a part of it if it is in the batch several times.
-    return float(round(middle)) if abs(middle - round(middle)) < _INTEGER * middle else None
+    return float(round(middle)) if abs(middle - round(middle)) < INTEGER * middle else None
 
 
 def _judge(search: Search, observation: Observation) -> Judgement | None:
@@ -136,11 +141,9 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
         return False
     if observation.batch_size is not None and total != observation.batch_size:
         return False
-    if observation.reduction == "mean":
-        weight = float((search.factors.weights[judged.atoms.labels] * judged.times).sum())
-        if abs(weight / divisor - 1.0) > _INTEGER / max(1, total):
-            return False
     factors = search.factors
+    if not weights_add_up(observation, factors.weights, judged.atoms.labels, judged.times, divisor):
+        return False
     if factors.spare_equations > 0 or determined_by_zeros(factors, search.found):
         return True
     return no_competitor(factors, judged, divisor)
@@ -151,53 +154,33 @@ def _times(search: Search, divisor: float) -> Tensor:
 
 
 def _conclude(observation: Observation, search: Search, judged: Judgement | None) -> Restoration:
-    """Counts of what was found, an estimate for the rest, and which is which."""
+    """What the samples say of the batch; only those that were judged can be proven."""
     divisor = _divisor(search, observation)
     if judged is not None:
         atoms, times = judged.atoms, judged.times
     else:
         atoms = search.found
         times = _times(search, divisor) if divisor is not None else torch.ones_like(atoms.labels)
-    sure = clear(search.factors, atoms) if len(atoms) else atoms.labels == 0
-    counts = torch.zeros(observation.classes, dtype=torch.int64, device=times.device)
-    certain = counts.index_add(0, atoms.labels, times * sure)
-    counts = counts.index_add(0, atoms.labels, times)
-    found = int(times.sum())
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
         by_divisor = observation.reduction == "mean" and observation.class_weights is None
-        total = round(divisor) if by_divisor else found
-    flags = [] if search.is_complete else [Flag.INCOMPLETE]
-    invisible = None
-    if total is not None:
-        hidden = search.factors.rank - len(atoms)
-        invisible = max(0, total - found - hidden) + int((times * ~sure).sum())
-        if hidden and len(atoms):
-            invisible += min(hidden, too_weak(search.rest(), atoms))
-        if invisible:
-            flags.append(Flag.INVISIBLE_SAMPLES)
-    width = observation.head.features
-    base = Restoration(
-        attack="exact",
-        present=counts > 0,
-        embeddings=atoms.embeddings[:, :width],
-        embedding_labels=atoms.labels,
-        certain=certain,
-        invisible=invisible,
-        flags=tuple(flags),
+        total = round(divisor) if by_divisor else int(times.sum())
+    hidden = search.factors.rank - len(atoms)
+    findings = Findings(
+        labels=atoms.labels,
+        times=times,
+        sure=clear(search.factors, atoms) if len(atoms) else atoms.labels == 0,
+        embeddings=atoms.embeddings[:, : observation.head.features],
+        is_complete=search.is_complete,
+        rank=search.factors.rank,
+        total=total,
+        weak=min(hidden, too_weak(search.rest(), atoms)) if hidden and len(atoms) else 0,
     )
-    if total is None or found > total:
-        return base
-    if found < total:
-        rest = _rest(observation, search, total - found)
-        counts = counts + project_to_counts(rest, total - found)
-    proven = judged is not None and found == total and _certified(observation, search, judged)
-    return replace(
-        base,
-        present=counts > 0,
-        counts=counts,
-        proportions=counts.double() / total,
-        certified=proven,
+    return concluded(
+        observation,
+        findings,
+        rest=lambda number: _rest(observation, search, number),
+        proven=lambda: judged is not None and _certified(observation, search, judged),
     )
 
 
@@ -209,13 +192,7 @@ def _rest(observation: Observation, search: Search, number: int) -> Float[Tensor
         return even
     matrix = search.rest().matrix
     if factors.affine and search.divisor is not None and observation.class_weights is None:
-        scaled = matrix * (search.divisor / number)
-        gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
-        head = replace(observation.head, weight=factors.layer[:, :-1], bias=factors.layer[:, -1])
-        seen = Observation(head, gradient, batch_size=number)
-        raw = ilrg(seen).raw
-        assert raw is not None
-        return raw
+        return by_ilrg(observation, matrix, search.divisor, number)
     pull = (-matrix.sum(dim=1)).clamp_min(0.0)
     size = float(pull.sum())
     return pull * (number / size) if math.isfinite(size) and size > 0 else even

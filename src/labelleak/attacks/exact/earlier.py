@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from labelleak.attacks._evidence import weights_of
 from labelleak.attacks.exact.atoms import off_label
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import errors
@@ -121,13 +122,12 @@ def layer_before(observation: Observation) -> Layer | None:
     assert head.bias is not None
     if gradient.shape != weight.shape or not bool(torch.isfinite(gradient).all()):
         return None
-    given = observation.class_weights
     return Layer(
         weight.to(place).double(),
         gradient.to(place).double(),
         implied_rounding(found[0]),
         torch.cat([head.weight, head.bias[:, None]], dim=1).double(),
-        torch.ones_like(head.bias).double() if given is None else given.to(place).double(),
+        weights_of(observation, head.bias.double()),
         float(torch.finfo(head.weight.dtype).eps),
     )
 

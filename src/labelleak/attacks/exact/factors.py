@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from labelleak.attacks._evidence import weights_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 
@@ -197,9 +198,7 @@ def factorise(observation: Observation, rank: int | None) -> Factors:
             "classes and features, less one), and a gradient without noise: the rank of this one "
             "tells no samples apart"
         )
-    weights = torch.ones_like(offset)
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(weights)
+    weights = weights_of(observation, offset)
     parts = (left[:, :size], values[:size], right[:size].T)
     epsilon = max(torch.finfo(head.weight.dtype).eps, _ARITHMETIC)
     return _assemble(epsilon, matrix, parts, noise, weight, offset, weights, affine=with_bias)

@@ -1,0 +1,137 @@
+"""What the samples found, by the head or by the layer before it, say of the whole batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from labelleak.attacks.ilrg import ilrg
+from labelleak.observation import HeadGradient, Observation
+from labelleak.restoration import Flag, Restoration, project_to_counts
+
+INTEGER = 0.02
+"""Largest relative distance from a whole number that is taken for one."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Samples that a search found.
+
+    Attributes:
+        labels: Their classes, shape (found,).
+        times: How often each is in the batch, shape (found,).
+        sure: Whether each stands clear of the gradient's errors, shape (found,).
+        embeddings: float64, shape (found, features).
+        is_complete: Whether the search has nothing left to find.
+        rank: Number of samples that the gradient shows.
+        total: Size of the batch, as far as it is known by now.
+        weak: Of those that the gradient shows and the search did not find, how many are too weak.
+    """
+
+    labels: Int[Tensor, " found"]
+    times: Int[Tensor, " found"]
+    sure: Bool[Tensor, " found"]
+    embeddings: Float[Tensor, "found features"]
+    is_complete: bool
+    rank: int
+    total: int | None
+    weak: int = 0
+
+    @property
+    def number(self) -> int:
+        """Number of samples found, each as often as it is there."""
+        return int(self.times.sum())
+
+    @property
+    def invisible(self) -> int | None:
+        """How many samples of the batch the gradient does not show at its precision."""
+        if self.total is None:
+            return None
+        hidden = self.rank - len(self.labels)
+        unsure = int((self.times * ~self.sure).sum())
+        return max(0, self.total - self.number - hidden) + unsure + self.weak
+
+
+def concluded(
+    observation: Observation,
+    findings: Findings,
+    *,
+    rest: Callable[[int], Float[Tensor, " classes"]],
+    proven: Callable[[], bool],
+) -> Restoration:
+    """Counts of what was found, an estimate for the rest, and which is which.
+
+    Args:
+        observation: What the server sees.
+        findings: The samples.
+        rest: Estimates the counts of so many samples that were not found.
+        proven: Whether the samples are proven to be the batch; asked if their number is right.
+
+    Returns:
+        The restoration; without counts where the size of the batch is not known, or is less than
+        what was found.
+    """
+    labels, times, total = findings.labels, findings.times, findings.total
+    none = torch.zeros(observation.classes, dtype=torch.int64, device=labels.device)
+    counts = none.index_add(0, labels, times)
+    flags = [] if findings.is_complete else [Flag.INCOMPLETE]
+    if findings.invisible:
+        flags.append(Flag.INVISIBLE_SAMPLES)
+    base = Restoration(
+        attack="exact",
+        present=counts > 0,
+        embeddings=findings.embeddings,
+        embedding_labels=labels,
+        certain=none.index_add(0, labels, times * findings.sure),
+        invisible=findings.invisible,
+        flags=tuple(flags),
+    )
+    number = findings.number
+    if total is None or number > total:
+        return base
+    if number < total:
+        counts = counts + project_to_counts(rest(total - number), total - number)
+    return replace(
+        base,
+        present=counts > 0,
+        counts=counts,
+        proportions=counts.double() / total,
+        certified=number == total and proven(),
+    )
+
+
+def weights_add_up(
+    observation: Observation,
+    class_weights: Float[Tensor, " classes"],
+    labels: Int[Tensor, " found"],
+    times: Int[Tensor, " found"],
+    divisor: float,
+) -> bool:
+    """Whether the weights of the samples are together what a mean loss divides by."""
+    if observation.reduction != "mean":
+        return True
+    weight = float((class_weights[labels] * times).sum())
+    return abs(weight / divisor - 1.0) < INTEGER / max(1, int(times.sum()))
+
+
+def by_ilrg(
+    observation: Observation,
+    left_over: Float[Tensor, "classes columns"],
+    divisor: float,
+    number: int,
+) -> Float[Tensor, " classes"]:
+    """Real-valued counts of so many samples, by iLRG on what the others leave of the gradient.
+
+    Args:
+        observation: What the server sees; without class weights.
+        left_over: Of weight and bias, side by side.
+        divisor: What the loss divided it by.
+        number: Number of samples that it is made of.
+    """
+    scaled = left_over * (divisor / number)
+    gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
+    raw = ilrg(Observation(observation.head, gradient, batch_size=number)).raw
+    assert raw is not None
+    return raw

@@ -77,6 +77,8 @@ def test_clipping_is_seen_and_undone(share):
     found = restore(clipped)
     assert Flag.DEFENCE_SUSPECTED in found.flags
     assert torch.equal(found.counts, EVEN.counts)
+    # What iLRG makes of the gradient as it came contradicts nothing.
+    assert Flag.ATTACKS_DISAGREE not in found.flags
     assert not torch.equal(restore(clipped, "pooled").counts, EVEN.counts)
 
 

@@ -1,5 +1,6 @@
 """Exact restoration: what it finds, what it proves, and what it refuses to prove."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch
 from labelleak import defenses
 from labelleak.attacks import restore
 from labelleak.attacks.exact import Search, exact
-from labelleak.attacks.exact.atoms import Atoms, descend, misfit, off_label
+from labelleak.attacks.exact.atoms import Atoms, accepted, descend, misfit, off_label
 from labelleak.attacks.exact.certificate import determined_by_zeros, judge, no_competitor
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import deflate, errors, factorise
@@ -291,7 +292,7 @@ def test_descent_returns_to_the_samples():
     points = extended(DENSE) @ factors.right
     assert (misfit(factors, points, DENSE.labels) < 1e-9).all()
     moved = points + 0.2 * torch.randn(8, 7, generator=rng(), dtype=FLOAT) @ factors.directions.T
-    reached, left = descend(factors, moved, DENSE.labels, enough=1e-10)
+    reached, left = descend(factors, moved, DENSE.labels, enough=1e-10, clock=Clock(60.0))
     assert (left < 1e-9).all()
     assert torch.allclose(reached, points, atol=1e-6)
 
@@ -354,7 +355,7 @@ def test_a_wrong_label_is_judged_wrong(made):
     assert right.seen.all()
     assert determined_by_zeros(factors, right.atoms) == (made is FEW_CLASSES)
     if made is FEW_CLASSES:
-        assert no_competitor(factors, right, 8.0)
+        assert no_competitor(factors, right, 8.0, Clock(60.0))
     for k in range(8):
         labels = made.labels.clone()
         labels[k] = (labels[k] + 1) % len(made.weight)
@@ -422,3 +423,28 @@ def test_settling_makes_atoms_more_exact():
     inverse = torch.full((5,), 8.0, dtype=FLOAT)
     settled = settle(factors, Atoms(extended(DENSE)[:5] + slips, DENSE.labels[:5], inverse))
     assert torch.allclose(settled.embeddings, extended(DENSE)[:5], atol=1e-9)
+
+
+def test_few_points_at_a_time_reach_the_same(monkeypatch):
+    """Where there are many classes, derivatives of all starts do not fit into memory."""
+    factors = factorise(DENSE.observe(), 8)
+    points = extended(DENSE) @ factors.right
+    moved = points + 0.2 * torch.randn(8, 7, generator=rng(), dtype=FLOAT) @ factors.directions.T
+    whole = descend(factors, moved, DENSE.labels, enough=1e-10, clock=Clock(60.0))
+    kept = accepted(factors, points, DENSE.labels, 8.0)
+    monkeypatch.setattr(sys.modules[descend.__module__], "_ENTRIES", 1)
+    parts = descend(factors, moved, DENSE.labels, enough=1e-10, clock=Clock(60.0))
+    assert torch.allclose(parts[0], whole[0])
+    assert torch.equal(accepted(factors, points, DENSE.labels, 8.0).labels, kept.labels)
+    assert len(kept) == 8
+    late = descend(factors, moved, DENSE.labels, enough=1e-10, clock=Clock(0.0))
+    assert torch.isinf(late[1][1:]).all()
+
+
+def test_a_label_is_not_proven_where_there_is_no_time_to_try_the_others():
+    batch = untrained(12, 200, 8, spread=1.0)
+    factors = factorise(batch.observe(), 8)
+    atoms = Atoms(extended(batch), batch.labels, torch.full((8,), 8.0, dtype=FLOAT))
+    judged = judge(factors, atoms, 8.0, 1e-12)
+    assert no_competitor(factors, judged, 8.0, Clock(60.0))
+    assert not no_competitor(factors, judged, 8.0, Clock(0.0))

@@ -32,11 +32,13 @@ class Estimate:
         found: The restoration.
         error: Root mean square of the error of a count; infinite where assumptions do not hold.
         distance: The same of the distance from counts that could be; at most that is seen of it.
+        unclipped: Whether it is of a gradient as it was before it was clipped.
     """
 
     found: Restoration
     error: float
     distance: float = math.inf
+    unclipped: bool = False
 
 
 def judged(observation: Observation, found: Restoration) -> Estimate:

@@ -132,7 +132,7 @@ def _unclipped(observation: Observation, run: Run, found: Restoration) -> Estima
     if whole.error >= TRUSTED:
         return plain
     flags = (*whole.found.flags, Flag.DEFENCE_SUSPECTED)
-    return replace(whole, found=replace(whole.found, flags=flags))
+    return replace(whole, found=replace(whole.found, flags=flags), unclipped=True)
 
 
 def _scaled(observation: Observation, factor: float) -> Observation:
@@ -281,6 +281,9 @@ def _disagree(best: Estimate, estimates: list[Estimate]) -> bool:
     for other in estimates:
         raw, errors = other.found.raw, other.found.standard_errors
         if other.found.attack == best.found.attack or raw is None or other.found.counts is None:
+            continue
+        if best.unclipped and not other.unclipped:
+            # It is of a gradient that is known to be too small.
             continue
         if best.error == math.inf:
             if not torch.equal(other.found.counts, counts):

@@ -1,6 +1,5 @@
 """Exact restoration: every sample of a small batch, with a certificate where it is proven."""
 
-import math
 from dataclasses import replace
 
 import torch
@@ -21,8 +20,8 @@ from labelleak.attacks.exact.factors import factorise
 from labelleak.attacks.exact.findings import (
     INTEGER,
     Findings,
-    by_ilrg,
     concluded,
+    estimated,
     weights_add_up,
 )
 from labelleak.attacks.exact.layered import by_layer, known_divisor
@@ -146,7 +145,7 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
         return False
     if factors.spare_equations > 0 or determined_by_zeros(factors, search.found):
         return True
-    return no_competitor(factors, judged, divisor)
+    return no_competitor(factors, judged, divisor, search.clock)
 
 
 def _times(search: Search, divisor: float) -> Tensor:
@@ -186,13 +185,7 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
 
 def _rest(observation: Observation, search: Search, number: int) -> Float[Tensor, " classes"]:
     """Estimated counts of the samples that were not found."""
-    factors = search.factors
-    even = factors.offset.new_full((observation.classes,), number / observation.classes)
     if search.is_complete:
-        return even
-    matrix = search.rest().matrix
-    if factors.affine and search.divisor is not None and observation.class_weights is None:
-        return by_ilrg(observation, matrix, search.divisor, number)
-    pull = (-matrix.sum(dim=1)).clamp_min(0.0)
-    size = float(pull.sum())
-    return pull * (number / size) if math.isfinite(size) and size > 0 else even
+        even = number / observation.classes
+        return search.factors.offset.new_full((observation.classes,), even)
+    return estimated(observation, search.rest().matrix, search.divisor, number)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import Factors
 
 _STEPS = 60
@@ -21,6 +22,8 @@ ROUNDING = 5e-6
 _FLAT = 0.15
 _MOST_SLIP = 0.2
 _MOST_TIMES = 16.0
+# Entries of the derivatives, or of the predictions, that are held at once.
+_ENTRIES = 2**23
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,29 @@ def accepted(
     Returns:
         The samples, once each, those that fit best first.
     """
+    if not len(points):
+        return no_atoms(factors)
+    size = max(1, _ENTRIES // factors.left.shape[0])
+    parts = zip(torch.split(points, size), torch.split(labels, size), strict=True)
+    measured = [_measured(factors, part, those, divisor) for part, those in parts]
+    excess, inverse = (torch.cat(column) for column in zip(*measured, strict=True))
+    chosen = (excess <= 1.0).nonzero()[:, 0]
+    chosen = chosen[excess[chosen].sort(stable=True).indices]
+    found = Atoms(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])
+    return no_atoms(factors).join(found)
+
+
+def _measured(
+    factors: Factors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    divisor: float | None,
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """How far each q is outside of the column space, and its inverse weight.
+
+    The former is in units of what errors allow, and infinite where the inverse weight fits no
+    sample.
+    """
     directions = off_label(factors.logits(points), labels)
     inside = directions @ factors.left
     outside = (directions - inside @ factors.left.T).norm(dim=1)
@@ -95,7 +121,7 @@ def accepted(
     sizes = factors.errors(points, labels).gather(1, labels[:, None])[:, 0].abs()
     rounded = _ROUNDED * factors.epsilon * factors.weights[labels] / sizes
     allowed += rounded.clamp_max(_MOST_MISFIT)
-    good = (outside <= allowed) & torch.isfinite(inverse)
+    good = torch.isfinite(inverse)
     if divisor is None:
         good &= inverse > 0.5
     else:
@@ -112,10 +138,7 @@ def accepted(
         least = _INTEGER if factors.spare_equations < factors.rank else _FLAT
         allowed_slip = (least + rounded + 5.0 * slip).clamp_max(_MOST_SLIP)
         good &= (inverse * times / divisor - 1.0).abs() < allowed_slip
-    chosen = good.nonzero()[:, 0]
-    chosen = chosen[(outside / allowed)[chosen].sort(stable=True).indices]
-    found = Atoms(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])
-    return no_atoms(factors).join(found)
+    return torch.where(good, outside / allowed, torch.inf), inverse
 
 
 def off_label(
@@ -145,6 +168,7 @@ def descend(
     labels: Int[Tensor, " points"],
     *,
     enough: float,
+    clock: Clock,
     steps: int = _STEPS,
 ) -> tuple[Float[Tensor, "points rank"], Float[Tensor, " points"]]:
     """Levenberg-Marquardt on the misfit, every point with its own label and damping.
@@ -154,11 +178,33 @@ def descend(
         points: Starts.
         labels: Label of each start.
         enough: Misfit at which a point has arrived.
+        clock: When to stop at the latest.
         steps: Largest number of steps.
 
     Returns:
-        The points reached and their misfits.
+        The points reached and their misfits; infinite for those that there was no time for.
     """
+    size = max(1, _ENTRIES // max(1, factors.left.shape[0] * factors.directions.shape[1]))
+    reached, misfits = points.clone(), points.new_full((len(points),), torch.inf)
+    for start in range(0, len(points), size):
+        if start and clock.is_over:
+            break
+        part = slice(start, start + size)
+        reached[part], misfits[part] = _descended(
+            factors, points[part], labels[part], enough, clock, steps
+        )
+    return reached, misfits
+
+
+def _descended(
+    factors: Factors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    enough: float,
+    clock: Clock,
+    steps: int,
+) -> tuple[Float[Tensor, "points rank"], Float[Tensor, " points"]]:
+    """The same for so few points that their derivatives fit into memory."""
     left, moves = factors.left, factors.directions
     if moves.shape[1] == 0:
         return points, misfit(factors, points, labels)
@@ -200,7 +246,7 @@ def descend(
         damping = torch.where(better, damping * 0.2, damping * 5.0).clamp(1e-12, 1e8)
         steady = torch.where(gained > 1e-2, 0, steady + 1)
         done = (cost < enough**2) | (steady >= 6) | (damping > 1e7)
-        if step == steps - 1:
+        if step == steps - 1 or clock.is_over:
             done = torch.ones_like(done)
         if done.any() and (step % 5 == 4 or done.all()):
             result[active[done]] = here[done]

@@ -7,10 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact.atoms import Atoms
+from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import Factors
 from labelleak.attacks.exact.joint import column_scale, fit
 
 _POLISHING = 40
+_MOST_UNKNOWNS = 3000
 # A sample counts as seen if the gradient would change by so many times its errors without it.
 _SEEN = 10.0
 # Largest relative error of a q that is taken for the sample's.
@@ -23,6 +25,8 @@ _FITS = 1e-3
 _SPARSE = 0.1
 _FEW_ZEROS = 10
 _COMPETITION_STEPS = 40
+# Of the equations of all hypotheses that are fitted at once.
+_ENTRIES = 2**23
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,11 @@ def judge(factors: Factors, atoms: Atoms, divisor: float, rounding: float) -> Ju
     shares = times / divisor
     points = atoms.embeddings @ factors.right
     scale = column_scale(factors)
+    # Of many samples those are proven that were found as exactly as need be.
+    steps = _POLISHING if len(atoms) * factors.directions.shape[1] <= _MOST_UNKNOWNS else 0
     for _ in range(2):
         fitted, costs = fit(
-            factors, points[None], atoms.labels[None], shares[None], steps=_POLISHING, scale=scale
+            factors, points[None], atoms.labels[None], shares[None], steps=steps, scale=scale
         )
         points = fitted[0]
         # Now weigh every column by its own errors, those of the client's arithmetic included.
@@ -181,10 +187,11 @@ def determined_by_zeros(factors: Factors, atoms: Atoms) -> bool:
     return int(failed) == 0 and bool((enough & signs).all())
 
 
-def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:
+def no_competitor(factors: Factors, judged: Judgement, divisor: float, clock: Clock) -> bool:
     """Whether every hypothesis with one label changed leaves far more of the gradient.
 
-    Needed where there are few classes, so that single samples have no equations to spare.
+    Needed where there are few classes, so that single samples have no equations to spare. Without
+    the time to try them all, nothing is proven.
     """
     atoms, classes = judged.atoms, factors.matrix.shape[0]
     number = len(atoms)
@@ -204,11 +211,20 @@ def no_competitor(factors: Factors, judged: Judgement, divisor: float) -> bool:
     size = points.norm(dim=1).median()
     moved = factors.origin + size * steps[others] @ factors.directions.T
     starts[rows, which] = moved
-    reached, _ = fit(factors, starts, labels, shares, steps=_COMPETITION_STEPS)
     # Held to the same test as the samples that are to be certified.
     own = _mismatch(factors, points[None], atoms.labels[None], shares[:1])
-    worst = _mismatch(factors, reached, labels, shares)
-    return bool((worst > (_WORSE * own).clamp_min(_FITS)).all())
+    least = (_WORSE * own).clamp_min(_FITS)
+    together = max(1, _ENTRIES // (number * max(1, factors.directions.shape[1])) ** 2)
+    for start in range(0, len(which), together):
+        if clock.is_over:
+            return False
+        part = slice(start, start + together)
+        reached, _ = fit(
+            factors, starts[part], labels[part], shares[part], steps=_COMPETITION_STEPS
+        )
+        if not bool((_mismatch(factors, reached, labels[part], shares[part]) > least).all()):
+            return False
+    return True
 
 
 def _mismatch(

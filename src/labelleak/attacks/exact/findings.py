@@ -1,5 +1,6 @@
 """What the samples found, by the head or by the layer before it, say of the whole batch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,9 @@ from labelleak.restoration import Flag, Restoration, project_to_counts
 
 INTEGER = 0.02
 """Largest relative distance from a whole number that is taken for one."""
+
+# Above, iLRG's matrices classes x classes take longer than the whole search.
+_DENSE_CLASSES = 4096
 
 
 @dataclass(frozen=True)
@@ -116,22 +120,33 @@ def weights_add_up(
     return abs(weight / divisor - 1.0) < INTEGER / max(1, int(times.sum()))
 
 
-def by_ilrg(
+def estimated(
     observation: Observation,
     left_over: Float[Tensor, "classes columns"],
-    divisor: float,
+    divisor: float | None,
     number: int,
 ) -> Float[Tensor, " classes"]:
-    """Real-valued counts of so many samples, by iLRG on what the others leave of the gradient.
+    """Real-valued counts of the samples that were not found.
+
+    By iLRG where it can take what the others leave of the gradient, else by its row sums, which are
+    most negative for the classes with most samples.
 
     Args:
-        observation: What the server sees; without class weights.
-        left_over: Of weight and bias, side by side.
-        divisor: What the loss divided it by.
+        observation: What the server sees.
+        left_over: Of weight and, where there is one, bias, side by side.
+        divisor: What the loss divided it by, where it is known.
         number: Number of samples that it is made of.
     """
-    scaled = left_over * (divisor / number)
-    gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
-    raw = ilrg(Observation(observation.head, gradient, batch_size=number)).raw
-    assert raw is not None
-    return raw
+    classes = observation.classes
+    plain = observation.class_weights is None and left_over.shape[1] > observation.head.features
+    if plain and divisor is not None and classes <= _DENSE_CLASSES:
+        scaled = left_over * (divisor / number)
+        gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
+        raw = ilrg(Observation(observation.head, gradient, batch_size=number)).raw
+        assert raw is not None
+        return raw
+    pull = (-left_over.sum(dim=1)).clamp_min(0.0)
+    size = float(pull.sum())
+    if not (math.isfinite(size) and size > 0):
+        return left_over.new_full((classes,), number / classes)
+    return pull * (number / size)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.earlier import Layer, LayerSearch
-from labelleak.attacks.exact.findings import Findings, by_ilrg, concluded, weights_add_up
+from labelleak.attacks.exact.findings import Findings, concluded, estimated, weights_add_up
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -53,10 +53,7 @@ def by_layer(observation: Observation, layer: Layer, seed: int, clock: Clock) ->
     embeddings = layer.embed(found.inputs)
 
     def rest(number: int) -> Tensor:
-        if observation.class_weights is not None:
-            return gradient.new_full((observation.classes,), number / observation.classes)
-        left_over = gradient - search.errors().T @ embeddings
-        return by_ilrg(observation, left_over, divisor, number)
+        return estimated(observation, gradient - search.errors().T @ embeddings, divisor, number)
 
     def proven() -> bool:
         weights = layer.class_weights

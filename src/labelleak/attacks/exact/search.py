@@ -40,7 +40,7 @@ class Search:
         self.divisor = divisor
         self.found = no_atoms(factors)
         self._generator = generator
-        self._clock = clock
+        self.clock = clock
 
     @property
     def is_complete(self) -> bool:
@@ -67,7 +67,7 @@ class Search:
         if self.factors.spare_equations <= 0:
             return
         for number in range(_PASSES):
-            if self.is_complete or self._clock.is_over:
+            if self.is_complete or self.clock.is_over:
                 break
             before = len(self.found)
             self._descents(_STARTS * min(8, 1 + number // 2))
@@ -116,7 +116,7 @@ class Search:
             return
         features = factors.right[:-1] if factors.affine else factors.right
         fruitless = 0
-        while not self.is_complete and fruitless < _FRUITLESS and not self._clock.is_over:
+        while not self.is_complete and fruitless < _FRUITLESS and not self.clock.is_over:
             before = len(self.found)
             found = sparse_directions(
                 features, factors.noise / factors.values, self._left_space(), self._generator
@@ -145,7 +145,14 @@ class Search:
         lengths = _typical_length(self.factors) * torch.logspace(-0.8, 0.8, 9).to(directions)
         points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
         points, labels = _likely_labels(self.factors, points)
-        reached, _ = descend(self.factors, points, labels, enough=_ARRIVED**2, steps=_SETTLING)
+        reached, _ = descend(
+            self.factors,
+            points,
+            labels,
+            enough=_ARRIVED**2,
+            clock=self.clock,
+            steps=_SETTLING,
+        )
         self._take(reached, labels)
         return directions[:0]
 
@@ -162,7 +169,7 @@ class Search:
     def _descents(self, starts: int) -> None:
         rest = self.rest()
         points, labels = self._starts(rest, starts)
-        reached, misfits = descend(rest, points, labels, enough=_ARRIVED)
+        reached, misfits = descend(rest, points, labels, enough=_ARRIVED, clock=self.clock)
         # Errors of what was taken out are errors of the rest's spaces: near is good enough here.
         chosen = misfits.argsort(stable=True)[:_SETTLED]
         chosen = chosen[misfits[chosen] < (_NEAR if len(self.found) else _ARRIVED**0.5)]
@@ -174,7 +181,14 @@ class Search:
         whole = near.embeddings @ self.factors.right
         if self.factors.affine:
             whole = whole / (whole @ self.factors.right[-1])[:, None]
-        settled, _ = descend(self.factors, whole, near.labels, enough=_ARRIVED**2, steps=_SETTLING)
+        settled, _ = descend(
+            self.factors,
+            whole,
+            near.labels,
+            enough=_ARRIVED**2,
+            clock=self.clock,
+            steps=_SETTLING,
+        )
         # Along flat directions the descent drifts by rounding: where it started may be the better.
         self._take(torch.cat([settled, whole]), near.labels.repeat(2))
 

@@ -9,6 +9,8 @@ from labelleak.attacks.exact.factors import Factors
 
 _STEPS = 6
 _COUPLING = 0.2
+# Above so many unknowns, samples times their coordinates, the equations cost more than they help.
+_MOST_UNKNOWNS = 3000
 
 
 def coupling_errors(
@@ -42,7 +44,7 @@ def settle(factors: Factors, atoms: Atoms) -> Atoms:
     Returns:
         The same samples; their inverse weights are those they had.
     """
-    if not factors.directions.shape[1]:
+    if not 0 < factors.directions.shape[1] * len(atoms) <= _MOST_UNKNOWNS:
         return atoms
     start = atoms.embeddings @ factors.right
     if factors.affine:
@@ -118,16 +120,14 @@ def _normal_equations(
     inside = factors.errors(points, atoms.labels) @ factors.left
     first = torch.einsum("kr,jrm->jkm", points / factors.values, by_errors) * weight[:, :, None]
     second = ((inside / factors.values) @ moves)[:, None, :] * weight[:, :, None]
-    jacobian = points.new_zeros(number, number, number, unknowns)
+    crossed = first[..., None] * second[:, :, None, :]
+    gram = crossed.permute(0, 2, 1, 3) + crossed.permute(1, 3, 0, 2)
     rows = torch.arange(number, device=points.device)
-    jacobian[rows, :, rows] += first
-    jacobian[:, rows, rows] += second
-    jacobian = jacobian.view(number * number, number * unknowns)
-    gram = (jacobian.T @ jacobian).view(number, unknowns, number, unknowns)
-    gram[rows, :, rows] += own.transpose(1, 2) @ own
-    gram = gram.view(number * unknowns, number * unknowns)
-    right = jacobian.T @ coupled.flatten()
-    return gram, right + torch.einsum("kcm,kc->km", own, outside).flatten()
+    gram[rows, :, rows] += own.transpose(1, 2) @ own + first.transpose(1, 2) @ first
+    gram[rows, :, rows] += torch.einsum("jkm,jkn->kmn", second, second)
+    right = torch.einsum("jkm,jk->jm", first, coupled) + torch.einsum("jkm,jk->km", second, coupled)
+    right = right + torch.einsum("kcm,kc->km", own, outside)
+    return gram.reshape(number * unknowns, number * unknowns), right.flatten()
 
 
 def compatible(factors: Factors, known: int, every: Atoms, most: int) -> Int[Tensor, " kept"]:

@@ -22,6 +22,9 @@ from labelleak.federated.flower.messages import (
 from labelleak.federated.policy import Policy
 from labelleak.federated.steps import steps_of
 
+# What an average of clients can say only if it is the same for all of them.
+_ALIKE = ("learning_rate", "local_epochs", "momentum", "weight_decay", "proximal")
+
 
 class AuditStrategy(Strategy):
     """A strategy that audits every reply to a train message, then passes it on as it is.
@@ -175,13 +178,15 @@ def _step_of_average(steps: list[Step]) -> Step:
     each step together is on a batch of each client. It is exact where all take the same number.
 
     Raises:
-        ValueError: The number of samples or of steps of a client is not known, or learning rates
-            differ.
+        ValueError: The number of samples or of steps of a client is not known, or they trained in
+            different ways.
     """
     if any(step.instances is None for step in steps):
         raise ValueError("the numbers of local samples are not known: metrics lack num-examples")
-    if any(step.learning_rate != steps[0].learning_rate for step in steps):
-        raise ValueError("the clients' learning rates differ")
+    for what in _ALIKE:
+        if any(getattr(step, what) != getattr(steps[0], what) for step in steps):
+            name = "learning rates" if what == "learning_rate" else what.replace("_", " ")
+            raise ValueError(f"the clients' {name} differ")
     total = sum(step.instances or 0 for step in steps)
     average = sum((step.instances or 0) * steps_of(step, step.instances) for step in steps) / total
     whole = max(1, round(average))

@@ -16,6 +16,9 @@ TRUSTED = 0.2
 # Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
 # become sure of some classes, and no longer follow from a mean embedding.
 _FLAT = 0.85
+# Above this one, counts that are as near to whole numbers as that show that it does no harm:
+# untrained networks whose embeddings are far from zero favour some classes, too.
+_UNEVEN, _WHOLE = 0.5, 0.1
 # A count nearer to zero than this tells nothing of its class but that it is absent.
 _ABSENT = 0.1
 # How much smaller a clipped gradient is at least and at most, and how many factors are tried.
@@ -51,18 +54,20 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
     raw, errors = found.raw, found.standard_errors
     assert raw is not None, "an attack that estimates counts"
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
-    even = errors is None or is_even(observation, found)
+    even = 1.0 if errors is None else evenness(observation, found)
     if total is None:
         # Shares have no distance from whole numbers: the sharper attack first.
-        return Estimate(found, math.inf, float(errors is None) if even else math.inf)
+        return Estimate(found, math.inf, float(errors is None) if even > _FLAT else math.inf)
     distance = _distance(raw, total)
+    # Absent classes, rightly near zero, would hide what is wrong with the others.
+    told = raw[(raw.abs() > _ABSENT) | found.present]
+    of_told = max(distance, float((told - told.round()).square().mean().sqrt()))
     if errors is None:
-        # Absent classes, rightly near zero, would hide what is wrong with the others.
-        told = raw[(raw.abs() > _ABSENT) | (found.present)]
-        distance = max(distance, float((told - told.round()).square().mean().sqrt()))
-        return Estimate(found, distance if distance < _by_chance(len(told)) else math.inf, distance)
+        right = of_told < _by_chance(len(told))
+        return Estimate(found, of_told if right else math.inf, of_told)
     claimed = float(errors.square().mean().sqrt())
-    credible = even and distance < 2.0 * claimed + 0.05
+    follows = even > _FLAT or (even > _UNEVEN and of_told < _WHOLE)
+    credible = follows and distance < 2.0 * claimed + 0.05
     return Estimate(found, max(distance, claimed) if credible else math.inf, distance)
 
 
@@ -103,13 +108,18 @@ def _by_chance(classes: int) -> float:
 
 
 def is_even(observation: Observation, found: Restoration) -> bool:
-    """Whether the mean prediction that the counts stand for, ``n / K + db``, favours no classes."""
+    """Whether the mean prediction that the counts stand for favours no classes."""
+    return evenness(observation, found) > _FLAT
+
+
+def evenness(observation: Observation, found: Restoration) -> float:
+    """Perplexity of the mean prediction ``n / K + db``, relative to the number of classes."""
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
-        return True
+        return 1.0
     scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
     total = 1 if found.counts is None else int(found.counts.sum())
     prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
     prediction = prediction / prediction.sum()
     perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
-    return perplexity > _FLAT * observation.classes
+    return perplexity / observation.classes

@@ -15,6 +15,16 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def losses(classes):
+    """Every way in which `torch.nn.CrossEntropyLoss` may differ that an attack allows for."""
+    return [
+        {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
+        for reduction in ("mean", "sum")
+        for smoothing in (0.0, 0.2)
+        for weight in (None, torch.linspace(0.5, 2.0, classes, dtype=torch.float64))
+    ]
+
+
 @dataclass
 class Batch:
     """A head (float64), and the embeddings and labels of one client's batch."""
@@ -54,6 +64,16 @@ class Batch:
             gradient = replace(gradient, bias=None)
         head = Head(self.weight.to(dtype), self.bias.to(dtype) if bias else None, "fc")
         return Observation(head, gradient, **{"batch_size": len(self.labels), **knowledge})
+
+    def observe_under(self, loss, **knowledge):
+        """What a server sees that knows the loss, one of `losses`."""
+        return self.observe(
+            self.autograd(**loss),
+            reduction=loss["reduction"],
+            label_smoothing=loss["label_smoothing"],
+            class_weights=loss["weight"],
+            **knowledge,
+        )
 
     def model(self, *, bias=True):
         """A network that is this head alone: its inputs are the embeddings."""

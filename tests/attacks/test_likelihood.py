@@ -13,7 +13,7 @@ from labelleak.errors import MissingKnowledge
 from labelleak.federated import train_locally
 from labelleak.metrics import score
 from labelleak.observation import Auxiliary
-from synthetic import Batch, rng
+from synthetic import Batch, losses, rng
 
 
 def scattered(counts, per_class, seed, features=8, spread=0.6):
@@ -33,8 +33,8 @@ def scattered(counts, per_class, seed, features=8, spread=0.6):
     return batch, Auxiliary(draw(known), known)
 
 
-def observed(batch, auxiliary, gradient=None, **knowledge):
-    return batch.observe(gradient, model=batch.model(), auxiliary=auxiliary, **knowledge)
+def observed(batch, auxiliary, **knowledge):
+    return batch.observe(model=batch.model(), auxiliary=auxiliary, **knowledge)
 
 
 COUNTS = [50, 0, 20, 130, 5, 95]
@@ -68,25 +68,10 @@ def test_a_network_that_is_certain(certainty):
     assert torch.isfinite(found.raw).all()
 
 
-LOSSES = [
-    {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
-    for reduction in ("mean", "sum")
-    for smoothing in (0.0, 0.2)
-    for weight in (None, torch.linspace(0.5, 2.0, 6, dtype=torch.float64))
-]
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("loss", losses(6), ids=str)
 def test_every_loss_is_taken_into_account(loss):
     batch, auxiliary = scattered(COUNTS, 2, 0, spread=0.0)
-    observation = observed(
-        batch,
-        auxiliary,
-        batch.autograd(**loss),
-        reduction=loss["reduction"],
-        label_smoothing=loss["label_smoothing"],
-        class_weights=loss["weight"],
-    )
+    observation = batch.observe_under(loss, model=batch.model(), auxiliary=auxiliary)
     assert torch.equal(restore(observation, "likelihood").counts, batch.counts)
 
 

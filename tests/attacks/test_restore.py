@@ -11,7 +11,7 @@ from labelleak.attacks.registry import Need
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
-from synthetic import one_embedding, rng, untrained
+from synthetic import losses, one_embedding, rng, untrained
 
 # `labelleak.attacks` is the function of that name.
 module = importlib.import_module("labelleak.attacks")
@@ -234,23 +234,7 @@ def test_flags_of_the_attack_are_kept():
     assert found.unreliable
 
 
-LOSSES = [
-    {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
-    for reduction in ("mean", "sum")
-    for smoothing in (0.0, 0.2)
-    for weight in (None, torch.linspace(0.5, 2.0, 20, dtype=torch.float64))
-]
-
-
-def under(batch, loss, **knowledge):
-    """The observation of a batch under some loss."""
-    return batch.observe(
-        batch.autograd(**loss),
-        reduction=loss["reduction"],
-        label_smoothing=loss["label_smoothing"],
-        class_weights=loss["weight"],
-        **knowledge,
-    )
+LOSSES = losses(20)
 
 
 def ten_classes(**options):
@@ -274,7 +258,7 @@ def test_a_batch_size_that_is_too_small_is_seen_under_every_mean_loss(loss):
     """A summed loss with a smaller batch size is a gradient of a larger scale, and seen, too."""
     batch = ten_classes(scale=0.1)
     with pytest.raises(InvalidObservation, match="batch size 3 is too small"):
-        restore(under(batch, loss, batch_size=3))
+        restore(batch.observe_under(loss, batch_size=3))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
@@ -284,7 +268,7 @@ def test_the_true_batch_size_is_never_refused(loss, scale):
     for size in (1, 2, 7, 20):
         for seed in range(3):
             batch = untrained(20, 40, size, seed, scale=scale, spread=1.0)
-            assert restore(under(batch, loss), "idlg").attack == "idlg"
+            assert restore(batch.observe_under(loss), "idlg").attack == "idlg"
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
@@ -292,7 +276,7 @@ def test_the_true_batch_size_is_never_refused(loss, scale):
 def test_rounding_does_not_make_the_true_batch_size_too_small(loss, dtype):
     for seed in range(5):
         batch = untrained(20, 40, 1, seed, scale=20.0, spread=1.0)
-        observation = under(batch, loss)
+        observation = batch.observe_under(loss)
         gradient = observation.gradient
         rounded = HeadGradient(gradient.weight.to(dtype), gradient.bias.to(dtype))
         assert restore(replace(observation, gradient=rounded), "idlg").attack == "idlg"

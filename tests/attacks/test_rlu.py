@@ -10,7 +10,7 @@ from labelleak.attacks import restore
 from labelleak.attacks.rlu import expected_mistakes, least_squares_on_simplex
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Auxiliary, HeadGradient
-from synthetic import Batch, rng, untrained
+from synthetic import Batch, losses, rng, untrained
 
 
 def prototypes(classes, features, size, seed, scale=1.0):
@@ -35,25 +35,13 @@ def test_counts_are_exact_where_the_predictions_are_known(seed, classes, size):
     torch.testing.assert_close(found.raw, batch.counts.double(), rtol=0, atol=1e-4)
 
 
-LOSSES = [
-    {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
-    for reduction in ("mean", "sum")
-    for smoothing in (0.0, 0.2)
-    for weight in (None, torch.linspace(0.5, 2.0, 6, dtype=torch.float64))
-]
+LOSSES = losses(6)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_every_loss_is_taken_into_account(loss):
     batch, auxiliary = prototypes(6, 12, 24, 0)
-    observation = observed(
-        batch,
-        auxiliary,
-        batch.autograd(**loss),
-        reduction=loss["reduction"],
-        label_smoothing=loss["label_smoothing"],
-        class_weights=loss["weight"],
-    )
+    observation = batch.observe_under(loss, model=batch.model(), auxiliary=auxiliary)
     assert torch.equal(restore(observation, "rlu").counts, batch.counts)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from labelleak import models
 from labelleak.capture import find_head
-from labelleak.capture.heads import named_head, strip_wrappers
+from labelleak.capture.heads import by_bare_name, named_head, strip_wrappers
 from labelleak.errors import AmbiguousHead
 
 STATE_DICTS = Path(__file__).with_name("state_dicts.txt")
@@ -274,6 +274,12 @@ def test_wrappers_of_a_part_are_names():
     names = ["module.fc.weight", "other.weight"]
     assert strip_wrappers(names) == {name: name for name in names}
     assert strip_wrappers([]) == {}
+
+
+def test_values_by_bare_names():
+    assert by_bare_name({"module.a": 1, "module._module.b": None}) == {"a": 1, "_module.b": None}
+    assert by_bare_name({0: 1, "module.a": 2}) == {"0": 1, "module.a": 2}
+    assert by_bare_name({}) == {}
 
 
 def test_wrapped_models():

@@ -1,5 +1,6 @@
 import json
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -340,17 +341,12 @@ def test_a_trial_gives_of_the_whole_model_what_its_attacks_need(seen, name):
 
 
 def test_auto_says_which_attack_spoke_and_its_time_limit_is_kept(monkeypatch):
-    limits = []
-
-    def look(observation, name, time_limit):
-        limits.append(time_limit)
-        return restore(observation, name, time_limit=time_limit)
-
-    monkeypatch.setattr(module, "restore", look)
+    asked = Mock(wraps=restore)
+    monkeypatch.setattr(module, "restore", asked)
     record = run_trial(experiment(attacks=("auto", "ilrg"), time_limit=3.0), 0)
     assert record["attacks"]["auto"]["spoke"] in attacks()
     assert "spoke" not in record["attacks"]["ilrg"]
-    assert limits == [3.0, 3.0]
+    assert [call.kwargs["time_limit"] for call in asked.call_args_list] == [3.0, 3.0]
 
 
 def test_baselines_intervals_and_time_are_measured_where_they_are_asked_for():

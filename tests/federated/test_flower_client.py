@@ -108,6 +108,16 @@ def test_labels_come_as_tensors_lists_or_arrays(update, policy, tmp_path, given)
     assert records(tmp_path)[0]["audit"]["true_counts"] == update[0].true_counts.tolist()
 
 
+def test_labels_are_counted_by_the_head_of_a_wrapped_network(update, policy, tmp_path):
+    found, _ = update
+    before, after = (
+        {f"_orig_mod.{name}": value for name, value in state.items()}
+        for state in (found.before, found.after)
+    )
+    answer(LeakageAudit(policy()), update, message=instruction(before, lr=RATE), after=after)
+    assert records(tmp_path)[0]["audit"]["true_counts"] == found.true_counts.tolist()
+
+
 def test_labels_are_gone_after_the_round(update, policy, tmp_path):
     found, labels = update
     audit = LeakageAudit(policy())

@@ -1,5 +1,6 @@
 import random
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from flower_in_process import InProcess, Site, context, reply_to
 from labelleak.federated import Policy, Step, read_rounds, train_locally
 from labelleak.federated.flower import AuditStrategy
+from labelleak.federated.flower.server import _step_of_average
 
 CLASSES, RATE, NODES = 5, 0.1, (11, 12, 13)
 
@@ -184,6 +186,17 @@ def test_an_average_of_clients_of_different_size_is_put_to_scale(policy, tmp_pat
     assert step["local_steps"] == 2
     assert step["learning_rate"] * step["local_steps"] == pytest.approx(RATE * 1.5)
     assert step["instances"] == 32
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", 0.2), ("local_epochs", 2), ("momentum", 0.5), ("proximal", 0.1)],
+)
+def test_clients_that_trained_in_different_ways_have_no_average(field, value):
+    step = Step(RATE, batch_size=8, instances=16)
+    assert _step_of_average([step, step]).instances == 32
+    with pytest.raises(ValueError, match=f"{field[:5]}.*differ"):
+        _step_of_average([step, replace(step, **{field: value})])
 
 
 def test_an_aggregate_may_be_refused(policy, tmp_path):

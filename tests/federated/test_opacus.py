@@ -1,6 +1,7 @@
 """The audit of DP-SGD steps: what the attack is given, what is recorded, what a refusal does."""
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -53,10 +54,10 @@ def data():
 
 
 class Site:
-    def __init__(self, noise=0.0, bound=UNBOUND, accountant="rdp", **options):
+    def __init__(self, noise=0.0, bound=UNBOUND, accountant="rdp", model=None, **options):
         self.engine = PrivacyEngine(accountant=accountant)
         self.loss = nn.CrossEntropyLoss(reduction=options.get("loss_reduction", "mean"))
-        model = network()
+        model = network() if model is None else model
         made = self.engine.make_private(
             module=model,
             criterion=self.loss,
@@ -117,6 +118,22 @@ def test_the_attack_sees_the_mean_over_the_samples_drawn(tmp_path, given, mode, 
     assert given["step"].batch_size == len(labels)
     seen = given["gradients"]["_module.2.weight"]
     torch.testing.assert_close(seen, plain_gradient(inputs, labels), rtol=1e-4, atol=1e-7)
+    assert audit.decision.record.audit["score"]["exact"]
+
+
+def test_an_attack_may_have_the_whole_network(tmp_path):
+    """The first tensor of its snapshot is another layer's: 16 rows, and no 16 classes."""
+    site = Site()
+    audit = site.audit(tmp_path, model=network())
+    site.step(*data()[:8], audit)
+    assert audit.decision.record.audit["score"]["exact"]
+
+
+def test_a_part_of_the_network_may_be_called_as_wrappers_are(tmp_path):
+    site = Site(model=nn.Sequential(OrderedDict(before=nn.Linear(8, 8), module=network())))
+    audit = site.audit(tmp_path, head="module.2")
+    site.step(*data()[:8], audit)
+    assert audit.decision.record.error is None
     assert audit.decision.record.audit["score"]["exact"]
 
 

@@ -1,8 +1,6 @@
 """The example of a DP-SGD loop runs, and its recorded figures are what the docs say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
@@ -12,6 +10,8 @@ pytest.importorskip("opacus", reason="needs the extra opacus")
 
 from opacus.accountants import RDPAccountant
 
+from scripts import run_script
+
 pytestmark = pytest.mark.filterwarnings("ignore:Optimal order is")
 
 ROOT = Path(__file__).parents[2]
@@ -19,21 +19,9 @@ EXAMPLE = ROOT / "examples" / "opacus-loop"
 RECORDED = ROOT / "results" / "leakage-against-epsilon.json"
 
 
-def run(script, *arguments, folder):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_example_shows_what_noise_buys(tmp_path):
-    printed = run("train.py", "--learning-rates", 0, "--noise", 2, "--out", ".", folder=tmp_path)
+    options = ("--learning-rates", 0, "--noise", 2, "--out", ".")
+    printed = run_script(EXAMPLE / "train.py", *options, folder=tmp_path)
     assert len(printed.splitlines()) == 4
     plain, clipped, noisy = json.loads((tmp_path / "summary.json").read_text())
     # The same batches, and the same network.
@@ -44,7 +32,7 @@ def test_the_example_shows_what_noise_buys(tmp_path):
     assert shares[2] < shares[1] - 0.2
     assert plain["steps"]["epsilon"] == [None] * len(plain["steps"]["samples"])
     assert len(list((tmp_path / "records").glob("*.jsonl"))) == 3
-    run("figure.py", "summary.json", "figure.png", folder=tmp_path)
+    run_script(EXAMPLE / "figure.py", "summary.json", "figure.png", folder=tmp_path)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 from html import escape
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -221,10 +220,31 @@ def document():
 
 
 @pytest.fixture
-def overflow(tmp_path):
-    """Measures how many pixels wide a page is at a width, with everything unfolded."""
+def chromium(tmp_path):
+    """Opens a file in Chromium, and returns the document as its scripts left it."""
     if _CHROMIUM is None:
         pytest.skip("no Chromium here")
+
+    def document_of(path, *options):
+        return subprocess.run(
+            [
+                _CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                "--disable-sync", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}",
+                *options, path.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=True,
+        ).stdout  # fmt: skip
+
+    return document_of
+
+
+@pytest.fixture
+def overflow(tmp_path, chromium):
+    """Measures how many pixels wide a page is at a width, with everything unfolded."""
 
     def measure(page, width):
         # A window has a least width; a frame has none.
@@ -237,19 +257,8 @@ def overflow(tmp_path):
             ' + inner.documentElement.scrollWidth"></iframe>',
             encoding="utf-8",
         )
-        done = subprocess.run(
-            [
-                _CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync", "--hide-scrollbars", "--dump-dom",
-                f"--user-data-dir={tmp_path / 'profile'}", Path(frame).as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )  # fmt: skip
-        shown, needed = re.search(r"<title>(\d+) (\d+)</title>", done.stdout).groups()
+        document = chromium(frame, "--hide-scrollbars")
+        shown, needed = re.search(r"<title>(\d+) (\d+)</title>", document).groups()
         assert int(shown) == width
         return int(needed)
 

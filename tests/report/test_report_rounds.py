@@ -1,16 +1,11 @@
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from labelleak.report import rounds_page
 
 _HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\u2028&amp;"
-_CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 @pytest.fixture
@@ -65,10 +60,8 @@ def several(made):
 
 
 @pytest.fixture
-def browse(tmp_path):
+def browse(tmp_path, chromium):
     """Opens a page, runs a script in it, and returns the document as it is then."""
-    if _CHROMIUM is None:
-        pytest.skip("no Chromium here")
 
     def open_page(page, script=""):
         path = tmp_path / "page.html"
@@ -77,18 +70,7 @@ def browse(tmp_path):
             "<style>", "<script>onerror = text => { document.title = text }</script><style>", 1
         )
         path.write_text(watched.replace("</body>", f"<script>{script}</script></body>"))
-        return subprocess.run(
-            [
-                _CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync", "--virtual-time-budget=2000", "--dump-dom",
-                f"--user-data-dir={tmp_path / 'profile'}", path.as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=True,
-        ).stdout  # fmt: skip
+        return chromium(path, "--virtual-time-budget=2000")
 
     return open_page
 

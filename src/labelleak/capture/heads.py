@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 from torch import nn
 
 from labelleak.errors import AmbiguousHead
 
 Shapes = Mapping[str, Sequence[int]]
+Value = TypeVar("Value")
 
 # Matrices that are no candidates: look-up tables, projections fused from several ones, and the
 # auxiliary classifiers that some networks train with.
@@ -47,6 +49,12 @@ def strip_wrappers(names: Sequence[str]) -> dict[str, str]:
                 bare = {name: short.removeprefix(wrapper) for name, short in bare.items()}
                 changed = True
     return bare
+
+
+def by_bare_name(values: Mapping[Any, Value]) -> dict[str, Value]:
+    """The values by their names as text, without the prefix that wrappers put on all of them."""
+    bare = strip_wrappers([str(name) for name in values])
+    return {bare[str(name)]: value for name, value in values.items()}
 
 
 def without_wrappers(name: str) -> str:

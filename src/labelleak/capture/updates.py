@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from labelleak.capture.heads import named_head, parameter_name, strip_wrappers
+from labelleak.capture.heads import by_bare_name, named_head, parameter_name, strip_wrappers
 from labelleak.errors import InvalidObservation
 from labelleak.observation import (
     Head,
@@ -103,8 +103,10 @@ def observe(
                 "parameter in the order of model.parameters(), or a dict by name"
             )
         gradients = dict(zip(parameters, gradients, strict=True))
-    sent = _bare({name: value.detach() for name, value in gradients.items() if value is not None})
-    parameters = _bare(parameters)
+    sent = by_bare_name(
+        {name: value.detach() for name, value in gradients.items() if value is not None}
+    )
+    parameters = by_bare_name(parameters)
     layer = named_head({name: value.shape for name, value in parameters.items()}, head)
     return observe_head(
         parameters,
@@ -160,7 +162,7 @@ def observe_update(
     """
     sizes = step_sizes(learning_rate, local_steps, momentum)
     moves = Moves.by(sizes, weight_decay, proximal)
-    before, after = _bare(_parameters(before)), _bare(_parameters(after))
+    before, after = by_bare_name(_parameters(before)), by_bare_name(_parameters(after))
     layer = named_head({name: value.shape for name, value in before.items()}, head)
     model = None if model is None else inside_wrappers(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
@@ -335,13 +337,8 @@ def _parameters(model: nn.Module | StateDict) -> dict[str, Tensor]:
     return {name: value for name, value in model.items() if isinstance(value, Tensor)}
 
 
-def _bare(tensors: StateDict) -> dict[str, Tensor]:
-    bare = strip_wrappers(list(tensors))
-    return {bare[name]: value for name, value in tensors.items()}
-
-
 def inside_wrappers(model: nn.Module) -> nn.Module:
-    """The model that a wrapper holds, in which names are as `_bare` makes them."""
+    """The model that a wrapper holds, in which names are as `by_bare_name` makes them."""
     names = [name for name, _ in model.named_parameters()]
     inside = model
     for name, bare in list(strip_wrappers(names).items())[:1]:

@@ -14,7 +14,9 @@ from labelleak.attacks import Need, attacks
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.policy import Policy, RoundVerdict, read_policy
 from labelleak.federated.replies import (
+    Reading,
     Snapshot,
+    classes_of,
     observe_gradients,
     observe_weights,
     problem_of,
@@ -89,12 +91,8 @@ class Auditor:
             raise MissingKnowledge(f"attack {self.policy.attack!r} needs {Need.MODEL.value}")
         with undisturbed():
             model = None if model is None else deepcopy(model).cpu()
-        self._reading: dict[str, Any] = {
-            "head": head,
-            "model": model,
-            "whole": model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD),
-            "knowledge": knowledge,
-        }
+        whole = model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD)
+        self._reading = Reading(head, model, whole, knowledge)
 
     def snapshot(self, state: Mapping[str, Tensor]) -> Snapshot:
         """Copy what an audit reads of a model, before a training that changes it in place.
@@ -109,7 +107,18 @@ class Auditor:
         Raises:
             AmbiguousHead: The final layer is not clear.
         """
-        return Snapshot(state, head=self._reading["head"], whole=self._reading["whole"])
+        return Snapshot(state, head=self._reading.head, whole=self._reading.whole)
+
+    def classes(self, before: Mapping[str, Any]) -> int:
+        """Number of classes that a model tells apart, to count true labels by.
+
+        Args:
+            before: State dict or a `snapshot` of it.
+
+        Raises:
+            AmbiguousHead: The final layer is not clear.
+        """
+        return classes_of(before, self._reading.head)
 
     def audit_update(
         self,
@@ -153,7 +162,7 @@ class Auditor:
                     "put to scale; give it to the adapter"
                 )
             sizes = sizes_of(step, total)
-            return observe_weights(before, after, step, sizes, **self._reading), sizes
+            return observe_weights(before, after, step, sizes, self._reading), sizes
 
         return self._audit(
             look,
@@ -206,7 +215,7 @@ class Auditor:
 
         def look(total: int | None) -> tuple[Observation, Sizes]:
             sizes = sizes_of(step, total, one_step=True)
-            return observe_gradients(before, gradients, sizes, **self._reading), sizes
+            return observe_gradients(before, gradients, sizes, self._reading), sizes
 
         return self._audit(
             look,

@@ -17,7 +17,7 @@ from nvflare.app_common.abstract.fl_model import FLModelConst, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
-from labelleak.capture.heads import strip_wrappers
+from labelleak.capture.heads import by_bare_name
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.auditor import Auditor, Decision, Step
 from labelleak.metrics import counts_of
@@ -203,7 +203,7 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
                 sent = _added(received.weights, sent)
             counts = None
             if self.labels is not None:
-                classes = next(iter(received.weights.values())).shape[0]
+                classes = self._auditor().classes(received.weights)
                 counts = counts_of(read_labels(self.labels, classes), classes)
             return self._auditor().audit_update(
                 received.weights,
@@ -311,10 +311,9 @@ def _added(before: Mapping[str, Tensor], change: Mapping[str, Any]) -> dict[str,
 
     Those are only checked for their shape and for NaN, and to add them up would cost memory.
     """
-    bare = strip_wrappers(list(change))
     after = {}
-    for name, value in change.items():
-        start = before.get(bare[name])
+    for name, value in by_bare_name(change).items():
+        start = before.get(name)
         fits = isinstance(value, Tensor) and start is not None and value.shape == start.shape
         after[name] = start.double() + value.detach().cpu().double() if fits else value  # type: ignore[union-attr]
     return after

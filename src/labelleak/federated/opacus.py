@@ -13,7 +13,7 @@ from opacus.accountants.analysis import rdp as rdp_analysis
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from labelleak.capture.heads import without_wrappers
+from labelleak.capture.heads import strip_wrappers
 from labelleak.federated.auditor import Auditor, Decision, Step
 from labelleak.federated.policy import Policy
 from labelleak.metrics import counts_of
@@ -115,7 +115,8 @@ class LeakageAudit:
     def _audit(
         self, optimizer: DPOptimizer, labels: list[Tensor], about: dict[str, Any]
     ) -> Decision:
-        before = self._auditor.snapshot(self._module.state_dict())
+        state = self._module.state_dict()
+        before, bare = self._auditor.snapshot(state), strip_wrappers(list(state))
         targets = (
             torch.cat([part.detach().reshape(-1).cpu() for part in labels]) if labels else None
         )
@@ -131,15 +132,15 @@ class LeakageAudit:
         for name, parameter in self._module.named_parameters():
             gradient = parameter.grad
             # Only what the attack reads is put to scale: a copy of the rest would cost memory.
-            if gradient is not None and without_wrappers(name) in before:
+            if gradient is not None and bare.get(name) in before:
                 gradient = gradient * (divisor / drawn / shares.get(parameter, 1.0))
             gradients[name] = gradient
-        classes = next(iter(before.values())).shape[0]
+        counts = None if targets is None else counts_of(targets, self._auditor.classes(before))
         return self._auditor.audit_gradients(
             before,
             gradients,
             Step(batch_size=drawn, local_steps=1, instances=drawn),
-            true_counts=None if targets is None else counts_of(targets, classes),
+            true_counts=counts,
             epsilon=self._epsilon(),
             delta=None if self._engine is None else self._delta,
             **about,

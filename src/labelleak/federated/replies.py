@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from labelleak.capture import observe, observe_update
-from labelleak.capture.heads import layer_of, named_head, parameter_name, strip_wrappers
+from labelleak.capture.heads import (
+    by_bare_name,
+    layer_of,
+    named_head,
+    parameter_name,
+    strip_wrappers,
+)
 from labelleak.capture.updates import Moves, observe_head, observe_head_update, step_sizes
 from labelleak.errors import InvalidObservation
 from labelleak.federated.steps import Sizes, Step
@@ -24,6 +31,24 @@ _MOST_LETTERS = 500
 class _Kind(NamedTuple):
     shape: tuple[int, ...] | None
     floating: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How replies are read: what is the same for all that one auditor sees.
+
+    Attributes:
+        head: Name of the final linear layer; None to find it.
+        model: The network, on the CPU; it is given the weights that the server handed out. None:
+            attacks have the parameters alone.
+        whole: Whether to read more than the head.
+        knowledge: Other fields of `Observation` that hold for every update.
+    """
+
+    head: str | None
+    model: nn.Module | None
+    whole: bool
+    knowledge: Mapping[str, Any]
 
 
 class Snapshot(dict[str, Tensor]):
@@ -45,7 +70,7 @@ class Snapshot(dict[str, Tensor]):
         Raises:
             AmbiguousHead: The head is not clear.
         """
-        bare = _bare(state)
+        bare = by_bare_name(state)
         names = list(bare) if whole else head_names(bare, head)
         super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
         self.kinds = _kinds(bare)
@@ -65,8 +90,8 @@ def problem_of(
         Missing and unknown names, other shapes and types, entries that are NaN or infinite; None
         where all is well. An unknown tensor is a problem because nobody audits it.
     """
-    start = before.kinds if isinstance(before, Snapshot) else _kinds(_bare(before))
-    sent = _bare(reply)
+    start = before.kinds if isinstance(before, Snapshot) else _kinds(by_bare_name(before))
+    sent = by_bare_name(reply)
     missing = [name for name in start if name not in sent] if complete else []
     unknown = [name for name in sent if name not in start]
     shared = [name for name in sent if name in start]
@@ -99,16 +124,22 @@ def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
 
 
+def classes_of(state: Mapping[str, Any], head: str | None) -> int:
+    """Number of classes that the head tells apart.
+
+    Raises:
+        AmbiguousHead: The head is not clear.
+    """
+    classes: int = _bare(state)[head_names(state, head)[0]].shape[0]
+    return classes
+
+
 def observe_weights(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     step: Step,
     sizes: Sizes,
-    *,
-    head: str | None,
-    model: nn.Module | None,
-    whole: bool,
-    knowledge: Mapping[str, Any],
+    reading: Reading,
 ) -> Observation:
     """What a server sees of weights: of the head alone, or of all that is there.
 
@@ -117,10 +148,7 @@ def observe_weights(
         after: State dict that is sent back.
         step: What is known of the local training; the learning rate is.
         sizes: The same in the terms of an observation.
-        head: Name of the final linear layer; None to find it.
-        model: The network, on the CPU; given the weights `before`.
-        whole: Whether to read more than the head.
-        knowledge: Other fields of `Observation`.
+        reading: What holds for every update.
 
     Returns:
         The observation, on the CPU.
@@ -129,11 +157,11 @@ def observe_weights(
         LabelLeakError: What is there cannot be read.
     """
     assert step.learning_rate is not None
-    knowledge = {**knowledge, **sizes.knowledge}
-    if whole:
+    knowledge = {**reading.knowledge, **sizes.knowledge}
+    if reading.whole:
         start = _on_cpu(before)
         return observe_update(
-            _model_at(model, start),
+            _model_at(reading.model, start),
             start,
             _on_cpu(after),
             learning_rate=step.learning_rate,
@@ -141,10 +169,10 @@ def observe_weights(
             momentum=step.momentum,
             weight_decay=step.weight_decay,
             proximal=step.proximal,
-            head=head,
+            head=reading.head,
             **knowledge,
         )
-    names = head_names(before, head)
+    names = head_names(before, reading.head)
     start, end = _on_cpu(before, names), _on_cpu(after, names)
     rates = step_sizes(step.learning_rate, sizes.local_steps, step.momentum)
     return observe_head_update(
@@ -162,23 +190,19 @@ def observe_gradients(
     before: Mapping[str, Any],
     gradients: Mapping[str, Any],
     sizes: Sizes,
-    *,
-    head: str | None,
-    model: nn.Module | None,
-    whole: bool,
-    knowledge: Mapping[str, Any],
+    reading: Reading,
 ) -> Observation:
     """What a server sees of gradients; see `observe_weights`.
 
     Raises:
         LabelLeakError: What is there cannot be read.
     """
-    knowledge = {**knowledge, **sizes.knowledge, "local_steps": sizes.local_steps}
-    if whole:
+    knowledge = {**reading.knowledge, **sizes.knowledge, "local_steps": sizes.local_steps}
+    if reading.whole:
         start = _on_cpu(before)
-        seen = _model_at(model, start) or start
-        return observe(seen, _on_cpu(gradients), head=head, **knowledge)
-    names = head_names(before, head)
+        seen = _model_at(reading.model, start) or start
+        return observe(seen, _on_cpu(gradients), head=reading.head, **knowledge)
+    names = head_names(before, reading.head)
     start, sent = _on_cpu(before, names), _on_cpu(gradients, names)
     return observe_head(start, sent, layer_of(next(iter(start))), **knowledge)
 
@@ -213,9 +237,8 @@ def text_of(error: Exception | str) -> str:
 
 
 def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """By names without the prefixes of wrappers."""
-    bare = strip_wrappers([str(name) for name in tensors])
-    return {bare[str(name)]: value for name, value in tensors.items()}
+    """By bare names, which a snapshot has: where the head is all of it, more would come off."""
+    return dict(tensors) if isinstance(tensors, Snapshot) else by_bare_name(tensors)
 
 
 def _on_cpu(tensors: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Tensor]:

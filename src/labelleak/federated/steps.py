@@ -52,6 +52,29 @@ class Sizes:
     approximations: tuple[str, ...] = ()
 
 
+def steps_of(step: Step, samples: int | None, *, one_step: bool = False) -> int:
+    """Number of optimiser steps of a local training, as said or counted; see `sizes_of`.
+
+    Args:
+        step: What is known; its numbers are taken as they are.
+        samples: Number of local samples, None where that is not known.
+        one_step: The update is a gradient: one step an epoch, where nothing else is said.
+
+    Raises:
+        MissingKnowledge: It is not said and cannot be counted.
+    """
+    if step.local_steps is not None:
+        return step.local_steps
+    if samples is not None and step.batch_size is not None:
+        return math.ceil(samples / step.batch_size) * step.local_epochs
+    if one_step:
+        return step.local_epochs
+    raise MissingKnowledge(
+        "the number of local steps is not known: give local_steps, or both batch_size and the "
+        "number of local samples (instances)"
+    )
+
+
 def sizes_of(step: Step, true_total: int | None = None, *, one_step: bool = False) -> Sizes:
     """Put FedAvg's terms into those of an observation.
 
@@ -77,17 +100,9 @@ def sizes_of(step: Step, true_total: int | None = None, *, one_step: bool = Fals
         value = getattr(step, what)
         if value is not None:
             whole_number(what.replace("_", " "), value)
-    size, steps, epochs = step.batch_size, step.local_steps, step.local_epochs
+    size, epochs = step.batch_size, step.local_epochs
     total = step.instances if step.instances is not None else true_total
-    if steps is None and total is not None and size is not None:
-        steps = math.ceil(total / size) * epochs
-    elif steps is None and one_step:
-        steps = epochs
-    elif steps is None:
-        raise MissingKnowledge(
-            "the number of local steps is not known: give local_steps, or both batch_size and the "
-            "number of local samples (instances)"
-        )
+    steps = steps_of(step, total, one_step=one_step)
     if steps > _MOST_STEPS:
         raise InvalidObservation(f"{steps} local steps: at most {_MOST_STEPS} can be audited")
     if total is None:

@@ -19,15 +19,12 @@ from labelleak.federated.flower.messages import (
     FRAMEWORK,
     all_keys,
     arrays_in,
-    check_content,
     is_train,
     refusal,
     round_of,
-    step_of,
-    weights_in,
+    update_in,
 )
 from labelleak.federated.policy import Policy, read_policy
-from labelleak.federated.replies import head_names
 from labelleak.metrics import counts_of
 from labelleak.restoration import Flag
 
@@ -174,11 +171,10 @@ class LeakageAudit:
         about: dict[str, Any],
     ) -> Decision:
         try:
-            check_content(reply)
-            before = weights_in(received, "the message received")
-            after = weights_in(arrays_in(reply), "the reply", before)
-            step = step_of(self._step, self._keys, message, context.run_config, reply)
-            counts = self._counts(before, labels) if labels else None
+            before, after, step = update_in(
+                reply, received, message, self._step, self._keys, context.run_config
+            )
+            counts = _counts(labels[0], auditor.classes(before)) if labels else None
         except Exception as problem:  # whatever the app sent
             return auditor.failed(problem, **about)
         return auditor.audit_update(
@@ -202,17 +198,6 @@ class LeakageAudit:
             self._auditors[policy] = Auditor(policy, **self._settings)
         return self._auditors[policy]
 
-    def _counts(self, before: Mapping[str, Tensor | None], labels: list[Tensor]) -> Tensor:
-        weight = before[head_names(before, self._settings["head"])[0]]
-        assert weight is not None
-        try:
-            return counts_of(labels[0], weight.shape[0])
-        except ValueError:
-            # The reason may be told to the server: it names no label.
-            raise ValueError(
-                f"the labels provided are not classes 0 to {weight.shape[0] - 1}"
-            ) from None
-
     def _tell(self, decision: Decision, reply: Message) -> None:
         """Add the score to the metrics; always the same entries, as strategies demand."""
         records = list(reply.content.metric_records.values())
@@ -227,6 +212,14 @@ class LeakageAudit:
         records[0][f"{prefix}accuracy"] = math.nan if accuracy is None else float(accuracy)
         for name in (flag.name.lower() for flag in Flag):
             records[0][f"{prefix}{name}"] = int(name in raised)
+
+
+def _counts(labels: Tensor, classes: int) -> Tensor:
+    try:
+        return counts_of(labels, classes)
+    except ValueError:
+        # The reason may be told to the server: it names no label.
+        raise ValueError(f"the labels provided are not classes 0 to {classes - 1}") from None
 
 
 @contextmanager

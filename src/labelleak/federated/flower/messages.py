@@ -104,6 +104,36 @@ def weights_in(
     return weights
 
 
+def update_in(
+    reply: Message,
+    received: list[dict[str, Array]],
+    instruction: Message,
+    known: Step,
+    keys: Mapping[str, tuple[str, ...]],
+    run_config: Mapping[str, Any],
+) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None], Step]:
+    """What an audit reads of a reply.
+
+    Args:
+        reply: The reply.
+        received: The records of arrays in the message that asked for it, as they were sent.
+        instruction: That message.
+        known: See `step_of`, here and below.
+        keys: See there.
+        run_config: See there.
+
+    Returns:
+        The weights before and after the local training, see `weights_in`, and what is known of it.
+
+    Raises:
+        ValueError: One of the messages cannot be read.
+    """
+    check_content(reply)
+    before = weights_in(received, "the message to the client")
+    after = weights_in(arrays_in(reply), "the reply", before)
+    return before, after, step_of(known, keys, instruction, run_config, reply)
+
+
 def step_of(
     known: Step,
     keys: Mapping[str, tuple[str, ...]],

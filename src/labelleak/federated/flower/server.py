@@ -1,6 +1,5 @@
 """A strategy for Flower's servers: audits what arrives."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,16 @@ from labelleak.federated.flower.messages import (
     FRAMEWORK,
     all_keys,
     arrays_in,
-    check_content,
     refusal,
     step_of,
+    update_in,
     weights_in,
 )
 from labelleak.federated.policy import Policy
+from labelleak.federated.steps import steps_of
+
+# What an average of clients can say only if it is the same for all of them.
+_ALIKE = ("learning_rate", "local_epochs", "momentum", "weight_decay", "proximal")
 
 
 class AuditStrategy(Strategy):
@@ -128,12 +131,11 @@ class AuditStrategy(Strategy):
         about = self._about(server_round, f"node-{node}")
         sent = self._sent.get(node)
         try:
-            check_content(reply)
             if sent is None:
                 raise ValueError(f"nothing was asked of node {node}")
-            before = weights_in(arrays_in(sent), "the message sent")
-            after = weights_in(arrays_in(reply), "the reply", before)
-            step = step_of(self._step, self._keys, sent, self._run_config, reply)
+            before, after, step = update_in(
+                reply, arrays_in(sent), sent, self._step, self._keys, self._run_config
+            )
         except Exception as problem:  # whatever a client sent
             decision = self._auditor.failed(problem, **about)
         else:
@@ -153,7 +155,7 @@ class AuditStrategy(Strategy):
                 step_of(self._step, self._keys, sent, self._run_config, reply)
                 for sent, reply in asked
             ]
-            before = weights_in(arrays_in(asked[0][0]), "the message sent")
+            before = weights_in(arrays_in(asked[0][0]), "the message to the client")
             after = weights_in([dict(arrays)], "the aggregate", before)
             step = _step_of_average(steps)
         except Exception as problem:  # whatever the clients sent
@@ -176,14 +178,17 @@ def _step_of_average(steps: list[Step]) -> Step:
     each step together is on a batch of each client. It is exact where all take the same number.
 
     Raises:
-        ValueError: The number of samples of a client is not known, or learning rates differ.
+        ValueError: The number of samples or of steps of a client is not known, or they trained in
+            different ways.
     """
     if any(step.instances is None for step in steps):
         raise ValueError("the numbers of local samples are not known: metrics lack num-examples")
-    if any(step.learning_rate != steps[0].learning_rate for step in steps):
-        raise ValueError("the clients' learning rates differ")
+    for what in _ALIKE:
+        if any(getattr(step, what) != getattr(steps[0], what) for step in steps):
+            name = "learning rates" if what == "learning_rate" else what.replace("_", " ")
+            raise ValueError(f"the clients' {name} differ")
     total = sum(step.instances or 0 for step in steps)
-    average = sum((step.instances or 0) * _steps_in(step) for step in steps) / total
+    average = sum((step.instances or 0) * steps_of(step, step.instances) for step in steps) / total
     whole = max(1, round(average))
     first = steps[0]
     rate = first.learning_rate
@@ -198,11 +203,3 @@ def _step_of_average(steps: list[Step]) -> Step:
         weight_decay=first.weight_decay,
         proximal=first.proximal,
     )
-
-
-def _steps_in(step: Step) -> int:
-    if step.local_steps is not None:
-        return step.local_steps
-    if step.batch_size is None or step.instances is None:
-        raise ValueError("the number of local steps is not known: give batch-size or local-steps")
-    return math.ceil(step.instances / step.batch_size) * step.local_epochs

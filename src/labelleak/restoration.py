@@ -38,7 +38,8 @@ class Flag(Enum):
         "samples"
     )
     UNKNOWN_BATCH_SIZE = (
-        "the batch size is not known: shares of the classes or a set of them, but no counts"
+        "the batch size was not given: shares of the classes or a set of them, and counts only if "
+        "the gradient shows their number, up to a common factor"
     )
     SET_ONLY = "the attack tells which classes are present, and not how many of each"
     INVISIBLE_SAMPLES = (

@@ -38,6 +38,9 @@ def sparse_directions(
     rank, unknown = space.shape
     rows = factor[(factor / errors).norm(dim=1) > 6.0 * rank**0.5]
     if unknown == 1:
+        if not len(rows):
+            # All of the sample's entries are zero: the embedding behind a ReLU that is dead.
+            return space.T
         return torch.cat([_refined(rows, errors, space.T), space.T])
     if rows.shape[0] < 2 * rank:
         return factor.new_zeros(0, rank)

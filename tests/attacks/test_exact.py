@@ -11,7 +11,12 @@ from labelleak import defenses
 from labelleak.attacks import restore
 from labelleak.attacks.exact import Search, exact
 from labelleak.attacks.exact.atoms import Atoms, accepted, descend, misfit, off_label
-from labelleak.attacks.exact.certificate import determined_by_zeros, judge, no_competitor
+from labelleak.attacks.exact.certificate import (
+    determined_by_zeros,
+    judge,
+    no_competitor,
+    no_other_label,
+)
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import deflate, errors, factorise
 from labelleak.attacks.exact.joint import fit
@@ -448,3 +453,43 @@ def test_a_label_is_not_proven_where_there_is_no_time_to_try_the_others():
     judged = judge(factors, atoms, 8.0, 1e-12)
     assert no_competitor(factors, judged, 8.0, Clock(60.0))
     assert not no_competitor(factors, judged, 8.0, Clock(0.0))
+
+
+def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
+    # The network takes x1 for 0, x2 for 1 and x3 for 3, beyond doubt. So it takes x2 + x3 - x1 for
+    # 2, and batches of labels 2, 0, 0 and 0, 2, 2 differ by rounding only.
+    generator = rng(1)
+
+    def single(*shape):
+        return torch.randn(*shape, generator=generator, dtype=FLOAT).float().double()
+
+    weight, logits = single(8, 16), 3.0 * single(4, 8)[:3]
+    for row, (label, size) in enumerate([(0, 6.0), (1, 9.0), (3, 9.0)]):
+        logits[row] = single(8)
+        logits[row, label] = size
+        if not row:
+            logits[row, 2] = -30.0
+    embeddings = torch.linalg.lstsq(weight, 10.0 * logits.T).solution.T.float().double()
+    made = Batch(weight, torch.zeros(8, dtype=FLOAT), embeddings, torch.tensor([2, 0, 0]))
+    other = torch.stack([embeddings[1] + embeddings[2] - embeddings[0], *embeddings[1:]])
+    other = replace(made, embeddings=other, labels=torch.tensor([0, 2, 2]))
+    assert torch.allclose(made.gradient().weight, other.gradient().weight, rtol=0.0, atol=1e-6)
+    for batch_made in (made, other):
+        seen = batch_made.observe(dtype=torch.float32)
+        factors = factorise(seen, 3)
+        rows = extended(batch_made)
+        atoms = Atoms(rows, batch_made.labels, torch.full((3,), 3.0, dtype=FLOAT))
+        # It rebuilds the gradient, with equations to spare, and is not the only one that does.
+        assert judge(factors, atoms, 3.0, seen.gradient.rounding).rebuilt
+        assert factors.spare_equations > 0
+        assert not no_other_label(factors, atoms, 3.0)
+    assert not restore(made.observe(dtype=torch.float32), "exact", time_limit=5.0).certified
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_embedding_that_is_zero_everywhere_is_no_error(size):
+    made = batch(10, 2, size)
+    made = Batch(made.weight, made.bias, torch.zeros_like(made.embeddings), made.labels * 0)
+    found = restore(made.observe(), "exact")
+    assert found.certified
+    assert torch.equal(found.counts, made.counts)

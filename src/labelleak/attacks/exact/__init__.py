@@ -12,6 +12,7 @@ from labelleak.attacks.exact.certificate import (
     determined_by_zeros,
     judge,
     no_competitor,
+    no_other_label,
     too_weak,
 )
 from labelleak.attacks.exact.clock import Clock
@@ -143,8 +144,10 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
     factors = search.factors
     if not weights_add_up(observation, factors.weights, judged.atoms.labels, judged.times, divisor):
         return False
-    if factors.spare_equations > 0 or determined_by_zeros(factors, search.found):
+    if determined_by_zeros(factors, search.found):
         return True
+    if factors.spare_equations > 0:
+        return no_other_label(factors, judged.atoms, divisor)
     return no_competitor(factors, judged, divisor, search.clock)
 
 

@@ -24,6 +24,7 @@ _MOST_SLIP = 0.2
 _MOST_TIMES = 16.0
 # Entries of the derivatives, or of the predictions, that are held at once.
 _ENTRIES = 2**23
+_LABELS_TRIED = 12
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,23 @@ def _measured(
         allowed_slip = (least + rounded + 5.0 * slip).clamp_max(_MOST_SLIP)
         good &= (inverse * times / divisor - 1.0).abs() < allowed_slip
     return torch.where(good, outside / allowed, torch.inf), inverse
+
+
+def likely_labels(
+    factors: Factors, points: Float[Tensor, "points rank"]
+) -> tuple[Float[Tensor, "pairs rank"], Int[Tensor, " pairs"]]:
+    """Every point with the labels whose q is nearest to the column space, relative to its size."""
+    logits = factors.logits(points)
+    tried = min(_LABELS_TRIED, logits.shape[1])
+    p = torch.softmax(logits, dim=1)
+    outside = p - (p @ factors.left) @ factors.left.T
+    own = 1.0 - factors.left.square().sum(dim=1)
+    squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
+    sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
+    ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
+    ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
+    labels = ratio.topk(tried, dim=1, largest=False).indices
+    return points.repeat_interleave(tried, dim=0), labels.flatten()
 
 
 def off_label(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from labelleak.attacks.exact.atoms import Atoms
+from labelleak.attacks.exact.atoms import Atoms, accepted, likely_labels
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import Factors
 from labelleak.attacks.exact.joint import column_scale, fit
@@ -185,6 +185,24 @@ def determined_by_zeros(factors: Factors, atoms: Atoms) -> bool:
     own = solved.gather(1, atoms.labels[:, None])[:, 0]
     signs = (own < -0.5 * sizes) & (others > -_DIFFERENT * sizes)
     return int(failed) == 0 and bool((enough & signs).all())
+
+
+def no_other_label(factors: Factors, atoms: Atoms, divisor: float) -> bool:
+    """Whether the embedding of every sample goes with its own label alone.
+
+    Predictions that are sure and wrong are differences of two unit vectors. These span all other
+    differences of the same classes, and say nothing of the embedding: labels may then be exchanged
+    between samples, and other embeddings rebuild the same gradient.
+
+    Args:
+        factors: Of the gradient.
+        atoms: As many samples as its rank.
+        divisor: D.
+    """
+    points, labels = likely_labels(factors, atoms.embeddings @ factors.right)
+    own = atoms.labels.repeat_interleave(len(labels) // len(atoms))
+    other = labels != own
+    return not len(accepted(factors, points[other], labels[other], divisor))
 
 
 def no_competitor(factors: Factors, judged: Judgement, divisor: float, clock: Clock) -> bool:

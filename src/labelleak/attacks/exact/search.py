@@ -1,10 +1,10 @@
 """The search for single samples: sparse directions first, then descents from many starts."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks.exact.atoms import Atoms, accepted, descend, no_atoms
+from labelleak.attacks.exact.atoms import Atoms, accepted, descend, likely_labels, no_atoms
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import Factors, deflate, errors
 from labelleak.attacks.exact.sparsity import sparse_directions
@@ -12,7 +12,6 @@ from labelleak.attacks.exact.together import compatible, settle
 
 _PASSES = 40
 _STARTS = 256
-_LABELS_TRIED = 12
 _FRUITLESS = 6
 _ARRIVED = 1e-5
 _NEAR = 0.2
@@ -81,7 +80,7 @@ class Search:
         if not len(embeddings):
             return
         points = embeddings @ factors.right
-        points, labels = _likely_labels(factors, points)
+        points, labels = likely_labels(factors, points)
         self._take(points, labels)
 
     def rest(self) -> Factors:
@@ -144,7 +143,7 @@ class Search:
         """Without a bias a direction says nothing of the length: several are tried, and refined."""
         lengths = _typical_length(self.factors) * torch.logspace(-0.8, 0.8, 9).to(directions)
         points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
-        points, labels = _likely_labels(self.factors, points)
+        points, labels = likely_labels(self.factors, points)
         reached, _ = descend(
             self.factors,
             points,
@@ -229,20 +228,3 @@ class Search:
 def _typical_length(factors: Factors) -> Float[Tensor, ""]:
     """Length at which a direction's logits spread as those of a trained network do."""
     return _SPREAD / factors.head.std(dim=0).square().mean().sqrt()
-
-
-def _likely_labels(
-    factors: Factors, points: Float[Tensor, "points rank"]
-) -> tuple[Float[Tensor, "pairs rank"], Int[Tensor, " pairs"]]:
-    """Every point with the labels whose q is nearest to the column space, relative to its size."""
-    logits = factors.logits(points)
-    tried = min(_LABELS_TRIED, logits.shape[1])
-    p = torch.softmax(logits, dim=1)
-    outside = p - (p @ factors.left) @ factors.left.T
-    own = 1.0 - factors.left.square().sum(dim=1)
-    squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
-    sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
-    ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
-    ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
-    labels = ratio.topk(tried, dim=1, largest=False).indices
-    return points.repeat_interleave(tried, dim=0), labels.flatten()

@@ -111,3 +111,13 @@ def test_a_sample_that_leaves_no_trace_is_counted_though_nobody_told_the_batch_s
     assert not found.certified
     assert int(found.counts.sum()) == 8
     assert torch.equal(found.certain, torch.bincount(labels[1:], minlength=5))
+
+
+def test_of_two_classes_both_are_found():
+    # Either label fits the column space of the layer, with opposite signs.
+    seen, _, labels = _whole_update(_network([20, 60, 50, 2]), 6, batch_size=6)
+    counts = torch.bincount(labels, minlength=2)
+    found = restore(seen, "exact")
+    assert found.certified
+    assert int((counts > 0).sum()) == 2
+    assert torch.equal(found.counts, counts)

@@ -246,6 +246,8 @@ class LayerSearch:
         sizes = directions.norm(dim=1)
         inside = directions @ self._left
         misfits = (directions - inside @ self._left.T).norm(dim=1) / sizes.clamp_min(1e-300)
+        # Of two classes both labels fit, with opposite signs: weights are positive.
+        misfits = torch.where(inside @ (point / self._values) > 0, misfits, torch.inf)
         label = int(misfits.argmin())
         q = errors(logits[label : label + 1], labels[label : label + 1], self.layer.class_weights)
         size = float(q[0, label].abs())

@@ -184,3 +184,10 @@ def test_samples_that_take_part_in_every_epoch_count_once():
     twice = restore(batch.observe(local_steps=2, local_epochs=2), "pooled")
     assert torch.equal(once.counts, twice.counts)
     torch.testing.assert_close(once.raw, twice.raw)
+
+
+def test_a_batch_size_is_not_told_by_the_classes_that_are_absent():
+    # Of 500 classes at most 32 are there: that the others' counts are whole proves no batch of one.
+    made = untrained(500, 30, 32, spread=0.02)
+    found = restore(made.observe(batch_size=None), "pooled")
+    assert torch.equal(found.counts, made.counts)

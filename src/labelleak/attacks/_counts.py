@@ -26,6 +26,8 @@ _WHOLE = 0.2
 _RIGHT = 0.75
 # Evidence (a logarithm of odds) for a batch size, beyond that for the number of sizes tried.
 _EVIDENCE = 7.0
+# A count that is so many errors from a whole number is none.
+_MOST_ERRORS = 10.0
 
 
 class MeanPrediction(NamedTuple):
@@ -146,18 +148,29 @@ def _with_errors(
     observation: Observation, mean: MeanPrediction, instances: int, batch_size: int
 ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"]]:
     """Real-valued counts and their standard errors, for one number of instances."""
+    raw, scatter, noise = _scattered(observation, mean, instances, batch_size)
+    return raw, (scatter.square().mean(dim=1) + noise.square()).sqrt()
+
+
+def _scattered(
+    observation: Observation, mean: MeanPrediction, instances: int, batch_size: int
+) -> tuple[
+    Float[Tensor, " classes"], Float[Tensor, "classes replicates"], Float[Tensor, " classes"]
+]:
+    """Real-valued counts, deviations that scatter as they do, and what noise adds to their error.
+
+    All three are linear in the batch size where instances are a multiple of it.
+    """
     given = mean.bias_gradient[:, None]
     raw = raw_counts(observation, mean.probabilities[:, None], given, instances, batch_size)[:, 0]
     others = raw_counts(observation, mean.replicates, given, instances, batch_size)
-    scatter = others - raw[:, None]
-    variance = scatter.square().mean(dim=1)
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
     freedom = (mean.samples or observation.classes) - 1
-    variance = variance * float(stdtrit(freedom, 0.975) / NORMAL_QUANTILE) ** 2
+    scatter = (others - raw[:, None]) * float(stdtrit(freedom, 0.975) / NORMAL_QUANTILE)
     weights = weights_of(observation, raw)
     scale = batch_size if observation.reduction == "sum" else 1
     slope = instances / (scale * (1.0 - observation.label_smoothing) * weights)
-    return raw, (variance + (slope * mean.noise) ** 2).sqrt()
+    return raw, scatter, slope * mean.noise
 
 
 def _batch_size_that_fits(observation: Observation, mean: MeanPrediction) -> int | None:
@@ -168,13 +181,28 @@ def _batch_size_that_fits(observation: Observation, mean: MeanPrediction) -> int
     standard errors, with a uniform one.
     """
     steps = observation.local_steps // observation.local_epochs
+    # Counts and their errors are linear in the size, of which two tell all others.
+    raws, scatters, noises = zip(
+        *(_scattered(observation, mean, size * steps, size) for size in (1, 2)), strict=True
+    )
+    per_raw, per_scatter = raws[1] - raws[0], scatters[1] - scatters[0]
+    first, each = scatters[0] - per_scatter, per_scatter
+    fixed, mixed, growing = (
+        float((one * other).mean()) for one, other in ((first, first), (first, each), (each, each))
+    )
+    fixed_noise, noise = 2.0 * noises[0] - noises[1], noises[1] - noises[0]
     best = None
     for size in range(1, _LARGEST_BATCH + 1):
-        raw, errors = _with_errors(observation, mean, size * steps, size)
-        errors = errors.square().mean().sqrt().clamp_min(1e-4).expand_as(errors)
+        raw = raws[0] + (size - 1) * per_raw
+        variance = fixed + 2.0 * size * mixed + size**2 * growing
+        variance += float((fixed_noise + size * noise).square().mean())
+        errors = torch.full_like(raw, max(math.sqrt(max(variance, 0.0)), 1e-4))
         if float(errors[0]) > _WHOLE:
             break
         distances = raw - raw.round().clamp_min(0.0)
+        if float(distances.abs().max()) > _MOST_ERRORS * float(errors[0]):
+            # Whole counts of many absent classes shall not outvote one that is not whole.
+            continue
         density = torch.exp(-0.5 * (distances / errors).square()) / (
             errors * math.sqrt(2 * math.pi)
         )

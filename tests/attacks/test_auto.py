@@ -14,7 +14,7 @@ from labelleak.attacks import attacks, restore
 from labelleak.attacks.auto import affordable, automatic
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag, Restoration
-from synthetic import one_embedding, rng, untrained
+from synthetic import Batch, one_embedding, rng, untrained
 
 auto = importlib.import_module("labelleak.attacks.auto")
 
@@ -43,9 +43,10 @@ def test_a_certificate_ends_it():
     assert found.flags == ()
 
 
-def test_a_certificate_tells_the_batch_size_too():
+def test_samples_that_are_all_found_tell_the_batch_size_too():
     found = restore(SMALL.observe(batch_size=None))
-    assert found.certified
+    assert found.attack == "exact"
+    assert not found.certified
     assert torch.equal(found.counts, SMALL.counts)
 
 
@@ -116,6 +117,28 @@ def test_no_count_is_below_what_is_certain():
     assert int(found.counts.sum()) == 24
     assert Flag.INCOMPLETE in found.flags
     assert torch.equal(found.certain, certain)
+
+
+def test_counts_near_zero_everywhere_are_not_taken_for_whole():
+    """A head without a bias, far more classes than samples: an estimate says nothing there."""
+    generator = rng(1)
+    weight = torch.randn(600, 64, generator=generator).double() / 16.0
+    embeddings = torch.randn(32, 64, generator=generator).double()
+    labels = torch.randint(600, (32,), generator=generator)
+    batch = Batch(weight, torch.zeros(600).double(), embeddings, labels)
+    seen = batch.observe(bias=False)
+    pooled = restore(seen, "pooled")
+    assert accuracy(pooled, batch) < 0.5
+    assert estimates.judged(seen, pooled).error == math.inf
+    found = restore(seen, time_limit=0.1)
+    assert found.attack in ("rlg", "exact")
+    assert torch.equal(found.present, batch.present)
+
+
+def test_equations_between_all_classes_are_left_out_where_they_take_too_long():
+    seen = untrained(300, 8, 4).observe()
+    assert auto.dense(seen, 10.0)
+    assert not auto.dense(seen, 1e-4)
 
 
 def test_without_counts_there_is_a_set():

@@ -15,7 +15,7 @@ from labelleak.attacks.exact.certificate import (
     determined_by_zeros,
     judge,
     no_competitor,
-    no_other_label,
+    other_label,
 )
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import deflate, errors, factorise
@@ -83,8 +83,10 @@ def test_single_precision_is_enough(made):
 
 def test_the_batch_size_is_read_from_the_gradient():
     found = restore(DENSE.observe(batch_size=None), "exact")
-    assert found.certified
     assert_all_found(found, DENSE)
+    assert torch.equal(found.certain, found.counts)
+    # Every sample twice would give the same.
+    assert not found.certified
     assert found.flags == (Flag.UNKNOWN_BATCH_SIZE,)
 
 
@@ -129,6 +131,15 @@ def test_other_losses(reduction, weighted):
     found = restore(seen, "exact")
     assert found.certified
     assert_all_found(found, DENSE)
+
+
+def test_a_batch_of_one_image_alone_is_not_certified_for_the_smallest_number_of_them():
+    made = batch(10, 20, 3)
+    made = Batch(made.weight, made.bias, made.embeddings[:1].expand(3, -1), made.labels * 0 + 4)
+    assert not restore(made.observe(batch_size=None), "exact").certified
+    told = restore(made.observe(), "exact")
+    assert told.certified
+    assert torch.equal(told.counts, made.counts)
 
 
 def test_a_sum_of_unknown_size_is_never_certified():
@@ -482,7 +493,7 @@ def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
         # It rebuilds the gradient, with equations to spare, and is not the only one that does.
         assert judge(factors, atoms, 3.0, seen.gradient.rounding).rebuilt
         assert factors.spare_equations > 0
-        assert not no_other_label(factors, atoms, 3.0)
+        assert other_label(factors, atoms, 3.0).any()
     assert not restore(made.observe(dtype=torch.float32), "exact", time_limit=5.0).certified
 
 

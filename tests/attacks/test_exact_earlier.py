@@ -42,8 +42,9 @@ NETWORK = _network((20, 120, 100, 5))
 def test_more_samples_than_classes_by_the_layer_before_the_head(batch_size):
     seen, inputs, labels = _whole_update(NETWORK, 8, batch_size=batch_size)
     found = restore(seen, "exact")
-    assert found.certified
-    assert torch.equal(found.counts, torch.bincount(labels, minlength=5))
+    assert found.certified == (batch_size is not None)
+    assert torch.equal(found.certain, torch.bincount(labels, minlength=5))
+    assert torch.equal(found.counts, found.certain)
     with torch.no_grad():
         embeddings = NETWORK[:-1](inputs).double()
     distances = torch.cdist(found.embeddings, embeddings)
@@ -58,6 +59,13 @@ def test_without_the_earlier_layer_so_many_samples_are_refused():
         restore(replace(seen, gradients=None), "exact")
     # One fully connected layer before the head takes what no ReLU made.
     seen, _, _ = _whole_update(_network((20, 100, 5)), 8, batch_size=8)
+    with pytest.raises(MissingKnowledge, match="samples here"):
+        restore(seen, "exact")
+
+
+def test_nothing_is_said_of_more_samples_than_the_layer_can_show():
+    """Half of its width: of 70 samples it would show 50, and call the others invisible."""
+    seen, _, _ = _whole_update(NETWORK, 70, batch_size=70)
     with pytest.raises(MissingKnowledge, match="samples here"):
         restore(seen, "exact")
 

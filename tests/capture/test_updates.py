@@ -458,3 +458,12 @@ def test_momentum_carries_a_gradient_into_later_steps():
     """By hand: 0.1 + 0.5 * (0.2 + 0.5 * 0.4), 0.2 + 0.5 * 0.4, 0.4."""
     assert step_sizes([0.1, 0.2, 0.4], momentum=0.5) == pytest.approx((0.3, 0.4, 0.4))
     assert step_sizes(0.1, 3) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_weights_are_not_taken_for_gradients():
+    """The learning rate was forgotten."""
+    model = torch.nn.Linear(6, 4)
+    after = {name: value + 0.01 for name, value in model.state_dict().items()}
+    with pytest.raises(InvalidObservation, match=r"weights after training.*--learning-rate"):
+        observe(model, after)
+    observe_update(model, model.state_dict(), after, learning_rate=0.1)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from labelleak.attacks._evidence import total_fits, weights_of
+from labelleak.attacks._evidence import are_integral, total_fits, weights_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import (
@@ -128,8 +128,10 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
         )
     counts = project_to_counts(raw, total)
     flags = () if total_fits(raw, total) else (Flag.TOTAL_DOES_NOT_FIT,)
-    # The share of counts that rounding gets right, if errors are normal.
-    if float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()) < _RIGHT:
+    # The share of counts that rounding gets right, if errors are normal. Those of a bias gradient
+    # that was itself restored are larger, and not known.
+    right = float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean())
+    if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
         flags = (*flags, Flag.NOT_INTEGRAL)
     return Restoration(
         attack,
@@ -137,7 +139,6 @@ def conclude(attack: str, observation: Observation, mean: MeanPrediction) -> Res
         counts=counts,
         rounded=raw.clamp(0.0, total).round().long(),
         raw=raw,
-        # Those of a bias gradient that was itself restored are not known.
         standard_errors=errors if observation.has_bias else None,
         proportions=proportions,
         flags=flags,

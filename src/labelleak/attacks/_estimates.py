@@ -60,10 +60,13 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         return Estimate(found, math.inf, float(errors is None) if even > _FLAT else math.inf)
     distance = _distance(raw, total)
     # Absent classes, rightly near zero, would hide what is wrong with the others.
-    told = raw[(raw.abs() > _ABSENT) | found.present]
-    of_told = max(distance, float((told - told.round()).square().mean().sqrt()))
+    told = (raw.abs() > _ABSENT) | found.present
+    apart = (raw - raw.round()).abs()
+    if found.counts is not None:
+        apart = torch.maximum(apart, (raw - found.counts).abs())
+    of_told = max(distance, float(apart[told].square().mean().sqrt()))
     if errors is None:
-        right = of_told < _by_chance(len(told))
+        right = of_told < _by_chance(int(told.sum()))
         return Estimate(found, of_told if right else math.inf, of_told)
     claimed = float(errors.square().mean().sqrt())
     follows = even > _FLAT or (even > _UNEVEN and of_told < _WHOLE)

@@ -11,6 +11,9 @@ from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration, project_to_counts, project_to_simplex
 
 _TOTAL_TOLERANCE = 0.05
+# Fractions that mean nothing are uniform, and on average 0.25 from an integer. At this bound most
+# wrong counts are caught and most right ones let pass (docs/concepts.md has the two rates).
+_NOT_INTEGRAL = 0.15
 
 
 def weights_of(observation: Observation, like: Tensor) -> Float[Tensor, " classes"]:
@@ -177,3 +180,15 @@ def total_fits(raw: Float[Tensor, " classes"], total: int) -> bool:
     """Whether real-valued counts, clipped at zero and K, miss K by at most 5 % or one."""
     missed = abs(float(raw.clamp(0.0, total).sum()) - total)
     return missed <= max(1.0, _TOTAL_TOLERANCE * total)
+
+
+def are_integral(raw: Float[Tensor, " unknowns"]) -> bool:
+    """Whether real-valued counts are at most 0.15 from the nearest integers on average.
+
+    Over all classes that were solved for, and over those with a count: many absent classes, rightly
+    near zero, would hide what is wrong with the others.
+    """
+    distances = (raw - raw.round()).abs()
+    counted = distances[raw > 0.5]
+    farthest = max(float(distances.mean()), float(counted.mean()) if counted.numel() else 0.0)
+    return farthest <= _NOT_INTEGRAL

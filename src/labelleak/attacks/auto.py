@@ -64,7 +64,7 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
     clear = best is not None and best.error < TRUSTED and _sure(estimates)
     share = max(_SEARCHING * (end - time.monotonic()), _LEAST_SEARCH * time_limit)
     partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
-    if partial is not None and partial.certified:
+    if partial is not None and (partial.certified or _all_but_proven(observation, partial)):
         return partial
     if partial is not None and _mostly_found(partial) and not _sure(estimates):
         return partial
@@ -105,7 +105,7 @@ def _attempt(
 def _estimates(observation: Observation, run: Run, seconds: float) -> list[Estimate]:
     """Estimates of the counts from whichever attack can make one."""
     found = [_attempt(run, observation, "pooled")]
-    if observation.classes <= _DENSE_CLASSES:
+    if dense(observation, seconds):
         found.append(_attempt(run, observation, "ilrg"))
         if _worthwhile(observation, found[0]) and affordable(observation, seconds):
             found.append(_attempt(run, observation, "calibrated"))
@@ -114,6 +114,12 @@ def _estimates(observation: Observation, run: Run, seconds: float) -> list[Estim
                 _attempt(run, observation, "likelihood") or _attempt(run, observation, "rlu")
             )
     return [_unclipped(observation, run, one) for one in found if one is not None]
+
+
+def dense(observation: Observation, seconds: float) -> bool:
+    """Whether there is room and time for equations between all classes."""
+    classes = observation.classes
+    return classes <= _DENSE_CLASSES and classes**3 <= _WORK_PER_SECOND * seconds
 
 
 def _unclipped(observation: Observation, run: Run, found: Restoration) -> Estimate:
@@ -200,6 +206,17 @@ def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:
     return total
 
 
+def _all_but_proven(observation: Observation, partial: Restoration) -> bool:
+    """Whether a certificate lacks nothing but the batch size, which nobody told."""
+    found = partial.counts is not None and not partial.flags
+    return observation.batch_size is None and found
+
+
+def _certain(partial: Restoration) -> Tensor:
+    assert partial.certain is not None, "exact says what it found"
+    return partial.certain
+
+
 def _mostly_found(partial: Restoration) -> bool:
     """Whether at least half of the samples were found one by one, so that few are estimated."""
     if partial.counts is None or partial.embedding_labels is None:
@@ -244,8 +261,10 @@ def _with_found(
     observation: Observation, estimate: Restoration, partial: Restoration, clear: bool
 ) -> Restoration:
     """An estimate with what is certain of the samples that `exact` found: no count is below it."""
-    certain, total = partial.certain, observation.num_instances
-    assert certain is not None, "exact says what it found"
+    certain, total = _certain(partial), observation.num_instances
+    least = int(certain.sum())
+    if total is not None and least > total:
+        return estimate
     found = replace(
         estimate,
         certain=certain,
@@ -256,8 +275,7 @@ def _with_found(
     if not clear and found.counts is not None and found.attack != "rlg":
         found = replace(found, flags=(*found.flags, *partial.flags))
     values = estimate.raw if estimate.raw is not None else estimate.counts
-    least = int(certain.sum())
-    if values is None or estimate.counts is None or total is None or not 0 < least <= total:
+    if values is None or estimate.counts is None or total is None or not least:
         return found
     counts = certain + project_to_counts(values.double() - certain, total - least)
     rounded = estimate.rounded

@@ -12,6 +12,7 @@ from labelleak.attacks._algebra import (
     solve_square,
 )
 from labelleak.attacks._evidence import (
+    are_integral,
     bias_gradient,
     clear_shares,
     divisor_weights,
@@ -27,9 +28,6 @@ from labelleak.restoration import Flag, Restoration, project_to_counts, project_
 # implementation bounds it at ten orders of magnitude, and so does this one.
 _QUOTIENT_BOUND = 1e10
 _ILL_CONDITIONED = 1e6
-# Fractions that mean nothing are uniform, and on average 0.25 from an integer. At this bound most
-# wrong counts are caught and most right ones let pass (docs/concepts.md has the two rates).
-_NOT_INTEGRAL = 0.15
 
 
 @register(
@@ -170,7 +168,7 @@ def _conclude(
     counts[solved] = project_to_counts(raw[solved], total)
     if not total_fits(raw, total):
         flags = (*flags, Flag.TOTAL_DOES_NOT_FIT)
-    if _distance_from_integers(raw[solved]) > _NOT_INTEGRAL:
+    if not are_integral(raw[solved]):
         flags = (*flags, Flag.NOT_INTEGRAL)
     return Restoration(
         "ilrg",
@@ -181,14 +179,3 @@ def _conclude(
         proportions=proportions,
         flags=flags,
     )
-
-
-def _distance_from_integers(solved: Float[Tensor, " unknowns"]) -> float:
-    """Mean distance of the real-valued counts from the nearest integers, at most 0.5.
-
-    Over all classes that were solved for, or over those with a count if that is more: many absent
-    classes, rightly near zero, would hide what is wrong with the others.
-    """
-    distances = (solved - solved.round()).abs()
-    counted = distances[solved > 0.5]
-    return max(float(distances.mean()), float(counted.mean()) if counted.numel() else 0.0)

@@ -21,6 +21,9 @@ from labelleak.observation import (
     whole_number,
 )
 
+# No gradient is so near to the weights that it belongs to, relative to their size.
+_NEAR = 0.5
+
 StateDict = Mapping[str, Tensor]
 
 # What BatchNorm counts is in the state dict, too, and no step of the optimiser changed it.
@@ -232,11 +235,19 @@ def observe_head(
     """The observation of the head of that name and its gradient.
 
     Raises:
-        InvalidObservation: The gradient was not sent, or a value is impossible.
+        InvalidObservation: The gradient was not sent, or a value is impossible; or these are
+            weights.
     """
-    return Observation(
-        head=head_of(parameters, layer), gradient=_gradient_of(sent, layer), **knowledge
-    )
+    head, gradient = head_of(parameters, layer), _gradient_of(sent, layer)
+    observation = Observation(head=head, gradient=gradient, **knowledge)
+    change = root_mean_square(gradient.weight - head.weight)
+    if change < _NEAR * root_mean_square(head.weight):
+        raise InvalidObservation(
+            f"{parameter_name(layer, 'weight')} of the update is close to that of the model: these "
+            "are weights after training, and no gradients; give the learning rate of the local "
+            "steps (observe_update(..., learning_rate=...), --learning-rate)"
+        )
+    return observation
 
 
 def observe_head_update(

@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labelleak.attacks.exact.atoms import Atoms
 from labelleak.attacks.exact.certificate import (
     Judgement,
     clear,
     determined_by_zeros,
     judge,
     no_competitor,
-    no_other_label,
+    other_label,
     too_weak,
 )
 from labelleak.attacks.exact.clock import Clock
@@ -135,11 +136,7 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
     divisor = _divisor(search, observation)
     if divisor is None or not judged.rebuilt or not bool(judged.seen.all()):
         return False
-    total = int(judged.times.sum())
-    if observation.batch_size is None and observation.reduction == "sum":
-        # Nothing says how many samples there are that leave no trace.
-        return False
-    if observation.batch_size is not None and total != observation.batch_size:
+    if observation.batch_size not in (None, int(judged.times.sum())):
         return False
     factors = search.factors
     if not weights_add_up(observation, factors.weights, judged.atoms.labels, judged.times, divisor):
@@ -147,7 +144,7 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
     if determined_by_zeros(factors, search.found):
         return True
     if factors.spare_equations > 0:
-        return no_other_label(factors, judged.atoms, divisor)
+        return not bool(other_label(factors, judged.atoms, divisor).any())
     return no_competitor(factors, judged, divisor, search.clock)
 
 
@@ -168,10 +165,11 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
         by_divisor = observation.reduction == "mean" and observation.class_weights is None
         total = round(divisor) if by_divisor else int(times.sum())
     hidden = search.factors.rank - len(atoms)
+    sure = _sure(search, atoms, times, total)
     findings = Findings(
         labels=atoms.labels,
         times=times,
-        sure=clear(search.factors, atoms) if len(atoms) else atoms.labels == 0,
+        sure=sure,
         embeddings=atoms.embeddings[:, : observation.head.features],
         is_complete=search.is_complete,
         rank=search.factors.rank,
@@ -184,6 +182,21 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
         rest=lambda number: _rest(observation, search, number),
         proven=lambda: judged is not None and _certified(observation, search, judged),
     )
+
+
+def _sure(search: Search, atoms: Atoms, times: Tensor, total: int | None) -> Tensor:
+    """Which samples stand clear of the gradient's errors, and are the only ones that fit."""
+    none = torch.zeros_like(atoms.labels, dtype=torch.bool)
+    if not len(atoms) or (total is not None and int(times.sum()) > total):
+        # More than there are: some of them are mixtures of others.
+        return none
+    sure = clear(search.factors, atoms)
+    if search.is_complete:
+        return sure
+    if search.factors.spare_equations > 0:
+        sure = sure & ~other_label(search.factors, atoms, search.divisor)
+    # That a sample is there several times shows in the others alone.
+    return sure & (times == 1)
 
 
 def _rest(observation: Observation, search: Search, number: int) -> Float[Tensor, " classes"]:

@@ -88,29 +88,39 @@ def accepted(
     Returns:
         The samples, once each, those that fit best first.
     """
-    if not len(points):
-        return no_atoms(factors)
-    size = max(1, _ENTRIES // factors.left.shape[0])
-    parts = zip(torch.split(points, size), torch.split(labels, size), strict=True)
-    measured = [_measured(factors, part, those, divisor) for part, those in parts]
-    excess, inverse = (torch.cat(column) for column in zip(*measured, strict=True))
-    chosen = (excess <= 1.0).nonzero()[:, 0]
-    chosen = chosen[excess[chosen].sort(stable=True).indices]
+    outside, inverse = excess(factors, points, labels, divisor)
+    chosen = (outside <= 1.0).nonzero()[:, 0]
+    chosen = chosen[outside[chosen].sort(stable=True).indices]
     found = Atoms(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])
     return no_atoms(factors).join(found)
 
 
-def _measured(
+def excess(
     factors: Factors,
     points: Float[Tensor, "points rank"],
     labels: Int[Tensor, " points"],
     divisor: float | None,
 ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
-    """How far each q is outside of the column space, and its inverse weight.
+    """How far each q is outside of the column space, and its inverse weight; see `accepted`.
 
-    The former is in units of what errors allow, and infinite where the inverse weight fits no
-    sample.
+    Returns:
+        The former in units of what errors allow, infinite where the inverse weight fits no sample.
     """
+    size = max(1, _ENTRIES // factors.left.shape[0])
+    parts = zip(torch.split(points, size), torch.split(labels, size), strict=True)
+    outside, inverse = zip(
+        *(_excess(factors, part, those, divisor) for part, those in parts), strict=True
+    )
+    return torch.cat(outside), torch.cat(inverse)
+
+
+def _excess(
+    factors: Factors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    divisor: float | None,
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """The same for so few points that their predictions fit into memory."""
     directions = off_label(factors.logits(points), labels)
     inside = directions @ factors.left
     outside = (directions - inside @ factors.left.T).norm(dim=1)
@@ -122,6 +132,7 @@ def _measured(
     sizes = factors.errors(points, labels).gather(1, labels[:, None])[:, 0].abs()
     rounded = _ROUNDED * factors.epsilon * factors.weights[labels] / sizes
     allowed += rounded.clamp_max(_MOST_MISFIT)
+    allowed = allowed.minimum(_MOST_MISFIT * directions.norm(dim=1))
     good = torch.isfinite(inverse)
     if divisor is None:
         good &= inverse > 0.5

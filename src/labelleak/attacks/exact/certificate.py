@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from labelleak.attacks.exact.atoms import Atoms, accepted, likely_labels
+from labelleak.attacks.exact.atoms import Atoms, excess, likely_labels
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import Factors
 from labelleak.attacks.exact.joint import column_scale, fit
@@ -187,8 +187,8 @@ def determined_by_zeros(factors: Factors, atoms: Atoms) -> bool:
     return int(failed) == 0 and bool((enough & signs).all())
 
 
-def no_other_label(factors: Factors, atoms: Atoms, divisor: float) -> bool:
-    """Whether the embedding of every sample goes with its own label alone.
+def other_label(factors: Factors, atoms: Atoms, divisor: float | None) -> Bool[Tensor, " atoms"]:
+    """Whether the embedding of a sample goes with another label as well.
 
     Predictions that are sure and wrong are differences of two unit vectors. These span all other
     differences of the same classes, and say nothing of the embedding: labels may then be exchanged
@@ -197,12 +197,15 @@ def no_other_label(factors: Factors, atoms: Atoms, divisor: float) -> bool:
     Args:
         factors: Of the gradient.
         atoms: As many samples as its rank.
-        divisor: D.
+        divisor: D; None where it is unknown.
     """
     points, labels = likely_labels(factors, atoms.embeddings @ factors.right)
-    own = atoms.labels.repeat_interleave(len(labels) // len(atoms))
-    other = labels != own
-    return not len(accepted(factors, points[other], labels[other], divisor))
+    which = torch.arange(len(atoms)).to(labels).repeat_interleave(len(labels) // len(atoms))
+    other = labels != atoms.labels[which]
+    goes = excess(factors, points[other], labels[other], divisor)[0] <= 1.0
+    found = torch.zeros_like(atoms.labels, dtype=torch.bool)
+    found[which[other][goes]] = True
+    return found
 
 
 def no_competitor(factors: Factors, judged: Judgement, divisor: float, clock: Clock) -> bool:

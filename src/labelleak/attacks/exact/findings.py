@@ -75,7 +75,8 @@ def concluded(
 
     Returns:
         The restoration; without counts where the size of the batch is not known, or is less than
-        what was found.
+        what was found. Where nobody told it, nothing is certified: a batch of every sample twice
+        has the same mean gradient, and a summed one may hold samples that leave no trace.
     """
     labels, times, total = findings.labels, findings.times, findings.total
     none = torch.zeros(observation.classes, dtype=torch.int64, device=labels.device)
@@ -97,12 +98,17 @@ def concluded(
         return base
     if number < total:
         counts = counts + project_to_counts(rest(total - number), total - number)
+    whole = number == total and proven()
+    told = observation.batch_size is not None
+    if not told and not whole and Flag.INCOMPLETE not in flags:
+        flags.insert(0, Flag.INCOMPLETE)
     return replace(
         base,
         present=counts > 0,
         counts=counts,
         proportions=counts.double() / total,
-        certified=number == total and proven(),
+        certified=whole and told,
+        flags=tuple(flags),
     )
 
 

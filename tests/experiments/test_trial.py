@@ -13,19 +13,24 @@ from labelleak.attacks import attacks, restore
 from labelleak.capture import capture, observe
 from labelleak.data import draw, load
 from labelleak.errors import DataNotFound, LabelLeakError
+from labelleak.experiments import client
 from labelleak.experiments import trial as module
+from labelleak.experiments.client import Drawn
 from labelleak.experiments.definition import (
     Batch,
     Defense,
     Experiment,
+    Local,
     Network,
     Training,
     derive_seed,
 )
 from labelleak.experiments.training import train, training_samples
 from labelleak.experiments.trial import forget, run_trial
+from labelleak.federated import train_locally
 from labelleak.metrics import counts_of, score
 from labelleak.models import build
+from labelleak.restoration import Flag
 
 
 def experiment(**fields):
@@ -231,7 +236,7 @@ def test_a_trained_network_is_the_snapshot_and_its_batches_are_what_it_was_train
         drawn.append((model, list(pieces)))
         return capture(model, drawn[-1][1])
 
-    monkeypatch.setattr(module, "capture", look)
+    monkeypatch.setattr(client, "capture", look)
     run_trial(e, 0)
     model, pieces = drawn[0]
     assert not model.training
@@ -281,7 +286,7 @@ def test_photographs_are_streamed_and_cropped_anew(photographs, monkeypatch):
 
         return capture(model, watched())
 
-    monkeypatch.setattr(module, "capture", look)
+    monkeypatch.setattr(client, "capture", look)
     record = run_trial(e, 0, photographs)
     assert sizes == [7] * 5 + [5]
     assert len({image.numpy().tobytes() for image in images}) == 40
@@ -297,7 +302,7 @@ def test_photographs_are_streamed_and_cropped_anew(photographs, monkeypatch):
 
 def test_pieces_together_are_the_batch():
     digits = load("mnist-sample")
-    batch = module._Batch(digits, torch.arange(150), None, "cpu")
+    batch = Drawn(digits, torch.arange(150), None, "cpu")
     pieces = list(batch.pieces())
     assert [len(labels) for _, labels in pieces] == [64, 64, 22]
     assert torch.equal(torch.cat([inputs for inputs, _ in pieces]), batch.inputs())
@@ -375,3 +380,42 @@ def test_baselines_intervals_and_time_are_measured_where_they_are_asked_for():
 def _drawn(e):
     labels = load("mnist-sample").labels
     return draw("random", labels, e.batch.size, derive_seed(e.seed, 0, "batch"))
+
+
+def test_a_client_may_train_and_the_server_hold_data_of_its_own(seen):
+    local = Local(steps=6, epochs=2, learning_rate=0.1, momentum=0.5)
+    batch = Batch(size=8)
+    e = experiment(local=local, batch=batch, attacks=("rlu", "ilrg"), auxiliary_per_class=3)
+    record = run_trial(e, 1)
+    assert record == run_trial(e, 1)
+    observation = seen[0]
+    assert (observation.local_steps, observation.local_epochs) == (6, 2)
+    assert (observation.batch_size, observation.num_instances) == (8, 24)
+    assert record["attacks"]["rlu"]["error"] is None
+    assert Flag.SEVERAL_STEPS.name.lower() in record["attacks"]["ilrg"]["flags"]
+    # The weights that were sent are those of training by hand on the samples that were drawn.
+    digits = load("mnist-sample")
+    indices = draw("random", digits.labels, 24, derive_seed(0, 1, "batch"))
+    inputs, labels = digits.batch(indices, None)
+    model = build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=13).eval()
+    expected = train_locally(
+        model,
+        inputs,
+        labels,
+        classes=10,
+        learning_rate=0.1,
+        batch_size=8,
+        epochs=2,
+        momentum=0.5,
+        seed=derive_seed(0, 1, "order"),
+    )
+    for name, value in expected.after.items():
+        assert torch.equal(observation.after[name], value)
+    # The server's samples are of the other split, and as many of each class.
+    auxiliary = observation.auxiliary
+    assert torch.equal(torch.bincount(auxiliary.labels), torch.full((10,), 3))
+    others = load("mnist-sample", split="test")
+    known = others.batch(torch.arange(len(others)), None)[0].flatten(1)
+    same = (auxiliary.inputs.flatten(1)[:, None] == known).all(dim=2)
+    assert same.any(dim=1).all()
+    assert torch.equal(others.labels[same.int().argmax(dim=1)], auxiliary.labels)

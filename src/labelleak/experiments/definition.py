@@ -199,6 +199,32 @@ class Batch(Definition):
         return self.model_dump(exclude={"sampler", "size"}, exclude_none=True)
 
 
+class Local(Definition):
+    """Local training: the client sends weights after several steps of SGD.
+
+    Attributes:
+        steps: Number of steps, each on `Batch.size` samples; a whole number for each epoch.
+        epochs: How often each sample takes part.
+        learning_rate: Of all steps.
+        momentum: Of SGD, without dampening.
+        weight_decay: Of SGD.
+        proximal: FedProx's factor mu; 0 for FedAvg.
+    """
+
+    steps: PositiveInt
+    epochs: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _whole_epochs(self) -> "Local":
+        if self.steps % self.epochs:
+            raise ValueError(f"steps {self.steps} in {self.epochs} epochs: as many in each")
+        return self
+
+
 class Defense(Definition):
     """What the client does to its update, see `labelleak.defenses`.
 
@@ -259,7 +285,10 @@ class Experiment(Definition):
         network: The network.
         training: How far it is trained; None for its initial weights.
         batch: How a batch is drawn.
+        local: Local training of several steps; None: the client sends the gradient of one batch.
         defense: What the client does to the update.
+        auxiliary_per_class: How many labelled samples of each class the server holds, from the
+            split ``test``; None: it holds none.
         attacks: Names of registered attacks, see `labelleak.attacks`, and ``auto``.
         time_limit: Seconds that an attack which searches has for a batch; None for its own limit.
         baselines: What is scored beside the attacks without any: ``uniform`` (as many samples of
@@ -284,7 +313,9 @@ class Experiment(Definition):
     network: Network
     training: Training | None = None
     batch: Batch
+    local: Local | None = None
     defense: Defense = Defense()
+    auxiliary_per_class: PositiveInt | None = None
     attacks: Annotated[
         tuple[
             Annotated[str, AfterValidator(lambda name: _one_of(name, ["auto", *attacks()]))], ...
@@ -322,12 +353,32 @@ class Experiment(Definition):
             )
         if self.inversion is not None and self.defense.name != "none":
             raise ValueError("inversion takes the whole gradient, which no defence is applied to")
+        if self.auxiliary_per_class is not None and self.data_split == "test":
+            raise ValueError("auxiliary data is of the split 'test', of which the batches are, too")
+        if self.local is not None:
+            self._check_local()
         return self
+
+    def _check_local(self) -> None:
+        others = {
+            "defense": self.defense.name != "none",
+            "inversion": self.inversion is not None,
+            f"the measure {self.of_ilrg[0]!r}" if self.of_ilrg else "": bool(self.of_ilrg),
+        }
+        clashes = [what for what, there in others.items() if there]
+        if clashes:
+            raise ValueError(f"local training goes without {' and '.join(clashes)}")
 
     @property
     def of_ilrg(self) -> tuple[Measure, ...]:
         """The measures of what iLRG restores, in their order."""
         return tuple(name for name in self.measures if name not in ("coverage", "seconds"))
+
+    @property
+    def samples(self) -> int:
+        """Number of the client's different samples: those of a batch, or of all its local steps."""
+        local = self.local
+        return self.batch.size * (1 if local is None else local.steps // local.epochs)
 
     def trial_key(self, index: int) -> str:
         """What identifies one trial: a hash of all that its record depends on.
@@ -343,7 +394,7 @@ class Experiment(Definition):
             schema, 64 hexadecimal digits.
         """
         content = self.model_dump(mode="json", exclude={"name", "trials"})
-        for name in ("inversion", "time_limit", "baselines"):
+        for name in ("inversion", "time_limit", "baselines", "local", "auxiliary_per_class"):
             if not getattr(self, name):
                 # Keys of experiments without stay what they were before there was any.
                 del content[name]

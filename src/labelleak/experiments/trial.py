@@ -33,43 +33,33 @@ the same record wherever it runs, unless an attack searches until its time is ov
 
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
 
-from labelleak import defenses
-from labelleak.attacks import Need, attacks, restore
-from labelleak.capture import capture, find_head, whole_gradient
-from labelleak.capture.heads import module_shapes
-from labelleak.data import Dataset, draw, load
+from labelleak.attacks import restore
+from labelleak.data import Dataset, load
 from labelleak.errors import LabelLeakError
+from labelleak.experiments.client import class_sums, drawn, held_by_server, observed
 from labelleak.experiments.definition import (
     TRIAL_SCHEMA,
-    Defense,
     Experiment,
     Network,
     Training,
     derive_seed,
 )
-from labelleak.experiments.measures import ClassSums, baseline, coverage, measure
+from labelleak.experiments.measures import baseline, coverage, measure
 from labelleak.experiments.pictures import reconstruct
-from labelleak.experiments.training import load_network, one_thread, training_samples
-from labelleak.metrics import counts_of, score
-from labelleak.observation import Observation
+from labelleak.experiments.training import load_network, one_thread
+from labelleak.metrics import score
 from labelleak.restoration import Restoration
 
 Record = dict[str, Any]
 
-# Pixels that go through the network at once: small enough for the widest layers of a ResNet without
-# pooling, large enough that speed does not suffer. Images beside each other fill it, 64 at most.
-_CHUNK_PIXELS = 200_000
-_CHUNK_IMAGES = 64
 _lock = threading.Lock()
 
 
@@ -155,22 +145,14 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     if network.seed == "per-trial":
         network = network.model_copy(update={"seed": seed("network")})
     model = _network(network, experiment.training, training_set(experiment, data_dir), device)
-    batch = _Batch(
-        dataset,
-        _draw(experiment, dataset, seed("batch")),
-        seed("crops") if dataset.lazy and experiment.batch.replacement else None,
-        device,
-    )
-    sums = _class_sums(model) if experiment.of_ilrg else None
-    observation = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
-    shaped = replace(observation, input_shape=dataset.image_shape)
-    wanted = _wanted(experiment, shaped)
-    if Need.INPUT_SHAPE in wanted:
-        observation = shaped
-    if Need.GRADIENTS in wanted:
-        observation = _with_whole_gradient(observation, model, batch)
-    observation = _defend(experiment.defense, observation, batch, seed("defense"))
-    true_counts = counts_of(dataset.labels[batch.indices], dataset.classes)
+    batch = drawn(experiment, dataset, seed, device)
+    sums = class_sums(model) if experiment.of_ilrg else None
+    observation = observed(experiment, model, batch, seed, sums)
+    if experiment.auxiliary_per_class is not None:
+        others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
+        auxiliary = held_by_server(experiment, others, seed("auxiliary"), device)
+        observation = replace(observation, auxiliary=auxiliary)
+    true_counts = batch.true_counts
     if experiment.known_classes:
         present = true_counts.nonzero()[:, 0].to(device)
         observation = replace(observation, present_classes=present)
@@ -218,116 +200,6 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
         **_baselines(experiment, true_counts, seed("baselines")),
         **reconstruction,
     }
-
-
-def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
-    """What the attacks can make use of; auto, of all that it does not cost too much to use."""
-    names = {name for name in experiment.attacks if name != "auto"}
-    wanted = {need for name in names for need in (*attacks()[name].needs, *attacks()[name].uses)}
-    if "auto" in experiment.attacks:
-        assert observation.model is not None, "capture leaves it there"
-        layers = sum(isinstance(module, nn.Linear) for module in observation.model.modules())
-        # Layers before the head tell `exact` and `calibrated` more.
-        wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
-    return wanted
-
-
-def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " batch"]:
-    """Indices of the batch's samples, of those that the network was trained on if it was on any."""
-    batch, training = experiment.batch, experiment.training
-    some = training is not None and training.samples_per_class is not None
-    if not some or experiment.data_split != "train":
-        return draw(batch.sampler, dataset.labels, batch.size, seed, **batch.options)
-    pool = training_samples(training, dataset)
-    return pool[draw(batch.sampler, dataset.labels[pool], batch.size, seed, **batch.options)]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A batch that is made when asked for, the same each time."""
-
-    dataset: Dataset
-    indices: Int64[Tensor, " batch"]
-    seed: int | None
-    device: str
-
-    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, a few at a time."""
-        _, height, width = self.dataset.image_shape
-        chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // (height * width)))
-        for inputs, labels in self.dataset.stream(self.indices, chunk, self._crops()):
-            yield inputs.to(self.device), labels.to(self.device)
-
-    def inputs(self) -> Tensor:
-        """All inputs at once."""
-        return self.dataset.batch(self.indices, self._crops())[0].to(self.device)
-
-    def _crops(self) -> torch.Generator | None:
-        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
-
-
-def _with_whole_gradient(observation: Observation, model: nn.Module, batch: _Batch) -> Observation:
-    """The same with every parameter's gradient, of which the head's stay as captured."""
-    gradients = whole_gradient(model, batch.pieces())
-    name, gradient = observation.head.name, observation.gradient
-    gradients[f"{name}.weight"] = gradient.weight
-    if gradient.bias is not None:
-        gradients[f"{name}.bias"] = gradient.bias
-    return replace(observation, gradients=gradients)
-
-
-def _class_sums(model: nn.Module) -> ClassSums:
-    weight = model.get_parameter(f"{find_head(module_shapes(model))}.weight")
-    classes, features = weight.shape
-    return ClassSums(classes, features, weight.device)
-
-
-def _watch(model: nn.Module, batch: _Batch, sums: ClassSums) -> Observation:
-    """Capture, and look at embeddings and predictions as they pass."""
-    passing: list[Tensor] = []
-
-    def pieces() -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, labels in batch.pieces():
-            passing[:] = [labels]
-            yield inputs, labels
-
-    def look(_: nn.Module, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
-        sums.add(arguments[0], logits, passing[0])
-
-    handle = model.get_submodule(find_head(module_shapes(model))).register_forward_hook(look)
-    try:
-        return capture(model, pieces())
-    finally:
-        handle.remove()
-
-
-def _defend(defense: Defense, observation: Observation, batch: _Batch, seed: int) -> Observation:
-    if defense.name == "none":
-        return observation
-    return defenses.defend(observation, _defense(defense, observation, batch, seed))
-
-
-def _defense(
-    defense: Defense, observation: Observation, batch: _Batch, seed: int
-) -> defenses.Defense:
-    if defense.name == "sign":
-        return defenses.sign
-    value = defense.value
-    assert value is not None, "the definition has been checked"
-    generator = torch.Generator().manual_seed(seed)
-    if defense.name == "gaussian_noise":
-        return partial(defenses.gaussian_noise, std=value, generator=generator)
-    if defense.name == "clip_norm":
-        return partial(defenses.clip_norm, max_norm=value)
-    if defense.name == "sparsify":
-        return partial(defenses.sparsify, percent=value)
-    if defense.name == "quantize":
-        return partial(defenses.quantize, bits=int(value), generator=generator)
-    model, head = observation.model, observation.head.name
-    assert model is not None, "capture leaves it there"
-    assert head is not None, "capture has found it"
-    mask = defenses.soteria_mask(model, batch.inputs(), value, head)
-    return partial(defenses.soteria, mask=mask, weight_name=f"{head}.weight")
 
 
 def _scored(found: Restoration, true_counts: Tensor) -> Record:

@@ -67,7 +67,6 @@ SETTINGS = (
     Setting(LENET, "dirichlet", options={"proximal": 0.1}),
     Setting(LENET, "dirichlet", learning_rate=0.01, options={"momentum": 0.9}),
     Setting(HUNDRED, "random", auxiliary=20),
-    Setting(HUNDRED, "dirichlet", auxiliary=20),
 )
 
 

@@ -24,9 +24,10 @@ def _network(widths, seed=0):
     return torch.nn.Sequential(*layers[:-1]).eval()
 
 
-def _whole_update(model, size, seed=0, **knowledge):
+def _whole_update(model, size, seed=0, spread=1.0, **knowledge):
     generator = rng(seed)
     inputs = torch.randn(size, model[0].in_features, generator=generator)
+    inputs = inputs[:1] + spread * (inputs - inputs[:1])
     labels = torch.randint(model[-1].out_features, (size,), generator=generator)
     loss = torch.nn.functional.cross_entropy(model(inputs), labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
@@ -65,7 +66,12 @@ def test_without_the_earlier_layer_so_many_samples_are_refused():
 
 def test_nothing_is_said_of_more_samples_than_the_layer_can_show():
     """Half of its width: of 70 samples it would show 50, and call the others invisible."""
-    seen, _, _ = _whole_update(NETWORK, 70, batch_size=70)
+    for size in (70, None):
+        seen, _, _ = _whole_update(NETWORK, 70, batch_size=size)
+        with pytest.raises(MissingKnowledge, match="samples here"):
+            restore(seen, "exact")
+    # Nor where the layer's rank is low beside the batch: inputs that are nearly alike.
+    seen, _, _ = _whole_update(NETWORK, 70, batch_size=70, spread=1e-6)
     with pytest.raises(MissingKnowledge, match="samples here"):
         restore(seen, "exact")
 

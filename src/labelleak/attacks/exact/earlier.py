@@ -161,8 +161,9 @@ class LayerSearch:
             self._noise = max(self._noise, layer.rounding / 4)
         loud = _CLEAR * self._noise * sum(side**0.5 for side in layer.gradient.shape)
         self.rank = int((values > loud).sum())
-        # Where more samples may be there than were looked for, the rank says nothing.
-        crowded = self.rank == len(values) != batch_size
+        # Where more samples may be there than were looked for, the rank says nothing of them.
+        most = len(values)
+        crowded = self.rank == most if batch_size is None else batch_size > most
         if crowded or self._noise * layer.gradient.numel() ** 0.5 > _NOISY * float(values.norm()):
             self.rank = 0
         self._left, self._values = left[:, : self.rank], values[: self.rank]

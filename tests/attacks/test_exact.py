@@ -504,3 +504,10 @@ def test_an_embedding_that_is_zero_everywhere_is_no_error(size):
     found = restore(made.observe(), "exact")
     assert found.certified
     assert torch.equal(found.counts, made.counts)
+
+
+def test_a_low_rank_says_nothing_of_more_samples_than_the_head_has_room_for():
+    """Embeddings that are nearly alike: at the gradient's precision a few stand for all."""
+    made = untrained(30, 20, 300, spread=1e-8)
+    with pytest.raises(MissingKnowledge, match="samples here"):
+        restore(made.observe(), "exact")

@@ -192,7 +192,8 @@ def factorise(observation: Observation, rank: int | None) -> Factors:
     size = int((values[:full] > loud).sum())
     if rank is not None:
         size = min(size, rank)
-    if size == 0 or (size >= full and (rank is None or rank > full)):
+    crowded = size >= full if rank is None else rank > full
+    if size == 0 or crowded:
         raise MissingKnowledge(
             f"exact restoration needs a batch of at most {full - 1} samples here (the smaller of "
             "classes and features, less one), and a gradient without noise: the rank of this one "

@@ -9,6 +9,7 @@ from labelleak.observation import (
     implied_rounding,
     machine_epsilon,
     root_mean_square,
+    row_blocks,
 )
 from labelleak.restoration import Flag
 
@@ -120,13 +121,22 @@ def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
     row; any other zero is one that was too small for the number format, or put there. What is too
     small is no larger than a rounding error, and then there are entries of that size left.
     """
-    zeros = weight == 0
-    if not zeros.any():
+    zeros = weight.numel() - int(torch.count_nonzero(weight))
+    if not zeros:
         return False
-    zeros = zeros[~zeros.all(dim=1)][:, ~zeros.all(dim=0)]
-    if int(zeros.sum()) <= _PRUNED * zeros.numel():
+    classes, features = weight.shape
+    rows, columns = 0, torch.zeros(features, device=weight.device)
+    for part in row_blocks(weight):
+        filled = (part != 0).float()
+        rows += int((filled @ filled.new_ones(features) > 0).sum())
+        columns += filled.new_ones(len(filled)) @ filled
+    empty_rows, empty_columns = classes - rows, int((columns == 0).sum())
+    zeros -= empty_rows * features + empty_columns * (classes - empty_rows)
+    if zeros <= _PRUNED * rows * (features - empty_columns):
         return False
-    least = float(weight[weight != 0].abs().min())
+    least = min(
+        float(torch.where(part == 0, torch.inf, part.abs()).min()) for part in row_blocks(weight)
+    )
     return least > 4.0 * rounding
 
 

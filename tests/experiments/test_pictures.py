@@ -85,7 +85,7 @@ def test_a_record_does_not_come_without_its_pictures(records, tmp_path):
 
 
 # The name, the number of trials, and what experiments had no field for at first.
-NEWER = {"name", "trials", "inversion", "time_limit", "baselines"}
+NEWER = {"name", "trials", "inversion", "time_limit", "baselines", "local", "auxiliary_per_class"}
 
 
 def test_keys_of_experiments_without_inversion_are_as_they_were():

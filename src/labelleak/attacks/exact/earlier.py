@@ -313,7 +313,9 @@ class LayerSearch:
         )
 
     def _follows(self, matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:
-        solved = torch.linalg.lstsq(rows.T, matrix.T, driver="gelsd").solution
+        # Embeddings may depend on each other; solvers of a GPU do not take that.
+        solved = torch.linalg.lstsq(rows.T.cpu(), matrix.T.cpu(), driver="gelsd").solution
+        solved = solved.to(matrix)
         apart = (solved - predicted).norm(dim=1)
         if bool((apart > _DIFFERENT * predicted.norm(dim=1)).any()):
             return False

@@ -260,7 +260,7 @@ def test_what_it_cannot_do_is_refused(knowledge, message):
 
 def test_a_batch_as_large_as_the_classes_is_refused():
     made = batch(10, 60, 12)
-    with pytest.raises(MissingKnowledge, match="at most 8 samples"):
+    with pytest.raises(MissingKnowledge, match="at most 9 samples"):
         restore(made.observe(), "exact")
 
 

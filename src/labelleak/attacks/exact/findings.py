@@ -75,10 +75,14 @@ def concluded(
 
     Returns:
         The restoration; without counts where the size of the batch is not known, or is less than
-        what was found. Where nobody told it, nothing is certified: a batch of every sample twice
-        has the same mean gradient, and a summed one may hold samples that leave no trace.
+        what was found, of which nothing is certain then. Where nobody told it, nothing is
+        certified: a batch of every sample twice has the same mean gradient, and a summed one may
+        hold samples that leave no trace.
     """
     labels, times, total = findings.labels, findings.times, findings.total
+    if total is not None and findings.number > total:
+        # More than there are: some of them are mixtures of others.
+        findings = replace(findings, sure=torch.zeros_like(findings.sure))
     none = torch.zeros(observation.classes, dtype=torch.int64, device=labels.device)
     counts = none.index_add(0, labels, times)
     flags = [] if findings.is_complete else [Flag.INCOMPLETE]

@@ -502,10 +502,12 @@ def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
         assert found.invisible
 
 
-@pytest.mark.parametrize(("total", "certain"), [(2, 0), (3, 2), (None, 2)])
-def test_nothing_is_certain_of_more_samples_than_there_are(total, certain):
+@pytest.mark.parametrize(
+    ("told", "total", "certain"), [(2, 2, 0), (3, 3, 2), (None, None, 2), (None, 2, 2)]
+)
+def test_nothing_is_certain_of_more_samples_than_there_are(told, total, certain):
     found = concluded(
-        DENSE.observe(batch_size=total),
+        DENSE.observe(batch_size=told),
         Findings(
             labels=torch.tensor([4, 7, 4]),
             times=torch.ones(3, dtype=torch.int64),
@@ -520,6 +522,7 @@ def test_nothing_is_certain_of_more_samples_than_there_are(total, certain):
     )
     assert int(found.certain.sum()) == int(found.certain[4]) == certain
     assert (found.counts is None) == (total != 3)
+    assert (found.invisible is None) == (told is None)
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -108,8 +108,8 @@ def layer_before(observation: Observation) -> Layer | None:
             break
         chain.append((other, module))
         width = module.in_features
-    # The first of them takes what no ReLU made.
-    if len(chain) < 2:
+    # The first of them takes what no ReLU made; and one unit has room for no sample.
+    if len(chain) < 2 or observation.head.features < 2:
         return None
     own, module = chain[0]
     found = [gradients.get(f"{own}.{kind}") for kind in ("weight", "bias")]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from labelleak.experiments.definition import Batch, Defense, Experiment, Network, Training
+from labelleak.experiments.definition import Batch, Defense, Experiment, Local, Network, Training
 from labelleak.experiments.paper import Panel, Study, StudyRow, study
 from labelleak.experiments.published import find
 from labelleak.experiments.summary import grid_study, metric, summarise
@@ -248,6 +248,14 @@ def test_what_was_really_run_is_told():
     assert found["panels"][0]["x_ticks"] == [10.0]
     assert found["environment"]["torch"] == torch.__version__
     assert found["environment"]["cores"] >= 1
+
+
+def test_local_training_and_auxiliary_data_are_told():
+    local = Local(steps=20, epochs=2, learning_rate=0.01, momentum=0.9)
+    of = experiment(local=local, auxiliary_per_class=500)
+    (row,) = summarise(grid_study([of], "g", "Grid"), [])["rows"]
+    assert row["local"] == "20 local steps in 2 epochs, learning rate 0.01, momentum 0.9"
+    assert row["auxiliary"] == 500
 
 
 def test_a_summary_is_plain_json():

@@ -13,8 +13,7 @@ from labelleak.attacks.registry import Gives, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
-# Rows that are worked on at once hold about so many entries; after each block threads wait for
-# each other.
+# Rows that are worked on at once hold so many entries: threads wait for each other after each.
 _BLOCK_ENTRIES = 1 << 23
 # Up to so many entries everything is computed in double precision, with more replicates.
 _SMALL_HEAD = 1 << 22

@@ -24,6 +24,8 @@ A summary is plain data, which the report renders::
         "failed": {"rlg": {"failed": 3, "of": 50, "error": ...}},
         "inversion": null,              # how images were sought for: labels, iterations, restarts
         "pictures": null,               # of the first trial, see `labelleak.experiments.pictures`
+        "local": "10 local steps, learning rate 0.05",  # rows with local training only
+        "auxiliary": 500,               # rows with auxiliary data only: samples of each class
         "spoke": {"exact": 20},         # rows with the attack auto only: how often each spoke
         "shrunk": ["10 trials instead of 50"],
         "note": null                    # why published figures are outside the interval
@@ -322,10 +324,26 @@ def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record])
         "failed": _failures(experiment, records),
         "inversion": None if experiment.inversion is None else experiment.inversion.model_dump(),
         "pictures": next((r["pictures"] for r in records if "pictures" in r), None),
+        **_beyond_one_batch(experiment),
         **_spoke(experiment, records),
         "shrunk": list(row.shrunk),
         "note": _note(row, metrics, cells),
     }
+
+
+def _beyond_one_batch(experiment: Experiment) -> dict[str, Any]:
+    """Local training and the server's own data, where there are any."""
+    found: dict[str, Any] = {}
+    local = experiment.local
+    if local is not None:
+        epochs = f" in {local.epochs} epochs" if local.epochs > 1 else ""
+        found["local"] = f"{local.steps} local steps{epochs}, learning rate {local.learning_rate:g}"
+        for what in ("momentum", "weight_decay", "proximal"):
+            if value := getattr(local, what):
+                found["local"] += f", {what.replace('_', ' ')} {value:g}"
+    if experiment.auxiliary_per_class is not None:
+        found["auxiliary"] = experiment.auxiliary_per_class
+    return found
 
 
 def _spoke(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:

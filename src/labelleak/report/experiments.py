@@ -185,6 +185,8 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         f"K = {row['batch_size']}, {row['sampler'].replace('_', ' ')}",
         *([row["defense"]] if row["defense"] else []),
         *(["classes known"] if row["known_classes"] else []),
+        *([row["local"]] if row.get("local") else []),
+        *([f"{row['auxiliary']} auxiliary samples of each class"] if row.get("auxiliary") else []),
         *_search(row.get("inversion")),
         trials,
     ]

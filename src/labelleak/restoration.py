@@ -47,8 +47,8 @@ class Flag(Enum):
         "sure of their labels: no attack can restore those from it, and their counts are guessed"
     )
     INCOMPLETE = (
-        "not every sample that the gradient shows was found: those found are certain, the counts "
-        "of the others are estimated"
+        "not every sample that the gradient shows was found for sure: the counts of the others are "
+        "estimated"
     )
     ATTACKS_DISAGREE = (
         "estimates of the counts that rest on different assumptions contradict each other by more "
@@ -109,10 +109,11 @@ class Restoration:
         embeddings: Restored embeddings of single samples, float64, shape (found, features), or
             None. A sample that is in the batch several times has one row.
         embedding_labels: Class of each row of `embeddings`, int64, shape (found,), or None.
-        certain: Counts of the samples whose embedding was found, int64, shape (classes,); the rest
-            of `counts` is estimated. None where the attack restores no single samples.
-        invisible: How many samples leave no trace in the gradient at its precision; None where it
-            is not known.
+        certain: Counts of the samples that were found and whose label is sure, int64, shape
+            (classes,); the rest of `counts` is estimated. None where the attack restores no single
+            samples.
+        invisible: How many samples leave no trace in the gradient at its precision, or none that
+            settles their label; None where it is not known.
     """
 
     attack: str

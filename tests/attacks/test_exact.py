@@ -19,6 +19,7 @@ from labelleak.attacks.exact.certificate import (
 )
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import deflate, errors, factorise
+from labelleak.attacks.exact.findings import Findings, concluded
 from labelleak.attacks.exact.joint import fit
 from labelleak.attacks.exact.sparsity import sparse_directions
 from labelleak.attacks.exact.together import _normal_equations, _residuals, settle
@@ -260,7 +261,7 @@ def test_what_it_cannot_do_is_refused(knowledge, message):
 
 def test_a_batch_as_large_as_the_classes_is_refused():
     made = batch(10, 60, 12)
-    with pytest.raises(MissingKnowledge, match="at most 8 samples"):
+    with pytest.raises(MissingKnowledge, match="at most 9 samples"):
         restore(made.observe(), "exact")
 
 
@@ -494,7 +495,34 @@ def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
         assert judge(factors, atoms, 3.0, seen.gradient.rounding).rebuilt
         assert factors.spare_equations > 0
         assert other_label(factors, atoms, 3.0).any()
-    assert not restore(made.observe(dtype=torch.float32), "exact", time_limit=5.0).certified
+        found = restore(seen, "exact", time_limit=5.0)
+        assert not found.certified
+        # Nor are the labels certain that may be exchanged.
+        assert (found.certain <= torch.minimum(made.counts, other.counts)).all()
+        assert found.invisible
+
+
+@pytest.mark.parametrize(
+    ("told", "total", "certain"), [(2, 2, 0), (3, 3, 2), (None, None, 2), (None, 2, 2)]
+)
+def test_nothing_is_certain_of_more_samples_than_there_are(told, total, certain):
+    found = concluded(
+        DENSE.observe(batch_size=told),
+        Findings(
+            labels=torch.tensor([4, 7, 4]),
+            times=torch.ones(3, dtype=torch.int64),
+            sure=torch.tensor([True, False, True]),
+            embeddings=DENSE.embeddings[:3],
+            is_complete=True,
+            rank=3,
+            total=total,
+        ),
+        rest=lambda number: torch.zeros(30, dtype=FLOAT),
+        proven=lambda: False,
+    )
+    assert int(found.certain.sum()) == int(found.certain[4]) == certain
+    assert (found.counts is None) == (total != 3)
+    assert (found.invisible is None) == (told is None)
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -109,6 +109,27 @@ def test_which_layer_is_taken():
     assert layer_before(replace(seen, model=smooth)) is None
 
 
+def test_a_layer_of_one_unit_is_no_error():
+    seen, _, _ = _whole_update(_network((20, 60, 1, 5)), 3, batch_size=3, head="4")
+    assert layer_before(seen) is None
+    with pytest.raises(MissingKnowledge):
+        restore(seen, "exact", time_limit=5.0)
+
+
+def test_samples_of_which_half_are_there_twice_are_certain_though_nobody_told_the_batch_size():
+    generator = rng(3)
+    inputs, labels = torch.randn(6, 20, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0])
+    inputs, labels = torch.cat([inputs, inputs[:3]]), torch.cat([labels, labels[:3]])
+    loss = torch.nn.functional.cross_entropy(NETWORK(inputs), labels)
+    found = restore(
+        observe(NETWORK, torch.autograd.grad(loss, list(NETWORK.parameters()))), "exact"
+    )
+    # The weights of single samples and of pairs do not tell which of them are single.
+    assert found.counts is None
+    assert found.invisible is None
+    assert torch.equal(found.certain, torch.bincount(labels[:6], minlength=5))
+
+
 def test_a_sample_that_leaves_no_trace_is_counted_though_nobody_told_the_batch_size():
     """The others' weights tell how many samples the loss divides by."""
     generator = rng(1)

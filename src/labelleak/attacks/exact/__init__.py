@@ -60,10 +60,10 @@ def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) 
 
     Returns:
         ``counts``, and one row of ``embeddings`` for each sample found with its class in
-        ``embedding_labels``. ``certain`` counts those that stand clear of the gradient's errors;
-        ``invisible`` says how many samples do not, at its precision. ``certified`` only if all are
-        found and stand clear, together they rebuild the gradient to rounding, and no hypothesis
-        with another label does.
+        ``embedding_labels``. ``certain`` counts those that stand clear of the gradient's errors
+        and go with no other label; ``invisible`` says how many samples do not, at its precision.
+        ``certified`` only if the batch size is known, all are found and stand clear, together they
+        rebuild the gradient to rounding, and no hypothesis with another label does.
 
     Raises:
         MissingKnowledge: Several local steps, smoothed labels, more samples than the rank can tell
@@ -165,7 +165,7 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
         by_divisor = observation.reduction == "mean" and observation.class_weights is None
         total = round(divisor) if by_divisor else int(times.sum())
     hidden = search.factors.rank - len(atoms)
-    sure = _sure(search, atoms, times, total)
+    sure = _sure(search, atoms, times, divisor if search.is_complete else search.divisor)
     findings = Findings(
         labels=atoms.labels,
         times=times,
@@ -184,19 +184,18 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
     )
 
 
-def _sure(search: Search, atoms: Atoms, times: Tensor, total: int | None) -> Tensor:
+def _sure(search: Search, atoms: Atoms, times: Tensor, divisor: float | None) -> Tensor:
     """Which samples stand clear of the gradient's errors, and are the only ones that fit."""
-    none = torch.zeros_like(atoms.labels, dtype=torch.bool)
-    if not len(atoms) or (total is not None and int(times.sum()) > total):
-        # More than there are: some of them are mixtures of others.
-        return none
-    sure = clear(search.factors, atoms)
-    if search.is_complete:
-        return sure
-    if search.factors.spare_equations > 0:
-        sure = sure & ~other_label(search.factors, atoms, search.divisor)
+    if not len(atoms):
+        return torch.zeros_like(atoms.labels, dtype=torch.bool)
+    factors, complete = search.factors, search.is_complete
+    sure = clear(factors, atoms)
+    if factors.spare_equations > 0 and not (
+        complete and determined_by_zeros(factors, search.found)
+    ):
+        sure = sure & ~other_label(factors, atoms, divisor)
     # That a sample is there several times shows in the others alone.
-    return sure & (times == 1)
+    return sure if complete else sure & (times == 1)
 
 
 def _rest(observation: Observation, search: Search, number: int) -> Float[Tensor, " classes"]:

@@ -108,8 +108,8 @@ def layer_before(observation: Observation) -> Layer | None:
             break
         chain.append((other, module))
         width = module.in_features
-    # The first of them takes what no ReLU made.
-    if len(chain) < 2:
+    # The first of them takes what no ReLU made; and one unit has room for no sample.
+    if len(chain) < 2 or observation.head.features < 2:
         return None
     own, module = chain[0]
     found = [gradients.get(f"{own}.{kind}") for kind in ("weight", "bias")]
@@ -313,7 +313,9 @@ class LayerSearch:
         )
 
     def _follows(self, matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:
-        solved = torch.linalg.lstsq(rows.T, matrix.T, driver="gelsd").solution
+        # Embeddings may depend on each other; solvers of a GPU do not take that.
+        solved = torch.linalg.lstsq(rows.T.cpu(), matrix.T.cpu(), driver="gelsd").solution
+        solved = solved.to(matrix)
         apart = (solved - predicted).norm(dim=1)
         if bool((apart > _DIFFERENT * predicted.norm(dim=1)).any()):
             return False

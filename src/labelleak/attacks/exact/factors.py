@@ -194,10 +194,11 @@ def factorise(observation: Observation, rank: int | None) -> Factors:
         size = min(size, rank)
     crowded = size >= full if rank is None else rank > full
     if size == 0 or crowded:
+        most = min(full - 1 if rank is None else full, head.features)
         raise MissingKnowledge(
-            f"exact restoration needs a batch of at most {full - 1} samples here (the smaller of "
-            "classes and features, less one), and a gradient without noise: the rank of this one "
-            "tells no samples apart"
+            f"exact restoration needs a batch of at most {most} samples here (fewer than classes, "
+            "and no more than features), and a gradient without noise: the rank of this one tells "
+            "no samples apart"
         )
     weights = weights_of(observation, offset)
     parts = (left[:, :size], values[:size], right[:size].T)

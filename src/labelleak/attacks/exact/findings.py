@@ -75,9 +75,15 @@ def concluded(
 
     Returns:
         The restoration; without counts where the size of the batch is not known, or is less than
-        what was found. Where nobody told it, nothing is certified: a batch of every sample twice
-        has the same mean gradient, and a summed one may hold samples that leave no trace.
+        what was found, of which nothing is certain if it was told. Where nobody told it, nothing is
+        certified: a batch of every sample twice has the same mean gradient, and a summed one may
+        hold samples that leave no trace.
     """
+    told = observation.batch_size is not None
+    if findings.total is not None and findings.number > findings.total:
+        # More than there are: some of them are mixtures of others, or the total was no good guess.
+        sure = torch.zeros_like(findings.sure) if told else findings.sure
+        findings = replace(findings, sure=sure, total=findings.total if told else None)
     labels, times, total = findings.labels, findings.times, findings.total
     none = torch.zeros(observation.classes, dtype=torch.int64, device=labels.device)
     counts = none.index_add(0, labels, times)
@@ -99,7 +105,6 @@ def concluded(
     if number < total:
         counts = counts + project_to_counts(rest(total - number), total - number)
     whole = number == total and proven()
-    told = observation.batch_size is not None
     if not told and not whole and Flag.INCOMPLETE not in flags:
         flags.insert(0, Flag.INCOMPLETE)
     return replace(

@@ -90,7 +90,7 @@ def test_a_record_is_what_the_steps_by_hand_give():
                 assert entry["error"].startswith(f"attack '{name}' needs ")
                 continue
             if name == "exact":
-                assert "at most 8 samples" in entry["error"]
+                assert "at most 9 samples" in entry["error"]
                 continue
             found = restore(observation, name)
             assert entry["counts"] == score(found, true).as_dict()

@@ -197,16 +197,14 @@ def _batch_size_that_fits(observation: Observation, mean: MeanPrediction) -> int
         raw = raws[0] + (size - 1) * per_raw
         variance = fixed + 2.0 * size * mixed + size**2 * growing
         variance += float((fixed_noise + size * noise).square().mean())
-        errors = torch.full_like(raw, max(math.sqrt(max(variance, 0.0)), 1e-4))
-        if float(errors[0]) > _WHOLE:
+        error = max(math.sqrt(max(variance, 0.0)), 1e-4)
+        if error > _WHOLE:
             break
         distances = raw - raw.round().clamp_min(0.0)
-        if float(distances.abs().max()) > _MOST_ERRORS * float(errors[0]):
+        if float(distances.abs().max()) > _MOST_ERRORS * error:
             # Whole counts of many absent classes shall not outvote one that is not whole.
             continue
-        density = torch.exp(-0.5 * (distances / errors).square()) / (
-            errors * math.sqrt(2 * math.pi)
-        )
+        density = torch.exp(-0.5 * (distances / error).square()) / (error * math.sqrt(2 * math.pi))
         evidence = float((density + 1e-9).log().sum())
         if evidence > _EVIDENCE + math.log(size) and (best is None or evidence > best[0] + 3.0):
             # A multiple of the right size makes counts whole, too, with less evidence.

@@ -212,11 +212,6 @@ def _all_but_proven(observation: Observation, partial: Restoration) -> bool:
     return observation.batch_size is None and found
 
 
-def _certain(partial: Restoration) -> Tensor:
-    assert partial.certain is not None, "exact says what it found"
-    return partial.certain
-
-
 def _mostly_found(partial: Restoration) -> bool:
     """Whether at least half of the samples were found one by one, so that few are estimated."""
     if partial.counts is None or partial.embedding_labels is None:
@@ -252,8 +247,9 @@ def _coarse(
 
 def _set(observation: Observation, run: Run) -> Restoration:
     """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
-    dense = observation.classes <= _DENSE_CLASSES
-    found = _attempt(run, observation, "rlg", strict=True) if dense else None
+    found = None
+    if observation.classes <= _DENSE_CLASSES:
+        found = _attempt(run, observation, "rlg", strict=True)
     return found or run(observation, "gradinversion")
 
 
@@ -261,7 +257,8 @@ def _with_found(
     observation: Observation, estimate: Restoration, partial: Restoration, clear: bool
 ) -> Restoration:
     """An estimate with what is certain of the samples that `exact` found: no count is below it."""
-    certain, total = _certain(partial), observation.num_instances
+    certain, total = partial.certain, observation.num_instances
+    assert certain is not None, "exact says what it found"
     least = int(certain.sum())
     if total is not None and least > total:
         return estimate

@@ -18,7 +18,7 @@ from labelleak.experiments.measures import ClassSums
 from labelleak.experiments.training import training_samples
 from labelleak.federated import train_locally
 from labelleak.metrics import counts_of
-from labelleak.observation import Auxiliary, Observation
+from labelleak.observation import Observation
 
 Seed = Callable[[str], int]
 """Derives the seed of one of a trial's purposes."""
@@ -103,24 +103,6 @@ def observed(
     if Need.GRADIENTS in wanted:
         seen = _with_whole_gradient(seen, model, batch)
     return _defend(experiment.defense, seen, batch, seed("defense"))
-
-
-def held_by_server(experiment: Experiment, dataset: Dataset, seed: int, device: str) -> Auxiliary:
-    """Labelled samples of the server's own, as many of each class as there are or are asked for.
-
-    Args:
-        experiment: Says how many.
-        dataset: A split that clients have no samples of.
-        seed: Decides which.
-        device: Where they are put.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(dataset), generator=generator)
-    labels = dataset.labels[order]
-    of_each = [(labels == label).nonzero()[:, 0] for label in range(dataset.classes)]
-    chosen = torch.cat([order[some[: experiment.auxiliary_per_class]] for some in of_each])
-    inputs, labels = dataset.batch(chosen, None)
-    return Auxiliary(inputs.to(device), labels.to(device))
 
 
 def _after_training(

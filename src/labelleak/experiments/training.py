@@ -52,12 +52,26 @@ def training_samples(training: Training | None, dataset: Dataset) -> Int64[Tenso
     """
     if training is None or training.samples_per_class is None:
         return torch.arange(len(dataset))
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, "samples"))
-    order = torch.randperm(len(dataset), generator=generator)
+    seed = derive_seed(training.seed, "samples")
+    return some_of_each_class(dataset, training.samples_per_class, seed)
+
+
+def some_of_each_class(dataset: Dataset, number: int, seed: int) -> Int64[Tensor, " samples"]:
+    """Samples of each class, drawn at random.
+
+    Args:
+        dataset: The data set.
+        number: How many of each class; all of a class that has fewer.
+        seed: Decides which.
+
+    Returns:
+        Indices into the data set, ascending.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     order = order[dataset.labels[order].argsort(stable=True)]
     sizes = torch.bincount(dataset.labels)
     rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[dataset.labels[order]]
-    return order[rank < training.samples_per_class].sort().values
+    return order[rank < number].sort().values
 
 
 def initial_network(network: Network, dataset: Dataset) -> nn.Module:

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from labelleak.attacks import restore
 from labelleak.data import Dataset, load
 from labelleak.errors import LabelLeakError
-from labelleak.experiments.client import class_sums, drawn, held_by_server, observed
+from labelleak.experiments.client import class_sums, drawn, observed
 from labelleak.experiments.definition import (
     TRIAL_SCHEMA,
     Experiment,
@@ -54,8 +54,9 @@ from labelleak.experiments.definition import (
 )
 from labelleak.experiments.measures import baseline, coverage, measure
 from labelleak.experiments.pictures import reconstruct
-from labelleak.experiments.training import load_network, one_thread
+from labelleak.experiments.training import load_network, one_thread, some_of_each_class
 from labelleak.metrics import score
+from labelleak.observation import Auxiliary
 from labelleak.restoration import Restoration
 
 Record = dict[str, Any]
@@ -150,7 +151,9 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
     observation = observed(experiment, model, batch, seed, sums)
     if experiment.auxiliary_per_class is not None:
         others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
-        auxiliary = held_by_server(experiment, others, seed("auxiliary"), device)
+        number = experiment.auxiliary_per_class
+        inputs, labels = others.batch(some_of_each_class(others, number, seed("auxiliary")))
+        auxiliary = Auxiliary(inputs.to(device), labels.to(device))
         observation = replace(observation, auxiliary=auxiliary)
     true_counts = batch.true_counts
     if experiment.known_classes:

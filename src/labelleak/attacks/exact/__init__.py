@@ -139,7 +139,7 @@ def _certified(observation: Observation, search: Search, judged: Judgement) -> b
     if observation.batch_size not in (None, int(judged.times.sum())):
         return False
     factors = search.factors
-    if not weights_add_up(observation, factors.weights, judged.atoms.labels, judged.times, divisor):
+    if not weights_add_up(observation, judged.atoms.labels, judged.times, divisor):
         return False
     if determined_by_zeros(factors, search.found):
         return True

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from labelleak.attacks._evidence import weights_of
 from labelleak.attacks.ilrg import ilrg
 from labelleak.observation import HeadGradient, Observation
 from labelleak.restoration import Flag, Restoration, project_to_counts
@@ -119,7 +120,6 @@ def concluded(
 
 def weights_add_up(
     observation: Observation,
-    class_weights: Float[Tensor, " classes"],
     labels: Int[Tensor, " found"],
     times: Int[Tensor, " found"],
     divisor: float,
@@ -127,7 +127,8 @@ def weights_add_up(
     """Whether the weights of the samples are together what a mean loss divides by."""
     if observation.reduction != "mean":
         return True
-    weight = float((class_weights[labels] * times).sum())
+    weights = weights_of(observation, times.double())
+    weight = float((weights[labels] * times).sum())
     return abs(weight / divisor - 1.0) < INTEGER / max(1, int(times.sum()))
 
 

@@ -56,8 +56,7 @@ def by_layer(observation: Observation, layer: Layer, seed: int, clock: Clock) ->
         return estimated(observation, gradient - search.errors().T @ embeddings, divisor, number)
 
     def proven() -> bool:
-        weights = layer.class_weights
-        agree = weights_add_up(observation, weights, found.labels, times, divisor)
+        agree = weights_add_up(observation, found.labels, times, divisor)
         return agree and search.proves(gradient)
 
     findings = Findings(

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import labelleak
-from labelleak import models
-from labelleak.capture.forward import _CHUNK
+from labelleak.lab import networks
+from labelleak.updates.forward import _CHUNK
 from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 BATCH_SIZES = (256, 1024)
@@ -33,7 +33,7 @@ NAMES = ("capture", "step", "step-chunks")
 
 def prepared(batch_size: int) -> Mapping[str, Callable[[], tuple[Tensor, Tensor]]]:
     """The calls to be measured; each gives the gradient of the head's weight and bias."""
-    model = models.build("resnet18", classes=CLASSES, image_shape=IMAGE_SHAPE, seed=0).eval()
+    model = networks.build("resnet18", classes=CLASSES, image_shape=IMAGE_SHAPE, seed=0).eval()
     random = torch.Generator().manual_seed(batch_size)
     inputs = torch.randn(batch_size, *IMAGE_SHAPE, generator=random)
     labels = torch.randint(CLASSES, (batch_size,), generator=random)

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 import labelleak
 from labelleak import defenses
-from labelleak.data import load as load_data
-from labelleak.models import build
+from labelleak.lab.datasets import load as load_data
+from labelleak.lab.networks import build
 from labelleak.observation import Head, HeadGradient, Observation
 from measuring import load, write
 

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from labelleak.experiments.definition import Batch, Experiment, Network
-from labelleak.experiments.runner import run
-from labelleak.experiments.store import Store
-from labelleak.experiments.trial import run_trial
+from labelleak.lab.definition import Batch, Experiment, Network
+from labelleak.lab.runner import run
+from labelleak.lab.store import Store
+from labelleak.lab.trial import run_trial
 from measuring import Row, in_own_process, load, peak, write
 
 BATCH_SIZES = (64, 4096)

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from labelleak import models
 from labelleak.federated import Auditor, Policy, Step
+from labelleak.lab import networks
 from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 IMAGES, BATCH, CLASSES = 1000, 64, 100
@@ -40,7 +40,7 @@ STEP, EPOCH = "audit-step", "audit-epoch"
 def turn(seed: int, audits: Sequence[str], images: int = IMAGES) -> Row:
     """One round: the training, and those audits (run in a fresh process)."""
     torch.set_num_threads(1)
-    model = models.build("resnet18", classes=CLASSES, image_shape=(3, 32, 32), seed=seed).train()
+    model = networks.build("resnet18", classes=CLASSES, image_shape=(3, 32, 32), seed=seed).train()
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(images, 3, 32, 32, generator=random)
     labels = torch.randint(CLASSES, (images,), generator=random)

@@ -27,7 +27,7 @@ from torch import nn
 
 import labelleak
 from labelleak.inversion import IG, invert
-from labelleak.models import build
+from labelleak.lab.networks import build
 from measuring import load, write
 
 # Network, image shape, classes, batch size, iterations per round and core.

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import labelleak
-from labelleak.data import load as load_data
-from labelleak.data.samplers import draw
 from labelleak.federated import train_locally
-from labelleak.models import build
+from labelleak.lab.datasets import load as load_data
+from labelleak.lab.datasets.samplers import draw
+from labelleak.lab.networks import build
+from labelleak.projection import project_to_counts
 from measuring import Row, load, write
 
 ATTACKS = ("likelihood", "rlu", "ilrg")
@@ -136,7 +137,7 @@ def measured(data_dir: Path | None, setting: Setting, trials: int) -> Row:
             found = labelleak.restore(seen, name)
             seconds[name].append(time.process_time() - start)
             accuracies[name].append(labelleak.score(found, update.true_counts).accuracy or 0.0)
-        alike = labelleak.restoration.project_to_counts(torch.zeros(seen.classes), size)
+        alike = project_to_counts(torch.zeros(seen.classes), size)
         together = torch.minimum(alike, update.true_counts).sum()
         accuracies["all classes alike"].append(float(together) / size)
     spread = {name: statistics.stdev(values) / trials**0.5 for name, values in accuracies.items()}

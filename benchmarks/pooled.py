@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import labelleak
-from labelleak.attacks.pooled import pooled
+from labelleak.attacks.mean_prediction.pooled import pooled
 from measuring import Row, load, peak, reset_peak, write
 
 NAMES = ("sum", "pooled", "restore")

@@ -97,7 +97,7 @@ def main() -> None:
     print(f"{'C':>5} {'m':>5} {'K':>5}  {'what':<18}{'ms':>12}{'of plain':>10}{'peak MB':>9}")
     for size in SIZES:
         seen = observation(*size)
-        attacks = labelleak.attacks().items()
+        attacks = labelleak.list_attacks().items()
         names = [*BASELINES, PINV, *(name for name, attack in attacks if not attack.missing(seen))]
         plain = None
         for name in names:

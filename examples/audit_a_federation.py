@@ -9,9 +9,9 @@ sent. Then a page shows what every client gave away in every round.
 
 import torch
 
-from labelleak.data import load
 from labelleak.federated import Auditor, Policy, Step, read_rounds, train_locally
-from labelleak.models import build
+from labelleak.lab.datasets import load
+from labelleak.lab.networks import build
 from labelleak.report import rounds_page
 
 CLIENTS, ROUNDS, SAMPLES, BATCH, RATE, NOISE = 3, 5, 48, 24, 0.05, 2e-3

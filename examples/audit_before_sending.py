@@ -11,10 +11,10 @@ from functools import partial
 import torch
 
 import labelleak
-from labelleak.data import draw, load
 from labelleak.defenses import Defense, defend, gaussian_noise, sparsify
+from labelleak.lab.datasets import draw, load
+from labelleak.lab.networks import build
 from labelleak.metrics import counts_of
-from labelleak.models import build
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ TRUE = torch.tensor([2, 1, 0, 2, 0])  # K = 5
 
 
 def restoration(counts, **more):
-    return Restoration("some", present=counts > 0, counts=counts, **more)
+    return Restoration(counts > 0, counts, attack="some", **more)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_nothing_found_is_precise_and_recalls_nothing():
 
 def test_without_counts_only_existence_is_scored():
     present = torch.tensor([True, False, True, True, False])
-    found = Restoration("set", present=present, proportions=FOUND.double() / 6)
+    found = Restoration(present=present, proportions=FOUND.double() / 6)
     assert score(found, TRUE).as_dict() == {
         "leacc": 3 / 5,
         "lnacc": None,
@@ -155,7 +155,7 @@ def test_any_integer_dtype_will_do():
     ],
 )
 def test_wrong_true_counts_are_refused_in_one_line(true, message, unchecked):
-    for found in (restoration(FOUND), Restoration("set", present=FOUND > 0)):
+    for found in (restoration(FOUND), Restoration(present=FOUND > 0)):
         with pytest.raises(ValueError, match=message) as caught:
             score(found, true)
         assert "\n" not in str(caught.value)

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from labelleak.errors import InvalidObservation, LabelLeakError
-from labelleak.observation import (
-    Auxiliary,
-    Head,
-    HeadGradient,
-    Observation,
-    machine_epsilon,
-    root_mean_square,
-)
+from labelleak.numerics import machine_epsilon, root_mean_square
+from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
 from synthetic import untrained
 
 WEIGHT, BIAS = torch.ones(4, 3), torch.ones(4)
@@ -329,7 +323,7 @@ def test_an_input_shape_that_cannot_be_is_refused(shape, message):
 def test_a_large_tensor_is_read_block_by_block(monkeypatch, shape):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     coarse = tensor.bfloat16().float()
-    monkeypatch.setattr("labelleak.observation._BLOCK", 8)
+    monkeypatch.setattr("labelleak.numerics._BLOCK", 8)
     expected = float(tensor.double().square().mean().sqrt())
     assert root_mean_square(tensor) == pytest.approx(expected, rel=1e-12)
     assert machine_epsilon(tensor) == torch.finfo(torch.float32).eps

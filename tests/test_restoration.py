@@ -8,13 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from labelleak.restoration import (
-    UNRELIABLE,
-    Flag,
-    Restoration,
-    project_to_counts,
-    project_to_simplex,
-)
+from labelleak.projection import project_to_counts, project_to_simplex
+from labelleak.restoration import UNRELIABLE, Flag, Restoration
 from synthetic import rng
 
 # Quarters are exact in floating point, so that costs can be compared exactly; they make many ties.
@@ -173,13 +168,13 @@ def test_the_simplex_projection_of_huge_values_is_exact():
 
 
 def restoration(**found):
-    return Restoration("an attack", torch.tensor([True, False, True]), **found)
+    return Restoration(torch.tensor([True, False, True]), attack="an attack", **found)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
 def test_labels_are_sorted_and_count_up_to_the_counts(counts):
     counts = torch.tensor(counts)
-    labels = Restoration("an attack", counts > 0, counts).labels()
+    labels = Restoration(counts > 0, counts).labels()
     assert labels.dtype == torch.int64
     assert labels.tolist() == sorted(labels.tolist())
     assert torch.equal(torch.bincount(labels, minlength=len(counts)), counts)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from labelleak.experiments import paper
-from labelleak.experiments.definition import read_grid
-from labelleak.experiments.paper import Source
-from labelleak.experiments.summary import grid_study, summarise
+from labelleak.lab import paper
+from labelleak.lab.definition import read_grid
+from labelleak.lab.paper import Source
+from labelleak.lab.summary import grid_study, summarise
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "results" / "quick"

@@ -10,8 +10,8 @@ import nvflare.client as flare
 import torch
 from torch.nn.functional import cross_entropy
 
-from labelleak.data import draw, load
-from labelleak.models import build
+from labelleak.lab.datasets import draw, load
+from labelleak.lab.networks import build
 
 LEARNING_RATE = 0.1
 SAMPLES = 48

@@ -19,7 +19,7 @@ from nvflare.job_config.script_runner import ScriptRunner
 
 from labelleak.federated.nvflare import LeakageAudit
 from labelleak.federated.rounds import read_rounds
-from labelleak.models import build
+from labelleak.lab.networks import build
 
 SITES = ("site-1", "site-2", "site-3")
 ROUNDS = 2
@@ -36,7 +36,7 @@ def make_job(out: Path, refusing: list[str]) -> FedJob:
     job.to_server(FedAvg(num_clients=len(SITES), num_rounds=ROUNDS, ignore_result_error=True))
     start = out / "start.pt"
     torch.save(build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=0).state_dict(), start)
-    network = {"path": "labelleak.models.fcn.FCN", "args": NETWORK}
+    network = {"path": "labelleak.lab.networks.fcn.FCN", "args": NETWORK}
     job.to_server(PTModel(network, initial_ckpt=str(start)))
     for site in SITES:
         script = Path(__file__).with_name("client.py")

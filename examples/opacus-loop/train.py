@@ -21,10 +21,10 @@ from opacus import PrivacyEngine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from labelleak.data import draw, load
 from labelleak.federated import Policy
 from labelleak.federated.opacus import LeakageAudit
-from labelleak.models import build
+from labelleak.lab.datasets import draw, load
+from labelleak.lab.networks import build
 
 SAMPLES, BATCH_SIZE, BOUND, DELTA = 1000, 32, 1.0, 1e-5
 UNBOUND = 1e6

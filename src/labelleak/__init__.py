@@ -7,8 +7,7 @@ An update goes in, the labels it gives away come out, with how sure we are and w
 """
 
 from labelleak._version import __version__
-from labelleak.attacks import attacks, restore
-from labelleak.capture import capture, observe, observe_update
+from labelleak.attacks import list_attacks, restore
 from labelleak.errors import (
     AmbiguousHead,
     InvalidObservation,
@@ -19,6 +18,7 @@ from labelleak.errors import (
 from labelleak.metrics import Score, score
 from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
 from labelleak.restoration import Flag, Restoration
+from labelleak.updates import capture, observe, observe_update
 
 __all__ = [
     "AmbiguousHead",
@@ -34,8 +34,8 @@ __all__ = [
     "Score",
     "UnreadableFile",
     "__version__",
-    "attacks",
     "capture",
+    "list_attacks",
     "observe",
     "observe_update",
     "restore",

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
-from labelleak.observation import HeadGradient, Observation, root_mean_square
+from labelleak.numerics import root_mean_square
+from labelleak.observation import HeadGradient, Observation
 
 Defense = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """A function from gradients by parameter name to what is sent in their place."""

@@ -1,26 +1,20 @@
 """What the honest-but-curious server sees of one client's update: frozen and validated."""
 
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from labelleak.checks import INDICES, check_tensor, is_plain, kind_of, shape_of, whole_number
 from labelleak.errors import InvalidObservation
+from labelleak.loss import Reduction
+from labelleak.numerics import implied_rounding
 
-Reduction = Literal["mean", "sum"]
-
-# From the coarsest to the finest.
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Up to here every integer is a float64, in which counts are computed.
 _MOST_INSTANCES = 2**53
-# Entries that are converted at once: so many stay in a processor's cache.
-_BLOCK = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +101,16 @@ class Auxiliary:
     labels: Integer[Tensor, " samples"]
 
     def __post_init__(self) -> None:
-        _check_tensor("auxiliary inputs", self.inputs)
-        _check_tensor("auxiliary labels", self.labels)
+        check_tensor("auxiliary inputs", self.inputs)
+        check_tensor("auxiliary labels", self.labels)
         if self.labels.ndim != 1 or not self.labels.numel():
             raise InvalidObservation("auxiliary data needs samples, and their labels in a row")
         if self.inputs.shape[:1] != self.labels.shape:
             raise InvalidObservation(
-                f"auxiliary inputs are {_shape(self.inputs)} and labels {_shape(self.labels)}: one "
-                "label per input is needed"
+                f"auxiliary inputs are {shape_of(self.inputs)} and labels {shape_of(self.labels)}: "
+                "one label per input is needed"
             )
-        if self.labels.dtype not in _INDICES or int(self.labels.min()) < 0:
+        if self.labels.dtype not in INDICES or int(self.labels.min()) < 0:
             raise InvalidObservation("auxiliary labels must be class indices (int64), 0 and above")
         if not torch.isfinite(self.inputs).all():
             raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
@@ -178,8 +172,8 @@ class Observation:
         head, gradient = self.head, self.gradient
         if gradient.weight.shape != head.weight.shape:
             raise InvalidObservation(
-                f"the gradient is {_shape(gradient.weight)} and the head {_shape(head.weight)}: "
-                "they are not of the same layer"
+                f"the gradient is {shape_of(gradient.weight)} and the head "
+                f"{shape_of(head.weight)}: they are not of the same layer"
             )
         if gradient.bias is not None and head.bias is None:
             raise InvalidObservation(
@@ -238,10 +232,11 @@ class Observation:
         weights = self.class_weights
         if weights is None:
             return
-        _check_tensor("class_weights", weights)
+        check_tensor("class_weights", weights)
         if weights.shape != (self.classes,):
             raise InvalidObservation(
-                f"class weights {_shape(weights)} for {self.classes} classes: one weight per class"
+                f"class weights {shape_of(weights)} for {self.classes} classes: one weight per "
+                "class"
             )
         if not (torch.isfinite(weights).all() and (weights > 0).all()):
             raise InvalidObservation("class weights must be positive and finite")
@@ -250,10 +245,10 @@ class Observation:
         present = self.present_classes
         if present is None:
             return
-        _check_tensor("present_classes", present)
-        if present.ndim != 1 or not present.numel() or present.dtype not in _INDICES:
+        check_tensor("present_classes", present)
+        if present.ndim != 1 or not present.numel() or present.dtype not in INDICES:
             raise InvalidObservation(
-                f"present_classes is {_shape(present)} of {present.dtype}: a non-empty list of "
+                f"present_classes is {shape_of(present)} of {present.dtype}: a non-empty list of "
                 "class indices is needed (int64)"
             )
         if int(present.min()) < 0 or int(present.max()) >= self.classes:
@@ -279,8 +274,8 @@ class Observation:
             return
         if shape is not None and tuple(auxiliary.inputs.shape[1:]) != tuple(shape):
             raise InvalidObservation(
-                f"auxiliary inputs are {_shape(auxiliary.inputs[0])} each, and the model's inputs "
-                f"{'x'.join(map(str, shape))}"
+                f"auxiliary inputs are {shape_of(auxiliary.inputs[0])} each, and the model's "
+                f"inputs {'x'.join(map(str, shape))}"
             )
         if int(auxiliary.labels.max()) >= self.classes:
             raise InvalidObservation(
@@ -310,78 +305,6 @@ class Observation:
         return self.head.bias is not None and self.gradient.bias is not None
 
 
-def root_mean_square(tensor: Tensor) -> float:
-    """Root of the mean square of all entries, computed in double precision."""
-    norms = [
-        float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in row_blocks(tensor)
-    ]
-    return math.hypot(*norms) / math.sqrt(max(tensor.numel(), 1))
-
-
-def machine_epsilon(tensor: Tensor) -> float:
-    """That of the coarsest floating-point format which holds all entries as they are.
-
-    A gradient computed in single precision and stored in double precision is no better for it.
-    """
-    own = torch.finfo(tensor.dtype).eps
-    for dtype in _DTYPES:
-        epsilon = torch.finfo(dtype).eps
-        # A few entries tell nearly always.
-        if epsilon > own and all(
-            torch.equal(part.to(dtype).to(part.dtype), part)
-            for part in (tensor[:1], *row_blocks(tensor))
-        ):
-            return float(epsilon)
-    return float(own)
-
-
-def row_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Rows of a tensor in blocks, of which a copy in another format is small."""
-    return torch.split(tensor, 1 + _BLOCK * len(tensor) // max(tensor.numel(), 1))
-
-
-def implied_rounding(tensor: Tensor) -> float:
-    """Rounding error of an entry that its format implies: a few epsilons of a typical entry.
-
-    That is what sums of products leave, in the unit of the entries.
-    """
-    return 4 * machine_epsilon(tensor) * root_mean_square(tensor)
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether it holds floating-point numbers to compute with: dense, in memory, 16 to 64 bits."""
-    return (
-        tensor.layout == torch.strided and tensor.device.type != "meta" and tensor.dtype in _DTYPES
-    )
-
-
-def whole_number(what: str, value: object) -> int:
-    """The number as an `int`, whatever integer type it came as.
-
-    Raises:
-        InvalidObservation: It is no whole number of at least 1.
-    """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise InvalidObservation(f"{what} {value!r}: it must be a whole number, at least 1")
-    if number < 1:
-        raise InvalidObservation(f"{what} {number}: it must be at least 1")
-    return number
-
-
-def kind_of(tensor: Tensor) -> str:
-    """Its dtype, and where and how it is stored, in words: ``"torch.float32 (strided, cpu)"``."""
-    layout = str(tensor.layout).removeprefix("torch.")
-    return f"{tensor.dtype} ({layout}, {tensor.device})"
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(size) for size in tensor.shape) or "a single number"
-
-
 def _detach(layer: Head | HeadGradient) -> None:
     """Keep the numbers alone: attacks differentiate nothing, and parameters would have them try."""
     for name in ("weight", "bias"):
@@ -390,30 +313,23 @@ def _detach(layer: Head | HeadGradient) -> None:
             object.__setattr__(layer, name, tensor.detach())
 
 
-def _check_tensor(what: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise InvalidObservation(
-            f"{what} is a {type(value).__name__}: a tensor is needed (torch.as_tensor makes one)"
-        )
-
-
 def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
-    _check_tensor(f"the {what}'s weight", weight)
+    check_tensor(f"the {what}'s weight", weight)
     if weight.ndim != 2:
         raise InvalidObservation(
-            f"the {what}'s weight is {_shape(weight)}: a matrix classes x features is needed"
+            f"the {what}'s weight is {shape_of(weight)}: a matrix classes x features is needed"
         )
     if weight.shape[0] < 2 or weight.shape[1] < 1:
         raise InvalidObservation(
-            f"the {what}'s weight is {_shape(weight)}: at least two classes and one feature are "
+            f"the {what}'s weight is {shape_of(weight)}: at least two classes and one feature are "
             "needed"
         )
     tensors = {"weight": weight}
     if bias is not None:
-        _check_tensor(f"the {what}'s bias", bias)
+        check_tensor(f"the {what}'s bias", bias)
         if bias.shape != weight.shape[:1]:
             raise InvalidObservation(
-                f"the {what}'s bias is {_shape(bias)} beside a weight of {_shape(weight)}: "
+                f"the {what}'s bias is {shape_of(bias)} beside a weight of {shape_of(weight)}: "
                 f"{weight.shape[0]} entries are needed"
             )
         if bias.device != weight.device:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from labelleak import defenses
-from labelleak.attacks import _estimates as estimates
-from labelleak.attacks import attacks, restore
+from labelleak.attacks import estimates, restore
 from labelleak.attacks.auto import affordable, automatic
+from labelleak.attacks.registry import run_attack
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag, Restoration
 from synthetic import Batch, one_embedding, rng, untrained
@@ -92,7 +92,7 @@ def test_no_count_is_below_what_is_certain():
     def run(observation, name, **_):
         if name == "exact":
             return Restoration(
-                "exact",
+                attack="exact",
                 present=certain > 0,
                 certain=certain,
                 embeddings=batch.embeddings[:1],
@@ -102,7 +102,7 @@ def test_no_count_is_below_what_is_certain():
             )
         if name == "mbi":
             wrong = batch.counts.roll(3)
-            return Restoration("mbi", present=wrong > 0, counts=wrong)
+            return Restoration(wrong > 0, wrong, attack="mbi")
         raise MissingKnowledge("not this one")
 
     # A gradient of 25 samples or more of ten classes would have no room for a search.
@@ -110,7 +110,8 @@ def test_no_count_is_below_what_is_certain():
     object.__setattr__(seen, "batch_size", 24)
     monkey = pytest.MonkeyPatch()
     monkey.setattr(auto, "_search", lambda *_: run(None, "exact"))
-    found = automatic(seen, run, 1.0)
+    monkey.setattr(auto, "run_attack", run)
+    found = automatic(seen)
     monkey.undo()
     assert found.attack == "mbi"
     assert bool((found.counts >= certain).all())
@@ -158,15 +159,16 @@ def test_a_set_of_all_classes_that_any_batch_would_have_is_no_answer(classes, si
 
 
 def test_many_classes_are_left_to_pooled(monkeypatch):
-    monkeypatch.setattr(auto, "_DENSE_CLASSES", 9)
-    monkeypatch.setattr(auto, "_MOST_DECOMPOSED", 1.0)
     asked = []
 
     def run(observation, name, **hyper_parameters):
         asked.append(name)
-        return attacks()[name].rule(observation, **hyper_parameters)
+        return run_attack(observation, name, **hyper_parameters)
 
-    assert automatic(EVEN.observe(), run, 1.0).attack == "pooled"
+    monkeypatch.setattr(auto, "run_attack", run)
+    many = one_embedding(17_000, 4, 24)
+    # No room for a certificate: more samples than features.
+    assert automatic(many.observe()).attack == "pooled"
     assert asked == ["pooled"]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from labelleak import capture
-from labelleak.attacks._probe import auxiliary_of, class_means, dummies, probe
+from labelleak.attacks.probe import auxiliary_of, class_means, dummies, probe
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Auxiliary
 from synthetic import rng, untrained

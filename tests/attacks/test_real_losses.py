@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import labelleak as ll
-from labelleak.attacks._dummies import dummy_inputs
-from labelleak.models import build
+from labelleak.attacks.mean_prediction.dummies import dummy_inputs
+from labelleak.lab.networks import build
 from synthetic import rng
 
 ATTACKS = ("ilrg", "pooled", "calibrated")

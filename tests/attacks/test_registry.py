@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from labelleak.attacks import attacks, registry, restore
+from labelleak.attacks import list_attacks, registry, restore
 from labelleak.attacks.registry import Attack, Gives, Need, register
 from labelleak.restoration import Restoration
 from synthetic import untrained
@@ -24,12 +24,12 @@ def _empty_table(monkeypatch):
 
 
 def test_the_attacks_of_the_first_release_are_there():
-    assert {"idlg", "gradinversion", "rlg", "ilrg"} <= set(attacks())
+    assert {"idlg", "gradinversion", "rlg", "ilrg"} <= set(list_attacks())
 
 
-@pytest.mark.parametrize("name", attacks())
+@pytest.mark.parametrize("name", list_attacks())
 def test_every_attack_describes_itself(name):
-    attack = attacks()[name]
+    attack = list_attacks()[name]
     assert attack.name == name
     assert attack.gives
     assert all((attack.title, attack.assumes, attack.reference))
@@ -37,18 +37,18 @@ def test_every_attack_describes_itself(name):
         assert "\n" not in text
 
 
-@pytest.mark.parametrize("name", attacks())
+@pytest.mark.parametrize("name", list_attacks())
 def test_hyper_parameters_are_keywords_with_defaults(name):
-    first, *others = inspect.signature(attacks()[name].rule).parameters.values()
+    first, *others = inspect.signature(list_attacks()[name].rule).parameters.values()
     assert first.default is inspect.Parameter.empty
     for parameter in others:
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
         assert parameter.default is not inspect.Parameter.empty
 
 
-@pytest.mark.parametrize("name", attacks())
+@pytest.mark.parametrize("name", list_attacks())
 def test_every_attack_signs_and_yields_what_it_says(name):
-    attack = attacks()[name]
+    attack = list_attacks()[name]
     observation = BATCH.observe_for((*attack.needs, Need.BATCH_SIZE))
     found = attack.rule(observation)
     assert found.attack == name
@@ -60,10 +60,10 @@ def test_every_attack_signs_and_yields_what_it_says(name):
     assert (found.class_probabilities is not None) == (Gives.PROBABILITIES in attack.gives)
 
 
-@pytest.mark.parametrize("name", attacks())
+@pytest.mark.parametrize("name", list_attacks())
 def test_a_need_that_is_not_declared_is_none(name):
     """Every attack runs on the least that it says it needs."""
-    observation = BATCH.observe_for(attacks()[name].needs)
+    observation = BATCH.observe_for(list_attacks()[name].needs)
     if name in ("pooled", "calibrated"):
         # Without a bias gradient the batch size gives the scale; either will do.
         observation = replace(observation, batch_size=4)
@@ -105,18 +105,22 @@ def test_needs_are_met_by_what_the_observation_holds(bias):
 
 def test_the_table_cannot_be_changed_from_outside():
     with pytest.raises(TypeError):
-        attacks()["mine"] = attacks()["idlg"]
+        list_attacks()["mine"] = list_attacks()["idlg"]
 
 
 @pytest.mark.usefixtures("_empty_table")
-def test_a_registered_rule_is_entered_and_stays_itself():
-    def rule(observation):
-        return Restoration("mine", observation.gradient.bias < 0)
+def test_a_registered_rule_signs_with_its_name():
+    @register("mine", needs=(Need.BIAS,), **DESCRIPTION)
+    def rule(observation, *, sign=1):
+        """A rule."""
+        return Restoration(sign * observation.gradient.bias < 0)
 
-    assert register("mine", needs=(Need.BIAS,), **DESCRIPTION)(rule) is rule
-    entry = attacks()["mine"]
+    entry = list_attacks()["mine"]
     assert (entry.name, entry.needs, entry.rule) == ("mine", (Need.BIAS,), rule)
-    assert restore(BATCH.observe(), "mine").attack == "mine"
+    assert (rule.__name__, rule.__doc__) == ("rule", "A rule.")
+    assert rule(BATCH.observe()).attack == restore(BATCH.observe(), "mine").attack == "mine"
+    turned = restore(BATCH.observe(), "mine", sign=-1)
+    assert not torch.equal(turned.present, rule(BATCH.observe()).present)
 
 
 @pytest.mark.usefixtures("_empty_table")
@@ -124,4 +128,4 @@ def test_a_name_is_given_once():
     register("mine", **DESCRIPTION)(lambda observation: None)
     with pytest.raises(ValueError, match="an attack named 'mine' is registered already"):
         register("mine", **DESCRIPTION)(lambda observation: None)
-    assert list(attacks()) == ["mine"]
+    assert list(list_attacks()) == ["mine"]

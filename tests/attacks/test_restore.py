@@ -1,4 +1,3 @@
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelleak.attacks import attacks, restore
+from labelleak.attacks import list_attacks, registry, restore
 from labelleak.attacks.registry import Need
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
@@ -14,7 +13,6 @@ from labelleak.restoration import Flag
 from synthetic import losses, one_embedding, rng, untrained
 
 # `labelleak.attacks` is the function of that name.
-module = importlib.import_module("labelleak.attacks")
 
 SMALL = untrained(20, 40, 6)
 # More samples than features: no attack by rank.
@@ -36,7 +34,7 @@ def noisy(batch, strength, seed=0):
 def test_an_unknown_attack_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match="no attack named 'irlg': choose auto, ") as refused:
         restore(SMALL.observe(), "irlg")
-    assert all(name in str(refused.value) for name in attacks())
+    assert all(name in str(refused.value) for name in list_attacks())
     assert "\n" not in str(refused.value)
 
 
@@ -47,9 +45,9 @@ def test_hyper_parameters_reach_the_attack():
     assert int(restore(batch.observe(), "gradinversion", variant="original").present.sum()) == 6
 
 
-@pytest.mark.parametrize("attack", attacks())
+@pytest.mark.parametrize("attack", list_attacks())
 def test_a_hyper_parameter_that_an_attack_does_not_have_is_refused_in_one_line(attack, unchecked):
-    observation = SMALL.observe_for(attacks()[attack].needs)
+    observation = SMALL.observe_for(list_attacks()[attack].needs)
     with pytest.raises(ValueError, match=f"^attack '{attack}': .*'strength'") as refused:
         restore(observation, attack, strength=1)
     assert "\n" not in str(refused.value)
@@ -69,9 +67,8 @@ def test_a_time_limit_reaches_the_attacks_that_search_and_them_only(monkeypatch)
         seen["limit"] = time_limit
         return ilrg.rule(observation)
 
-    ilrg = attacks()["ilrg"]
-    table = {"exact": replace(ilrg, name="exact", rule=searching), "ilrg": ilrg}
-    monkeypatch.setattr(module, "attacks", lambda: table)
+    ilrg = list_attacks()["ilrg"]
+    monkeypatch.setitem(registry._ATTACKS, "exact", replace(ilrg, name="exact", rule=searching))
     restore(SMALL.observe(), "exact", time_limit=3.0)
     assert seen["limit"] == 3.0
     restore(SMALL.observe(), "exact")
@@ -88,8 +85,8 @@ def test_a_type_error_inside_an_attack_is_not_dressed_up(monkeypatch):
     def broken(observation, **hyper_parameters):
         raise TypeError("unsupported operand")
 
-    entry = replace(attacks()["idlg"], rule=broken)
-    monkeypatch.setattr(module, "attacks", lambda: {"idlg": entry})
+    entry = replace(list_attacks()["idlg"], rule=broken)
+    monkeypatch.setitem(registry._ATTACKS, "idlg", entry)
     with pytest.raises(TypeError, match="unsupported operand"):
         restore(SMALL.observe(), "idlg", variant="original")
 
@@ -105,8 +102,8 @@ def test_missing_knowledge_is_named(observation):
 
 
 def test_all_missing_knowledge_is_named_at_once(monkeypatch):
-    entry = replace(attacks()["ilrg"], needs=(Need.BIAS, Need.BATCH_SIZE))
-    monkeypatch.setattr(module, "attacks", lambda: {"ilrg": entry})
+    entry = replace(list_attacks()["ilrg"], needs=(Need.BIAS, Need.BATCH_SIZE))
+    monkeypatch.setitem(registry._ATTACKS, "ilrg", entry)
     message = "the final layer's bias and its gradient and the batch size .*--batch-size K"
     with pytest.raises(MissingKnowledge, match=message):
         restore(SMALL.observe(bias=False, batch_size=None), "ilrg")
@@ -247,7 +244,7 @@ def ten_classes(**options):
 def test_a_batch_size_below_the_classes_that_are_there_is_refused():
     batch = ten_classes()
     message = "batch size 5 is too small: the gradient shows at least 10 classes in the batch"
-    for attack in ("auto", *attacks()):
+    for attack in ("auto", *list_attacks()):
         with pytest.raises(InvalidObservation, match=message) as refused:
             restore(batch.observe(batch_size=5), attack)
         assert "\n" not in str(refused.value)
@@ -317,12 +314,12 @@ def test_local_steps_count_towards_the_batch_size():
     assert restore(batch.observe(batch_size=5, local_steps=2), "ilrg").attack == "ilrg"
 
 
-@pytest.mark.parametrize("attack", attacks())
+@pytest.mark.parametrize("attack", list_attacks())
 def test_an_attack_that_models_the_steps_is_not_said_to_take_them_for_one(attack):
-    needs = {*attacks()[attack].needs, Need.BATCH_SIZE} - {Need.ONE_SAMPLE}
+    needs = {*list_attacks()[attack].needs, Need.BATCH_SIZE} - {Need.ONE_SAMPLE}
     rates = (0.05, 0.05)
     observation = replace(SMALL.observe_for(needs), local_steps=2, learning_rates=rates)
-    if Need.ONE_SAMPLE in attacks()[attack].needs:
+    if Need.ONE_SAMPLE in list_attacks()[attack].needs:
         with pytest.raises(MissingKnowledge, match="one sample"):
             restore(observation, attack)
         return

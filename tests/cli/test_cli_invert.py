@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from labelleak.cli import run
-from labelleak.data import load
 from labelleak.inversion import methods
-from labelleak.models import build
+from labelleak.lab.datasets import load
+from labelleak.lab.networks import build
 
 
 class Done(NamedTuple):

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from labelleak.cli import labelleak
 from labelleak.errors import LabelLeakError
-from labelleak.experiments.definition import read_grid
-from labelleak.experiments.store import read_records
+from labelleak.lab.definition import read_grid
+from labelleak.lab.store import read_records
 
 GRID = """
 [defaults]

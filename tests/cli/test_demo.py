@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from labelleak.attacks import Need, attacks
+from labelleak.attacks import Need, list_attacks
 from labelleak.cli import labelleak, run
 from labelleak.errors import UnreadableFile
 
@@ -31,7 +31,7 @@ def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
         if true or restored:
             assert re.search(rf"│\s+{label} │\s+{true} │\s+{restored} │", done.output)
     enough = {Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS}
-    possible = {name for name, entry in attacks().items() if enough.issuperset(entry.needs)}
+    possible = {name for name, entry in list_attacks().items() if enough.issuperset(entry.needs)}
     # Only the gradient itself shows that 24 samples of ten classes are too many for it.
     possible.remove("exact")
     assert {"idlg", "rlg", "ilrg", "llg", "ebi"} <= possible

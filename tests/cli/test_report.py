@@ -5,11 +5,12 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from labelleak.audit.running import audit_observation
 from labelleak.cli import labelleak
 from labelleak.cli.running import write_results
 from labelleak.errors import UnreadableFile
 from labelleak.observation import Head, HeadGradient, Observation
-from labelleak.records import audit, write_json
+from labelleak.storage import write_json
 
 
 def _report(*words):
@@ -31,7 +32,7 @@ def record(tmp_path):
         batch_size=size,
     )
     path = tmp_path / "record.json"
-    content = audit(observation, true_counts=torch.tensor([1, 0, 2, 0])).as_dict()
+    content = audit_observation(observation, true_counts=torch.tensor([1, 0, 2, 0])).as_dict()
     write_json(path, content)
     return path, content
 
@@ -138,7 +139,7 @@ def test_a_page_that_cannot_be_written_is_named(record):
 
 
 def test_the_studies_are_of_the_schema_that_summaries_have():
-    from labelleak.experiments.summary import SUMMARY_SCHEMA
+    from labelleak.lab.summary import SUMMARY_SCHEMA
 
     assert sys.modules["labelleak.cli.report"]._STUDY_SCHEMA == SUMMARY_SCHEMA
 

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from labelleak.cli import labelleak
 from labelleak.cli.reproduce import STUDIES
-from labelleak.experiments import paper
-from labelleak.experiments.published import find
+from labelleak.lab import paper
+from labelleak.lab.published import find
 
 
 def reproduce(*arguments):
@@ -59,7 +59,7 @@ def test_ours_is_printed_beside_the_published(run):
 def test_nothing_that_is_there_is_run_again(run, monkeypatch):
     _, folder = run
     before = (folder / "records.jsonl").read_bytes()
-    monkeypatch.setattr("labelleak.experiments.runner.run_trial", None)  # cannot be called
+    monkeypatch.setattr("labelleak.lab.runner.run_trial", None)  # cannot be called
     arguments = ("--scale", "smoke", "--workers", 1, "--out", folder, "--format", "json")
     done = reproduce("table1", *arguments)
     assert done.exit_code == 0

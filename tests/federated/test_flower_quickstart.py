@@ -22,9 +22,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flower_in_process import InProcess, Site, context
-from labelleak.data import load
 from labelleak.federated import Policy, Step, read_rounds
 from labelleak.federated.flower import AuditStrategy, LeakageAudit
+from labelleak.lab.datasets import load
 
 # The run-time checks of types draw from Python's generator; outside the tests nothing does.
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -14,10 +14,10 @@ from opacus import GradSampleModule, PrivacyEngine
 from opacus.optimizers import DPOptimizer
 from opacus.utils.batch_memory_manager import BatchMemoryManager
 
-from labelleak.data import load
 from labelleak.federated import Auditor, Policy, read_rounds
 from labelleak.federated.opacus import LeakageAudit, _clipped
-from labelleak.models import build
+from labelleak.lab.datasets import load
+from labelleak.lab.networks import build
 
 # Of Opacus: the generator is not a secure one, hooks see no gradient at the inputs, and the orders
 # it tries are too few for some epsilons.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from labelleak.inversion.derivatives import SecondDerivatives
-from labelleak.models import build
+from labelleak.lab.networks import build
 
 
 def second_derivatives(

@@ -6,7 +6,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import labelleak
-from labelleak.data import load
 from labelleak.errors import InvalidObservation, LabelLeakError, MissingKnowledge
 from labelleak.inversion import DLG, IG, Analytic, assess, invert, match, methods
 from labelleak.inversion import task as task_module
@@ -14,7 +13,8 @@ from labelleak.inversion.derivatives import SecondDerivatives
 from labelleak.inversion.methods import search
 from labelleak.inversion.objective import squared_distance
 from labelleak.inversion.task import Task
-from labelleak.models import build
+from labelleak.lab.datasets import load
+from labelleak.lab.networks import build
 
 SHAPE = (1, 28, 28)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelleak.experiments import paper
-from labelleak.experiments.summary import summarise
+from labelleak.lab import paper
+from labelleak.lab.summary import summarise
 from labelleak.report import study_page, summary_csv
 from labelleak.report.experiments import _number
 

@@ -9,10 +9,10 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 
 from digits.task import fingerprint, network, partition, train
-from labelleak.data import load
 from labelleak.defenses import sparsify
 from labelleak.federated import Policy
 from labelleak.federated.flower import LeakageAudit, provide_labels
+from labelleak.lab.datasets import load
 
 CLIPPING_NORM = 1.0
 DELTA = 1e-5

@@ -6,8 +6,8 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from labelleak.data import load
-from labelleak.models import build
+from labelleak.lab.datasets import load
+from labelleak.lab.networks import build
 
 
 def network() -> nn.Module:

@@ -8,15 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from labelleak.attacks._estimates import TRUSTED, Estimate, clipping, is_even, judged
-from labelleak.attacks._flags import defence_suspected
+from labelleak.attacks.diagnosis import defence_suspected
+from labelleak.attacks.estimates import TRUSTED, Estimate, clipping, is_even, judged
 from labelleak.attacks.mbi import moment
+from labelleak.attacks.registry import run_attack
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
-from labelleak.restoration import Flag, Restoration, project_to_counts
-
-Run = Callable[..., Restoration]
-"""Runs an attack on an observation, by name; raises `MissingKnowledge` where it cannot."""
+from labelleak.projection import project_to_counts
+from labelleak.restoration import Flag, Restoration
 
 TIME_LIMIT = 10.0
 """Seconds that `auto` takes at most, about, where nobody says otherwise."""
@@ -42,7 +41,11 @@ _APART = 4.0
 _MOST_MOMENT = 1.2
 
 
-def automatic(observation: Observation, run: Run, time_limit: float) -> Restoration:
+def automatic(
+    observation: Observation,
+    time_limit: float = TIME_LIMIT,
+    now: Callable[[], float] = time.monotonic,
+) -> Restoration:
     """Run what the observation allows and take what can be trusted most.
 
     A certificate by `exact` ends it. Otherwise the estimators of counts are compared by what can be
@@ -52,33 +55,33 @@ def automatic(observation: Observation, run: Run, time_limit: float) -> Restorat
 
     Args:
         observation: What the server sees.
-        run: Runs an attack on an observation, by name and with its hyper-parameters.
         time_limit: Seconds, positive.
+        now: Reads the clock, in seconds.
 
     Returns:
         What the attack that spoke restored.
     """
-    end = time.monotonic() + time_limit
-    estimates = _estimates(observation, run, time_limit)
+    end = now() + time_limit
+    estimates = _estimates(observation, time_limit)
     best = min(estimates, key=lambda one: (one.error, one.distance), default=None)
     clear = best is not None and best.error < TRUSTED and _sure(estimates)
-    share = max(_SEARCHING * (end - time.monotonic()), _LEAST_SEARCH * time_limit)
-    partial = _search(observation, run, min(share, _CONFIRMING) if clear else share)
+    share = max(_SEARCHING * (end - now()), _LEAST_SEARCH * time_limit)
+    partial = _search(observation, min(share, _CONFIRMING) if clear else share)
     if partial is not None and (partial.certified or _all_but_proven(observation, partial)):
         return partial
     if partial is not None and _mostly_found(partial) and not _sure(estimates):
         return partial
-    best = _coarse(observation, run, estimates, best)
+    best = _coarse(observation, estimates, best)
     if best is None:
         known = partial is not None and partial.counts is not None
-        return partial if partial is not None and known else _set(observation, run)
+        return partial if partial is not None and known else _set(observation)
     found = best.found if partial is None else _with_found(observation, best.found, partial, clear)
     if _disagree(best, estimates):
         found = replace(found, flags=(*found.flags, Flag.ATTACKS_DISAGREE))
     return found
 
 
-def _search(observation: Observation, run: Run, seconds: float) -> Restoration | None:
+def _search(observation: Observation, seconds: float) -> Restoration | None:
     """What `exact` finds, where the gradient is one that it can take apart."""
     classes, features = observation.classes, observation.head.features
     few, many = sorted((classes, features + 1))
@@ -90,30 +93,26 @@ def _search(observation: Observation, run: Run, seconds: float) -> Restoration |
     if defence_suspected(observation):
         # Nothing that was added to a gradient can be rebuilt.
         return None
-    return _attempt(run, observation, "exact", time_limit=seconds)
+    return _attempt(observation, "exact", time_limit=seconds)
 
 
-def _attempt(
-    run: Run, observation: Observation, name: str, **hyper_parameters: object
-) -> Restoration | None:
+def _attempt(observation: Observation, name: str, **hyper_parameters: object) -> Restoration | None:
     try:
-        return run(observation, name, **hyper_parameters)
+        return run_attack(observation, name, **hyper_parameters)
     except MissingKnowledge:
         return None
 
 
-def _estimates(observation: Observation, run: Run, seconds: float) -> list[Estimate]:
+def _estimates(observation: Observation, seconds: float) -> list[Estimate]:
     """Estimates of the counts from whichever attack can make one."""
-    found = [_attempt(run, observation, "pooled")]
+    found = [_attempt(observation, "pooled")]
     if dense(observation, seconds):
-        found.append(_attempt(run, observation, "ilrg"))
+        found.append(_attempt(observation, "ilrg"))
         if _worthwhile(observation, found[0]) and affordable(observation, seconds):
-            found.append(_attempt(run, observation, "calibrated"))
+            found.append(_attempt(observation, "calibrated"))
         if observation.auxiliary is not None:
-            found.append(
-                _attempt(run, observation, "likelihood") or _attempt(run, observation, "rlu")
-            )
-    return [_unclipped(observation, run, one) for one in found if one is not None]
+            found.append(_attempt(observation, "likelihood") or _attempt(observation, "rlu"))
+    return [_unclipped(observation, one) for one in found if one is not None]
 
 
 def dense(observation: Observation, seconds: float) -> bool:
@@ -122,7 +121,7 @@ def dense(observation: Observation, seconds: float) -> bool:
     return classes <= _DENSE_CLASSES and classes**3 <= _WORK_PER_SECOND * seconds
 
 
-def _unclipped(observation: Observation, run: Run, found: Restoration) -> Estimate:
+def _unclipped(observation: Observation, found: Restoration) -> Estimate:
     """The estimate, or the one of a gradient as it was before it was clipped, if it was.
 
     The attack itself confirms the factor: only of the right one does it find counts that are as
@@ -133,7 +132,7 @@ def _unclipped(observation: Observation, run: Run, found: Restoration) -> Estima
     if factor is None:
         return plain
     larger = _scaled(observation, factor)
-    again = _attempt(run, larger, found.attack)
+    again = _attempt(larger, found.attack)
     whole = plain if again is None else judged(larger, again)
     if whole.error >= TRUSTED:
         return plain
@@ -225,7 +224,7 @@ def _sure(estimates: list[Estimate]) -> bool:
 
 
 def _coarse(
-    observation: Observation, run: Run, estimates: list[Estimate], best: Estimate | None
+    observation: Observation, estimates: list[Estimate], best: Estimate | None
 ) -> Estimate | None:
     """What remains where no estimate is credible: attacks that ask less of the network."""
     credible = best is not None and best.error < math.inf
@@ -235,22 +234,22 @@ def _coarse(
         return mistakes
     if not observation.has_bias and not (best is not None and best.error < TRUSTED):
         # Without a bias estimates are so weak that a set which is proven says more.
-        proven = _set(observation, run)
+        proven = _set(observation)
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
-    found = _attempt(run, observation, "mbi")
+    found = _attempt(observation, "mbi")
     if found is None or moment(observation) > _MOST_MOMENT:
         return best
     return Estimate(found, math.inf)
 
 
-def _set(observation: Observation, run: Run) -> Restoration:
+def _set(observation: Observation) -> Restoration:
     """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
     found = None
     if observation.classes <= _DENSE_CLASSES:
-        found = _attempt(run, observation, "rlg", strict=True)
-    return found or run(observation, "gradinversion")
+        found = _attempt(observation, "rlg", strict=True)
+    return found or run_attack(observation, "gradinversion")
 
 
 def _with_found(

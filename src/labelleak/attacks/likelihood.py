@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks._evidence import (
+from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.evidence import (
     bias_gradient,
-    conclude,
     divisor_weights,
     instances,
     mean_divisor,
     mistakes,
 )
-from labelleak.attacks._probe import Probe, auxiliary_of, class_means, probe
+from labelleak.attacks.probe import Probe, auxiliary_of, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
@@ -91,7 +91,7 @@ def likelihood(observation: Observation, *, directions: int | None = None) -> Re
         )
     moments, seen = _moments(observation, directions)
     raw = total * probable_shares(moments, seen, total)
-    return conclude("likelihood", raw, total)
+    return conclude(raw, total)
 
 
 class Moments(NamedTuple):

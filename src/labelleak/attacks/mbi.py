@@ -2,9 +2,8 @@
 
 import math
 
-import torch
-
-from labelleak.attacks._evidence import bias_gradient, emit, emitted, instances
+from labelleak.attacks.emission import emit_labels
+from labelleak.attacks.evidence import bias_gradient, instances
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -38,7 +37,7 @@ def mbi(observation: Observation) -> Restoration:
     evidence, total = bias_gradient(observation), instances(observation)
     certain = -float(evidence.clamp_max(0.0).sum())
     impact = min(1.0, max(certain, moment(observation))) / total
-    return emitted("mbi", *emit(evidence, torch.full_like(evidence, -impact), total))
+    return emit_labels(evidence, evidence.new_tensor(-impact), total)
 
 
 def moment(observation: Observation) -> float:

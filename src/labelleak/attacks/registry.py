@@ -1,11 +1,14 @@
 """What an attack is, and the table of all attacks by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import wraps
+from inspect import signature
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
+from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -108,21 +111,55 @@ def register(
     reference: str,
     models_steps: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Enter a rule in the table of attacks under a name of its own."""
+    """Enter a rule in the table of attacks, which signs its restorations with the name."""
 
     def enter(rule: RuleFunction) -> RuleFunction:
         if name in _ATTACKS:
             raise ValueError(f"an attack named {name!r} is registered already")
+
+        @wraps(rule)
+        def signed(*arguments: Any, **hyper_parameters: Any) -> Restoration:
+            return replace(rule(*arguments, **hyper_parameters), attack=name)
+
         _ATTACKS[name] = Attack(
-            name, title, needs, uses, gives, assumes, reference, models_steps, rule
+            name, title, needs, uses, gives, assumes, reference, models_steps, signed
         )
-        return rule
+        return cast(RuleFunction, signed)
 
     return enter
 
 
-def attacks() -> Mapping[str, Attack]:
+def list_attacks() -> Mapping[str, Attack]:
     """All registered attacks by name, those of the literature first; read-only."""
     places = {name: place for place, name in enumerate(_ORDER)}
     names = sorted(_ATTACKS, key=lambda name: places.get(name, len(places)))
     return MappingProxyType({name: _ATTACKS[name] for name in names})
+
+
+def run_attack(observation: Observation, name: str, **hyper_parameters: object) -> Restoration:
+    """Run one attack of the table.
+
+    Args:
+        observation: What the server sees.
+        name: Registered name.
+        **hyper_parameters: Keyword arguments of the attack.
+
+    Returns:
+        What the attack restored.
+
+    Raises:
+        MissingKnowledge: The observation lacks what the attack needs.
+        ValueError: No attack of that name, or a hyper-parameter it does not have.
+    """
+    entry = _ATTACKS.get(name)
+    if entry is None:
+        raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(list_attacks())}")
+    missing = entry.missing(observation)
+    if missing:
+        texts = " and ".join(need.value for need in missing)
+        raise MissingKnowledge(f"attack {name!r} needs {texts}")
+    try:
+        signature(entry.rule).bind(observation, **hyper_parameters)
+    except TypeError as error:
+        raise ValueError(f"attack {name!r}: {error}") from None
+    return entry.rule(observation, **hyper_parameters)

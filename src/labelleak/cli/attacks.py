@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labelleak.attacks import Attack
-from labelleak.attacks import attacks as registered
+from labelleak.attacks import list_attacks as registered
 from labelleak.cli.output import console, format_option
 
 

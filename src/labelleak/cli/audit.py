@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from labelleak.attacks import attacks
-from labelleak.capture import read_observation
+from labelleak.attacks import list_attacks
+from labelleak.audit.labels import read_labels
+from labelleak.audit.running import audit_observation
 from labelleak.cli.output import PathOption, console, format_option, print_record, time_limit_option
 from labelleak.metrics import counts_of
-from labelleak.records import audit as audit_observation
-from labelleak.records import check_writable, read_labels, write_json
+from labelleak.storage import check_writable, write_json
+from labelleak.updates import read_observation
 
 _FILE = PathOption("file")
 # Above, the counts would not be exact in double precision.
@@ -48,7 +49,7 @@ _MOST_SAMPLES = 2**53 - 1
 )
 @click.option(
     "--attack",
-    type=click.Choice(["auto", *attacks()]),
+    type=click.Choice(["auto", *list_attacks()]),
     metavar="NAME",
     default="auto",
     show_default=True,

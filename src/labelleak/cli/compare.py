@@ -74,8 +74,8 @@ def compare(
     summary.json, a CSV file and report.html.
     """  # noqa: D301
     check_extras()
-    from labelleak.experiments.definition import read_grid
-    from labelleak.experiments.summary import grid_study, summarise
+    from labelleak.lab.definition import read_grid
+    from labelleak.lab.summary import grid_study, summarise
 
     experiments = read_grid(grid)
     if time_limit is not None:

@@ -9,8 +9,8 @@ import click
 from rich.progress import Progress
 
 from labelleak.cli.output import PathOption, console, print_record, scores_table
-from labelleak.experiments.demo import audit_files, run_client
-from labelleak.records import write_json, write_whole
+from labelleak.lab.demo import audit_files, run_client
+from labelleak.storage import write_json, write_whole
 
 
 @click.command()

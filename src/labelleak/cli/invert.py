@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from labelleak import inversion
 from labelleak._version import __version__
-from labelleak.attacks import attacks
-from labelleak.capture import TensorFile, find_head, observe, open_tensors
-from labelleak.capture.heads import parameter_name
+from labelleak.attacks import list_attacks
+from labelleak.audit.labels import read_labels
 from labelleak.cli.output import console, format_option
 from labelleak.errors import InvalidObservation, LabelLeakError, UnreadableFile
 from labelleak.inversion import (
@@ -33,9 +32,11 @@ from labelleak.inversion import (
     grid,
     png,
 )
-from labelleak.models import build
+from labelleak.lab.networks import build
 from labelleak.observation import Observation
-from labelleak.records import read_labels, write_json
+from labelleak.storage import write_json
+from labelleak.updates import TensorFile, find_head, observe, open_tensors
+from labelleak.updates.heads import parameter_name
 
 SCHEMA = "labelleak/inversion/1"
 """Name and version of ``record.json``."""
@@ -115,7 +116,7 @@ def _numbers(
 )
 @click.option(
     "--attack",
-    type=click.Choice(["auto", *attacks()]),
+    type=click.Choice(["auto", *list_attacks()]),
     metavar="NAME",
     default="auto",
     show_default=True,

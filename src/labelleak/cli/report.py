@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from labelleak.audit.record import read_record
 from labelleak.cli.output import PathOption
 from labelleak.cli.running import RUN_SCHEMA, write_results
 from labelleak.errors import LabelLeakError, UnreadableFile
-from labelleak.records import check_writable, read_json, read_record, write_whole
+from labelleak.storage import check_writable, read_json, write_whole
 
 _STUDY_SCHEMA = "labelleak/study/1"
 

@@ -25,7 +25,7 @@ from labelleak.views import NONE, number
 STUDIES = (
     "table1", "table3", "table4", "table5", "figure2", "figure3", "figure4", "figure5", "extras",
 )  # fmt: skip
-"""Names of the studies; they are in `labelleak.experiments.paper`, which needs an extra."""
+"""Names of the studies; they are in `labelleak.lab.paper`, which needs an extra."""
 
 _UNPUBLISHED_SHOWN = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec", "psnr_best6")
 _ALWAYS_SHOWN = ("psnr",)
@@ -70,8 +70,8 @@ def reproduce(
     where a study needs that, and kept in the cache (LABELLEAK_CACHE).
     """
     check_extras()
-    from labelleak.experiments import paper
-    from labelleak.experiments.summary import summarise
+    from labelleak.lab import paper
+    from labelleak.lab.summary import summarise
 
     size = cast(Literal["smoke", "quick", "paper"], scale)
     sources = paper.PUBLISHED_SOURCES if size == "smoke" else paper.find_sources(data_dir)
@@ -103,7 +103,7 @@ def print_study(summary: dict[str, Any], target: Console) -> None:
     """A study for a reader: each figure beside the published one, then why some differ.
 
     Args:
-        summary: See `labelleak.experiments.summary`.
+        summary: See `labelleak.lab.summary`.
         target: Where to print.
     """
     table = Table(title=summary["title"], caption=summary["interval"])

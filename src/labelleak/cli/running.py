@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from labelleak.cli.output import PathOption
-from labelleak.records import write_json, write_whole
+from labelleak.storage import write_json, write_whole
 
 if TYPE_CHECKING:
-    from labelleak.experiments.definition import Experiment
+    from labelleak.lab.definition import Experiment
 
 RUN_SCHEMA = "labelleak/run/1"
 """Name and version of ``summary.json``: ``{"schema", "title", "studies": [summary, ...]}``."""
@@ -79,8 +79,8 @@ def check_extras() -> None:
     Raises:
         ModuleNotFoundError: It is not installed; the entry point names the extra.
     """
-    import labelleak.experiments.definition
-    import labelleak.experiments.runner
+    import labelleak.lab.definition
+    import labelleak.lab.runner
     import labelleak.report  # noqa: F401
 
 
@@ -101,10 +101,10 @@ def run_experiments(
         All records of the folder; name of each experiment that could not be run, and why.
 
     Raises:
-        LabelLeakError: See `labelleak.experiments.runner.run`.
+        LabelLeakError: See `labelleak.lab.runner.run`.
     """
-    from labelleak.experiments.runner import run
-    from labelleak.experiments.store import Store, read_records
+    from labelleak.lab.runner import run
+    from labelleak.lab.store import Store, read_records
 
     with Store(folder) as store:
         try:
@@ -165,7 +165,7 @@ def write_results(folder: Path, title: str, summaries: Sequence[dict[str, Any]])
     Args:
         folder: The run's folder.
         title: Heading of the page.
-        summaries: Of each study, see `labelleak.experiments.summary.summarise`.
+        summaries: Of each study, see `labelleak.lab.summary.summarise`.
 
     Returns:
         The page, ``report.html``.

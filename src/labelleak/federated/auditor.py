@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from labelleak.attacks import Need, attacks
+from labelleak.attacks import Need, list_attacks
+from labelleak.audit.record import AuditRecord
+from labelleak.audit.running import audit_observation
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.policy import Policy, RoundVerdict, read_policy
 from labelleak.federated.replies import (
@@ -26,8 +28,6 @@ from labelleak.federated.replies import (
 from labelleak.federated.rounds import RoundRecord, Taken, append_record
 from labelleak.federated.steps import Sizes, Step, sizes_of
 from labelleak.observation import Observation
-from labelleak.records import AuditRecord
-from labelleak.records import audit as audit_observation
 
 __all__ = ["Auditor", "Decision", "Step"]
 
@@ -85,7 +85,7 @@ class Auditor:
         if policy is None:
             policy = Policy()
         self.policy = policy if isinstance(policy, Policy) else read_policy(policy)
-        entry = attacks().get(self.policy.attack)
+        entry = list_attacks().get(self.policy.attack)
         needs = frozenset(() if entry is None else entry.needs)
         if Need.MODEL in needs and model is None:
             raise MissingKnowledge(f"attack {self.policy.attack!r} needs {Need.MODEL.value}")

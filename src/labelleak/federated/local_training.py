@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from labelleak.capture import observe_update
 from labelleak.observation import Observation
+from labelleak.updates import observe_update
 
 
 @dataclass(frozen=True, eq=False)

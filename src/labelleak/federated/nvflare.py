@@ -17,11 +17,11 @@ from nvflare.app_common.abstract.fl_model import FLModelConst, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
-from labelleak.capture.heads import by_bare_name
+from labelleak.audit.labels import read_labels
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.auditor import Auditor, Decision, Step
 from labelleak.metrics import counts_of
-from labelleak.records import read_labels
+from labelleak.updates.heads import by_bare_name
 
 FRAMEWORK = "nvflare"
 REFUSAL_HEADER = "labelleak_refusal"

@@ -13,10 +13,10 @@ from opacus.accountants.analysis import rdp as rdp_analysis
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from labelleak.capture.heads import strip_wrappers
 from labelleak.federated.auditor import Auditor, Decision, Step
 from labelleak.federated.policy import Policy
 from labelleak.metrics import counts_of
+from labelleak.updates.heads import strip_wrappers
 
 FRAMEWORK = "opacus"
 

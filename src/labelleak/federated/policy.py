@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from labelleak.attacks import attacks
+from labelleak.attacks import list_attacks
+from labelleak.audit.record import AuditRecord
+from labelleak.audit.verdict import Verdict
 from labelleak.errors import UnreadableFile
-from labelleak.records import AuditRecord, Verdict
 
 Action = Literal["record", "warn", "refuse"]
 Measure = Literal["accuracy", "exact"]
@@ -49,7 +50,7 @@ class Policy:
     def __post_init__(self) -> None:
         _check_choice("action", self.action, get_args(Action))
         _check_choice("measure", self.measure, get_args(Measure))
-        _check_choice("attack", self.attack, ("auto", *attacks()))
+        _check_choice("attack", self.attack, ("auto", *list_attacks()))
         _check_number("time_limit", self.time_limit, "a positive number of seconds")
         if not 0 < self.time_limit < math.inf:
             raise ValueError(f"time_limit = {self.time_limit}: a positive number of seconds")

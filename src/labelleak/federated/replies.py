@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labelleak.capture import observe, observe_update
-from labelleak.capture.heads import (
+from labelleak.errors import InvalidObservation
+from labelleak.federated.steps import Sizes, Step
+from labelleak.observation import Observation
+from labelleak.updates import observe, observe_update
+from labelleak.updates.heads import (
     by_bare_name,
     layer_of,
     named_head,
     parameter_name,
     strip_wrappers,
 )
-from labelleak.capture.updates import Moves, observe_head, observe_head_update, step_sizes
-from labelleak.errors import InvalidObservation
-from labelleak.federated.steps import Sizes, Step
-from labelleak.observation import Observation
+from labelleak.updates.updates import Moves, observe_head, observe_head_update, step_sizes
 
 _MOST_NAMED = 3
 _MOST_LETTERS = 500

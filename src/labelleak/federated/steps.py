@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from labelleak.checks import whole_number
 from labelleak.errors import InvalidObservation, MissingKnowledge
-from labelleak.observation import whole_number
 
 # A rate is kept for every step; the number of samples comes from a client.
 _MOST_STEPS = 100_000

@@ -24,7 +24,7 @@ def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = N
 
     Args:
         summaries: Summaries of the studies, plain data of schema ``labelleak/study/1`` (see
-            `labelleak.experiments.summary`), in the order to show them in.
+            `labelleak.lab.summary`), in the order to show them in.
         title: Heading of the page.
         folder: The run's folder, whose pictures become part of the page; None for none.
 

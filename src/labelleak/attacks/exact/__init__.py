@@ -30,7 +30,8 @@ from labelleak.attacks.exact.layered import by_layer, known_divisor
 from labelleak.attacks.exact.search import Search
 from labelleak.attacks.registry import Gives, register
 from labelleak.errors import MissingKnowledge
-from labelleak.observation import Observation, root_mean_square
+from labelleak.numerics import root_mean_square
+from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
 _FINEST = 1e-12

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from labelleak.attacks._evidence import weights_of
+from labelleak.attacks.evidence import weights_of
 from labelleak.attacks.exact.atoms import off_label
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import errors
 from labelleak.attacks.exact.sparsity import sparse_directions
-from labelleak.observation import Observation, implied_rounding
+from labelleak.numerics import implied_rounding
+from labelleak.observation import Observation
 
 # Rounds that find nothing; guesses of more zeros are right at once, or hardly ever.
 _FRUITLESS, _FRUITLESS_LARGE, _LARGE = 12, 2, 24

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks._evidence import weights_of
+from labelleak.attacks.evidence import weights_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 

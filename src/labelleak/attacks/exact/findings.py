@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from labelleak.attacks._evidence import weights_of
-from labelleak.attacks.ilrg import ilrg
+from labelleak.attacks.evidence import weights_of
+from labelleak.attacks.published.ilrg import ilrg
 from labelleak.observation import HeadGradient, Observation
-from labelleak.restoration import Flag, Restoration, project_to_counts
+from labelleak.projection import project_to_counts
+from labelleak.restoration import Flag, Restoration
 
 INTEGER = 0.02
 """Largest relative distance from a whole number that is taken for one."""
@@ -92,7 +93,6 @@ def concluded(
     if findings.invisible:
         flags.append(Flag.INVISIBLE_SAMPLES)
     base = Restoration(
-        attack="exact",
         present=counts > 0,
         embeddings=findings.embeddings,
         embedding_labels=labels,

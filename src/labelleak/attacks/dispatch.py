@@ -1,0 +1,90 @@
+"""The entry of all attacks: runs one by name, or the automatic choice, and adds the flags."""
+
+from dataclasses import replace
+from inspect import signature
+
+import torch
+
+from labelleak.attacks.auto import TIME_LIMIT, automatic
+from labelleak.attacks.diagnosis import class_sums, observation_flags
+from labelleak.attacks.registry import list_attacks, run_attack
+from labelleak.errors import InvalidObservation
+from labelleak.observation import Observation
+from labelleak.restoration import Flag, Restoration
+
+
+def restore(
+    observation: Observation,
+    attack: str = "auto",
+    *,
+    time_limit: float | None = None,
+    **hyper_parameters: object,
+) -> Restoration:
+    """Restore the labels that an update gives away.
+
+    Args:
+        observation: What the server sees.
+        attack: A registered name (see `attacks`), or ``"auto"``: a certificate where there can be
+            one, else the estimate of the counts that can be trusted most, else a set.
+            ``Restoration.attack`` says which attack spoke.
+        time_limit: Seconds after which a search ends, positive; None for the attack's own limit.
+            ``"auto"`` and ``"exact"`` search; the others end by themselves, and it means nothing to
+            them.
+        **hyper_parameters: Keyword arguments of the attack; none for ``"auto"``.
+
+    Returns:
+        The restored labels with the flags that the observation and the attack raise.
+
+    Raises:
+        MissingKnowledge: The observation lacks what the attack needs.
+        InvalidObservation: The batch size is below the number of classes that are certainly there.
+        ValueError: No attack of that name, a hyper-parameter it does not have, or a time limit that
+            is not positive.
+    """
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
+    _check_batch_size(observation)
+    if attack == "auto":
+        if hyper_parameters:
+            raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
+        found = automatic(observation, time_limit or TIME_LIMIT)
+    else:
+        if time_limit is not None and _searches(attack):
+            hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
+        found = run_attack(observation, attack, **hyper_parameters)
+    own = observation_flags(observation, models_steps=list_attacks()[found.attack].models_steps)
+    flags = {*own, *found.flags}
+    if found.counts is None and found.proportions is None:
+        flags.add(Flag.SET_ONLY)
+    return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
+
+
+def _searches(attack: str) -> bool:
+    entry = list_attacks().get(attack)
+    return entry is not None and "time_limit" in signature(entry.rule).parameters
+
+
+def _check_batch_size(observation: Observation) -> None:
+    """Refuse a batch size below the number of classes that must be there.
+
+    ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
+    bound). What noise there is shows in the sums over the classes, which are zero without it.
+    """
+    total, bias = observation.num_instances, observation.gradient.bias
+    if total is None or bias is None:
+        return
+    scale = observation.batch_size if observation.reduction == "sum" else 1
+    bias = bias.double() / (scale or 1)
+    bound = torch.full_like(bias, observation.label_smoothing / observation.classes)
+    if observation.class_weights is not None:
+        weights = observation.class_weights.to(bias)
+        bound *= weights / (weights.min() if observation.reduction == "mean" else 1.0)
+    sums = class_sums(observation.gradient.weight) / (scale or 1)
+    noise = float(sums.square().mean().sqrt()) / observation.classes**0.5
+    rounding = 1e-5 * float(bias.abs().max())
+    certain = int((bias < -bound - 6 * noise - rounding).sum())
+    if certain > total:
+        raise InvalidObservation(
+            f"batch size {total} is too small: the gradient shows at least {certain} classes in "
+            "the batch"
+        )

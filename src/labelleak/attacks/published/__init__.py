@@ -1,0 +1,16 @@
+"""Published attacks, a file for each paper; importing one enters it in the table."""
+
+from labelleak.attacks.published import (
+    dimitrov,
+    e2egi,
+    ilrg,
+    llbg,
+    llg,
+    rlg,
+    rlu,
+    signs,
+    soft_label,
+    zlg,
+)
+
+__all__ = ["dimitrov", "e2egi", "ilrg", "llbg", "llg", "rlg", "rlu", "signs", "soft_label", "zlg"]

@@ -1,0 +1,163 @@
+"""RLG: present classes are those that a hyperplane in the gradient's row space cuts off."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.linalg import null_space
+from scipy.optimize import linprog
+from torch import Tensor
+
+from labelleak.attacks.published.signs import restore_set
+from labelleak.attacks.registry import Gives, register
+from labelleak.errors import MissingKnowledge
+from labelleak.numerics import numerical_rank
+from labelleak.observation import Observation
+from labelleak.restoration import Restoration
+
+_MARGIN = 1e-6
+
+
+@register(
+    "rlg",
+    title="RLG (Revealing Labels from Gradients)",
+    gives=(Gives.SET,),
+    assumes="the gradient's rank below the number of features and of classes less one",
+    reference="Dang et al., NeurIPS 2021 (arXiv:2111.00556), Algorithm 1",
+)
+def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
+    """The classes that one hyperplane separates from all others.
+
+    The gradient is ``Q^T E`` with one row per sample in Q, negative at the sample's label only. Its
+    row space over the classes is known from the singular value decomposition; class i is in the
+    batch if some combination r of its basis is negative at i and non-negative everywhere else: one
+    linear programme per class (SciPy HiGHS), after cheap sufficient tests. The rank S is the
+    numerical rank of the gradient, never the true batch size.
+
+    The paper asks for S < min(classes, features), and so does this. But the columns of a gradient
+    sum to zero over the classes, so that S is at most classes - 1, and at that rank every class is
+    separable: the answer is "all classes", whatever the batch. The published figures hold such
+    answers; `strict`, which ``restore(attack="auto")`` sets, refuses to give them.
+
+    Args:
+        observation: Needs the weight gradient only.
+        strict: Whether to refuse a rank of classes - 1, at which the answer says nothing.
+
+    Returns:
+        A set; counts where the set leaves one possibility only.
+
+    Raises:
+        MissingKnowledge: The rank is not below min(classes, features), or, if strict, not below
+            min(classes - 1, features).
+    """
+    gradient = observation.gradient.weight
+    left, values, _ = torch.linalg.svd(gradient.double(), full_matrices=False)
+    rank = numerical_rank(values, gradient.shape, observation.gradient.rounding)
+    if rank >= min(gradient.shape):
+        raise MissingKnowledge(
+            f"RLG needs a gradient of rank below {min(gradient.shape)} (the smaller of classes and "
+            f"features), and this one has full rank: the batch is too large or noise was added"
+        )
+    if strict and rank >= observation.classes - 1:
+        raise MissingKnowledge(
+            f"RLG finds every one of {observation.classes} classes in any gradient of rank {rank}: "
+            "the batch is too large for it to tell anything"
+        )
+    return restore_set(observation, separable(left[:, :rank]))
+
+
+def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
+    """For each class, whether a hyperplane through the origin cuts its row off from all others.
+
+    Two tests by projection decide most classes at once, one for either answer, and a linear
+    programme each of the others.
+
+    Args:
+        basis: Orthonormal columns, shape (classes, rank), float64.
+
+    Returns:
+        Bool, shape (classes,): some r has ``basis[i] @ r < 0`` and ``basis[j] @ r >= 0`` for all
+        other j.
+    """
+    projector = basis @ basis.T
+    found = _cut_off_by_regression(projector)
+    undecided = ~found & ~_held_by_others(projector)
+    # Positive factors per class change no sign, and unit rows make one margin fit all.
+    rows = torch.nn.functional.normalize(basis, dim=1).cpu().numpy()
+    classes, rank = rows.shape
+    if not undecided.any():
+        return found
+    if rank <= classes - rank:
+        cut_off = partial(_cut_off_by_direction, rows)
+    else:
+        cut_off = partial(_cut_off_by_pattern, null_space(rows.T))
+    for index in undecided.nonzero()[:, 0].tolist():
+        found[index] = cut_off(index)
+    return found
+
+
+def _cut_off_by_regression(
+    projector: Float[Tensor, "classes classes"],
+) -> Bool[Tensor, " classes"]:
+    """Which classes a least-squares hyperplane already cuts off: sufficient, and all at once.
+
+    The target is minus the class's own indicator, with the others lifted to the positive side by
+    more or less.
+    """
+    classes = projector.shape[0]
+    everyone = projector.sum(dim=1, keepdim=True)
+    found = torch.zeros(classes, dtype=torch.bool, device=projector.device)
+    for lift in (0.0, 1.0 / classes, 1.0):
+        sides = lift * everyone - projector
+        own = sides.diagonal().clone()
+        sides.fill_diagonal_(0.0)
+        found |= (own < -_MARGIN) & (sides.amin(dim=0) >= 0.0)
+    return found
+
+
+def _held_by_others(projector: Float[Tensor, "classes classes"]) -> Bool[Tensor, " classes"]:
+    """Which classes no hyperplane cuts off, by projection: sufficient, and all at once.
+
+    By Farkas' lemma no vector of the space is negative at i only exactly if some vector of the
+    orthogonal complement is. A gradient's rows sum to zero over the classes, so the complement
+    holds a positive vector, the ones; the smallest multiple of it that lifts all other entries of
+    minus the projection of i's indicator must leave i negative. All but 2 * rank classes pass: one
+    that fails has at least 1/2 on the diagonal of the projector, whose trace is the rank.
+    """
+    complement = torch.eye(projector.shape[0]).to(projector) - projector
+    positive = complement.sum(dim=1, keepdim=True)
+    if not (positive > _MARGIN).all():
+        return torch.zeros_like(positive[:, 0], dtype=torch.bool)
+    heights = complement / positive
+    own = heights.diagonal().clone()
+    heights.fill_diagonal_(-torch.inf)
+    return own > heights.amax(dim=0) + _MARGIN
+
+
+def _cut_off_by_direction(points: np.ndarray, index: int) -> bool:
+    """The linear programme over the direction r: as many unknowns as the rank."""
+    solved = linprog(
+        points[index],
+        A_ub=-np.delete(points, index, axis=0),
+        b_ub=np.zeros(len(points) - 1),
+        bounds=(-1.0, 1.0),
+        method="highs",
+    )
+    return bool(solved.status == 0 and solved.fun < -_MARGIN)
+
+
+def _cut_off_by_pattern(complement: np.ndarray, index: int) -> bool:
+    """The same question over the signs ``v = points @ r``: as many equations as the rank lacks.
+
+    These v are the vectors orthogonal to the complement of the points' column space; asked for is
+    one with ``v[index] = -1`` and no other negative entry.
+    """
+    solved = linprog(
+        np.zeros(len(complement) - 1),
+        A_eq=np.delete(complement, index, axis=0).T,
+        b_eq=complement[index],
+        bounds=(0.0, 1.0 / _MARGIN),
+        method="highs",
+    )
+    return bool(solved.status == 0)

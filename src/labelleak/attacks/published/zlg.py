@@ -1,0 +1,95 @@
+"""ZLG and ZLG+: mean prediction and mean sum of an embedding from the server's own inputs."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.evidence import row_sums
+from labelleak.attacks.probe import Dummies, Probe, auxiliary_of, dummies, probe
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import Observation
+from labelleak.restoration import Restoration
+
+_REFERENCE = (
+    "Geng et al. 2021 (Towards General Deep Leakage in Federated Learning, arXiv:2110.09074)"
+)
+
+
+@register(
+    "zlg",
+    title="ZLG (zero-shot label restoration)",
+    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
+    gives=(Gives.COUNTS,),
+    assumes="that all embeddings have about the same sum, far from zero, and that made-up inputs "
+    "look like real ones to the network",
+    reference=_REFERENCE,
+)
+def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 256) -> Restoration:
+    """Solve for the counts with predictions and embeddings of dummy inputs.
+
+    Row j of the weight gradient sums to about ``(p_j - n_j / K) O``, with the mean prediction p and
+    the mean sum O of an embedding's entries; hence ``n_j = K (p_j - g_j / O)``.
+
+    Args:
+        observation: Needs the weight gradient, the model and the inputs' shape. Without a batch
+            size, proportions only.
+        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        samples: Number of random dummies.
+
+    Returns:
+        Real-valued and integer counts.
+
+    Raises:
+        MissingKnowledge: The dummies' embeddings sum to zero.
+        ValueError: No dummies of that kind, or none at all.
+    """
+    seen = probe(observation, dummies(observation, inputs, samples))
+    return conclude(counts_from(observation, *statistics(seen)), observation.num_instances)
+
+
+@register(
+    "zlg-plus",
+    title="ZLG+",
+    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
+    gives=(Gives.COUNTS,),
+    assumes="that all embeddings have about the same sum, far from zero, and auxiliary data of the "
+    "client's kind",
+    reference=_REFERENCE + ", with auxiliary data",
+)
+def zlg_plus(observation: Observation) -> Restoration:
+    """ZLG with auxiliary data in the place of dummies.
+
+    Args:
+        observation: Needs the weight gradient, the model and auxiliary data. Without a batch size,
+            proportions only.
+
+    Returns:
+        Real-valued and integer counts.
+
+    Raises:
+        MissingKnowledge: The auxiliary embeddings sum to zero.
+    """
+    seen = probe(observation, auxiliary_of(observation, every_class=False).inputs)
+    return conclude(counts_from(observation, *statistics(seen)), observation.num_instances)
+
+
+def statistics(seen: Probe) -> tuple[Float[Tensor, " classes"], float]:
+    """Mean prediction, and mean sum of an embedding's entries."""
+    return seen.probabilities.mean(dim=0), float(seen.activity.mean())
+
+
+def counts_from(
+    observation: Observation, prediction: Float[Tensor, " classes"], activity: float
+) -> Float[Tensor, " classes"]:
+    """``K (p - g / O)``, or shares where K is not known.
+
+    Raises:
+        MissingKnowledge: The embeddings' sum O is zero.
+    """
+    if activity == 0.0:
+        raise MissingKnowledge(
+            "the inputs at hand leave no trace at the head (their embeddings sum to zero): take "
+            "others"
+        )
+    return (observation.num_instances or 1) * (prediction - row_sums(observation) / activity)

@@ -1,0 +1,46 @@
+"""The auditor's own labels, from a text file."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from labelleak.errors import UnreadableFile
+
+
+def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
+    """The auditor's own labels from a text file: integers apart by spaces, commas or line breaks.
+
+    Args:
+        path: The file, UTF-8, with or without a byte order mark; empty lines do not count.
+        classes: Number of classes C.
+
+    Returns:
+        int64, shape (batch,), in the order of the file.
+
+    Raises:
+        UnreadableFile: There is no such file, or it holds anything else than integers from 0 to
+            C - 1; the message names the line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UnreadableFile(f"{path}: is no text file of labels") from None
+    labels = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        for word in line.replace(",", " ").split():
+            # Any more digits, and Python would refuse to read them.
+            plain = word.isascii() and word.isdigit() and len(word) <= 18
+            if not plain or int(word) >= classes:
+                raise UnreadableFile(
+                    f"{path}, line {number}: {word[:40]!r} is no label: integers from 0 to "
+                    f"{classes - 1} are needed"
+                )
+            labels.append(int(word))
+    if not labels:
+        raise UnreadableFile(f"{path}: holds no labels")
+    return torch.tensor(labels)

@@ -1,0 +1,61 @@
+"""What the outcome of an audit is, and why, in one sentence."""
+
+from enum import Enum
+
+from labelleak.metrics import Score
+from labelleak.restoration import Restoration
+
+
+class Verdict(Enum):
+    """Outcome of an audit; the value stands in the record."""
+
+    AUDITED = "audited"
+    OVER_THRESHOLD = "over threshold"
+    INCONCLUSIVE = "inconclusive"
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of the command line: 0, 1 or 3 (2 is for unusable input)."""
+        return {Verdict.AUDITED: 0, Verdict.OVER_THRESHOLD: 1, Verdict.INCONCLUSIVE: 3}[self]
+
+
+def judge(found: Restoration, scored: Score | None, threshold: float | None) -> tuple[Verdict, str]:
+    """The verdict and why; a result under which the labels would be safe there is none."""
+    doubts = "; ".join(flag.text for flag in found.flags) if found.unreliable else ""
+    if scored is not None and scored.accuracy is not None:
+        restored = f"{found.attack} restored {scored.accuracy:.1%} of the labels"
+        if threshold is None:
+            if doubts:
+                return Verdict.INCONCLUSIVE, f"{restored}, and is not to be relied on: {doubts}"
+            return Verdict.AUDITED, f"{restored}; no threshold was given to judge that by"
+        if scored.accuracy > threshold:
+            return Verdict.OVER_THRESHOLD, f"{restored}, above {threshold:.1%}"
+        if doubts:
+            return Verdict.INCONCLUSIVE, (
+                f"{restored}, at or under {threshold:.1%}, but this attack's failure proves "
+                f"nothing here: {doubts}"
+            )
+        return Verdict.AUDITED, (
+            f"{restored}, at or under {threshold:.1%}; a stronger attack may restore more"
+        )
+    if threshold is not None:
+        return Verdict.INCONCLUSIVE, (
+            f"{found.attack} restored no counts here, so there is no accuracy to compare"
+        )
+    if doubts:
+        return Verdict.INCONCLUSIVE, f"the restored labels are not to be relied on: {doubts}"
+    return Verdict.AUDITED, f"{_restored(found)}; no verdict of an audit is proof of safety"
+
+
+def _restored(found: Restoration) -> str:
+    """What there is, where no true labels tell how much of it is right."""
+    present = int(found.present.sum())
+    classes = f"{present} {'class' if present == 1 else 'classes'}"
+    if found.counts is None:
+        what = "which classes are present" if found.proportions is None else "the share of each"
+        return f"{found.attack} restored {what}: {classes}, not compared with true labels"
+    amount = int(found.counts.sum())
+    labels = f"{amount} {'label' if amount == 1 else 'labels'} of {classes}"
+    if found.certified:
+        return f"{found.attack} restored {labels}, and they are proven: they rebuild the gradient"
+    return f"{found.attack} restored {labels}, not compared with true ones"

@@ -1,0 +1,194 @@
+"""Finding a data set by name and checking that it is what its name says."""
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from labelleak.errors import DataNotFound, UnreadableFile
+from labelleak.lab.datasets import cifar, folders, hub, idx
+from labelleak.lab.datasets.catalog import CATALOG, Entry
+from labelleak.lab.datasets.dataset import Dataset, Samples
+
+DATA_VARIABLE = "LABELLEAK_DATA"
+_SPLITS = {"train": "train", "test": "test", "val": "test"}
+# Side up to which all images are held in memory: the largest such set (Tiny-ImageNet) has 1.2 GB.
+_SMALL = 64
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` knows, sorted."""
+    return tuple(sorted(CATALOG))
+
+
+def load(
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+) -> Dataset:
+    """Load one split of a data set.
+
+    Looked for in `data_dir`; if that is None, in the folder that the environment variable
+    LABELLEAK_DATA names and then on the Hugging Face hub (extra `data`; what was downloaded before
+    is not downloaded again). A folder may be the data set's own, or hold one of its name. It may
+    contain IDX files (MNIST, Fashion-MNIST), the CIFAR python batches or their `.tar.gz`, or one
+    folder of images per class for each split. What takes long to convert is kept under
+    LABELLEAK_CACHE, by default ~/.cache/labelleak.
+
+    Args:
+        name: one of `names()`. "mnist-sample" is part of labelleak (5,000 training and 1,000 test
+            digits) and needs no files; "folder" is any folder with one folder of images per class,
+            given as `data_dir`.
+        split: "train", or "test" for the held-out split; "val" is the same as "test".
+        data_dir: where the data is.
+        image_size: side in pixels of the square cut out of photographs (ImageNet, and folders of
+            images larger than 64 pixels); None: 224. With "folder", it also makes smaller images
+            be treated as photographs, of whatever sizes they are.
+
+    Returns:
+        The data set; its `name` is `name`, or "folder-" and the folder's own name.
+
+    Raises:
+        ValueError: an unknown name or split, or `image_size` for a data set of fixed size.
+        DataNotFound: it is not there; the message lists where it was looked for and what to do.
+        UnreadableFile: a file is broken, or is not the data set it should be.
+    """
+    if name not in CATALOG:
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names())}")
+    if split not in _SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(_SPLITS)}")
+    entry, split = CATALOG[name], _SPLITS[split]
+    if image_size is not None:
+        if entry.image_shape is not None and max(entry.image_shape) <= _SMALL:
+            raise ValueError(f"{name} has images of a fixed size: leave image_size out")
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
+    if name == "mnist-sample":
+        return _dataset(_sample(split), entry, name, "the embedded sample")
+    if name == "folder" and data_dir is None:
+        raise ValueError(
+            "data set 'folder' needs data_dir: the folder that holds the class folders"
+        )
+
+    root = data_dir if data_dir is not None else os.environ.get(DATA_VARIABLE)
+    searched = []
+    if root:
+        for folder in _candidates(entry, Path(root).expanduser()):
+            samples = _read(entry, split, folder, image_size)
+            if samples is not None:
+                used = f"folder-{folder.resolve().name}" if name == "folder" else name
+                return _dataset(samples, entry, used, str(folder))
+            searched.append(f"{folder} ({_why_not(folder)})")
+    if data_dir is None and entry.hub is not None and entry.image_shape is not None:
+        try:
+            samples = hub.read(
+                entry.hub,
+                split,
+                image_shape=entry.image_shape,
+                small=_SMALL,
+                size=image_size or entry.image_shape[1],
+            )
+        except DataNotFound as error:
+            searched.append(str(error))
+        else:
+            return _dataset(samples, entry, name, entry.hub.path)
+    where = f"; looked in {'; '.join(searched)}" if searched else ""
+    raise DataNotFound(f"{name}, split {split}, was not found{where}. {_advice(entry)}")
+
+
+def _candidates(entry: Entry, root: Path) -> list[Path]:
+    """A folder of the data set's name first, then the folder itself."""
+    own = (entry.name, *entry.aliases)
+    # MNIST and Fashion-MNIST have the same file names: a folder named after another data set is
+    # never taken for this one.
+    others = {
+        alias.lower()
+        for other in CATALOG.values()
+        if other is not entry and other.image_shape is not None
+        for alias in (other.name, *other.aliases)
+    }
+    if entry.name == "folder":
+        return [root]
+    below = [root / alias for alias in own]
+    mistaken = root.resolve().name.lower() in others
+    return [folder for folder in below if folder.is_dir()] + ([] if mistaken else [root])
+
+
+def _read(entry: Entry, split: str, folder: Path, image_size: int | None) -> Samples | None:
+    samples = idx.read(folder, split) if entry.idx else None
+    if samples is None and entry.batches is not None:
+        samples = cifar.read(folder, split, entry.batches)
+    if samples is None:
+        samples = folders.read(
+            folder,
+            split,
+            image_shape=entry.image_shape,
+            small=_SMALL,
+            size=image_size,
+            undivided=entry.name == "folder",
+        )
+    return samples
+
+
+def _why_not(folder: Path) -> str:
+    return "nothing of it there" if folder.is_dir() else "no such folder"
+
+
+def _advice(entry: Entry) -> str:
+    formats = ["one folder of images per class, train/<class>/ and val/<class>/"]
+    if entry.batches is not None:
+        formats.insert(0, f"{entry.batches.archive}, unpacked or not")
+    if entry.idx:
+        formats.insert(0, "its IDX files")
+    text = f"Point data_dir or {DATA_VARIABLE} at a folder with {', or '.join(formats)}"
+    if entry.hub is not None:
+        text += "; or leave data_dir out to have it downloaded (pip install 'labelleak[data]')"
+    return text + "."
+
+
+def _sample(split: str) -> Samples:
+    path = resources.files("labelleak.lab.datasets") / "samples" / "mnist.npz"
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    return Samples(images[:, None], labels.astype(np.int64), None)
+
+
+def _dataset(samples: Samples, entry: Entry, name: str, source: str) -> Dataset:
+    """Check that the samples are those of the data set they should be."""
+    images, labels, class_names = samples
+    class_names = class_names or entry.class_names
+    if len(labels) == 0:
+        raise UnreadableFile(f"{source} holds no samples")
+    classes = entry.classes
+    if classes is None:
+        classes = len(class_names or ())
+    if class_names is not None and len(class_names) != classes:
+        raise UnreadableFile(
+            f"{source} has {len(class_names)} classes, but {name} has {classes}; load an "
+            "incomplete or different set of class folders as 'folder'"
+        )
+    if entry.image_shape is not None and isinstance(images, np.ndarray):
+        expected, found = entry.image_shape, images.shape[1:]
+        if found != expected:
+            raise UnreadableFile(
+                f"{source} has images of shape {found}, but those of {name} have {expected}"
+            )
+    if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels.max() if labels.max() >= classes else labels.min()
+        raise UnreadableFile(f"{source} has the label {wrong}, but {name} has {classes} classes")
+    return Dataset(
+        name=name,
+        # np.require copies what is read-only (a view of a file's bytes): tensors are writable
+        images=torch.from_numpy(np.require(images, requirements=("C", "W")))
+        if isinstance(images, np.ndarray)
+        else images,
+        labels=torch.from_numpy(labels),
+        classes=classes,
+        class_names=class_names,
+        mean=entry.mean,
+        std=entry.std,
+    )

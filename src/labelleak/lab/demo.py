@@ -1,0 +1,133 @@
+"""A client's local step on real digits, written to files as a federation would send them."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from labelleak.attacks import list_attacks
+from labelleak.audit.labels import read_labels
+from labelleak.audit.record import AuditRecord
+from labelleak.audit.running import audit_observation
+from labelleak.errors import MissingKnowledge, UnreadableFile
+from labelleak.lab.datasets import draw, load
+from labelleak.lab.networks import build
+from labelleak.metrics import counts_of
+from labelleak.storage import write_whole
+from labelleak.updates import read_observation
+
+BATCH_SIZE = 24
+LEARNING_RATE = 0.1
+NETWORK = "fcn-3"
+_SEED = 2026
+
+
+@dataclass(frozen=True)
+class DemoFiles:
+    """Where the demo's files are.
+
+    Attributes:
+        before: The model that the server hands out.
+        update: The weights that the client sends back after one local step.
+        labels: The client's private labels, for scoring alone.
+        description: What was trained on what, for a reader.
+    """
+
+    before: Path
+    update: Path
+    labels: Path
+    description: str
+
+    def command(self, between: str = " ") -> str:
+        """The command line that audits the same files.
+
+        Args:
+            between: What stands between its options, such as a line break for a shell.
+        """
+        return between.join(
+            [
+                "labelleak audit",
+                f"--before {shlex.quote(str(self.before))}",
+                f"--update {shlex.quote(str(self.update))}",
+                "--kind weights",
+                f"--learning-rate {LEARNING_RATE}",
+                f"--batch-size {BATCH_SIZE}",
+                f"--labels {shlex.quote(str(self.labels))}",
+            ]
+        )
+
+
+def run_client(folder: Path) -> DemoFiles:
+    """One local step of SGD on a private batch, by autograd as in any training loop.
+
+    Args:
+        folder: Where to write the files; made if it is not there.
+
+    Returns:
+        The files.
+
+    Raises:
+        UnreadableFile: The folder cannot be written to.
+    """
+    from safetensors.torch import save
+
+    digits = load("mnist-sample")
+    inputs, labels = digits.batch(draw("random", digits.labels, BATCH_SIZE, _SEED))
+    model = build(NETWORK, classes=digits.classes, image_shape=digits.image_shape, seed=_SEED)
+    files = DemoFiles(
+        folder / "model.safetensors",
+        folder / "update.safetensors",
+        folder / "labels.txt",
+        f"{BATCH_SIZE} handwritten digits (MNIST), network {NETWORK} (784-300-300-10, untrained), "
+        f"one local step of SGD with learning rate {LEARNING_RATE}",
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnreadableFile(f"{folder}: cannot be written: {error.strerror}") from None
+    write_whole(files.before, save(model.state_dict()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    write_whole(files.update, save(model.state_dict()))
+    write_whole(files.labels, " ".join(map(str, labels.tolist())) + "\n")
+    return files
+
+
+def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
+    """Audit the files as a user's own are, by ``auto`` and then by every attack they suffice for.
+
+    Args:
+        files: What `run_client` wrote.
+
+    Yields:
+        The record of ``auto`` first, then one per attack that needs no more than the files.
+    """
+    observation = read_observation(
+        files.before,
+        files.update,
+        kind="weights",
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
+    )
+    labels = read_labels(files.labels, observation.classes)
+    possible = [name for name, entry in list_attacks().items() if not entry.missing(observation)]
+    for attack in ("auto", *possible):
+        try:
+            record = audit_observation(
+                observation,
+                attack,
+                true_counts=counts_of(labels, observation.classes),
+                source={
+                    "before": str(files.before),
+                    "update": str(files.update),
+                    "kind": "weights",
+                    "learning_rate": LEARNING_RATE,
+                },
+            )
+        except MissingKnowledge:
+            # Some attacks see only in the gradient itself that it is not enough.
+            continue
+        yield record

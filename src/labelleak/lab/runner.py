@@ -1,0 +1,260 @@
+"""Running experiments: on the processes of one machine, or on an existing Dask cluster."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from labelleak.errors import LabelLeakError
+from labelleak.lab.definition import Experiment
+from labelleak.lab.store import Store
+from labelleak.lab.training import is_trained, train
+from labelleak.lab.trial import Record, cached_dataset, run_trial, training_set
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is in all."""
+
+_CONNECT_SECONDS = 10
+_WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of a run.
+
+    Attributes:
+        trials: Number of trials that the experiments have in all.
+        found: Number of those that were in the store before.
+        made: Number of those that this run added.
+        failed: Name of each experiment that could not be run to its end, and why.
+    """
+
+    trials: int
+    found: int
+    made: int
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class _Task(NamedTuple):
+    experiment: Experiment
+    number: int
+    data_dir: str | None
+    device: str
+
+
+class _Failure(NamedTuple):
+    experiment: str
+    reason: str
+
+
+def run(
+    experiments: Iterable[Experiment],
+    store: Store,
+    *,
+    data_dir: Path | str | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Run all trials of the experiments that the store does not hold yet.
+
+    Networks are first trained to the stages that are needed, in this process. Trials then run in
+    worker processes with one thread each, and every record is in the store as soon as its trial
+    ends. An interrupted run is taken up by running it again: what is in the store stays and is not
+    repeated, and the other trials come out as they would have.
+
+    An experiment that cannot be run (its data is missing, its batch is too large) does not keep the
+    others from it.
+
+    Args:
+        experiments: What to run.
+        store: Where the records go; open.
+        data_dir: Where the data is, see `labelleak.lab.datasets.load`.
+        workers: Number of processes on this machine; None for one per core, 1 for this process.
+        dask: Address of a running Dask scheduler such as ``tcp://host:8786``, in place of processes
+            here. Its workers need labelleak, the same `data_dir`, and for trained networks the same
+            cache folder (LABELLEAK_CACHE).
+        device: Where networks run in trials, ``"cpu"`` or ``"cuda"``. The same trial gives the same
+            record bit for bit on the CPU only.
+        progress: Told how far the run is, as the first word ``"train ..."`` or ``"trials"``.
+
+    Returns:
+        What became of it.
+
+    Raises:
+        LabelLeakError: The extra `experiments` or `dask` is not installed, there is no GPU here, no
+            scheduler answers, or a worker died.
+        UnreadableFile: The store cannot be written to.
+    """
+    if device == "cuda" and dask is None and not torch.cuda.is_available():
+        raise LabelLeakError("there is no CUDA GPU here: take the device cpu")
+    experiments = list(experiments)
+    tell = progress or (lambda what, done, total: None)
+    data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+    tasks: dict[str, _Task] = {}
+    keys = set()
+    for experiment in experiments:
+        for number in range(experiment.trials):
+            key = experiment.trial_key(number)
+            keys.add(key)
+            if key not in store:
+                tasks.setdefault(key, _Task(experiment, number, data_dir, device))
+    found = len(keys) - len(tasks)
+    needed = {task.experiment.name: task.experiment for task in tasks.values()}
+    failed = _prepare(list(needed.values()), data_dir, tell)
+    tasks = {key: task for key, task in tasks.items() if task.experiment.name not in failed}
+    made = 0
+    tell("trials", found, found + len(tasks))
+    results = _on_dask(tasks, dask) if dask else _here(list(tasks.values()), workers)
+    for done, result in enumerate(results, start=1):
+        if isinstance(result, _Failure):
+            failed.setdefault(result.experiment, result.reason)
+        else:
+            store.append(result)
+            made += 1
+        tell("trials", found + done, found + len(tasks))
+    return RunSummary(len(keys), found, made, failed)
+
+
+def _prepare(experiments: list[Experiment], data_dir: str | None, tell: Progress) -> dict[str, str]:
+    """Load every data set once, so that no two workers convert it, and train what is needed.
+
+    Returns:
+        Name of each experiment for which that failed, and why.
+    """
+    failed: dict[str, str] = {}
+    runs: dict[object, list[Experiment]] = {}
+    for experiment in experiments:
+        split, size = experiment.data_split, experiment.image_size
+        try:
+            cached_dataset(experiment.data, split, data_dir, size)
+        except (LabelLeakError, ValueError) as error:
+            failed[experiment.name] = str(error)
+            continue
+        if experiment.training is not None:
+            whole = experiment.training.model_copy(update={"steps": 0})
+            runs.setdefault((experiment.data, size, experiment.network, whole), []).append(
+                experiment
+            )
+    for stages in runs.values():
+        failed |= _train(stages, data_dir, tell)
+    return failed
+
+
+def _train(experiments: list[Experiment], data_dir: str | None, tell: Progress) -> dict[str, str]:
+    """Train the network that these have in common to all their stages."""
+    network = experiments[0].network
+    stages = {e.name: e.training for e in experiments if e.training is not None}
+    what = f"train {network.name} on {experiments[0].data}"
+    try:
+        dataset = training_set(max(experiments, key=_steps), data_dir)
+    except (LabelLeakError, ValueError) as error:
+        return {experiment.name: str(error) for experiment in experiments if _steps(experiment)}
+    try:
+        train(network, stages.values(), dataset, progress=partial(tell, what))
+    except (LabelLeakError, ValueError) as error:
+        return {
+            name: str(error)
+            for name, stage in stages.items()
+            if not is_trained(network, stage, dataset)
+        }
+    return {}
+
+
+def _steps(experiment: Experiment) -> int:
+    return 0 if experiment.training is None else experiment.training.steps
+
+
+def _attempt(task: _Task) -> Record | _Failure:
+    experiment, number, data_dir, device = task
+    try:
+        return run_trial(experiment, number, data_dir, device=device)
+    except (LabelLeakError, ValueError) as error:
+        return _Failure(experiment.name, str(error))
+
+
+def _attempt_in_process(task: _Task, parent: int | None = None) -> Record | _Failure:
+    """The same in a worker process, which leaves an interruption (Ctrl-C) to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(parent or os.getppid())
+    return _attempt(task)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """Have this process end soon after its parent, which may be killed without a word.
+
+    Even before this is called: so its number is not asked for here.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _here(tasks: list[_Task], workers: int | None) -> Iterator[Record | _Failure]:
+    if workers == 1 or len(tasks) == 1:
+        yield from map(_attempt, tasks)
+        return
+    try:
+        import joblib
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+    except ImportError:
+        raise LabelLeakError(
+            "several processes need the extra 'experiments': pip install 'labelleak[experiments]', "
+            "or take one worker"
+        ) from None
+    with (
+        warnings.catch_warnings(),
+        joblib.parallel_config("loky", inner_max_num_threads=1),
+    ):
+        # No news to the user: workers that hold a data set are taken for leaky and replaced, and an
+        # interruption cancels what was under way.
+        warnings.filterwarnings("ignore", r"A worker stopped while|\d+ tasks ", UserWarning)
+        parallel = joblib.Parallel(n_jobs=workers or -1, return_as="generator_unordered")
+        results = parallel(joblib.delayed(_attempt_in_process)(task, os.getpid()) for task in tasks)
+        try:
+            yield from results
+        except TerminatedWorkerError:
+            raise LabelLeakError(
+                "a worker process died, for want of memory perhaps: the records made so far are "
+                "kept; run the same again, with fewer workers"
+            ) from None
+        finally:
+            results.close()
+
+
+def _on_dask(tasks: dict[str, _Task], address: str) -> Iterator[Record | _Failure]:
+    try:
+        from distributed import Client, as_completed
+    except ImportError:
+        raise LabelLeakError(
+            "a Dask cluster needs the extra 'dask': pip install 'labelleak[experiments,dask]'"
+        ) from None
+    try:
+        client = Client(  # type: ignore[no-untyped-call]
+            address, timeout=_CONNECT_SECONDS, set_as_default=False
+        )
+    except (OSError, ValueError) as error:
+        raise LabelLeakError(f"no Dask scheduler answers at {address}: {error}") from None
+    with client:
+        names = [f"labelleak-{key}" for key in tasks]
+        futures = client.map(_attempt, list(tasks.values()), key=names)
+        try:
+            for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
+                yield future.result()
+                future.release()
+        finally:
+            client.cancel(futures)  # type: ignore[no-untyped-call]

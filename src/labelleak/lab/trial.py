@@ -1,0 +1,256 @@
+"""One trial: a batch is drawn, its gradient observed, attacked and scored, and recorded.
+
+A record is plain data for one line of JSON::
+
+    {
+      "schema": "labelleak/trial/1",
+      "key": "9f0c...",                 # Experiment.trial_key
+      "experiment": "FCN-3", "trial": 0,
+      "data": {"name": "mnist", "stands_in_for": null, "split": "train"},
+      "network": "fcn-3",
+      "classes": 10, "features": 300, "batch_size": 24,
+      "attacks": {
+        "ilrg": {
+          "counts": {"leacc": 1.0, "lnacc": 1.0, "recall": 1.0, "accuracy": 1.0, "exact": true,
+                     "existence_precision": 1.0, "existence_recall": 1.0},
+          "rounded": {...},             # the same before the sum is repaired, as published; or null
+          "certified": false,
+          "flags": ["total_does_not_fit"],
+          "error": null,                # why it could not run; counts and rounded are null then
+          "predicted": {"0": 1, ...},   # sampler imbalanced only: numbers above zero by class,
+                                        # those of "rounded" where there are such
+          "spoke": "exact",             # auto only: which attack
+        }
+      },
+      "baselines": {"uniform": {...}},  # scores as "counts" has them; where asked for
+      "measures": {"embedding_cossim": 0.98, ...},
+      "pictures": {...}                 # experiments with an inversion only, see
+    }                                   # `labelleak.lab.pictures`
+
+It holds no place, and no time but where the measure ``seconds`` is asked for: the same trial gives
+the same record wherever it runs, unless an attack searches until its time is over.
+"""
+
+import threading
+import time
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labelleak.attacks import restore
+from labelleak.errors import LabelLeakError
+from labelleak.lab.client import class_sums, drawn, observed
+from labelleak.lab.datasets import Dataset, load
+from labelleak.lab.definition import (
+    TRIAL_SCHEMA,
+    Experiment,
+    Network,
+    Training,
+    derive_seed,
+)
+from labelleak.lab.measures import baseline, coverage, measure
+from labelleak.lab.pictures import reconstruct
+from labelleak.lab.training import load_network, one_thread, some_of_each_class
+from labelleak.metrics import score
+from labelleak.observation import Auxiliary
+from labelleak.restoration import Restoration
+
+Record = dict[str, Any]
+
+_lock = threading.Lock()
+
+
+def run_trial(
+    experiment: Experiment,
+    index: int,
+    data_dir: Path | str | None = None,
+    *,
+    device: str = "cpu",
+) -> Record:
+    """Run one trial of an experiment.
+
+    On the CPU one thread computes, so that the same trial gives the same record bit for bit
+    whatever else runs beside it. Data sets and networks are kept for the next trial.
+
+    Args:
+        experiment: The experiment.
+        index: Number of the trial, from 0; with the experiment's seed it decides what is drawn.
+        data_dir: Where the data is, see `labelleak.lab.datasets.load`.
+        device: Where the network runs, ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        The record, see this module's description.
+
+    Raises:
+        DataNotFound: The data set, or the trained network, is not there.
+        UnreadableFile: A file of either is broken.
+        LabelLeakError: There is no GPU here.
+        ValueError: The data set has no such batch, or its images do not fit the network.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LabelLeakError("there is no CUDA GPU here: take the device cpu")
+    # Hooks sit on the cached network while a batch goes through: one trial at a time.
+    with _lock, one_thread():
+        return _run(experiment, index, data_dir, device)
+
+
+@lru_cache(maxsize=2)
+def cached_dataset(
+    name: str, split: str, data_dir: Path | str | None, image_size: int | None
+) -> Dataset:
+    """A data set as `datasets.load` gives it, kept for the next call of this process."""
+    return load(name, split=split, data_dir=data_dir, image_size=image_size)
+
+
+def forget() -> None:
+    """Give back the memory of the data sets and networks that this process keeps."""
+    cached_dataset.cache_clear()
+    _network.cache_clear()
+
+
+def training_set(experiment: Experiment, data_dir: Path | str | None) -> Dataset:
+    """The data set that the experiment's network is made for, and trained on.
+
+    Args:
+        experiment: The experiment.
+        data_dir: Where the data is.
+
+    Returns:
+        The split ``train`` for a trained network, else the one that batches are drawn from.
+
+    Raises:
+        DataNotFound: It is not there.
+    """
+    trained = experiment.training is not None and experiment.training.steps
+    split = "train" if trained else experiment.data_split
+    return cached_dataset(experiment.data, split, data_dir, experiment.image_size)
+
+
+@lru_cache(maxsize=2)
+def _network(
+    network: Network, training: Training | None, dataset: Dataset, device: str
+) -> nn.Module:
+    return load_network(network, training, dataset).to(device).eval()
+
+
+def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device: str) -> Record:
+    dataset = cached_dataset(
+        experiment.data, experiment.data_split, data_dir, experiment.image_size
+    )
+    seed = partial(derive_seed, experiment.seed, index)
+    network = experiment.network
+    if network.seed == "per-trial":
+        network = network.model_copy(update={"seed": seed("network")})
+    model = _network(network, experiment.training, training_set(experiment, data_dir), device)
+    batch = drawn(experiment, dataset, seed, device)
+    sums = class_sums(model) if experiment.of_ilrg else None
+    observation = observed(experiment, model, batch, seed, sums)
+    if experiment.auxiliary_per_class is not None:
+        others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
+        number = experiment.auxiliary_per_class
+        inputs, labels = others.batch(some_of_each_class(others, number, seed("auxiliary")))
+        auxiliary = Auxiliary(inputs.to(device), labels.to(device))
+        observation = replace(observation, auxiliary=auxiliary)
+    true_counts = batch.true_counts
+    if experiment.known_classes:
+        present = true_counts.nonzero()[:, 0].to(device)
+        observation = replace(observation, present_classes=present)
+    outcomes = {}
+    measures: dict[str, float] = {}
+    for name in experiment.attacks:
+        start = time.process_time()
+        try:
+            found = restore(observation, name, time_limit=experiment.time_limit)
+        except LabelLeakError as error:
+            outcomes[name] = _failed(error)
+            continue
+        seconds = time.process_time() - start
+        outcomes[name] = _scored(found, true_counts)
+        if name == "auto":
+            outcomes[name]["spoke"] = found.attack
+        measures |= _of_attack(experiment, name, found, true_counts, seconds)
+        if experiment.batch.sampler == "imbalanced":
+            outcomes[name]["predicted"] = _predicted(found)
+        if name == "ilrg" and sums is not None:
+            measures |= measure(experiment.of_ilrg, found, observation, sums.means())
+    reconstruction: Record = {}
+    if experiment.inversion is not None:
+        truth = dataset.labels[batch.indices].to(device)
+        scores, reconstruction = reconstruct(
+            experiment, model, dataset, batch.inputs(), truth, seed("inversion"), index
+        )
+        measures |= scores
+    return {
+        "schema": TRIAL_SCHEMA,
+        "key": experiment.trial_key(index),
+        "experiment": experiment.name,
+        "trial": index,
+        "data": {
+            "name": dataset.name,
+            "stands_in_for": experiment.stands_in_for,
+            "split": experiment.data_split,
+        },
+        "network": experiment.network.name,
+        "classes": dataset.classes,
+        "features": observation.head.features,
+        "batch_size": experiment.batch.size,
+        "attacks": outcomes,
+        "measures": measures,
+        **_baselines(experiment, true_counts, seed("baselines")),
+        **reconstruction,
+    }
+
+
+def _scored(found: Restoration, true_counts: Tensor) -> Record:
+    rounded = None
+    if found.rounded is not None:
+        rounded = score(found, true_counts, use="rounded").as_dict()
+    return {
+        "counts": score(found, true_counts).as_dict(),
+        "rounded": rounded,
+        "certified": found.certified,
+        "flags": [flag.name.lower() for flag in found.flags],
+        "error": None,
+    }
+
+
+def _of_attack(
+    experiment: Experiment, name: str, found: Restoration, true_counts: Tensor, seconds: float
+) -> dict[str, float]:
+    """What is measured of every attack."""
+    measures = {}
+    if "coverage" in experiment.measures:
+        share = coverage(found, true_counts)
+        if share is not None:
+            measures[f"{name}.coverage"] = share
+    if "seconds" in experiment.measures:
+        measures[f"{name}.seconds"] = seconds
+    return measures
+
+
+def _baselines(experiment: Experiment, true_counts: Tensor, seed: int) -> Record:
+    if not experiment.baselines:
+        return {}
+    scores = {}
+    for name in experiment.baselines:
+        counts = baseline(name, true_counts, torch.Generator().manual_seed(seed))
+        found = Restoration(counts > 0, counts, attack=name)
+        scores[name] = score(found, true_counts).as_dict()
+    return {"baselines": scores}
+
+
+def _failed(error: LabelLeakError) -> Record:
+    return {
+        "counts": None, "rounded": None, "certified": False, "flags": [], "error": str(error)
+    }  # fmt: skip
+
+
+def _predicted(found: Restoration) -> dict[str, int]:
+    counts = found.counts if found.rounded is None else found.rounded
+    if counts is None:
+        return {}
+    return {str(label): int(counts[label]) for label in counts.nonzero()[:, 0].tolist()}

@@ -1,0 +1,5 @@
+"""The loss."""
+
+from typing import Literal
+
+Reduction = Literal["mean", "sum"]

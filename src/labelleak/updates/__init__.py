@@ -1,0 +1,19 @@
+"""From a model and a batch, a gradient, or a before/after pair, to an observation."""
+
+from labelleak.updates.backward import whole_gradient
+from labelleak.updates.files import Kind, TensorFile, open_tensors, read_observation
+from labelleak.updates.forward import capture
+from labelleak.updates.heads import find_head
+from labelleak.updates.updates import observe, observe_update
+
+__all__ = [
+    "Kind",
+    "TensorFile",
+    "capture",
+    "find_head",
+    "observe",
+    "observe_update",
+    "open_tensors",
+    "read_observation",
+    "whole_gradient",
+]

@@ -1,0 +1,308 @@
+"""The exact gradient of the head by a forward pass alone."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from labelleak.errors import InvalidObservation
+from labelleak.loss import Reduction
+from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.updates.heads import (
+    layer_of,
+    module_shapes,
+    named_head,
+    parameter_name,
+    strip_wrappers,
+)
+from labelleak.updates.updates import head_of, inside_wrappers
+
+Inputs = Tensor | Mapping[str, Tensor]
+
+_CHUNK = 64
+_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class _Pass(NamedTuple):
+    """What one forward pass leaves at the head: float64 logits, and embeddings as they came."""
+
+    logits: Float[Tensor, "samples classes"]
+    embeddings: Float[Tensor, "samples features"]
+
+
+def capture(
+    model: nn.Module,
+    inputs: Inputs | Iterable[tuple[Inputs, Tensor]],
+    labels: Int[Tensor, " batch"] | None = None,
+    *,
+    head: str | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
+) -> Observation:
+    """Run the client's step here, and observe the gradient of its cross-entropy loss at the head.
+
+    ``dW = (P - Y)^T E / K`` needs the embeddings E and predictions P only, so no backward pass is
+    made. In evaluation mode the batch goes through in chunks, with memory that does not grow with
+    it. In training mode it goes through at once, since BatchNorm uses its statistics; the model's
+    own buffers are left as they were.
+
+    Args:
+        model: A network that maps inputs to logits (or an output with ``.logits``), on any device.
+        inputs: The batch: one tensor, shape (batch, ...), or a dict of such tensors that the model
+            takes as keyword arguments. Or an iterable of ``(inputs, labels)`` pieces of one batch,
+            such as a DataLoader, where the batch does not fit in memory; evaluation mode only.
+        labels: int64, shape (batch,); None when `inputs` yields pieces.
+        head: Name of the final linear layer; None to find it.
+        reduction: ``"mean"`` or ``"sum"``, as of ``torch.nn.CrossEntropyLoss``.
+        label_smoothing: As of ``torch.nn.CrossEntropyLoss``.
+        class_weights: As ``weight`` of ``torch.nn.CrossEntropyLoss``, shape (classes,).
+
+    Returns:
+        The observation of one step on that batch, with a copy of the head and its gradient in the
+        head's dtype. The head's name is without a wrapper's prefix (DataParallel, compile, Opacus),
+        and the model is the one inside it.
+
+    Raises:
+        AmbiguousHead: The head is not clear.
+        InvalidObservation: The model's output is not the head's, or labels do not fit.
+    """
+    layer = named_head(module_shapes(model), head)
+    _check_not_shared(model, layer)
+    found = deepcopy(head_of(dict(model.named_parameters()), layer))
+    sums = _Sums(found.weight, label_smoothing, class_weights)
+    pieces = _pieces(model, inputs, labels)
+    with torch.no_grad(), _buffers_kept(model):
+        for piece, truth in pieces:
+            sums.add(_forward(model, found, piece), truth.to(found.weight.device))
+    if not sums.samples:
+        raise InvalidObservation("the batch is empty: there is no gradient to capture")
+    bare = strip_wrappers(list(module_shapes(model)))[parameter_name(layer, "weight")]
+    return Observation(
+        head=replace(found, name=layer_of(bare)),
+        gradient=sums.gradient(reduction, has_bias=found.bias is not None),
+        batch_size=sums.samples,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        model=inside_wrappers(model),
+        input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
+    )
+
+
+def _check_not_shared(model: nn.Module, layer: str) -> None:
+    """Refuse a head whose weight another layer uses, too, as where a decoder is tied to a table."""
+    holder = model.get_submodule(layer)
+    for name, module in model.named_modules():
+        own = module.named_parameters(recurse=False)
+        if module is not holder and any(value is holder.weight for _, value in own):
+            raise InvalidObservation(
+                f"layer {layer!r} shares its weight with {name!r}: its gradient is the sum of what "
+                "both do, and says nothing certain about labels"
+            )
+
+
+class _Sums:
+    """Sums over the samples seen so far, float64, on the device of the head."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "classes features"],
+        label_smoothing: float,
+        class_weights: Float[Tensor, " classes"] | None,
+    ) -> None:
+        self._dtype = weight.dtype
+        self._smoothing = label_smoothing
+        classes = weight.shape[0]
+        ones = torch.ones(classes, dtype=torch.float64, device=weight.device)
+        self._class_weights = ones if class_weights is None else class_weights.to(ones)
+        if self._class_weights.shape != (classes,):
+            raise InvalidObservation(
+                f"{self._class_weights.numel()} class weights for {classes} classes"
+            )
+        if not (self._class_weights > 0).all():
+            raise InvalidObservation("class weights must be positive")
+        self._weight = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+        self._bias = torch.zeros(classes, dtype=torch.float64, device=weight.device)
+        self._normaliser = 0.0
+        self.samples = 0
+
+    def add(self, seen: _Pass, labels: Int[Tensor, " samples"]) -> None:
+        logits, embeddings = seen
+        classes = logits.shape[1]
+        _check_one_each(labels, logits)
+        if labels.dtype not in _INDICES:
+            raise InvalidObservation(f"labels are {labels.dtype}: class indices are needed (int64)")
+        labels = labels.long()
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise InvalidObservation(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, and the head has "
+                f"classes 0 to {classes - 1}"
+            )
+        # The derivative of each sample's loss by its logits: its target's mass times p, less
+        # the target itself. With weights the smoothed target's mass is not one.
+        weights, smoothing = self._class_weights, self._smoothing
+        targets = torch.zeros_like(logits)
+        targets.scatter_(1, labels[:, None], (1.0 - smoothing) * weights[labels][:, None])
+        targets += smoothing / classes * weights
+        error = torch.softmax(logits, dim=1).mul_(targets.sum(dim=1, keepdim=True)).sub_(targets)
+        self._weight.addmm_(error.T, embeddings.double())
+        self._bias += error.sum(dim=0)
+        self._normaliser += float(weights[labels].sum())
+        self.samples += labels.numel()
+
+    def gradient(self, reduction: Reduction, *, has_bias: bool) -> HeadGradient:
+        divisor = self._normaliser if reduction == "mean" else 1.0
+        weight = (self._weight / divisor).to(self._dtype)
+        return HeadGradient(weight, (self._bias / divisor).to(self._dtype) if has_bias else None)
+
+
+def _pieces(
+    model: nn.Module, inputs: Inputs | Iterable[tuple[Inputs, Tensor]], labels: Tensor | None
+) -> Iterator[tuple[Inputs, Tensor]]:
+    whole = any(_mixes_samples(module) for module in model.modules())
+    if labels is None:
+        if isinstance(inputs, (Tensor, Mapping)):
+            raise InvalidObservation("labels are missing: pass one label per sample")
+        if whole:
+            raise InvalidObservation(
+                "a batch in pieces has no common BatchNorm statistics: call model.eval(), or pass "
+                "the whole batch at once"
+            )
+        for item in inputs:
+            if not (isinstance(item, (tuple, list)) and len(item) == 2) or not isinstance(
+                item[1], Tensor
+            ):
+                raise InvalidObservation(
+                    "a batch in pieces is an iterable of pairs (inputs, labels), and a whole batch "
+                    "two arguments, inputs and labels"
+                )
+            yield item[0], item[1]
+        return
+    for what, given in (("inputs", inputs), ("labels", labels)):
+        if hasattr(given, "__array__") and not isinstance(given, Tensor):
+            raise InvalidObservation(
+                f"{what} are a {type(given).__name__}: a tensor is needed (torch.as_tensor makes "
+                "one)"
+            )
+    if not isinstance(inputs, (Tensor, Mapping)):
+        raise InvalidObservation("an iterable of pieces brings its own labels: leave out `labels`")
+    for name, value in inputs.items() if isinstance(inputs, Mapping) else [("inputs", inputs)]:
+        if not isinstance(value, Tensor):
+            raise InvalidObservation(f"input {name!r} is no tensor: leave out what is no sample")
+        _check_one_each(labels, value)
+    step = max(1, labels.shape[0] if whole else _CHUNK)
+    for start in range(0, labels.shape[0], step):
+        part = slice(start, start + step)
+        if isinstance(inputs, Tensor):
+            yield inputs[part], labels[part]
+        else:
+            yield {name: value[part] for name, value in inputs.items()}, labels[part]
+
+
+def _check_one_each(labels: Tensor, samples: Tensor) -> None:
+    if labels.shape != samples.shape[:1]:
+        raise InvalidObservation(
+            f"labels of shape {tuple(labels.shape)} for samples of shape {tuple(samples.shape)}: "
+            "one class index per sample is needed"
+        )
+
+
+def _mixes_samples(module: nn.Module) -> bool:
+    """Whether a sample's output may depend on the others: BatchNorm without running statistics."""
+    return module.training or (isinstance(module, _BatchNorm) and module.running_mean is None)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Let forward passes write to copies of the buffers, BatchNorm's running statistics say."""
+    # Not torch.func.functional_call, which takes no DataParallel and keeps no buffer that is None.
+    kept = [(module, dict(module._buffers)) for module in model.modules()]
+    copies: dict[Tensor, Tensor] = {}
+    for module, buffers in kept:
+        for name, value in buffers.items():
+            if value is not None:
+                module._buffers[name] = copies.setdefault(value, value.clone())
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
+    calls: list[tuple[Any, Any]] = []
+
+    def keep(
+        _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
+    ) -> None:
+        calls.append((output, next(iter((*arguments, *keywords.values())), None)))
+
+    layer = head.name or ""
+    handle = model.get_submodule(layer).register_forward_hook(keep, with_kwargs=True)
+    try:
+        arguments = () if isinstance(inputs, Mapping) else (inputs,)
+        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
+        output = model(*arguments, **keywords)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        raise InvalidObservation(
+            f"layer {layer!r} ran {len(calls)} times in one forward pass: a classification head "
+            "runs once; name the right one with head=NAME"
+        )
+    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in calls[0]):
+        raise InvalidObservation(
+            f"layer {layer!r} does not map one embedding per sample to one vector of logits"
+        )
+    seen = _Pass(*calls[0])
+    if not torch.isfinite(seen.logits).all():
+        raise InvalidObservation("the model puts out NaN or infinite logits: it is broken")
+    logits = _logits(output)
+    if logits is None or not _same_predictions(logits, seen.logits):
+        raise InvalidObservation(
+            f"the model's output is not what layer {layer!r} puts out: name the final linear "
+            "layer with head=NAME"
+        )
+    if not _is_linear(head, seen):
+        raise InvalidObservation(
+            f"layer {layer!r} does more than weight @ embedding + bias: its gradient says nothing "
+            "certain about labels"
+        )
+    return _Pass(seen.logits.double(), seen.embeddings)
+
+
+def _is_linear(head: Head, seen: _Pass) -> bool:
+    """Whether the head is what its parameters say, up to rounding; the first sample tells."""
+    embedding, logits = seen.embeddings[:1].to(head.weight), seen.logits[:1]
+    if embedding.shape[1] != head.features or logits.shape[1] != head.classes:
+        return False
+    error = torch.nn.functional.linear(embedding, head.weight, head.bias) - logits
+    scale = embedding.norm() * head.weight.norm(dim=1).max() + logits.abs().max()
+    return bool((error.abs() <= torch.finfo(logits.dtype).eps ** 0.5 * scale).all())
+
+
+def _logits(output: object) -> Tensor | None:
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, (tuple, list)):
+        output = getattr(output, "logits", output[0] if output else None)
+    else:
+        output = getattr(output, "logits", output)
+    return output if isinstance(output, Tensor) else None
+
+
+def _same_predictions(output: Tensor, logits: Tensor) -> bool:
+    """Whether the output is the head's, as it is or followed by a log-softmax."""
+    if output.shape != logits.shape:
+        return False
+    if output is logits or torch.equal(output, logits):
+        return True
+    return torch.allclose(output, torch.log_softmax(logits, dim=-1), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,193 @@
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labelleak.attacks import restore
+from labelleak.attacks.mean_prediction.pooled import mean_logits
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import Head, HeadGradient
+from synthetic import one_embedding, rng, untrained
+
+# `labelleak.attacks` is the function of that name.
+module = importlib.import_module("labelleak.attacks.mean_prediction.pooled")
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.mark.parametrize(("classes", "features", "size"), [(2, 1, 1), (10, 30, 64), (40, 7, 500)])
+def test_with_one_embedding_everything_is_exact(classes, features, size):
+    batch = one_embedding(classes, features, size)
+    found = restore(batch.observe(), "pooled")
+    assert torch.equal(found.counts, batch.counts)
+    assert torch.allclose(found.raw, batch.counts.double(), atol=1e-8)
+    assert float(found.standard_errors.max()) < 1e-6
+
+
+def test_the_mean_embedding_is_the_least_squares_fit_of_all_rows():
+    batch = untrained(12, 9, 30)
+    gradient = batch.gradient()
+    fitted = torch.linalg.lstsq(gradient.bias[:, None], gradient.weight).solution[0]
+    assert torch.allclose(mean_logits(batch.observe()).embedding, fitted)
+
+
+def test_it_holds_where_quotients_of_single_rows_are_noise():
+    wrong = {"ilrg": 0, "pooled": 0}
+    for seed in range(20):
+        batch = untrained(10, 100, 128, seed, spread=0.3)
+        for name in wrong:
+            wrong[name] += int((restore(batch.observe(), name).counts != batch.counts).sum())
+    assert wrong["pooled"] < 0.3 * wrong["ilrg"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_enters_exactly(reduction, smoothing, weighted):
+    """Against autograd, with one embedding, where the mean prediction is exact."""
+    batch = one_embedding(7, 11, 40)
+    weights = torch.rand(7, generator=rng(3), dtype=torch.float64) + 0.3 if weighted else None
+    gradient = batch.autograd(reduction=reduction, label_smoothing=smoothing, weight=weights)
+    seen = batch.observe(
+        gradient, reduction=reduction, label_smoothing=smoothing, class_weights=weights
+    )
+    found = restore(seen, "pooled")
+    assert torch.allclose(found.raw, batch.counts.double(), atol=1e-7)
+    assert torch.equal(found.counts, batch.counts)
+
+
+@settings(max_examples=25)
+@given(seed=SEEDS, classes=st.integers(2, 12), size=st.integers(1, 60))
+def test_permuting_classes_permutes_counts_that_sum_to_the_batch(seed, classes, size):
+    batch = untrained(classes, 6, size, seed)
+    found = restore(batch.observe(), "pooled")
+    assert int(found.counts.sum()) == size
+    assert float(found.raw.sum()) == pytest.approx(size)
+    order = torch.randperm(classes, generator=rng(seed))
+    batch.weight, batch.bias = batch.weight[order], batch.bias[order]
+    batch.labels = order.argsort()[batch.labels]
+    permuted = restore(batch.observe(), "pooled")
+    # Replicates draw a sign for each row in turn: what they add is within its error, taken over
+    # all counts.
+    difference = (permuted.raw - found.raw[order]).norm()
+    assert float(difference) <= float(found.standard_errors.norm()) + 1e-9
+
+
+def covered(spread, noise=0.0):
+    inside = []
+    for seed in range(60):
+        batch = untrained(20, 60, 50, seed, spread=spread)
+        gradient, generator = batch.gradient(), rng(seed + 1)
+        gradient = HeadGradient(
+            *(
+                tensor + noise * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                for tensor in (gradient.weight, gradient.bias)
+            )
+        )
+        found = restore(batch.observe(gradient), "pooled")
+        low, high = found.intervals.T
+        inside.append((low <= batch.counts) & (batch.counts <= high))
+    return float(torch.cat(inside).double().mean())
+
+
+@pytest.mark.parametrize(("spread", "noise"), [(0.3, 0.0), (0.1, 5e-3)])
+def test_intervals_hold_what_they_promise(spread, noise):
+    assert 0.90 <= covered(spread, noise) <= 0.99
+
+
+def test_confident_networks_get_errors_that_say_so():
+    """Classes apart in the direction of their rows, as after training: few counts are right."""
+    inside, right, flagged = [], [], []
+    for seed in range(20):
+        batch = untrained(20, 60, 40, seed, spread=0.3)
+        batch.weight *= 8.0
+        batch.embeddings = (batch.embeddings + 0.3 * batch.weight[batch.labels]).relu()
+        found = restore(batch.observe(), "pooled")
+        low, high = found.intervals.T
+        inside.append((low <= batch.counts) & (batch.counts <= high))
+        right.append(found.counts == batch.counts)
+        flagged.append(found.unreliable)
+    assert float(torch.cat(right).double().mean()) < 0.9
+    assert float(torch.cat(inside).double().mean()) >= 0.85
+    assert sum(flagged) >= 15
+
+
+def test_the_same_observation_gives_the_same_result():
+    seen = untrained(10, 20, 30).observe()
+    torch.manual_seed(1)
+    one = restore(seen, "pooled")
+    torch.manual_seed(2)
+    other = restore(seen, "pooled")
+    assert torch.equal(one.raw, other.raw)
+    assert torch.equal(one.standard_errors, other.standard_errors)
+
+
+def test_blocks_and_single_precision_change_nothing_that_matters(monkeypatch):
+    batch = untrained(50, 30, 100)
+    plain = restore(batch.observe(dtype=torch.float32), "pooled")
+    monkeypatch.setattr(module, "_SMALL_HEAD", 0)
+    monkeypatch.setattr(module, "_BLOCK_ENTRIES", 7 * 30)
+    blocks = restore(batch.observe(dtype=torch.float32), "pooled")
+    assert torch.equal(plain.counts, blocks.counts)
+    # A large head has fewer draws of what single samples differ by.
+    assert torch.allclose(plain.raw, blocks.raw, atol=1e-2)
+
+
+def test_a_batch_size_that_nobody_told_is_read_off_where_it_shows():
+    batch = untrained(30, 60, 40, spread=0.05)
+    found = restore(batch.observe(batch_size=None), "pooled")
+    assert torch.equal(found.counts, batch.counts)
+    summed = batch.observe(batch.autograd(reduction="sum"), reduction="sum", batch_size=None)
+    assert torch.equal(restore(summed, "pooled").counts, batch.counts)
+
+
+def test_a_batch_size_that_does_not_show_is_not_made_up():
+    batch = untrained(10, 60, 400, spread=0.6)
+    found = restore(batch.observe(batch_size=None), "pooled")
+    assert found.counts is None
+    assert float(found.proportions.sum()) == pytest.approx(1.0)
+    assert torch.allclose(found.proportions, batch.counts.double() / 400, atol=0.05)
+    summed = batch.observe(batch.autograd(reduction="sum"), reduction="sum", batch_size=None)
+    with pytest.raises(MissingKnowledge, match="batch size"):
+        restore(summed, "pooled")
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_without_a_bias_gradient_the_weight_alone_tells(flipped):
+    """Embeddings of one sign and either, with and without a bias in the head."""
+    batch = one_embedding(30, 60, 24, seed=5)
+    if flipped:
+        batch.embeddings[:, ::2] *= -1.0
+    gradient = replace(batch.gradient(), bias=None)
+    for head in (Head(batch.weight, batch.bias), None):
+        if head is None:
+            batch.bias = torch.zeros(30, dtype=torch.float64)
+            seen = batch.observe(bias=False)
+        else:
+            seen = batch.observe(gradient)
+        found = restore(seen, "pooled")
+        assert torch.equal(found.counts, batch.counts)
+        assert found.intervals is None
+
+
+def test_without_bias_and_batch_size_there_is_nothing_to_go_by():
+    with pytest.raises(MissingKnowledge, match="batch size"):
+        restore(one_embedding(6, 12, 4).observe(bias=False, batch_size=None), "pooled")
+
+
+def test_samples_that_take_part_in_every_epoch_count_once():
+    batch = untrained(6, 12, 8)
+    once = restore(batch.observe(), "pooled")
+    twice = restore(batch.observe(local_steps=2, local_epochs=2), "pooled")
+    assert torch.equal(once.counts, twice.counts)
+    torch.testing.assert_close(once.raw, twice.raw)
+
+
+def test_a_batch_size_is_not_told_by_the_classes_that_are_absent():
+    # Of 500 classes at most 32 are there: that the others' counts are whole proves no batch of one.
+    made = untrained(500, 30, 32, spread=0.02)
+    found = restore(made.observe(batch_size=None), "pooled")
+    assert torch.equal(found.counts, made.counts)

@@ -1,0 +1,254 @@
+from collections import Counter
+
+import pytest
+
+from labelleak.errors import UnreadableFile
+from labelleak.lab import paper
+from labelleak.lab.paper import PUBLISHED_SOURCES, Source, find_sources, names, study
+from labelleak.lab.published import find, published
+from labelleak.lab.summary import metric
+
+AT_HAND = {
+    "mnist": Source("mnist"),
+    "cifar100": Source("tiny-imagenet-100"),
+    "imagenet": Source("imagenet", "test", replacement=True),
+}
+every_study = pytest.mark.parametrize("name", names())
+every_scale = pytest.mark.parametrize("scale", paper.SCALES)
+
+# Published runs that two rows stand for, and why.
+TWICE = {
+    ("figure5", None): "the undefended run is where the curves of both defences start",
+}
+
+
+def published_of(scale):
+    return [row for name in names() for line in study(name, scale).rows for row in line.published]
+
+
+def test_every_published_run_is_compared_with_once():
+    uses = Counter((row.file, row.line) for row in published_of("paper"))
+    for row in published():
+        expected = 2 if (row.source, row.defense) in TWICE else 1
+        assert uses[row.file, row.line] == expected, row
+
+
+@every_study
+def test_rows_at_the_scale_of_the_paper_are_the_published_runs(name):
+    for row in study(name, "paper").rows:
+        experiment = row.experiment
+        for run in row.published:
+            base, _, layer = run.model.partition("+")
+            assert experiment.network.name == base
+            assert bool(experiment.network.batchnorm) == (layer == "batchnorm")
+            assert bool(experiment.network.dropout) == (layer == "dropout")
+            assert experiment.network.activation == run.activation
+            assert experiment.network.stem is None
+            assert experiment.data == run.dataset
+            assert experiment.stands_in_for is None
+            assert experiment.image_size == (224 if run.dataset == "imagenet" else None)
+            assert experiment.batch.size == run.batch_size
+            assert experiment.trials == run.trials
+            assert experiment.known_classes == run.classes_known
+            training = experiment.training
+            if run.stage == "untrained":
+                assert training is None
+            else:
+                unit = {"iterations": "iter", "epochs": "epoch"}[training.unit]
+                assert f"{unit}{training.steps}" == run.stage
+                assert training.total == {"iter": 1000, "epoch": 100}[unit]
+                assert (training.batch_size, training.samples_per_class) == (128, None)
+                assert (training.learning_rate, training.weight_decay) == (0.1, 5e-4)
+                assert (training.momentum, training.nesterov) == (0.9, True)
+            assert experiment.defense.name == {
+                None: "none", "dp": "gaussian_noise", "sparse": "sparsify"
+            }[run.defense]  # fmt: skip
+            assert experiment.defense.value == run.defense_value
+            assert experiment.batch.sampler == {
+                "random": "random", "extreme": "single_class", "unique": "unique",
+                "balanced": "balanced", "custom_imbalanced": "imbalanced",
+                "random2": "random_classes",
+            }[run.distribution]  # fmt: skip
+
+
+@every_study
+def test_what_is_published_is_measured(name):
+    found = study(name, "paper")
+    metrics = [metric(m) for m in found.metrics]
+    for row in found.rows:
+        measured = {
+            m.published for m in metrics if m.attack is None or m.attack in row.experiment.attacks
+        }
+        for run in row.published:
+            assert set(run.figures) <= measured, row.label
+
+
+@every_study
+@every_scale
+def test_rows_have_their_own_labels_and_known_panels(name, scale):
+    found = study(name, scale, AT_HAND)
+    labels = [row.label for row in found.rows]
+    assert len(set(labels)) == len(labels)
+    assert [row.experiment.name for row in found.rows] == labels
+    panels = {panel.key: panel for panel in found.panels}
+    assert len(panels) == len(found.panels)
+    for row in found.rows:
+        if panels:
+            assert row.x in panels[row.panel].x_ticks
+            assert row.series
+        else:
+            assert (row.panel, row.series, row.x) == (None, None, None)
+    for panel in found.panels:
+        places = Counter((r.series, r.x) for r in found.rows if r.panel == panel.key)
+        assert max(places.values()) == 1
+        assert {x for _, x in places} == set(panel.x_ticks)
+        assert list(panel.x_ticks) == sorted(panel.x_ticks)
+        assert set(panel.metrics) <= set(found.metrics)
+        if panel.x_labels is not None:
+            assert len(panel.x_labels) == len(panel.x_ticks)
+
+
+def test_the_axes_of_the_figures():
+    figure3 = {panel.key: panel for panel in study("figure3", "paper").panels}
+    assert figure3["fcn-batch"].x_ticks == (4, 8, 16, 32, 64, 128)
+    assert figure3["fcn-depth"].x_ticks == (2, 3, 4, 5, 6)
+    assert figure3["lenet-batch"].x_ticks == (32, 64, 128, 256, 512, 1024)
+    assert figure3["vgg-depth"].x_ticks == (11, 13, 16, 19)
+    assert figure3["resnet-batch"].x_ticks == (128, 256, 512, 1024, 2048, 4096)
+    assert figure3["resnet-depth"].x_ticks == (18, 34, 50, 101, 152)
+    figure2 = study("figure2", "paper").panels
+    assert figure2[0].x_ticks == tuple(range(0, 1001, 100))
+    assert figure2[1].x_ticks == tuple(range(0, 101, 10))
+    noise, sparsification = study("figure5", "paper").panels
+    assert noise.x_labels == ("none", "0.0001", "0.001", "0.01")
+    assert sparsification.x_labels == ("none", "10", "20", "40", "80")
+
+
+@every_study
+def test_smoke_runs_on_the_embedded_digits_alone(name):
+    found = study(name, "smoke", dict.fromkeys(PUBLISHED_SOURCES))
+    assert len(found.rows) == len(study(name, "paper").rows)
+    for row in found.rows:
+        assert row.experiment.data == "mnist-sample"
+        assert row.experiment.stands_in_for in ("mnist", "cifar100", "imagenet")
+        assert row.experiment.trials == (1 if name == "figure4" else 3)
+        assert not row.experiment.network.name.startswith("vgg")
+        training = row.experiment.training
+        assert training is None or training.total * training.batch_size <= 1000
+
+
+@every_study
+def test_quick_lists_everything_that_it_shrinks(name):
+    full = {row.label: row for row in study(name, "paper").rows}
+    found = study(name, "quick", AT_HAND)
+    for row in found.rows:
+        ours, theirs = row.experiment, full[row.label].experiment
+        ignored = {"name", "data", "data_split", "stands_in_for", "batch"}
+        same = ours.model_dump(exclude=ignored) == theirs.model_dump(exclude=ignored)
+        assert same == (row.shrunk == full[row.label].shrunk)
+        assert ours.batch.size == theirs.batch.size
+        assert ours.network == theirs.network
+        assert (ours.stands_in_for is not None) == (theirs.data == "cifar100")
+        again = theirs.batch.replacement or "images used several times" in row.shrunk
+        assert ours.batch.replacement == (theirs.data == "imagenet" or again)
+        for text in row.shrunk:
+            assert any(text in line for line in found.omitted)
+        # The quick stages are as far along as the published ones.
+        if theirs.training is not None:
+            share = theirs.training.steps / theirs.training.total
+            assert ours.training.steps / ours.training.total == pytest.approx(share, abs=1e-9)
+
+
+def test_table1_at_the_quick_scale_has_all_trials_on_mnist_and_its_stand_in():
+    rows = study("table1", "quick", AT_HAND).rows
+    trials = {(row.experiment.data, row.experiment.trials) for row in rows}
+    assert trials == {("mnist", 50), ("tiny-imagenet-100", 50), ("imagenet", 10)}
+    fcn = rows[0].experiment
+    assert (fcn.network.name, fcn.network.seed, fcn.batch.size) == ("fcn-3", 13, 24)
+    assert fcn.attacks == ("ilrg", "idlg", "gradinversion", "rlg")
+
+
+def test_rows_without_images_are_left_out_and_listed():
+    found = study("table1", "quick", {**AT_HAND, "imagenet": None})
+    assert {row.experiment.data for row in found.rows} == {"mnist", "tiny-imagenet-100"}
+    left = sum(r.experiment.data == "imagenet" for r in study("table1", "paper").rows)
+    text = f"left out: there are no images for ImageNet ({left} of {len(found.rows) + left} rows)"
+    assert text in found.omitted
+
+
+def test_the_same_batches_are_run_once():
+    found = study("figure3", "paper")
+    # FCN-3 at K = 64 and ResNet-50 at K = 2048 are points of two panels each.
+    assert len(found.rows) == 32
+    assert len(found.experiments) == 30
+    assert len({e.trial_key(0) for e in found.experiments}) == 30
+
+
+def test_two_published_runs_of_a_setting_have_batches_of_their_own():
+    swish = [r for r in study("table1", "paper").rows if r.experiment.network.activation == "swish"]
+    assert len(swish) == 2
+    assert swish[0].experiment.trial_key(0) != swish[1].experiment.trial_key(0)
+    figures = [dict(run.figures) for row in swish for run in row.published]
+    assert [f["idlg_leacc"] for f in figures if "idlg_leacc" in f] == [0.089, 0.150]
+
+
+def test_table5_has_the_classes_of_the_paper():
+    rows = study("table5", "paper").rows
+    assert {row.experiment.batch.classes for row in rows} == {(0, 18, 92)}
+    restored = find("table5", stage="epoch100", batch_size=216)[0].figures
+    assert restored["instances_18"] == 155
+
+
+@pytest.mark.parametrize(("name", "scale"), [("figure6", "paper"), ("table1", "tiny")])
+def test_unknown_names_and_scales_are_refused(unchecked, name, scale):
+    with pytest.raises(ValueError, match=r"unknown (study 'figure6'|scale 'tiny'): choose one of"):
+        study(name, scale)
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("LABELLEAK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LABELLEAK_DATA", raising=False)
+
+
+def test_data_sets_are_found_or_replaced(no_hub, tmp_path):
+    assert find_sources(tmp_path) == {
+        "mnist": Source("mnist-sample"),
+        "cifar100": None,
+        "imagenet": None,
+    }
+    photographs = tmp_path / "imagenet" / "val"
+    for number in range(1000):
+        folder = photographs / f"n{number:08}"
+        folder.mkdir(parents=True)
+        (folder / "0.JPEG").touch()
+    assert find_sources(tmp_path)["imagenet"] == Source("imagenet", "test", replacement=True)
+    photographs.rename(tmp_path / "imagenet" / "train")
+    assert find_sources(tmp_path)["imagenet"] == Source("imagenet")
+
+
+def test_a_broken_data_set_is_not_replaced(no_hub, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"\0\0")
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"\0\0")
+    with pytest.raises(UnreadableFile):
+        find_sources(tmp_path)
+
+
+def test_imagenet_is_never_looked_for_on_the_hub(no_hub, monkeypatch):
+    asked = []
+
+    def load(name, *, split, data_dir):
+        asked.append((name, data_dir))
+        raise paper.DataNotFound(name)
+
+    monkeypatch.setattr(paper, "load", load)
+    assert set(find_sources(None).values()) == {None}
+    assert {name for name, _ in asked} == {
+        "mnist", "mnist-sample", "cifar100", "tiny-imagenet-100"
+    }  # fmt: skip
+    monkeypatch.setenv("LABELLEAK_DATA", "/photos")
+    asked.clear()
+    find_sources(None)
+    assert ("imagenet", "/photos") in asked
+    assert ("cifar100", None) in asked

@@ -1,0 +1,469 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from labelleak import Flag, capture, observe, observe_update, restore
+from labelleak.errors import AmbiguousHead, InvalidObservation
+from labelleak.updates.updates import step_sizes
+
+CLASSES = 5
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, CLASSES)
+        )
+
+
+def batches(number, size=8):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(size, 6, generator=generator),
+            torch.randint(CLASSES, (size,), generator=generator),
+        )
+        for _ in range(number)
+    ]
+
+
+def train(model, steps, learning_rate):
+    """Local steps of plain SGD; returns the state dict after them and each step's gradients."""
+    model = deepcopy(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    gradients = []
+    for images, labels in batches(steps):
+        optimizer.zero_grad()
+        nn.CrossEntropyLoss()(model(images), labels).backward()
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters()})
+        optimizer.step()
+    return model.state_dict(), gradients
+
+
+def named(model, **changed):
+    """A made-up gradient of every parameter, by name."""
+    gradients = {
+        name: torch.full_like(value, 0.25 + number)
+        for number, (name, value) in enumerate(model.named_parameters())
+    }
+    return {**gradients, **changed}
+
+
+class TestObserve:
+    def test_gradients_by_name(self, model):
+        gradients = named(model)
+        observation = observe(model, gradients, batch_size=24, label_smoothing=0.1)
+        assert observation.head.name == "3"
+        assert torch.equal(observation.head.weight, model[3].weight)
+        assert torch.equal(observation.head.bias, model[3].bias)
+        assert torch.equal(observation.gradient.weight, gradients["3.weight"])
+        assert torch.equal(observation.gradient.bias, gradients["3.bias"])
+        assert observation.batch_size == 24
+        assert observation.label_smoothing == 0.1
+        assert observation.model is model
+        assert observation.gradients.keys() == gradients.keys()
+
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_gradients_in_the_order_of_the_parameters(self, model, kind):
+        images, labels = batches(1)[0]
+        loss = nn.CrossEntropyLoss()(model(images), labels)
+        observation = observe(model, kind(torch.autograd.grad(loss, list(model.parameters()))))
+        expected = capture(model, images, labels).gradient
+        assert (observation.gradient.weight - expected.weight).norm() <= 1e-6
+        assert (observation.gradient.bias - expected.bias).norm() <= 1e-6
+        assert list(observation.gradients) == [name for name, _ in model.named_parameters()]
+
+    def test_the_gradients_that_the_parameters_hold(self, model):
+        images, labels = batches(1)[0]
+        model[0].weight.requires_grad_(False)
+        nn.CrossEntropyLoss()(model(images), labels).backward()
+        observation = observe(model, [value.grad for value in model.parameters()])
+        assert torch.equal(observation.gradient.weight, model[3].weight.grad)
+        assert "0.weight" not in observation.gradients
+        assert "0.bias" in observation.gradients
+
+    def test_a_state_dict(self, model):
+        gradients = named(model)
+        observation = observe(model.state_dict(), gradients)
+        assert observation.model is None
+        assert torch.equal(observation.head.weight, model[3].weight)
+        assert torch.equal(observation.gradient.weight, gradients["3.weight"])
+
+    def test_a_named_head(self, model):
+        gradients = named(model)
+        observation = observe(model, gradients, head="0")
+        assert observation.classes == 20
+        assert torch.equal(observation.gradient.weight, gradients["0.weight"])
+
+    def test_nothing_requires_grad(self, model):
+        gradients = {name: value.requires_grad_() for name, value in named(model).items()}
+        observation = observe(model, gradients)
+        for tensor in (
+            observation.head.weight,
+            observation.head.bias,
+            observation.gradient.weight,
+            observation.gradient.bias,
+            *observation.gradients.values(),
+        ):
+            assert not tensor.requires_grad
+
+    def test_no_bias_gradient(self, model):
+        observation = observe(model, named(model, **{"3.bias": None}))
+        assert observation.gradient.bias is None
+        assert not observation.has_bias
+
+    @pytest.mark.parametrize("number", [0, 3, 5, 7])
+    def test_wrong_number(self, model, number):
+        with pytest.raises(InvalidObservation, match=f"{number} gradients for 6 parameters"):
+            observe(model, [torch.ones(1)] * number)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_a_generator(self, model):
+        with pytest.raises(InvalidObservation, match="gradients are a generator: pass a dict"):
+            observe(model, (torch.ones(1) for _ in range(6)))
+
+    def test_a_list_for_a_state_dict(self, model):
+        with pytest.raises(InvalidObservation, match="pass the model itself"):
+            observe(model.state_dict(), list(named(model).values()))
+
+    @pytest.mark.parametrize(
+        "gradients", [{}, {"weight": torch.ones(5, 20)}, {"0.weight": torch.ones(20, 6)}]
+    )
+    def test_names_do_not_match(self, model, gradients):
+        with pytest.raises(InvalidObservation, match=r"no gradient for 3\.weight: names do not"):
+            observe(model, gradients)
+
+    def test_a_frozen_head(self, model):
+        with pytest.raises(InvalidObservation, match="the final layer is frozen"):
+            observe(model, named(model, **{"3.weight": None}))
+
+    def test_zeros(self, model):
+        zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+        with pytest.raises(InvalidObservation, match="zero everywhere"):
+            observe(model, zeros)
+
+    def test_another_shape(self, model):
+        with pytest.raises(InvalidObservation, match="5x19 and the head 5x20"):
+            observe(model, named(model, **{"3.weight": torch.ones(5, 19), "3.bias": torch.ones(5)}))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, model, value):
+        gradients = named(model)
+        gradients["3.bias"][2] = value
+        with pytest.raises(InvalidObservation, match="bias has NaN or infinite entries"):
+            observe(model, gradients)
+
+    def test_ambiguous(self):
+        model = nn.ModuleDict({name: nn.Linear(4, 3) for name in ("left", "right")})
+        with pytest.raises(AmbiguousHead, match=r"left \(3 classes\), right \(3 classes\)"):
+            observe(model, named(model))
+        assert observe(model, named(model), head="right").head.name == "right"
+
+
+WRAPPERS = {
+    "none": ("", lambda model: model),
+    "DataParallel": ("module.", nn.DataParallel),
+    "compile": ("_orig_mod.", lambda model: torch.compile(model, backend="eager")),
+    "both": (
+        "_orig_mod.module.",
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ),
+}
+
+
+@pytest.mark.parametrize("update", WRAPPERS)
+@pytest.mark.parametrize("wrapped", WRAPPERS)
+class TestWrappers:
+    """The server and the client wrap the model as they like."""
+
+    def test_gradients(self, model, wrapped, update):
+        gradients = {WRAPPERS[update][0] + name: value for name, value in named(model).items()}
+        outer = WRAPPERS[wrapped][1](model)
+        for server in (outer, outer.state_dict()):
+            observation = observe(server, gradients)
+            assert observation.head.name == "3"
+            assert torch.equal(observation.gradient.weight, named(model)["3.weight"])
+            assert observation.gradients.keys() == named(model).keys()
+        assert observe(outer, gradients).model is model
+        assert observe(outer, list(named(model).values())).gradients.keys() == named(model).keys()
+
+    def test_weights(self, model, wrapped, update):
+        after, gradients = train(model, 1, 0.1)
+        after = {WRAPPERS[update][0] + name: value for name, value in after.items()}
+        outer = WRAPPERS[wrapped][1](model)
+        for head in (None, "3", "module.3", "3.weight", "module.3.bias", "_orig_mod.module.3"):
+            observation = observe_update(
+                outer, outer.state_dict(), after, learning_rate=0.1, head=head
+            )
+            assert observation.head.name == "3"
+            assert observation.model is model
+            assert observation.gradients.keys() == gradients[0].keys()
+
+
+class TestObserveUpdate:
+    @pytest.mark.parametrize("learning_rate", [1e-3, 0.1, 1])
+    def test_one_step_is_its_gradient(self, model, learning_rate):
+        after, gradients = train(model, 1, learning_rate)
+        observation = observe_update(
+            model, model.state_dict(), after, learning_rate=learning_rate, batch_size=8
+        )
+        assert observation.local_steps == 1
+        assert observation.gradients.keys() == gradients[0].keys()
+        for name, found in observation.gradients.items():
+            assert found.dtype == torch.float64
+            expected = gradients[0][name].double()
+            # What float32 weights leave of a step this small.
+            rounding = model.get_parameter(name).abs().max() * 2**-23 / learning_rate
+            assert (found - expected).abs().max() <= rounding + 1e-7
+        assert torch.equal(observation.gradient.weight, observation.gradients["3.weight"])
+        assert torch.equal(observation.gradient.bias, observation.gradients["3.bias"])
+        assert torch.equal(observation.head.weight, model[3].weight)
+
+    @pytest.mark.parametrize("steps", [2, 5])
+    def test_several_steps_are_the_mean_of_their_gradients(self, model, steps):
+        after, gradients = train(model, steps, 0.1)
+        observation = observe_update(
+            model,
+            model.state_dict(),
+            after,
+            learning_rate=0.1,
+            local_steps=steps,
+            batch_size=8,
+        )
+        assert observation.local_steps == steps
+        assert observation.num_instances == 8 * steps
+        for name, found in observation.gradients.items():
+            expected = torch.stack([step[name].double() for step in gradients]).mean(dim=0)
+            assert (found - expected).abs().max() <= 1e-5
+
+    def test_several_steps_are_flagged(self, model):
+        after, _ = train(model, 2, 0.1)
+        update = {"before": model.state_dict(), "after": after, "learning_rate": 0.1}
+        several = observe_update(model, **update, local_steps=2, batch_size=8)
+        assert Flag.SEVERAL_STEPS in restore(several, "ilrg").flags
+        one = observe_update(model, **update, local_steps=1, batch_size=16)
+        assert Flag.SEVERAL_STEPS not in restore(one, "ilrg").flags
+
+    def test_sign(self, model):
+        after, _ = train(model, 1, 0.1)
+        labels = batches(1)[0][1]
+        observation = observe_update(model, model.state_dict(), after, learning_rate=0.1)
+        counts = torch.bincount(labels, minlength=CLASSES)
+        # The logits of the classes that the batch is full of are pushed up.
+        assert observation.gradient.bias[counts.argmax()] < 0 < observation.gradient.bias.max()
+
+    @pytest.mark.parametrize("with_model", [True, False])
+    def test_what_no_optimiser_changes_is_left_out(self, model, with_model):
+        model.register_buffer("moments", torch.ones(3))
+        after, gradients = train(model, 1, 0.1)
+        after["moments"] = 2.0 * after["moments"]
+        assert not torch.equal(after["1.running_mean"], model[1].running_mean)
+        observation = observe_update(
+            model if with_model else None, model.state_dict(), after, learning_rate=0.1
+        )
+        unknown = set() if with_model else {"moments"}
+        assert observation.gradients.keys() == gradients[0].keys() | unknown
+
+    def test_entries_that_are_no_tensors(self, model):
+        after, gradients = train(model, 1, 0.1)
+        before = {**model.state_dict(), "_extra_state": None, "epoch": 3}
+        observation = observe_update(None, before, {**after, "epoch": 4}, learning_rate=0.1)
+        assert observation.gradients.keys() == gradients[0].keys()
+
+    def test_half_precision(self, model):
+        after, gradients = train(model, 1, 1.0)
+        before, after = (
+            {name: value.bfloat16() for name, value in state.items()}
+            for state in (model.state_dict(), after)
+        )
+        gradient = observe_update(None, before, after, learning_rate=1.0).gradient
+        expected = gradients[0]["3.weight"]
+        assert gradient.weight.dtype == torch.float64
+        assert (gradient.weight - expected).norm() <= 0.1 * expected.norm()
+
+    def test_model_and_knowledge(self, model):
+        after, _ = train(model, 1, 0.1)
+        observation = observe_update(
+            model,
+            model.state_dict(),
+            after,
+            learning_rate=0.1,
+            present_classes=torch.tensor([0, 1]),
+            reduction="sum",
+        )
+        assert observation.model is model
+        assert observation.reduction == "sum"
+        assert observation.present_classes.tolist() == [0, 1]
+
+    def test_a_named_head(self, model):
+        after, _ = train(model, 1, 0.1)
+        observation = observe_update(
+            None, model.state_dict(), after, learning_rate=0.1, head="0.weight"
+        )
+        assert observation.head.name == "0"
+        assert observation.classes == 20
+
+    @pytest.mark.parametrize(
+        ("kind", "change"),
+        [("weight", "rename"), ("weight", "drop"), ("weight", "reshape"), ("bias", "reshape")],
+    )
+    def test_names_or_shapes_do_not_match(self, model, kind, change):
+        after, _ = train(model, 1, 0.1)
+        value = after.pop(f"3.{kind}")
+        if change == "rename":
+            after[f"fc.{kind}"] = value
+        elif change == "reshape":
+            after[f"3.{kind}"] = value[:-1]
+        with pytest.raises(InvalidObservation, match=rf"3\.{kind} is not the same tensor before"):
+            observe_update(None, model.state_dict(), after, learning_rate=0.1)
+
+    def test_the_same_weights(self, model):
+        state = model.state_dict()
+        with pytest.raises(InvalidObservation, match="zero everywhere"):
+            observe_update(model, state, state, learning_rate=0.1)
+
+    def test_a_bias_that_was_not_sent(self, model):
+        after, gradients = train(model, 1, 0.1)
+        del after["3.bias"]
+        observation = observe_update(model, model.state_dict(), after, learning_rate=0.1)
+        assert observation.head.bias is not None
+        assert observation.gradient.bias is None
+        assert observation.gradients.keys() == gradients[0].keys() - {"3.bias"}
+        assert Flag.NO_BIAS in restore(observation).flags
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda value: value.to(torch.complex64),
+            lambda value: value.long(),
+            lambda value: value.to(torch.float8_e4m3fn),
+            lambda value: value.to_sparse(),
+            lambda value: value.to("meta"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["3.weight", "3.bias"])
+    def test_weights_of_another_kind(self, model, change, name):
+        after, _ = train(model, 1, 0.1)
+        after[name] = change(after[name])
+        with pytest.raises(InvalidObservation, match=f"{name} after the steps is torch.*plain"):
+            observe_update(None, model.state_dict(), after, learning_rate=0.1)
+
+    @pytest.mark.parametrize(("steps", "wrong"), [(2.5, True), ("2", True), (True, True), (2, 0)])
+    def test_local_steps_are_a_whole_number(self, model, steps, wrong, unchecked):
+        after, _ = train(model, 1, 0.1)
+        update = {"before": model.state_dict(), "after": after, "learning_rate": 0.1}
+        if wrong:
+            with pytest.raises(InvalidObservation, match=r"local steps .* a whole number"):
+                observe_update(None, **update, local_steps=steps)
+        else:
+            assert observe_update(None, **update, local_steps=steps).local_steps == steps
+
+    @pytest.mark.parametrize("coarse", ["before", "after", "both"])
+    @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+    def test_rounding_is_that_of_the_coarser_side(self, model, coarse, stored):
+        after, _ = train(model, 1, 1.0)
+        states = {"before": model.state_dict(), "after": after}
+        for side, state in states.items():
+            if coarse in (side, "both"):
+                # On the side of the server only the dtype tells: a new head may be zeros.
+                kept = torch.bfloat16 if side == "before" else stored
+                states[side] = {name: value.bfloat16().to(kept) for name, value in state.items()}
+        gradient = observe_update(None, **states, learning_rate=1.0).gradient
+        exact = observe_update(None, model.state_dict(), after, learning_rate=1.0).gradient
+        error = (gradient.weight - exact.weight).square().mean().sqrt()
+        assert error <= gradient.rounding <= 40 * error
+        assert exact.rounding < 1e-3 * gradient.rounding
+
+    def test_a_head_of_zeros_is_not_taken_for_a_coarse_one(self, model):
+        with torch.no_grad():
+            model[3].weight.zero_()
+        after, gradients = train(model, 1, 0.1)
+        gradient = observe_update(None, model.state_dict(), after, learning_rate=0.1).gradient
+        assert gradient.rounding < 1e-5 * gradients[0]["3.weight"].abs().max()
+
+    def test_weight_decay_is_flagged(self, model):
+        model = deepcopy(model)
+        before = deepcopy(model.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        images, labels = batches(1)[0]
+        nn.CrossEntropyLoss()(model(images), labels).backward()
+        optimizer.step()
+        found = restore(observe_update(None, before, model.state_dict(), learning_rate=0.1))
+        assert Flag.SUMS_NOT_ZERO in found.flags
+        assert "weight decay" in Flag.SUMS_NOT_ZERO.text
+
+    @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
+    def test_learning_rate(self, model, rate):
+        after, _ = train(model, 1, 0.1)
+        with pytest.raises(InvalidObservation, match="it must be positive and finite"):
+            observe_update(model, model.state_dict(), after, learning_rate=rate)
+
+    def test_a_learning_rate_too_small_for_the_difference(self, model):
+        after, _ = train(model, 1, 0.1)
+        with pytest.raises(InvalidObservation, match="NaN or infinite"):
+            observe_update(model, model.state_dict(), after, learning_rate=1e-320)
+
+    @pytest.mark.parametrize("steps", [0, -1])
+    def test_local_steps(self, model, steps):
+        after, _ = train(model, 1, 0.1)
+        with pytest.raises(InvalidObservation, match="at least 1"):
+            observe_update(model, model.state_dict(), after, learning_rate=0.1, local_steps=steps)
+
+    def test_a_schedule_of_learning_rates(self, model):
+        after, _ = train(model, 3, 0.1)
+        update = {"before": model.state_dict(), "after": after}
+        constant = observe_update(model, **update, learning_rate=0.1, local_steps=3)
+        scheduled = observe_update(model, **update, learning_rate=[0.05, 0.1, 0.15])
+        torch.testing.assert_close(scheduled.gradient.weight, constant.gradient.weight)
+        assert constant.learning_rates == (0.1, 0.1, 0.1)
+        assert scheduled.learning_rates == (0.05, 0.1, 0.15)
+        assert scheduled.local_steps == 3
+        assert scheduled.after["3.bias"] is after["3.bias"]
+
+    @pytest.mark.parametrize(
+        ("schedule", "message"),
+        [
+            ({"learning_rate": [0.1, 0.1], "local_steps": 3}, "2 learning rates for 3 local steps"),
+            ({"learning_rate": []}, "0 learning rates"),
+            ({"learning_rate": [0.1, -0.1]}, "learning rate -0.1: it must be positive"),
+            ({"learning_rate": 0.1, "momentum": 1.0}, "momentum 1.0"),
+            ({"learning_rate": 0.1, "weight_decay": -1.0}, "weight decay -1.0"),
+            ({"learning_rate": 0.1, "proximal": float("nan")}, "proximal term nan"),
+        ],
+    )
+    def test_a_schedule_that_cannot_be(self, model, schedule, message):
+        after, _ = train(model, 2, 0.1)
+        with pytest.raises(InvalidObservation, match=message):
+            observe_update(model, model.state_dict(), after, **schedule)
+
+    def test_weight_decay_of_one_step_is_taken_off_exactly(self, model):
+        after, gradients = train(model, 1, 0.1)
+        before = model.state_dict()
+        decayed = {
+            name: after[name] - 0.1 * 0.5 * before[name] if name in gradients[0] else after[name]
+            for name in after
+        }
+        observation = observe_update(
+            model, before, decayed, learning_rate=0.1, weight_decay=0.5, proximal=3.0
+        )
+        for name, expected in gradients[0].items():
+            assert (observation.gradients[name] - expected).abs().max() <= 1e-5
+
+
+def test_momentum_carries_a_gradient_into_later_steps():
+    """By hand: 0.1 + 0.5 * (0.2 + 0.5 * 0.4), 0.2 + 0.5 * 0.4, 0.4."""
+    assert step_sizes([0.1, 0.2, 0.4], momentum=0.5) == pytest.approx((0.3, 0.4, 0.4))
+    assert step_sizes(0.1, 3) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_weights_are_not_taken_for_gradients():
+    """The learning rate was forgotten."""
+    model = torch.nn.Linear(6, 4)
+    after = {name: value + 0.01 for name, value in model.state_dict().items()}
+    with pytest.raises(InvalidObservation, match=r"weights after training.*--learning-rate"):
+        observe(model, after)
+    observe_update(model, model.state_dict(), after, learning_rate=0.1)

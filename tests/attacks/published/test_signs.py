@@ -148,7 +148,6 @@ def test_any_floating_point_format_will_do(rule, dtype):
 def test_a_set_yields_counts_only_where_they_follow(present, knowledge, counts):
     seen = observation(ROWS, **knowledge)
     found = restore_set(seen, torch.tensor(present, dtype=torch.bool))
-    assert found.attack == "mine"
     assert found.present.tolist() == [bool(entry) for entry in present]
     if counts is None:
         assert found.counts is None

@@ -1,0 +1,242 @@
+"""The search by the gradient of the fully connected layer before the head.
+
+Between two ReLUs the gradient of a layer ``z = W h + b`` is
+
+    G = [dW, db] = 1/D * sum_k d_k [h_k, 1]^T ,     d_k = (z_k > 0) * (W_head^T q_k) ,
+
+of rank K for K far above the number of classes. Its inputs h_k are sparse directions of the row
+space (SPEAR, Dimitrov et al., NeurIPS 2024). One that is found determines all that follows by a
+forward pass: its embedding, its prediction and, for each label, d_k. The label is the one whose d_k
+lies in the column space.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.logit_gradient import logit_directions
+from labelleak.attacks.exact.low_rank import LowRank
+from labelleak.attacks.exact.previous_layer import PreviousLayer
+from labelleak.attacks.exact.samples import Samples
+from labelleak.attacks.exact.search import Evidence, SampleSearch
+from labelleak.numerics import implied_rounding
+from labelleak.observation import Observation
+
+# Guesses of more zeros than this are right at once, or hardly ever.
+_LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
+# Above this number of entries, the few samples' space is found from random mixtures of columns.
+_DENSE = 2_000_000
+_OVERSAMPLED, _MOST_BY_MIXTURES = 24, 512
+
+
+class LayerSearch(SampleSearch):
+    """Finds samples by the gradient of the layer before the head.
+
+    Its rank is 0 if noise hides it, or if more samples may be there than the layer can show.
+
+    Args:
+        observation: What the server sees.
+        layer: Its layer before the head.
+        divisor: What the loss divides by; None where it is unknown.
+        generator: Source of all guesses.
+        clock: When to stop at the latest.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        layer: PreviousLayer,
+        divisor: float | None,
+        generator: torch.Generator,
+        clock: Clock,
+    ) -> None:
+        super().__init__(divisor, Samples.none(layer.gradient), generator, clock)
+        self._observation, self._layer = observation, layer
+        self._factors = _factorize(layer, observation.batch_size, generator)
+
+    @property
+    def factors(self) -> LowRank:
+        """Of the layer's gradient."""
+        return self._factors
+
+    def run(self) -> None:
+        """Search until all samples are found, the time is over, or the search is fruitless."""
+        rank = self.factors.rank
+        if rank:
+            patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
+            self._search_sparse(self.factors.right[:-1], patience)
+
+    def contributions(self) -> Float[Tensor, "samples outputs"]:
+        """Each found sample's d, over its inverse weight."""
+        pulled = self._layer.pull_back(self.found.inputs, self._logit_gradients())
+        contributions: Tensor = pulled / self.found.inverse_weights[:, None]
+        return contributions
+
+    def rest_of_head(self) -> Float[Tensor, "classes columns"]:
+        """What the samples found leave of the head's gradient."""
+        return self._head_gradient - self._head_contributions().T @ self._embeddings()
+
+    def evidence(self, divisor: float | None) -> Evidence:
+        """What speaks for the samples found."""
+        return Evidence(
+            embeddings=self._embeddings()[:, :-1],
+            sure=self._is_clear(),
+            too_weak=0,
+            proves=self._proves,
+        )
+
+    @property
+    def _head_gradient(self) -> Float[Tensor, "classes width"]:
+        gradient = self._observation.gradient
+        assert gradient.bias is not None, "the layer's search needs it"
+        return torch.cat([gradient.weight, gradient.bias[:, None]], dim=1).double()
+
+    def _embeddings(self) -> Float[Tensor, "samples width"]:
+        return self._layer.embed(self.found.inputs)
+
+    def _logit_gradients(self) -> Float[Tensor, "samples classes"]:
+        return self._layer.logit_gradients(self.found.inputs, self.found.labels)
+
+    def _head_contributions(self) -> Float[Tensor, "samples classes"]:
+        """Each sample's q over its inverse weight."""
+        contributions: Tensor = self._logit_gradients() / self.found.inverse_weights[:, None]
+        return contributions
+
+    def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
+        """Take those sparse directions that are samples; whether any may have been one."""
+        for point in self._scaled_by_bias(directions):
+            self._take(point)
+        if len(self.found) == self.factors.rank - 1:
+            self._take_last()
+        return True
+
+    def _take_last(self) -> None:
+        """The one that is missing is all that the others leave of the gradient."""
+        factors = self.factors
+        taken = (self.contributions() @ factors.left).T @ (self.found.inputs @ factors.right)
+        _, _, right = torch.linalg.svd(torch.diag(factors.values) - taken)
+        for point in self._scaled_by_bias(right[:1]):
+            self._take(point)
+
+    def _goes_with_others(self, point: Tensor, pulled: Tensor) -> bool:
+        """Samples of one batch are biorthogonal: a mixture with one that is found is not."""
+        if not len(self.found):
+            return True
+        factors = self.factors
+        there = self.contributions() @ factors.left / factors.values @ point
+        back = (self.found.inputs @ factors.right) @ (pulled / factors.values)
+        return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
+
+    def _take(self, point: Float[Tensor, " rank"]) -> None:
+        """Take it if it is a sample of the batch, with the label that fits."""
+        layer, factors = self._layer, self.factors
+        inputs = factors.right @ point
+        error = float(factors.input_errors(point[None]))
+        negative = float(inputs[:-1].min()) < -tolerances.NEGATIVE * error
+        if len(self.found) >= factors.rank or negative:
+            return
+        # What is zero within its error is zero behind a ReLU.
+        inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)[None]
+        inputs[:, -1] = 1.0
+        classes = layer.head.shape[0]
+        labels = torch.arange(classes, device=inputs.device)
+        logits = (layer.embed(inputs) @ layer.head.T).expand(classes, -1)
+        directions = layer.pull_back(inputs, logit_directions(logits, labels))
+        sizes = directions.norm(dim=1)
+        inside = directions @ factors.left
+        misfits = factors.outside(directions).norm(dim=1) / sizes.clamp_min(1e-300)
+        # Of two classes both labels fit, with opposite signs: weights are positive.
+        misfits = torch.where(inside @ (point / factors.values) > 0, misfits, torch.inf)
+        label = int(misfits.argmin())
+        q = layer.logit_gradients(inputs, labels[label : label + 1])
+        size = float(q[0, label].abs())
+        noise = factors.noise * float((inside[label] / factors.values).norm()) / float(sizes[label])
+        allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
+        allowed += tolerances.LAYER_OUTPUTS
+        allowed += tolerances.ERROR_MARGIN * layer.epsilon / max(size, 1e-300)
+        if not float(misfits[label]) < min(allowed, tolerances.MOST_MISFIT):
+            return
+        inverse = size * float((inside[label] * (point / factors.values)).sum())
+        if not inverse > tolerances.LEAST_INVERSE_WEIGHT:
+            return
+        if self.divisor is not None:
+            times = max(1, round(self.divisor / inverse))
+            if abs(inverse * times / self.divisor - 1.0) > tolerances.MOST_SLIP:
+                return
+        if self._goes_with_others(point, inside[label] * (size / inverse)):
+            one = Samples(inputs, labels[label : label + 1], inputs.new_tensor([inverse]))
+            self.found = self.found.join(one)
+
+    def _is_clear(self) -> Bool[Tensor, " samples"]:
+        """Which samples stand clear of the errors of the gradient and of the client's."""
+        layer, factors = self._layer, self.factors
+        q = self._head_contributions()
+        slips = layer.epsilon * q.norm(dim=1) * self._embeddings().norm(dim=1)
+        slips = slips * float(layer.head.norm(dim=1).max())
+        slips = slips + layer.epsilon / self.found.inverse_weights
+        inside = self.contributions() @ factors.left
+        points = self.found.inputs @ factors.right
+        dual = (inside / factors.values).norm(dim=1) * (points / factors.values).norm(dim=1)
+        noise = factors.noise * factors.left.shape[0] ** 0.5 * dual
+        clear: Tensor = (q.norm(dim=1) > tolerances.CLEAR * slips) & (tolerances.CLEAR * noise < 1.0)
+        return clear
+
+    def _proves(self) -> bool:
+        """Whether the samples are all that both gradients are made of.
+
+        Inputs and embeddings each determine every d and q by a linear system; they have to be those
+        that the head predicts, with the label as the one negative entry, and leave nothing.
+        """
+        if not self.is_complete or not bool(self._is_clear().all()):
+            return False
+        layer, head = self._layer, self._head_gradient
+        of_layer = self.found.inputs, self.contributions()
+        of_head = self._embeddings(), self._head_contributions()
+        return _follow(layer.gradient, *of_layer, layer.rounding) and _follow(
+            head, *of_head, implied_rounding(head.float())
+        )
+
+
+def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:
+    """Whether rows determine the predicted factors of a gradient, and these leave nothing of it."""
+    # Embeddings may depend on each other; solvers of a GPU do not take that.
+    solved = torch.linalg.lstsq(rows.T.cpu(), matrix.T.cpu(), driver="gelsd").solution
+    solved = solved.to(matrix)
+    apart = (solved - predicted).norm(dim=1)
+    if bool((apart > tolerances.DIFFERENT * predicted.norm(dim=1)).any()):
+        return False
+    left_over = (matrix - solved.T @ rows).norm()
+    return bool(left_over <= tolerances.STANDS_OFF * rounding * matrix.numel() ** 0.5)
+
+
+def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Generator) -> LowRank:
+    """The factors of the layer's gradient; of rank 0 if it says nothing of the samples."""
+    matrix = layer.gradient
+    most = min(matrix.shape) // 2
+    few = most if batch_size is None else min(batch_size, most)
+    if matrix.numel() > _DENSE:
+        few = min(few, _MOST_BY_MIXTURES)
+        width = few + _OVERSAMPLED
+        mixed = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
+        for _ in range(2):
+            mixed = matrix @ (matrix.T @ torch.linalg.qr(mixed).Q)
+        basis = torch.linalg.qr(mixed).Q
+        small, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+        left = basis @ small
+    else:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, values, right = left[:, :few], values[:few], right[:few].T
+    rest = float((matrix - (left * values) @ right.T).norm()) / matrix.numel() ** 0.5
+    noise = max(rest, tolerances.DECOMPOSITION * float(values[0]) / max(matrix.shape))
+    if batch_size is None:
+        # Nobody says where the samples end and rounding begins but the number format.
+        noise = max(noise, layer.rounding / 4)
+    loud = tolerances.RANK_MARGIN * noise * sum(side**0.5 for side in matrix.shape)
+    rank = int((values > loud).sum())
+    # Where more samples may be there than were looked for, the rank says nothing of them.
+    crowded = rank == len(values) if batch_size is None else batch_size > len(values)
+    if crowded or noise * matrix.numel() ** 0.5 > tolerances.UNEXPLAINED * float(values.norm()):
+        rank = 0
+    return LowRank(left[:, :rank], values[:rank], right[:, :rank].contiguous(), noise)

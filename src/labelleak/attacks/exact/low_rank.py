@@ -1,0 +1,51 @@
+"""A layer's gradient, cut at its rank: the singular factors and the error that blurs them."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Singular factors of a gradient ``G = U S V^T``, cut at its rank; all float64.
+
+    Attributes:
+        left: U, shape (rows, rank).
+        values: S, shape (rank,), descending.
+        right: V, shape (columns, rank).
+        noise: Size of the error of one entry of G.
+    """
+
+    left: Float[Tensor, "rows rank"]
+    values: Float[Tensor, " rank"]
+    right: Float[Tensor, "columns rank"]
+    noise: float
+
+    @property
+    def rank(self) -> int:
+        """Number of linearly independent samples that the gradient shows."""
+        return self.values.numel()
+
+    def outside(self, vectors: Float[Tensor, "vectors rows"]) -> Float[Tensor, "vectors rows"]:
+        """The part of each vector that lies outside of the column space."""
+        return vectors - (vectors @ self.left) @ self.left.T
+
+    def input_errors(self, points: Float[Tensor, "points rank"]) -> Float[Tensor, "points 1"]:
+        """Size of the error of one entry of the inputs ``V a``, of each point a."""
+        errors: Tensor = self.noise * (points / self.values).norm(dim=1, keepdim=True)
+        return errors
+
+    def space_left(
+        self, contributions: Float[Tensor, "samples rows"]
+    ) -> Float[Tensor, "rank unknown"]:
+        """Orthonormal basis of where the coordinates of further samples lie.
+
+        Samples of one batch are biorthogonal: the coordinates of the others are orthogonal to
+        ``S^-1 U^T c`` of each contribution c that is known.
+        """
+        constraints = (contributions @ self.left / self.values).T
+        basis, _ = torch.linalg.qr(constraints, mode="complete")
+        left: Tensor = basis[:, len(contributions) :]
+        return left

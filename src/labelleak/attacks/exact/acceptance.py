@@ -91,7 +91,7 @@ def _excess(
     # Entries of column i of U are wrong by noise / S_i.
     error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
     inverse = factors.inverse_weights(points, labels)
-    allowed = tolerances.ERROR_MARGIN * error + tolerances.LOGITS * lengths
+    allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * lengths
     # One less a probability is computed with an error of epsilon, which q shares.
     own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
     rounded = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own

@@ -171,7 +171,7 @@ def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
     alive = alive.norm(dim=1) > tolerances.ZERO * factors.noise * factors.rank**0.5
     zeros = (embeddings.abs() <= tolerances.ZERO * errors) & alive
     # Zero has to mean something: most other entries stand far above the errors.
-    large = (embeddings.abs() > 10.0 * tolerances.ZERO * errors) & alive
+    large = (embeddings.abs() > tolerances.NOT_ZERO * errors) & alive
     beyond = max(tolerances.FEWEST_ZEROS, int(tolerances.SHARE_OF_ZEROS * int(alive.sum())))
     enough = zeros.sum(dim=1) >= factors.rank - 1 + beyond
     enough &= large.sum(dim=1) >= tolerances.FEWEST_ZEROS

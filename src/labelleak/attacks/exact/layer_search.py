@@ -16,7 +16,7 @@ from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.clock import Clock
-from labelleak.attacks.exact.logit_gradient import logit_directions
+from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank
 from labelleak.attacks.exact.previous_layer import PreviousLayer
 from labelleak.attacks.exact.samples import Samples
@@ -82,7 +82,7 @@ class LayerSearch(SampleSearch):
         """What speaks for the samples found."""
         return Evidence(
             embeddings=self._embeddings()[:, :-1],
-            sure=self._is_clear(),
+            sure=self._is_clear() & ~self._fit_other_label(),
             too_weak=0,
             proves=self._proves,
         )
@@ -120,54 +120,79 @@ class LayerSearch(SampleSearch):
         for point in self._scaled_by_bias(right[:1]):
             self._take(point)
 
-    def _goes_with_others(self, point: Tensor, pulled: Tensor) -> bool:
-        """Samples of one batch are biorthogonal: a mixture with one that is found is not."""
-        if not len(self.found):
-            return True
-        factors = self.factors
-        there = self.contributions() @ factors.left / factors.values @ point
-        back = (self.found.inputs @ factors.right) @ (pulled / factors.values)
-        return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
-
     def _take(self, point: Float[Tensor, " rank"]) -> None:
         """Take it if it is a sample of the batch, with the label that fits."""
-        layer, factors = self._layer, self.factors
+        factors = self.factors
         inputs = factors.right @ point
         error = float(factors.input_errors(point[None]))
         negative = float(inputs[:-1].min()) < -tolerances.NEGATIVE * error
         if len(self.found) >= factors.rank or negative:
             return
         # What is zero within its error is zero behind a ReLU.
-        inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)[None]
-        inputs[:, -1] = 1.0
-        classes = layer.head.shape[0]
+        inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
+        inputs[-1] = 1.0
+        excess, inverse, contributions = self._by_label(inputs, point)
+        # How far below its errors a label fits is chance: of several, the first.
+        label = int(excess.clamp_min(tolerances.TELLING).argmin())
+        if excess[label] <= 1.0 and self._goes_with_others(point, contributions[label]):
+            own = inverse.new_tensor([label]).long()
+            self.found = self.found.join(Samples(inputs[None], own, inverse[own]))
+
+    def _by_label(
+        self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]
+    ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"], Float[Tensor, "classes rank"]]:
+        """How well each label goes with the inputs of a sample.
+
+        Args:
+            inputs: [h, 1].
+            point: Their coordinates.
+
+        Returns:
+            How far each label's d is from that of a sample of the batch, in units of what errors
+            allow: at most 1 for a sample's. Then the inverse weights, and d in the column space
+            over the inverse weight.
+        """
+        layer, factors = self._layer, self.factors
+        classes, dual = layer.head.shape[0], point / factors.values
         labels = torch.arange(classes, device=inputs.device)
-        logits = (layer.embed(inputs) @ layer.head.T).expand(classes, -1)
-        directions = layer.pull_back(inputs, logit_directions(logits, labels))
-        sizes = directions.norm(dim=1)
+        logits = (layer.embed(inputs[None]) @ layer.head.T).expand(classes, -1)
+        directions = layer.pull_back(inputs[None], logit_directions(logits, labels))
+        sizes = directions.norm(dim=1).clamp_min(1e-300)
         inside = directions @ factors.left
-        misfits = factors.outside(directions).norm(dim=1) / sizes.clamp_min(1e-300)
-        # Of two classes both labels fit, with opposite signs: weights are positive.
-        misfits = torch.where(inside @ (point / factors.values) > 0, misfits, torch.inf)
-        label = int(misfits.argmin())
-        q = layer.logit_gradients(inputs, labels[label : label + 1])
-        size = float(q[0, label].abs())
-        noise = factors.noise * float((inside[label] / factors.values).norm()) / float(sizes[label])
+        misfits = factors.outside(directions).norm(dim=1) / sizes
+        noise = factors.noise * (inside / factors.values).norm(dim=1) / sizes
+        own = logit_gradients(logits, labels, layer.class_weights).diagonal().abs()
         allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
-        allowed += tolerances.LAYER_OUTPUTS
-        allowed += tolerances.ERROR_MARGIN * layer.epsilon / max(size, 1e-300)
-        if not float(misfits[label]) < min(allowed, tolerances.MOST_MISFIT):
-            return
-        inverse = size * float((inside[label] * (point / factors.values)).sum())
-        if not inverse > tolerances.LEAST_INVERSE_WEIGHT:
-            return
+        allowed = allowed + tolerances.DIRECTION + tolerances.ERROR_MARGIN * layer.epsilon / own
+        excess = misfits / allowed.clamp_max(tolerances.MOST_MISFIT)
+        # Of two classes both labels fit, with opposite signs, and weights are positive.
+        inverse = own * (inside @ dual)
         if self.divisor is not None:
-            times = max(1, round(self.divisor / inverse))
-            if abs(inverse * times / self.divisor - 1.0) > tolerances.MOST_SLIP:
-                return
-        if self._goes_with_others(point, inside[label] * (size / inverse)):
-            one = Samples(inputs, labels[label : label + 1], inputs.new_tensor([inverse]))
-            self.found = self.found.join(one)
+            times = (self.divisor / inverse).round().clamp_min(1.0)
+            slip = (inverse * times / self.divisor - 1.0).abs()
+            excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
+        excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
+        return excess, inverse, inside * (own / inverse)[:, None]
+
+    def _goes_with_others(
+        self, point: Float[Tensor, " rank"], contribution: Float[Tensor, " rank"]
+    ) -> bool:
+        """Samples of one batch are biorthogonal: a mixture with one that is found is not."""
+        if not len(self.found):
+            return True
+        factors = self.factors
+        there = self.contributions() @ factors.left / factors.values @ point
+        back = (self.found.inputs @ factors.right) @ (contribution / factors.values)
+        return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
+
+    def _fit_other_label(self) -> Bool[Tensor, " samples"]:
+        """Which samples go with another label as well."""
+        points = self.found.inputs @ self.factors.right
+        fitting = [
+            int((self._by_label(inputs, point)[0] <= 1.0).sum())
+            for inputs, point in zip(self.found.inputs, points, strict=True)
+        ]
+        return torch.tensor(fitting, device=points.device) > 1
 
     def _is_clear(self) -> Bool[Tensor, " samples"]:
         """Which samples stand clear of the errors of the gradient and of the client's."""
@@ -180,7 +205,8 @@ class LayerSearch(SampleSearch):
         points = self.found.inputs @ factors.right
         dual = (inside / factors.values).norm(dim=1) * (points / factors.values).norm(dim=1)
         noise = factors.noise * factors.left.shape[0] ** 0.5 * dual
-        clear: Tensor = (q.norm(dim=1) > tolerances.CLEAR * slips) & (tolerances.CLEAR * noise < 1.0)
+        beside_noise = tolerances.CLEAR * noise < 1.0
+        clear: Tensor = beside_noise & (q.norm(dim=1) > tolerances.CLEAR * slips)
         return clear
 
     def _proves(self) -> bool:
@@ -208,7 +234,7 @@ def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) ->
     if bool((apart > tolerances.DIFFERENT * predicted.norm(dim=1)).any()):
         return False
     left_over = (matrix - solved.T @ rows).norm()
-    return bool(left_over <= tolerances.STANDS_OFF * rounding * matrix.numel() ** 0.5)
+    return bool(left_over <= tolerances.LEFT_OVER * rounding * matrix.numel() ** 0.5)
 
 
 def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Generator) -> LowRank:

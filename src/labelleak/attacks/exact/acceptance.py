@@ -1,4 +1,4 @@
-"""Which embeddings and labels are samples of the batch, by the head's gradient alone."""
+"""Tests whether an embedding and a label are a sample of the batch, by the head's gradient."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +9,9 @@ from labelleak.attacks.exact.head_factors import HeadFactors
 from labelleak.attacks.exact.logit_gradient import logit_directions
 from labelleak.attacks.exact.samples import Samples
 
+# Labels tried for each embedding.
 _LABELS_TRIED = 12
-# Entries of the predictions that are held at once: 64 MB.
+# Most entries of the predictions in memory at once: 64 MB.
 _ENTRIES = 2**23
 
 
@@ -22,30 +23,31 @@ def accepted(
     *,
     entries: int = _ENTRIES,
 ) -> Samples:
-    """The samples of the batch among some coordinates and labels.
+    """Pick the samples of the batch among some points and labels.
 
-    The q of a sample lies in the column space as far as the errors of that space let it, and taking
-    the sample out lowers the rank: its inverse weight is D over a whole number.
+    The q of a sample lies in the column space, up to the errors of that space. And taking the
+    sample out lowers the rank, so its inverse weight is D over a whole number.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         points: Coordinates a.
-        labels: A label for each.
-        divisor: D; None where it is unknown, and anything clearly above zero passes.
-        entries: Entries of the predictions that are held at once.
+        labels: A label for each point.
+        divisor: D, or None if it is unknown; any weight clearly above zero passes then.
+        entries: Most entries of the predictions in memory at once.
 
     Returns:
-        The samples, once each: of those that are the same, the one that fits best. Those come
-        first that fit better, and of those that fit equally well the first of the points.
+        The samples, each once: of points that are the same sample, the best fit stays. Better fits
+        come first; equally good fits keep the order of the points.
     """
-    apart, inverse = excess(factors, points, labels, divisor, entries=entries)
-    chosen = (apart <= 1.0).nonzero()[:, 0]
-    best_first = chosen[apart[chosen].sort(stable=True).indices]
-    every = Samples(points @ factors.right.T, labels, inverse)
-    kept = best_first[every.pick(best_first).is_first()].sort().values
-    # How far below its errors a sample fits is chance, and no reason to prefer it to another one.
-    telling = apart[kept].clamp_min(tolerances.TELLING)
-    return every.pick(kept[telling.sort(stable=True).indices])
+    distances, inverse = excess(factors, points, labels, divisor, entries=entries)
+    chosen = (distances <= 1.0).nonzero()[:, 0]
+    found = Samples(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])
+    distances = distances[chosen]
+    best_first = distances.sort(stable=True).indices
+    kept = best_first[found.pick(best_first).is_first()].sort().values
+    # Below its errors, how well a sample fits is chance and must not decide which one is preferred.
+    telling = distances[kept].clamp_min(tolerances.TELLING)
+    return found.pick(kept[telling.sort(stable=True).indices])
 
 
 def excess(
@@ -56,25 +58,26 @@ def excess(
     *,
     entries: int = _ENTRIES,
 ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
-    """How far each q is from that of a sample of the batch, and its inverse weight.
+    """Distance of each point and label from a sample of the batch, and the inverse weight.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         points: Coordinates a.
-        labels: A label for each.
-        divisor: D; None where it is unknown.
-        entries: Entries of the predictions that are held at once.
+        labels: A label for each point.
+        divisor: D, or None if it is unknown.
+        entries: Most entries of the predictions in memory at once.
 
     Returns:
         The larger of two distances, in units of what errors allow: of q from the column space, and
-        of D over the inverse weight from a whole number. It is at most 1 for a sample of the batch.
+        of D over the inverse weight from a whole number. A sample of the batch has at most 1. Then
+        the inverse weights.
     """
     size = max(1, entries // factors.left.shape[0])
     parts = zip(torch.split(points, size), torch.split(labels, size), strict=True)
-    apart, inverse = zip(
-        *(_excess(factors, part, those, divisor) for part, those in parts), strict=True
+    distances, inverse = zip(
+        *(_excess(factors, part, own, divisor) for part, own in parts), strict=True
     )
-    return torch.cat(apart), torch.cat(inverse)
+    return torch.cat(distances), torch.cat(inverse)
 
 
 def _excess(
@@ -83,16 +86,16 @@ def _excess(
     labels: Int[Tensor, " points"],
     divisor: float | None,
 ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
-    """`excess` of so few points that their predictions fit into memory."""
+    """`excess` of a few points, whose predictions fit in memory."""
     directions = logit_directions(factors.logits(points), labels)
     lengths = directions.norm(dim=1)
     inside = directions @ factors.left
     outside = (directions - inside @ factors.left.T).norm(dim=1)
-    # Entries of column i of U are wrong by noise / S_i.
+    # Each entry of column i of U is off by noise / S_i.
     error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
     inverse = factors.inverse_weights(points, labels)
     allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * lengths
-    # One less a probability is computed with an error of epsilon, which q shares.
+    # The client computes 1 - p with an error of epsilon, which passes on to q.
     own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
     rounded = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
     allowed += rounded.clamp_max(tolerances.MOST_MISFIT)
@@ -100,12 +103,12 @@ def _excess(
     if divisor is None:
         slipped = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, 0.0, torch.inf)
     else:
-        # Only where the fit is evidence itself may a sample be there several times.
-        fits_itself = factors.spare_equations >= factors.rank
-        times = (divisor / inverse).round().clamp(1.0, tolerances.MOST_TIMES if fits_itself else 1)
+        # With enough spare equations the fit alone is evidence, so samples may be repeated.
+        overdetermined = factors.spare_equations >= factors.rank
+        most = tolerances.MOST_TIMES if overdetermined else 1
+        times = (divisor / inverse).round().clamp(1, most)
         slip = _weight_errors(factors, points, labels) / inverse.abs()
-        # And flat directions blur the weight.
-        least = tolerances.FLAT_SLIP if fits_itself else tolerances.WHOLE_NUMBER
+        least = tolerances.FLAT_SLIP if overdetermined else tolerances.WHOLE_NUMBER
         allowed_slip = least + rounded + tolerances.SLIP_MARGIN * slip
         allowed_slip = allowed_slip.clamp_max(tolerances.MOST_SLIP)
         slipped = (inverse * times / divisor - 1.0).abs() / allowed_slip
@@ -118,7 +121,7 @@ def _weight_errors(
     points: Float[Tensor, "points rank"],
     labels: Int[Tensor, " points"],
 ) -> Float[Tensor, " points"]:
-    """Size of the errors of the inverse weights: of the gradient, and of the client's rounding."""
+    """Standard errors of the inverse weights, from noise and from the client's rounding."""
     inside = factors.logit_gradients(points, labels) @ factors.left
     dual_inside = (inside / factors.values).norm(dim=1)
     dual_points = (points / factors.values).norm(dim=1)
@@ -131,10 +134,18 @@ def _weight_errors(
 def likely_labels(
     factors: HeadFactors, points: Float[Tensor, "points rank"]
 ) -> tuple[Float[Tensor, "pairs rank"], Int[Tensor, " pairs"]]:
-    """Every point with the labels whose q is nearest to the column space, relative to its size."""
+    """Pair every point with the labels whose q lies nearest to the column space.
+
+    Args:
+        factors: Factors of the head's gradient.
+        points: Coordinates a.
+
+    Returns:
+        Each point repeated for its labels, and the labels, ascending for each point.
+    """
     logits = factors.logits(points)
     classes = logits.shape[1]
-    # Where the column space holds every q, which is nearest would be rounding.
+    # If the column space holds every q, rounding alone would say which is nearest: try all labels.
     tried = classes if factors.rank >= classes - 1 else min(_LABELS_TRIED, classes)
     p = torch.softmax(logits, dim=1)
     outside = factors.outside(p)

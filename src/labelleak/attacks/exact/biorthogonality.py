@@ -1,7 +1,7 @@
-"""Samples of one batch are biorthogonal: which of them go together, and what that tells of each.
+"""Biorthogonality of the samples of one batch: selects compatible samples, and refines them.
 
-Of samples of one batch, ``(U^T q_j)^T S^-1 a_k`` over the inverse weight of j, the coupling of j
-and k, is 1 for j = k and 0 otherwise: neither is part of what the other is made of.
+The coupling of two samples j and k is ``(U^T q_j)^T S^-1 a_k`` over the inverse weight of j. For
+samples of one batch it is 1 if j = k, and 0 otherwise.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from labelleak.attacks.exact.samples import Samples
 
 _STEPS = 12
 _SCHEDULE = Schedule(damping=1e-6, shrink=0.1, grow=1e3, ridge=1e-30, gain=1e-2, patience=3)
-# Above so many unknowns, samples times their coordinates, the equations cost more than they help.
+# With more unknowns, samples times coordinates, the equations cost more time than they save.
 _MOST_UNKNOWNS = 3000
 
 
 def compatible(factors: HeadFactors, known: int, every: Samples, most: int) -> Int[Tensor, " kept"]:
-    """Which samples go together: the first `known` ones, and others as long as they fit to those.
+    """Select samples that can be in one batch, greedily.
 
     Args:
-        factors: Of the whole gradient.
-        known: Number of samples that stay in any case.
-        every: Those, and then further ones, those to be preferred first.
+        factors: Factors of the whole head gradient.
+        known: Number of samples at the front that are kept in any case.
+        every: All samples; of those behind the front, earlier ones are preferred.
         most: Largest number to keep.
 
     Returns:
-        Their indices, ascending.
+        Indices of the samples kept, ascending.
     """
     coupling, allowed = _couplings(factors, every)
     excess = coupling.abs() - allowed
@@ -46,16 +46,16 @@ def compatible(factors: HeadFactors, known: int, every: Samples, most: int) -> I
 
 
 def refine_together(factors: HeadFactors, samples: Samples) -> Samples:
-    """Fit samples to the column space and to biorthogonality, each equation by its own errors.
+    """Fit samples to the column space and to biorthogonality, each equation weighed by its error.
 
-    Works while others are still missing, unlike a fit to the whole gradient.
+    Unlike a fit to the whole gradient, this works while other samples are missing.
 
     Args:
-        factors: Of the whole gradient.
+        factors: Factors of the whole head gradient.
         samples: Some of its samples.
 
     Returns:
-        The same samples; their inverse weights are those they had.
+        The same samples with more exact inputs, and inverse weights as before.
     """
     if not 0 < factors.unknowns * len(samples) <= _MOST_UNKNOWNS:
         return samples
@@ -77,13 +77,13 @@ def refine_together(factors: HeadFactors, samples: Samples) -> Samples:
 
 @dataclass(frozen=True)
 class PartialFit:
-    """A single problem: all samples' q outside of the column space, and all couplings.
+    """One least-squares problem: the q outside of the column space, and the couplings.
 
     Attributes:
-        factors: Of the whole gradient.
-        samples: Some of its samples: their labels and inverse weights.
-        outside_errors: What each sample's part outside is divided by, shape (samples,).
-        coupling_weights: What each pair's coupling is multiplied by, shape (samples, samples).
+        factors: Factors of the whole head gradient.
+        samples: Some of its samples; only their labels and inverse weights are used.
+        outside_errors: Divisor of each sample's part outside, shape (samples,).
+        coupling_weights: Factor on the coupling of each pair, shape (samples, samples).
     """
 
     factors: HeadFactors
@@ -92,7 +92,7 @@ class PartialFit:
     coupling_weights: Float[Tensor, "samples samples"]
 
     def evaluate(self, points: Float[Tensor, "1 samples rank"]) -> tuple[Tensor, ...]:
-        """Sum of squares, and what it is of: the q outside, and the couplings."""
+        """The sum of squares, the parts of q outside, and the couplings less their targets."""
         factors, samples, [own] = self.factors, self.samples, points
         directions = logit_directions(factors.logits(own), samples.labels)
         outside = factors.outside(directions) / self.outside_errors[:, None]
@@ -110,10 +110,10 @@ class PartialFit:
         _, [outside], [coupled] = evaluated
         labels = self.samples.labels
         logits = factors.logits(points)
-        # Each q outside of the column space depends on its own sample alone.
+        # The part of q outside depends on its own sample only.
         own = direction_slopes(factors, logit_directions(logits, labels), labels)
         own = own / self.outside_errors[:, None, None]
-        # Coupling (j, k) depends on sample j by its q and on sample k by its coordinates.
+        # Coupling (j, k) depends on sample j through q and on sample k through its coordinates.
         slopes = factors.head @ factors.directions
         p = torch.softmax(logits, dim=1)
         weighted = (p * factors.weights[labels][:, None])[:, :, None]
@@ -139,14 +139,14 @@ class PartialFit:
         return points + steps.view(*points.shape[:2], -1) @ self.factors.directions.T
 
     def pick(self, chosen: Tensor) -> "PartialFit":
-        """The problem itself: it is the only one."""
+        """This problem, as there is only one."""
         return self
 
 
 def _couplings(
     factors: HeadFactors, samples: Samples
 ) -> tuple[Float[Tensor, "samples samples"], Float[Tensor, "samples samples"]]:
-    """All couplings, and how far errors let them be from 0 and 1."""
+    """The couplings of all pairs, and their errors."""
     points = samples.inputs @ factors.right
     inside = factors.logit_gradients(points, samples.labels) @ factors.left
     dual_points, dual_inside = points / factors.values, inside / factors.values

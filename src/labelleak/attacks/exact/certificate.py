@@ -1,4 +1,4 @@
-"""Whether samples rebuild the gradient so exactly that their labels are proven."""
+"""The certificate: whether samples rebuild the gradient so exactly that labels are proven."""
 
 from dataclasses import dataclass
 
@@ -15,20 +15,20 @@ from labelleak.attacks.exact.samples import Samples
 
 _POLISHING_STEPS = 40
 _COMPETITION_STEPS = 40
-# Above so many unknowns samples are taken as they were found.
+# With more unknowns, samples times coordinates, samples are judged as they were found.
 _MOST_UNKNOWNS = 3000
-# Entries of the equations of all hypotheses that are fitted at once: 64 MB.
+# Most entries of the equations of hypotheses in memory at once: 64 MB.
 _ENTRIES = 2**23
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a set of samples proves.
+    """How well a set of samples rebuilds the gradient.
 
     Attributes:
         samples: The samples, fitted to the gradient together.
         times: How often each is in the batch, int64, shape (samples,).
-        seen: Whether each stands clear of the errors of the gradient, shape (samples,).
+        seen: Whether each stands clear of the errors of the gradient, bool, shape (samples,).
         rebuilt: Whether together they rebuild the gradient up to rounding.
     """
 
@@ -42,7 +42,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
     """Fit the samples together, and compare what they leave of the gradient with its rounding.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         samples: As many samples as its rank.
         divisor: D.
         rounding: Typical rounding error of one entry of G.
@@ -64,7 +64,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
             steps=_POLISHING_STEPS if few else 0,
             scale=scale,
         )
-        # Now weigh every column by its own errors, those of the client's arithmetic included.
+        # Then weigh every column by its errors, including those of the client's arithmetic.
         q = factors.logit_gradients(points, samples.labels) * shares[:, None]
         slips = _slips(factors, points, q, shares)
         floor = factors.matrix.shape[0] * factors.noise**2
@@ -84,7 +84,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
 def _slips(
     factors: HeadFactors, points: Tensor, q: Tensor, shares: Tensor
 ) -> Float[Tensor, " samples"]:
-    """Size of the client's errors in each q: of its logits, and of one less a probability."""
+    """Size of the client's rounding errors in each q, from its logits and from 1 - p."""
     inputs = points @ factors.right.T
     logits = factors.epsilon * inputs.norm(dim=1) * float(factors.layer.norm(dim=1).max())
     slips: Tensor = q.norm(dim=1) * logits + factors.epsilon * shares
@@ -94,11 +94,10 @@ def _slips(
 def _seen(
     factors: HeadFactors, points: Tensor, q: Tensor, slips: Tensor
 ) -> Bool[Tensor, " samples"]:
-    """Whether each sample stands clear of the errors, and is itself what the gradient shows.
+    """Whether each sample stands clear of the errors, and the gradient has the same q for it.
 
-    The distance of G to the matrices that the other q and embeddings span is one over the product
-    of the norms of a sample's dual vectors. And the embeddings alone determine every q by a linear
-    system; the head's own prediction for the embedding has to be the same.
+    The embeddings alone determine every q by a linear system. The head's prediction for the
+    embedding has to agree with it.
     """
     error = _noise_in_gradients(factors, q)
     solved = torch.linalg.solve(points.T, (factors.left * factors.values).T)
@@ -113,11 +112,11 @@ def clear_samples(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samp
     """Which samples stand clear of the errors of the gradient.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         samples: Some of its samples.
 
     Returns:
-        Bool, shape (samples,). The label of one that does not may be any.
+        Bool, shape (samples,). Any label may fit a sample that does not.
     """
     points = samples.inputs @ factors.right
     shares = 1.0 / samples.inverse_weights
@@ -126,10 +125,10 @@ def clear_samples(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samp
 
 
 def number_too_weak(rest: HeadFactors, samples: Samples) -> int:
-    """How many of the samples that were not found are too weak for that.
+    """How many of the samples that were not found are too weak to be found.
 
     Args:
-        rest: Factors of what the samples leave of the gradient.
+        rest: Factors of the gradient minus the samples found.
         samples: The samples found, at least one.
     """
     slip = rest.epsilon * float((samples.inputs.norm(dim=1) / samples.inverse_weights).max())
@@ -137,7 +136,7 @@ def number_too_weak(rest: HeadFactors, samples: Samples) -> int:
 
 
 def _noise_in_gradients(factors: HeadFactors, q: Tensor) -> Float[Tensor, " samples"]:
-    """What the noise of G adds to each q that is solved for."""
+    """Size of the errors in each q that the noise of G causes."""
     dual = (q @ factors.left) / factors.values
     noise: Tensor = factors.noise * factors.matrix.shape[0] ** 0.5 * dual.norm(dim=1)
     return noise
@@ -146,6 +145,7 @@ def _noise_in_gradients(factors: HeadFactors, q: Tensor) -> Float[Tensor, " samp
 def _is_clear(
     factors: HeadFactors, points: Tensor, q: Tensor, slips: Tensor
 ) -> Bool[Tensor, " samples"]:
+    # The distance of G from all gradients without a sample is one over the norms of its two duals.
     dual = (points / factors.values).norm(dim=1)
     beside_noise = tolerances.CLEAR * _noise_in_gradients(factors, q) * dual < 1.0
     result: Tensor = beside_noise & (q.norm(dim=1) > tolerances.CLEAR * slips)
@@ -153,16 +153,16 @@ def _is_clear(
 
 
 def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
-    """Whether zeros alone single out every embedding, and every label with it.
+    """Whether the zeros of the embeddings alone determine every embedding and label.
 
-    A mixture of the rank's embeddings can be made zero in rank - 1 features, and is zero in more
-    by chance only. Embeddings with many more zeros are the only ones, whatever the head predicts.
-    Every q then follows linearly, and its one negative entry is the label.
+    A mixture of embeddings can be made zero in rank - 1 features; further zeros are chance. So
+    embeddings with many more zeros are unique, whatever the head predicts. Every q then follows
+    from a linear system, and its one negative entry is the label.
 
     Args:
-        factors: Of the gradient.
-        samples: As many samples as its rank, as the search found them: the joint fit trades zeros
-            for predictions.
+        factors: Factors of the head's gradient.
+        samples: As many samples as its rank, as the search found them: a joint fit gives up zeros
+            for better predictions.
     """
     embeddings = samples.inputs[:, :-1] if factors.affine else samples.inputs
     points = samples.inputs @ factors.right
@@ -170,7 +170,7 @@ def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
     alive = factors.right[: embeddings.shape[1]] * factors.values
     alive = alive.norm(dim=1) > tolerances.ZERO * factors.noise * factors.rank**0.5
     zeros = (embeddings.abs() <= tolerances.ZERO * errors) & alive
-    # Zero has to mean something: most other entries stand far above the errors.
+    # A zero means something only if other entries stand far above the errors.
     large = (embeddings.abs() > tolerances.NOT_ZERO * errors) & alive
     beyond = max(tolerances.FEWEST_ZEROS, int(tolerances.SHARE_OF_ZEROS * int(alive.sum())))
     enough = zeros.sum(dim=1) >= factors.rank - 1 + beyond
@@ -186,16 +186,19 @@ def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
 def fits_other_label(
     factors: HeadFactors, samples: Samples, divisor: float | None
 ) -> Bool[Tensor, " samples"]:
-    """Whether the embedding of a sample goes with another label as well.
+    """Whether the embedding of a sample fits with another label as well.
 
-    Predictions that are sure and wrong are differences of two unit vectors. These span all other
-    differences of the same classes, and say nothing of the embedding: labels may then be exchanged
-    between samples, and other embeddings rebuild the same gradient.
+    If predictions are confident and wrong, every q is a difference of two unit vectors, which says
+    nothing of the embedding. Such differences span those of other pairs of the same classes. Labels
+    may then be exchanged between samples, and other embeddings rebuild the same gradient.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         samples: Some of its samples.
-        divisor: D; None where it is unknown.
+        divisor: D, or None if it is unknown.
+
+    Returns:
+        Bool, shape (samples,).
     """
     points, labels = likely_labels(factors, samples.inputs @ factors.right)
     which = torch.arange(len(samples)).to(labels).repeat_interleave(len(labels) // len(samples))
@@ -207,10 +210,18 @@ def fits_other_label(
 
 
 def no_competitor(factors: HeadFactors, judged: Judgement, divisor: float, clock: Clock) -> bool:
-    """Whether every hypothesis with one label changed leaves far more of the gradient.
+    """Whether every hypothesis with one label changed fits the gradient far worse.
 
-    Needed where there are few classes, so that single samples have no equations to spare. Without
-    the time to try them all, nothing is proven.
+    Needed where there are so few classes that single samples have no spare equations.
+
+    Args:
+        factors: Factors of the head's gradient.
+        judged: The samples, as many as its rank.
+        divisor: D.
+        clock: Time limit.
+
+    Returns:
+        False also if time is up before all hypotheses are tried.
     """
     samples, classes = judged.samples, factors.matrix.shape[0]
     number = len(samples)
@@ -229,7 +240,7 @@ def no_competitor(factors: HeadFactors, judged: Judgement, divisor: float, clock
     )
     size = points.norm(dim=1).median()
     starts[rows, which] = factors.origin + size * steps[others] @ factors.directions.T
-    # Held to the same test as the samples that are to be certified.
+    # Hypotheses have to pass the same test as the samples themselves.
     own = _mismatch(factors, points[None], samples.labels[None], shares[:1])
     least = (tolerances.WORSE * own).clamp_min(tolerances.FITS)
     together = max(1, _ENTRIES // (number * max(1, factors.unknowns)) ** 2)
@@ -251,7 +262,7 @@ def _mismatch(
     labels: Int[Tensor, "hypotheses samples"],
     shares: Float[Tensor, "hypotheses samples"],
 ) -> Float[Tensor, " hypotheses"]:
-    """Largest relative difference of the q that embeddings determine and those predicted."""
+    """Largest relative difference between the q that embeddings determine and those predicted."""
     q = factors.logit_gradients(points.flatten(0, 1), labels.flatten()).view(*labels.shape, -1)
     q = q * shares[:, :, None]
     right = (factors.left * factors.values).T.expand(len(labels), -1, -1)

@@ -1,4 +1,4 @@
-"""Descent from many starts to embeddings whose q fits the column space of the gradient."""
+"""Descents of single samples: from starts to embeddings whose q lies in the column space."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from labelleak.attacks.exact.logit_gradient import logit_directions
 
 _STEPS = 60
 _SCHEDULE = Schedule(damping=1e-2, shrink=0.2, grow=5.0, ridge=1e-14, gain=1e-2, patience=6)
-# Entries of the derivatives that are held at once: 64 MB.
+# Most entries of the derivatives in memory at once: 64 MB.
 _ENTRIES = 2**23
 
 
 def misfit(
     factors: HeadFactors, points: Float[Tensor, "points rank"], labels: Int[Tensor, " points"]
 ) -> Float[Tensor, " points"]:
-    """The share of the direction of q that lies outside of the column space."""
+    """The part of the direction of q outside of the column space, relative to its length."""
     directions = logit_directions(factors.logits(points), labels)
     relative: Tensor = factors.outside(directions).norm(dim=1) / directions.norm(dim=1)
     return relative
@@ -36,20 +36,20 @@ def descend(
     steps: int = _STEPS,
     entries: int = _ENTRIES,
 ) -> tuple[Float[Tensor, "points rank"], Float[Tensor, " points"]]:
-    """Move every point, with its own label, to where the direction of q fits the column space.
+    """Move every point to where the direction of q for its label lies in the column space.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         points: Coordinates of the starts.
         labels: Label of each start.
         enough: Norm of the part outside at which a point has arrived.
-        clock: When to stop at the latest.
+        clock: Time limit.
         steps: Largest number of steps.
-        entries: Entries of the derivatives that are held at once.
+        entries: Most entries of the derivatives in memory at once.
 
     Returns:
-        The points reached, and the norm of the part outside; infinite for those that there was no
-        time for.
+        The points reached, and the norms of the part outside; infinite for points that there was
+        no time for.
     """
     if not factors.unknowns:
         return points, misfit(factors, points, labels)
@@ -76,7 +76,7 @@ class ColumnSpaceFits:
     """One problem for each point: the part of q's direction outside of the column space.
 
     Attributes:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         labels: Label of each point.
     """
 
@@ -114,11 +114,11 @@ def direction_slopes(
     directions: Float[Tensor, "points classes"],
     labels: Int[Tensor, " points"],
 ) -> Float[Tensor, "points classes moves"]:
-    """Derivative of the part of q's direction outside of the column space.
+    """Jacobian of the part of q's direction outside of the column space.
 
     Args:
-        factors: Of the gradient.
-        directions: Of q at each point, as `logit_directions` gives them.
+        factors: Factors of the head's gradient.
+        directions: Directions of q at the points, from `logit_directions`.
         labels: Label of each point.
     """
     slopes = factors.head @ factors.directions

@@ -1,11 +1,11 @@
-"""The head's gradient as a sum of one rank-one matrix per sample, and its singular factors.
+"""Factors of the head's gradient, which is a sum of one rank-one matrix per sample.
 
 With q = (p - y) * weight of y, the gradient of weight and bias side by side is
 
     G = [dW, db] = 1/D * sum_k q_k [e_k, 1]^T = U S V^T ,
 
-where D is the loss's divisor, the batch size for a plain mean. Every q_k lies in the column space,
-and every [e_k, 1] in the row space: [e_k, 1] = V a_k.
+where D is the divisor of the loss: the batch size for a plain mean. Every q_k lies in the column
+space, and every [e_k, 1] in the row space: [e_k, 1] = V a_k.
 """
 
 import math
@@ -26,12 +26,12 @@ from labelleak.observation import Observation
 
 @dataclass(frozen=True)
 class HeadFactors(LowRank):
-    """Factors of the head's gradient, shape (classes, columns); all float64.
+    """Factors of the head's gradient G, shape (classes, columns); all float64.
 
-    There are features + 1 columns, or as many as features where the bias gradient is not known.
+    Columns are the features, and the bias where its gradient is known.
 
     Attributes:
-        epsilon: Machine epsilon of the client's arithmetic: the error of one less a probability.
+        epsilon: Machine epsilon of the client's arithmetic, the error of 1 - p.
         matrix: G, shape (classes, columns).
         layer: [W, b], or W alone where G has no column for the bias; shape (classes, columns).
         offset: The bias where `layer` lacks it, else zero; shape (classes,).
@@ -75,7 +75,7 @@ class HeadFactors(LowRank):
 
     @property
     def spare_equations(self) -> int:
-        """By how many the equations of one sample and label outnumber its unknowns."""
+        """Number of equations less number of unknowns, of one sample with a label."""
         return self.matrix.shape[0] - 1 - self.rank - self.unknowns
 
     def logits(self, points: Float[Tensor, "points rank"]) -> Float[Tensor, "points classes"]:
@@ -91,29 +91,28 @@ class HeadFactors(LowRank):
     def inverse_weights(
         self, points: Float[Tensor, "points rank"], labels: Int[Tensor, " points"]
     ) -> Float[Tensor, " points"]:
-        """D for a sample of the batch, zero in general for any other (Wedderburn 1934).
+        """D over how often a sample is in the batch; near zero for most other points.
 
-        Taking ``q [e, 1]^T / D`` from G lowers its rank by one exactly if
-        ``(U^T q)^T S^-1 a = D``, for q and e in its column and row space. Of a sample that is in
-        the batch more than once it is D over that number.
+        Let q and e be in the column and row space of G. Then taking ``q [e, 1]^T / D`` from G
+        lowers its rank by one exactly if ``(U^T q)^T S^-1 a = D`` (Wedderburn 1934).
         """
         inside = self.logit_gradients(points, labels) @ self.left
         return (inside * (points / self.values)).sum(dim=1)
 
     def on_bias(self, points: Float[Tensor, "points rank"]) -> Float[Tensor, "points rank"]:
-        """Points scaled so that the last entry of V a is 1; as they are without a bias."""
+        """Scale points so that the last entry of V a is 1; unchanged without a bias."""
         return points / (points @ self.right[-1])[:, None] if self.affine else points
 
 
 def factorize(observation: Observation, rank: int | None) -> HeadFactors:
-    """Factors of the observed gradient of the head.
+    """Factorize the observed gradient of the head.
 
     Args:
         observation: What the server sees.
-        rank: Upper bound on the rank, such as the batch size; None for none.
+        rank: Upper bound on the rank, such as the batch size, or None.
 
     Returns:
-        The factors, cut at the noise or at the bound, whichever is less.
+        The factors, cut at the noise or at the bound, whichever is lower.
 
     Raises:
         MissingKnowledge: The rank is as high as it can be, so that it tells no samples apart, or it
@@ -131,7 +130,7 @@ def factorize(observation: Observation, rank: int | None) -> HeadFactors:
     elif head.bias is not None:
         offset = head.bias.double()
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    # Its columns sum to zero, so that the rank is below the number of classes.
+    # The columns sum to zero, so the rank is below the number of classes.
     full = min(matrix.shape[0] - 1, matrix.shape[1])
     if rank is not None and rank < full:
         beyond = float(values[rank:full].norm() / values.norm())
@@ -172,16 +171,16 @@ def deflate(
     inputs: Float[Tensor, "samples columns"],
     contributions: Float[Tensor, "samples classes"],
 ) -> HeadFactors:
-    """Factors of what is left of the gradient once some of its samples are taken from it.
+    """Factors of the gradient minus some of its samples.
 
     Args:
-        factors: Of the whole gradient.
+        factors: Factors of the whole gradient.
         inputs: [e, 1] of these samples.
         contributions: q / D of each.
 
     Returns:
-        Factors of the rest. Its rank is that of the whole less the samples, or less where the rest
-        is weak beside the errors that taking the samples out leaves; at least 1.
+        Factors of the rest. Its rank is that of the whole minus the number of samples, or lower
+        where the rest drowns in the errors of these samples; at least 1.
     """
     matrix = factors.matrix - contributions.T @ inputs
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -203,8 +202,8 @@ def _noise(
 ) -> float:
     """Size of the error of one entry.
 
-    Behind the last sample's singular value there is nothing but errors: where the number of samples
-    is known they show how large those are, which the number format only bounds.
+    If the number of samples is known, further singular values consist of errors and show their
+    size. Otherwise only the number format bounds it.
     """
     least = tolerances.DECOMPOSITION * float(values.max()) / math.sqrt(max(shape))
     free = (shape[0] - 1, shape[1])

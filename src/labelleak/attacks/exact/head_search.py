@@ -22,27 +22,28 @@ from labelleak.attacks.exact.head_factors import HeadFactors, deflate, factorize
 from labelleak.attacks.exact.logit_gradient import logit_gradients
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.search import Evidence, SampleSearch
-from labelleak.attacks.exact.starts import starts, typical_length
+from labelleak.attacks.exact.starts import draw_starts, typical_length
 from labelleak.numerics import root_mean_square
 from labelleak.observation import Observation
 
-_PASSES = 40
-_STARTS, _MOST_STARTS = 256, 2048
+# Rounds of guessed zeros in a row that may find nothing.
 _PATIENCE = 6
-# Of what descents reach, so many are fitted to the whole gradient, in so many steps.
-_SETTLED = 96
-_SETTLING_STEPS = 40
-_KEPT_DIRECTIONS = 24
+# Passes of descents, and how many starts the first and the largest of them have.
+_PASSES, _STARTS, _MOST_STARTS = 40, 256, 2048
+# Ends of descents that are fitted to the whole gradient after each pass, and steps of that fit.
+_SETTLED, _SETTLING_STEPS = 96, 40
+# Without a bias: sparse directions kept per round, and lengths tried for each.
+_KEPT_DIRECTIONS, _LENGTHS_TRIED = 24, 9
 
 
 class HeadSearch(SampleSearch):
-    """Finds samples by the gradient of the head.
+    """Finds the samples of a batch in the gradient of the head.
 
     Args:
         observation: What the server sees.
-        divisor: What the loss divides by; None where it is unknown.
-        generator: Source of all guesses.
-        clock: When to stop at the latest.
+        divisor: What the loss divides by, or None if it is unknown.
+        generator: Source of randomness.
+        clock: Time limit.
 
     Raises:
         MissingKnowledge: The rank of the gradient tells no samples apart.
@@ -61,19 +62,19 @@ class HeadSearch(SampleSearch):
 
     @property
     def factors(self) -> HeadFactors:
-        """Of the head's gradient."""
+        """Factors of the head's gradient."""
         return self._factors
 
     @property
     def is_complete(self) -> bool:
-        """Whether as many samples are found as the rank shows, or as there are in the batch."""
+        """Whether the samples found reach the rank of the gradient, or the batch size."""
         return super().is_complete or self._is_explained
 
     @property
     def _is_explained(self) -> bool:
         """Whether the samples found, some of them repeated, are the whole batch.
 
-        The client's rounding may pass for one more rank then.
+        The rank may be one too high then, because of the client's rounding.
         """
         values, number = self.factors.values, len(self.found)
         if self.divisor is None or number < 2 or bool((self.factors.weights != 1.0).any()):
@@ -84,9 +85,9 @@ class HeadSearch(SampleSearch):
         return bool((times > 1.5).any()) and float(times.sum()) == self.divisor
 
     def run(self) -> None:
-        """Search until all samples are found, the time is over, or the search is fruitless."""
+        """Search until all samples are found, time is up, or the search gives up."""
+        # Without a bias and spare equations nothing tells the length of a sparse direction.
         if self.factors.affine or self.factors.spare_equations > 0:
-            # Else nothing would tell the length of a sparse direction.
             self._search_sparse(self._features, _PATIENCE)
         if self.factors.spare_equations > 0:
             self._search_by_descents()
@@ -94,18 +95,18 @@ class HeadSearch(SampleSearch):
             self._factors = factorize(self._observation, len(self.found))
 
     def contributions(self) -> Float[Tensor, "samples classes"]:
-        """Each found sample's q, over its inverse weight."""
+        """The q of each sample found, over its inverse weight."""
         logits = self.found.inputs @ self.factors.layer.T + self.factors.offset
         q = logit_gradients(logits, self.found.labels, self.factors.weights)
         contributions: Tensor = q / self.found.inverse_weights[:, None]
         return contributions
 
     def rest_of_head(self) -> Float[Tensor, "classes columns"]:
-        """What the samples found leave of the head's gradient."""
+        """The head's gradient minus the samples found."""
         return self._rest().matrix
 
     def evidence(self, divisor: float | None) -> Evidence:
-        """What speaks for the samples found; they are fitted together once all are found."""
+        """Evidence for the samples found; once all are found, they are fitted together first."""
         judged, samples = None, self.found
         if len(samples) and divisor is not None and self.is_complete:
             judged = judge(self.factors, samples, divisor, self._rounding)
@@ -121,7 +122,7 @@ class HeadSearch(SampleSearch):
         )
 
     def _sure(self, samples: Samples, divisor: float | None) -> Bool[Tensor, " samples"]:
-        """Which samples stand clear of the gradient's errors, and are the only ones that fit."""
+        """Which samples stand clear of the gradient's errors and fit with no other label."""
         if not len(samples):
             return torch.zeros_like(samples.labels, dtype=torch.bool)
         factors, complete = self.factors, self.is_complete
@@ -130,11 +131,11 @@ class HeadSearch(SampleSearch):
         if factors.spare_equations > 0 and not by_zeros:
             known = divisor if complete else self.divisor
             sure = sure & ~fits_other_label(factors, samples, known)
-        # That a sample is there several times shows in the others alone.
+        # Only the other samples can confirm that one is repeated.
         return sure if complete else sure & (self.times(divisor) == 1)
 
     def _proves(self, judged: Judgement, divisor: float | None) -> bool:
-        """Whether nothing speaks against the samples, and no other hypothesis comes near."""
+        """Whether the samples rebuild the gradient, and no other hypothesis comes near."""
         if divisor is None or not judged.rebuilt or not bool(judged.seen.all()):
             return False
         if determined_by_zeros(self.factors, self.found):
@@ -156,21 +157,21 @@ class HeadSearch(SampleSearch):
         return self.factors.right[: self._observation.head.features]
 
     def _rest(self) -> HeadFactors:
-        """Factors of what the samples found leave of the gradient."""
+        """Factors of the gradient minus the samples found."""
         if not len(self.found):
             return self.factors
         return deflate(self.factors, self.found.inputs, self.contributions())
 
     def _take(self, points: Tensor, labels: Tensor) -> None:
-        """Add what is accepted and goes with what was found before."""
+        """Add the points that are accepted and compatible with the samples found before."""
         factors = self.factors
-        # Fitted to each other, two of them may have become the same.
+        # `refine_together` may have made two of them the same.
         known = Samples.none(factors.matrix).join(self.found)
         every = known.join(accepted(factors, points, labels, self.divisor))
         self.found = every.pick(compatible(factors, len(known), every, factors.rank))
 
     def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
-        """Take those sparse directions that are samples; whether any may have been one."""
+        """Take the sparse directions that are samples; returns whether any could be one."""
         factors, features = self.factors, self._features
         if factors.affine:
             points = self._scaled_by_bias(directions)
@@ -188,9 +189,10 @@ class HeadSearch(SampleSearch):
         return True
 
     def _take_at_some_length(self, directions: Float[Tensor, "directions rank"]) -> None:
-        """Without a bias a direction says nothing of the length: several are tried, and refined."""
+        """Try several lengths of each direction, as nothing tells the length without a bias."""
         factors = self.factors
-        lengths = typical_length(factors) * torch.logspace(-0.8, 0.8, 9).to(directions)
+        ratios = torch.logspace(-0.8, 0.8, _LENGTHS_TRIED).to(directions)
+        lengths = typical_length(factors) * ratios
         points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
         points, labels = likely_labels(factors, points)
         self._take(self._settled(points, labels), labels)
@@ -198,7 +200,7 @@ class HeadSearch(SampleSearch):
     def _settled(
         self, points: Float[Tensor, "points rank"], labels: Int[Tensor, " points"]
     ) -> Float[Tensor, "points rank"]:
-        """Points that have descended on the whole gradient as far as arithmetic lets them."""
+        """The points after a descent on the whole gradient to the limit of arithmetic."""
         enough = tolerances.ARRIVED**2
         clock, steps = self._clock, _SETTLING_STEPS
         return descend(self.factors, points, labels, enough=enough, clock=clock, steps=steps)[0]
@@ -210,27 +212,28 @@ class HeadSearch(SampleSearch):
             before = len(self.found)
             self._descend(min(_MOST_STARTS, _STARTS * (1 + number // 2)))
             if len(self.found) == before > 1:
-                # What is left of the gradient is only as exact as what was taken out.
+                # The rest of the gradient is only as exact as the samples taken out of it.
                 self.found = refine_together(self.factors, self.found)
 
     def _descend(self, number: int) -> None:
-        """Descend from so many starts on what the samples found leave of the gradient."""
+        """Descend from a number of starts on the gradient minus the samples found."""
         rest = self._rest()
-        points, labels = starts(rest, number, self._generator)
+        points, labels = draw_starts(rest, number, self._generator)
         reached, misfits = descend(
             rest, points, labels, enough=tolerances.ARRIVED, clock=self._clock
         )
-        # Errors of what was taken out are errors of the rest's spaces: near is good enough here.
+        # Samples taken out inexactly blur the rest, so a descent on it need not arrive.
         near = tolerances.NEAR if len(self.found) else tolerances.ARRIVED**0.5
-        # Those that have arrived are all equally good, and stay in the order of their starts.
+        # Ends that have arrived are equally good and keep the order of their starts.
         misfits, order = misfits.clamp_min(tolerances.ARRIVED).sort(stable=True)
         chosen = order[misfits < near]
         if not len(chosen):
             return
-        ends = Samples(reached[chosen] @ rest.right.T, labels[chosen], misfits[misfits < near])
-        ends = Samples.none(rest.matrix).join(ends)
-        ends = ends.pick(slice(_SETTLED))
+        ends = Samples(
+            reached[chosen] @ rest.right.T, labels[chosen], torch.ones_like(chosen).double()
+        )
+        ends = ends.pick(ends.is_first().nonzero()[:_SETTLED, 0])
         whole = self.factors.on_bias(ends.inputs @ self.factors.right)
         settled = self._settled(whole, ends.labels)
-        # Along flat directions the descent drifts by rounding: where it started may be the better.
+        # Rounding moves points along flat directions, so the start may fit better than the end.
         self._take(torch.cat([settled, whole]), ends.labels.repeat(2))

@@ -1,4 +1,4 @@
-"""Embeddings of all samples at once that rebuild the gradient, for a hypothesis of their labels."""
+"""Joint fit of all embeddings to the head's gradient, for given labels."""
 
 from dataclasses import dataclass
 
@@ -21,31 +21,31 @@ def fit_jointly(
     steps: int,
     scale: Float[Tensor, " rank"] | None = None,
 ) -> tuple[Float[Tensor, "hypotheses samples rank"], Float[Tensor, " hypotheses"]]:
-    """Solve ``sum_k share_k q_k (a_k / S)^T = U`` in least squares, for every hypothesis.
+    """Solve ``sum_k share_k q_k (a_k / S)^T = U`` by least squares, for every hypothesis.
 
     Columns are divided by S, so that weak samples count as much as strong ones, and by
-    ``1 + (noise / S)^2`` where noise is as strong as they are.
+    ``1 + (noise / S)^2``, so that columns of noise count little.
 
     Args:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         points: Coordinates to start from.
         labels: The hypotheses.
-        shares: Share of each sample, its number over D.
+        shares: How often each sample is in the batch, over D.
         steps: Largest number of steps.
-        scale: Weight of each column, as `column_scale` has it unless given.
+        scale: Factor on each column; None for `column_scale`.
 
     Returns:
-        Coordinates, and the cost: the squared norm of what is left of U.
+        Coordinates, and the squared norms of what they leave of U.
     """
     scale = column_scale(factors) if scale is None else scale
     problems = JointFits(factors, labels, shares, scale)
-    # One sample with a bias has no unknowns: its embedding is a quotient.
+    # A single sample with a bias has no unknowns.
     steps = steps if factors.unknowns else 0
     return minimize(problems, points, _SCHEDULE, steps=steps)
 
 
 def column_scale(factors: HeadFactors) -> Float[Tensor, " rank"]:
-    """S / (S^2 + noise^2), the noise that of a whole column."""
+    """S / (S^2 + noise^2), with the noise of a whole column."""
     loud = factors.noise * factors.matrix.shape[0] ** 0.5
     scale: Tensor = factors.values / (factors.values.square() + loud**2)
     return scale
@@ -56,10 +56,10 @@ class JointFits:
     """One problem for each hypothesis: what all samples together leave of the gradient.
 
     Attributes:
-        factors: Of the gradient.
+        factors: Factors of the head's gradient.
         labels: The hypotheses.
-        shares: Share of each sample.
-        scale: Weight of each column.
+        shares: How often each sample is in the batch, over D.
+        scale: Factor on each column.
     """
 
     factors: HeadFactors
@@ -83,7 +83,7 @@ class JointFits:
         _, q, left_over = evaluated
         slope, scaled = self._slopes(points), points * self.scale
         moves = self.scale[:, None] * self.factors.directions
-        # The derivative of sample k is slope_k a_k^T + q_k (move)^T: products in closed form.
+        # The derivative by sample k is slope_k a_k^T + q_k move^T; products in closed form.
         by_class = slope.permute(0, 2, 1, 3).flatten(2)
         gram = by_class.transpose(1, 2) @ by_class
         hypotheses, samples, _, unknowns = slope.shape
@@ -102,7 +102,7 @@ class JointFits:
     def _slopes(
         self, points: Float[Tensor, "hypotheses samples rank"]
     ) -> Float[Tensor, "hypotheses samples classes moves"]:
-        """Derivative of every share times q, for a label that is fixed."""
+        """Derivatives of every share times q by the moves."""
         factors = self.factors
         slopes = factors.head @ factors.directions
         p = torch.softmax(factors.logits(points.flatten(0, 1)), dim=1)

@@ -2,12 +2,12 @@
 
 Between two ReLUs the gradient of a layer ``z = W h + b`` is
 
-    G = [dW, db] = 1/D * sum_k d_k [h_k, 1]^T ,     d_k = (z_k > 0) * (W_head^T q_k) ,
+    G = [dW, db] = 1/D * sum_k d_k [h_k, 1]^T ,     d_k = (z_k > 0) * (W_head^T q_k) .
 
-of rank K for K far above the number of classes. Its inputs h_k are sparse directions of the row
-space (SPEAR, Dimitrov et al., NeurIPS 2024). One that is found determines all that follows by a
-forward pass: its embedding, its prediction and, for each label, d_k. The label is the one whose d_k
-lies in the column space.
+Its rank is K even for K far above the number of classes. The inputs h_k are sparse directions of
+its row space (SPEAR, Dimitrov et al., NeurIPS 2024). A forward pass of h_k yields the embedding,
+the prediction and, for each label, d_k. The right label is the one whose d_k lies in the column
+space.
 """
 
 import torch
@@ -24,24 +24,26 @@ from labelleak.attacks.exact.search import Evidence, SampleSearch
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 
-# Guesses of more zeros than this are right at once, or hardly ever.
+# Rounds in a row that may find nothing; with more than 24 samples, lucky guesses come at once or
+# hardly ever.
 _LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
-# Above this number of entries, the few samples' space is found from random mixtures of columns.
+# With more entries, a randomized decomposition takes the place of the full one.
 _DENSE = 2_000_000
-_OVERSAMPLED, _MOST_BY_MIXTURES = 24, 512
+_OVERSAMPLED, _MOST_RANDOMIZED = 24, 512
 
 
 class LayerSearch(SampleSearch):
-    """Finds samples by the gradient of the layer before the head.
+    """Finds the samples of a batch in the gradient of the layer before the head.
 
-    Its rank is 0 if noise hides it, or if more samples may be there than the layer can show.
+    The rank of its factors is 0 if noise hides the samples, or if the batch may have more samples
+    than the layer can show.
 
     Args:
-        observation: What the server sees.
-        layer: Its layer before the head.
-        divisor: What the loss divides by; None where it is unknown.
-        generator: Source of all guesses.
-        clock: When to stop at the latest.
+        observation: What the server sees, with a bias gradient.
+        layer: The layer before the head.
+        divisor: What the loss divides by, or None if it is unknown.
+        generator: Source of randomness.
+        clock: Time limit.
     """
 
     def __init__(
@@ -58,28 +60,28 @@ class LayerSearch(SampleSearch):
 
     @property
     def factors(self) -> LowRank:
-        """Of the layer's gradient."""
+        """Factors of the layer's gradient."""
         return self._factors
 
     def run(self) -> None:
-        """Search until all samples are found, the time is over, or the search is fruitless."""
+        """Search until all samples are found, time is up, or the search gives up."""
         rank = self.factors.rank
         if rank:
             patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
             self._search_sparse(self.factors.right[:-1], patience)
 
     def contributions(self) -> Float[Tensor, "samples outputs"]:
-        """Each found sample's d, over its inverse weight."""
+        """The d of each sample found, over its inverse weight."""
         pulled = self._layer.pull_back(self.found.inputs, self._logit_gradients())
         contributions: Tensor = pulled / self.found.inverse_weights[:, None]
         return contributions
 
     def rest_of_head(self) -> Float[Tensor, "classes columns"]:
-        """What the samples found leave of the head's gradient."""
+        """The head's gradient minus the samples found."""
         return self._head_gradient - self._head_contributions().T @ self._embeddings()
 
     def evidence(self, divisor: float | None) -> Evidence:
-        """What speaks for the samples found."""
+        """Evidence for the samples found."""
         return Evidence(
             embeddings=self._embeddings()[:, :-1],
             sure=self._is_clear() & ~self._fit_other_label(),
@@ -100,12 +102,12 @@ class LayerSearch(SampleSearch):
         return self._layer.logit_gradients(self.found.inputs, self.found.labels)
 
     def _head_contributions(self) -> Float[Tensor, "samples classes"]:
-        """Each sample's q over its inverse weight."""
+        """The q of each sample found, over its inverse weight."""
         contributions: Tensor = self._logit_gradients() / self.found.inverse_weights[:, None]
         return contributions
 
     def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
-        """Take those sparse directions that are samples; whether any may have been one."""
+        """Take the sparse directions that are samples; returns whether any could be one."""
         for point in self._scaled_by_bias(directions):
             self._take(point)
         if len(self.found) == self.factors.rank - 1:
@@ -113,7 +115,7 @@ class LayerSearch(SampleSearch):
         return True
 
     def _take_last(self) -> None:
-        """The one that is missing is all that the others leave of the gradient."""
+        """Take the last sample, which is the whole rest of the gradient."""
         factors = self.factors
         taken = (self.contributions() @ factors.left).T @ (self.found.inputs @ factors.right)
         _, _, right = torch.linalg.svd(torch.diag(factors.values) - taken)
@@ -121,18 +123,18 @@ class LayerSearch(SampleSearch):
             self._take(point)
 
     def _take(self, point: Float[Tensor, " rank"]) -> None:
-        """Take it if it is a sample of the batch, with the label that fits."""
+        """Take a point if it is a sample of the batch, with the label that fits."""
         factors = self.factors
         inputs = factors.right @ point
         error = float(factors.input_errors(point[None]))
         negative = float(inputs[:-1].min()) < -tolerances.NEGATIVE * error
         if len(self.found) >= factors.rank or negative:
             return
-        # What is zero within its error is zero behind a ReLU.
+        # An entry that is zero within its error is zero behind a ReLU.
         inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
         inputs[-1] = 1.0
         excess, inverse, contributions = self._by_label(inputs, point)
-        # How far below its errors a label fits is chance: of several, the first.
+        # Below its errors, how well a label fits is chance: of several that fit, take the first.
         label = int(excess.clamp_min(tolerances.TELLING).argmin())
         if excess[label] <= 1.0 and self._goes_with_others(point, contributions[label]):
             own = inverse.new_tensor([label]).long()
@@ -141,16 +143,15 @@ class LayerSearch(SampleSearch):
     def _by_label(
         self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]
     ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"], Float[Tensor, "classes rank"]]:
-        """How well each label goes with the inputs of a sample.
+        """How well each label fits the inputs of a sample.
 
         Args:
             inputs: [h, 1].
-            point: Their coordinates.
+            point: Coordinates of the inputs.
 
         Returns:
-            How far each label's d is from that of a sample of the batch, in units of what errors
-            allow: at most 1 for a sample's. Then the inverse weights, and d in the column space
-            over the inverse weight.
+            Distance of each label's d from that of a sample of the batch, in units of what errors
+            allow; a sample has at most 1. Then the inverse weights, and ``U^T d`` over them.
         """
         layer, factors = self._layer, self.factors
         classes, dual = layer.head.shape[0], point / factors.values
@@ -165,7 +166,7 @@ class LayerSearch(SampleSearch):
         allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
         allowed = allowed + tolerances.DIRECTION + tolerances.ERROR_MARGIN * layer.epsilon / own
         excess = misfits / allowed.clamp_max(tolerances.MOST_MISFIT)
-        # Of two classes both labels fit, with opposite signs, and weights are positive.
+        # If there are two classes, d of the wrong label fits too, but with a negative weight.
         inverse = own * (inside @ dual)
         if self.divisor is not None:
             times = (self.divisor / inverse).round().clamp_min(1.0)
@@ -177,7 +178,7 @@ class LayerSearch(SampleSearch):
     def _goes_with_others(
         self, point: Float[Tensor, " rank"], contribution: Float[Tensor, " rank"]
     ) -> bool:
-        """Samples of one batch are biorthogonal: a mixture with one that is found is not."""
+        """Whether a sample is biorthogonal to those found; a mixture with one of them is not."""
         if not len(self.found):
             return True
         factors = self.factors
@@ -186,7 +187,7 @@ class LayerSearch(SampleSearch):
         return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
 
     def _fit_other_label(self) -> Bool[Tensor, " samples"]:
-        """Which samples go with another label as well."""
+        """Which samples fit with another label as well."""
         points = self.found.inputs @ self.factors.right
         fitting = [
             int((self._by_label(inputs, point)[0] <= 1.0).sum())
@@ -195,7 +196,7 @@ class LayerSearch(SampleSearch):
         return torch.tensor(fitting, device=points.device) > 1
 
     def _is_clear(self) -> Bool[Tensor, " samples"]:
-        """Which samples stand clear of the errors of the gradient and of the client's."""
+        """Which samples stand clear of the errors of the gradient and of the client."""
         layer, factors = self._layer, self.factors
         q = self._head_contributions()
         slips = layer.epsilon * q.norm(dim=1) * self._embeddings().norm(dim=1)
@@ -210,10 +211,10 @@ class LayerSearch(SampleSearch):
         return clear
 
     def _proves(self) -> bool:
-        """Whether the samples are all that both gradients are made of.
+        """Whether the samples make up both gradients, the layer's and the head's.
 
-        Inputs and embeddings each determine every d and q by a linear system; they have to be those
-        that the head predicts, with the label as the one negative entry, and leave nothing.
+        The inputs determine every d, and the embeddings every q, by a linear system. Both have to
+        be those that the head predicts, and nothing but rounding may be left of either gradient.
         """
         if not self.is_complete or not bool(self._is_clear().all()):
             return False
@@ -226,8 +227,8 @@ class LayerSearch(SampleSearch):
 
 
 def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:
-    """Whether rows determine the predicted factors of a gradient, and these leave nothing of it."""
-    # Embeddings may depend on each other; solvers of a GPU do not take that.
+    """Whether ``X^T rows = matrix`` has the predicted solution X, and leaves only rounding."""
+    # Rows may be linearly dependent, which solvers on a GPU do not allow.
     solved = torch.linalg.lstsq(rows.T.cpu(), matrix.T.cpu(), driver="gelsd").solution
     solved = solved.to(matrix)
     apart = (solved - predicted).norm(dim=1)
@@ -238,12 +239,12 @@ def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) ->
 
 
 def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Generator) -> LowRank:
-    """The factors of the layer's gradient; of rank 0 if it says nothing of the samples."""
+    """Factorize the layer's gradient; rank 0 if it tells nothing of the samples."""
     matrix = layer.gradient
     most = min(matrix.shape) // 2
     few = most if batch_size is None else min(batch_size, most)
     if matrix.numel() > _DENSE:
-        few = min(few, _MOST_BY_MIXTURES)
+        few = min(few, _MOST_RANDOMIZED)
         width = few + _OVERSAMPLED
         mixed = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
         for _ in range(2):
@@ -257,11 +258,11 @@ def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Ge
     rest = float((matrix - (left * values) @ right.T).norm()) / matrix.numel() ** 0.5
     noise = max(rest, tolerances.DECOMPOSITION * float(values[0]) / max(matrix.shape))
     if batch_size is None:
-        # Nobody says where the samples end and rounding begins but the number format.
+        # Without a batch size only the number format tells how large rounding is.
         noise = max(noise, layer.rounding / 4)
     loud = tolerances.RANK_MARGIN * noise * sum(side**0.5 for side in matrix.shape)
     rank = int((values > loud).sum())
-    # Where more samples may be there than were looked for, the rank says nothing of them.
+    # The batch may have more samples than were looked for: then the rank tells nothing.
     crowded = rank == len(values) if batch_size is None else batch_size > len(values)
     if crowded or noise * matrix.numel() ** 0.5 > tolerances.UNEXPLAINED * float(values.norm()):
         rank = 0

@@ -9,27 +9,27 @@ from torch import Tensor
 
 from labelleak.attacks.exact.clock import Clock
 
-# Settled problems are taken out of the batch every so many steps: each time costs a copy.
+# Steps between two removals of settled problems from the batch: a removal copies the rest.
 _COMPACTION = 5
 _LEAST_DAMPING, _MOST_DAMPING = 1e-14, 1e10
 
 
 @runtime_checkable
 class Problems(Protocol):
-    """Independent least-squares problems of one shape; row i of every tensor is problem i's."""
+    """Independent least-squares problems of one shape; row i of every tensor is problem i."""
 
     def evaluate(self, points: Tensor) -> tuple[Tensor, ...]:
-        """Each problem's sum of squares at its point, then what its equations are made of."""
+        """Sum of squares of each problem at its point, then what `normal_equations` needs."""
         ...
 
     def normal_equations(
         self, points: Tensor, evaluated: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, "problems unknowns unknowns"], Float[Tensor, "problems unknowns"]]:
-        """J^T J and J^T r, of the residuals r and their derivatives J."""
+        """J^T J and J^T r, with r the residuals and J their Jacobian."""
         ...
 
     def move(self, points: Tensor, steps: Float[Tensor, "problems unknowns"]) -> Tensor:
-        """The points after a step in their unknowns."""
+        """The points after a step in the unknowns."""
         ...
 
     def pick(self, chosen: Tensor) -> Self:
@@ -39,16 +39,16 @@ class Problems(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the damping follows success, and when a problem has settled.
+    """How the damping adapts, and when a problem has settled.
 
     Attributes:
-        damping: First damping, relative to the curvature of each unknown.
-        shrink: Factor of the damping after a step that lowers the sum of squares.
-        grow: Factor of the damping after one that does not, and is undone.
-        ridge: Added to every curvature, relative to the problem's largest: without it rounding
-            moves points along flat directions.
+        damping: Initial damping, relative to the diagonal of J^T J.
+        shrink: Factor on the damping after a step that lowers the sum of squares.
+        grow: Factor on the damping after a step that does not; such a step is undone.
+        ridge: Added to the diagonal of J^T J, relative to its largest entry. Keeps rounding from
+            moving points along flat directions.
         gain: Relative decrease of the sum of squares that counts as progress.
-        patience: Steps in a row without progress after which a problem has settled.
+        patience: Number of steps in a row without progress after which a problem has settled.
     """
 
     damping: float
@@ -68,18 +68,18 @@ def minimize(
     enough: float = 0.0,
     clock: Clock | None = None,
 ) -> tuple[Tensor, Float[Tensor, " problems"]]:
-    """Lower every problem's sum of squares until it settles (Marquardt 1963).
+    """Minimize every problem's sum of squares by Levenberg-Marquardt (Marquardt 1963).
 
     Args:
         problems: The problems.
-        points: Where each starts, first dimension the problems.
+        points: Starts, shape (problems, ...).
         schedule: Of the damping.
         steps: Largest number of steps.
-        enough: Sum of squares below which a problem has arrived.
-        clock: When to stop at the latest; None for no limit.
+        enough: Sum of squares below which a problem is solved.
+        clock: Time limit, or None; at least one step is taken.
 
     Returns:
-        The points reached and their sums of squares.
+        The points reached, and their sums of squares, shape (problems,).
     """
     evaluated = problems.evaluate(points)
     reached, costs = points.clone(), evaluated[0].clone()
@@ -123,18 +123,18 @@ def _damped_step(
     damping: Float[Tensor, " problems"],
     ridge: float,
 ) -> Float[Tensor, "problems unknowns"]:
-    """The step, solved with every unknown in the unit of its own curvature."""
+    """Solve for the step, with every unknown scaled by its own diagonal entry."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     added = ridge * diagonal.amax(dim=1, keepdim=True) + 1e-300
     sizes = (diagonal + added).sqrt()
     own = added / sizes.square() + damping[:, None] + 1e-15
     system = gram / sizes[:, :, None] / sizes[:, None, :] + torch.diag_embed(own)
-    # A singular system leaves infinite steps, which are undone.
+    # A singular system gives infinite steps, which are undone.
     step, _ = torch.linalg.solve_ex(system, -(gradient / sizes)[:, :, None])
     damped: Tensor = step[..., 0] / sizes
     return damped
 
 
 def _where(chosen: Bool[Tensor, " problems"], new: Tensor, old: Tensor) -> Tensor:
-    """Rows of the one or the other."""
+    """Rows of `new` where chosen, else of `old`."""
     return torch.where(chosen.view(-1, *[1] * (new.ndim - 1)), new, old)

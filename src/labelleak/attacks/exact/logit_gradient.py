@@ -1,4 +1,4 @@
-"""The gradient of a sample's loss by its logits, ``q = (p - y) * weight of the label``."""
+"""The gradient of a sample's loss with respect to its logits, ``q = (p - y) * weight[y]``."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +10,10 @@ def logit_gradients(
     labels: Int[Tensor, " samples"],
     weights: Float[Tensor, " classes"],
 ) -> Float[Tensor, "samples classes"]:
-    """``(p - y) * weight[y]`` of samples with these logits and labels.
+    """The q of samples with these logits and labels.
 
-    The label's entry is minus the sum of the others: ``p - 1`` would cancel where the network is
-    sure of the label.
+    The label's entry is computed as minus the sum of the others: ``p - 1`` would cancel where the
+    network is confident of the label.
     """
     result = torch.softmax(logits, dim=1)
     result.scatter_(1, labels[:, None], 0.0)
@@ -24,10 +24,10 @@ def logit_gradients(
 def logit_directions(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"]
 ) -> Float[Tensor, "samples classes"]:
-    """``pi - y``, with pi the softmax over all classes but the label.
+    """The direction of q: ``pi - y``, with pi the softmax over all classes but the label.
 
-    ``p - y`` is ``1 - p_y`` times that, so the direction of q stays regular however sure the
-    network is.
+    q is this times ``1 - p_y`` and the label's weight. The direction stays well conditioned however
+    confident the network is.
     """
     masked = logits.scatter(1, labels[:, None], -torch.inf)
     return torch.softmax(masked, dim=1).scatter(1, labels[:, None], -1.0)

@@ -1,4 +1,4 @@
-"""A layer's gradient, cut at its rank: the singular factors and the error that blurs them."""
+"""Low-rank factors of a layer's gradient, and the error of its entries."""
 
 from dataclasses import dataclass
 
@@ -33,17 +33,17 @@ class LowRank:
         return vectors - (vectors @ self.left) @ self.left.T
 
     def input_errors(self, points: Float[Tensor, "points rank"]) -> Float[Tensor, "points 1"]:
-        """Size of the error of one entry of the inputs ``V a``, of each point a."""
+        """Size of the error of an entry of ``V a``, for each point a."""
         errors: Tensor = self.noise * (points / self.values).norm(dim=1, keepdim=True)
         return errors
 
     def space_left(
         self, contributions: Float[Tensor, "samples rows"]
     ) -> Float[Tensor, "rank unknown"]:
-        """Orthonormal basis of where the coordinates of further samples lie.
+        """Orthonormal basis of the space that holds the coordinates of the other samples.
 
         Samples of one batch are biorthogonal: the coordinates of the others are orthogonal to
-        ``S^-1 U^T c`` of each contribution c that is known.
+        ``S^-1 U^T c`` for every known contribution c.
         """
         constraints = (contributions @ self.left / self.values).T
         basis, _ = torch.linalg.qr(constraints, mode="complete")

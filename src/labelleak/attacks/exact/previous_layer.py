@@ -14,14 +14,14 @@ from labelleak.observation import Observation
 
 @dataclass(frozen=True)
 class PreviousLayer:
-    """A fully connected layer between two ReLUs, next to the head; all float64.
+    """A fully connected layer between two ReLUs, directly before the head; all float64.
 
     Attributes:
         weight: [W, b], shape (outputs, inputs + 1).
-        gradient: G, of the same shape.
-        rounding: Typical rounding error of one entry of G.
+        gradient: Gradient of [W, b], of the same shape.
+        rounding: Typical rounding error of one entry of the gradient.
         head: [W, b] of the head, shape (classes, outputs + 1).
-        class_weights: Of the loss, shape (classes,).
+        class_weights: Weight of each class in the loss, shape (classes,).
         epsilon: Machine epsilon of the client's arithmetic.
     """
 
@@ -48,12 +48,14 @@ class PreviousLayer:
         inputs: Float[Tensor, "samples columns"],
         by_logits: Float[Tensor, "vectors classes"],
     ) -> Float[Tensor, "vectors outputs"]:
-        """Derivatives by the layer's outputs from derivatives by the logits.
+        """Backpropagate gradients from the logits to the layer's outputs.
 
         Args:
-            inputs: [h, 1] of one sample, or of as many as there are vectors: an output that the
-                ReLU closes has no derivative.
-            by_logits: Derivatives by the logits.
+            inputs: [h, 1] of one sample for all gradients, or of one sample each.
+            by_logits: Gradients with respect to the logits.
+
+        Returns:
+            Gradients with respect to the outputs; zero where the ReLU is closed.
         """
         is_open = ((inputs @ self.weight.T) > 0).double()
         pulled: Tensor = is_open * (by_logits @ self.head[:, :-1])
@@ -61,10 +63,10 @@ class PreviousLayer:
 
 
 def previous_layer(observation: Observation) -> PreviousLayer | None:
-    """The layer, if the observation holds the model, its update, and such a layer.
+    """The layer before the head, if the observation holds the model, its update and such a layer.
 
-    Modules are taken to follow each other in the order in which the model names them; that they do
-    is shown by samples that fit.
+    Modules are assumed to run in the order in which the model names them. If they do not, no
+    samples fit.
     """
     gradients, head = observation.gradients, observation.head
     module_name = _name_of_layer(observation)
@@ -90,9 +92,9 @@ def previous_layer(observation: Observation) -> PreviousLayer | None:
 
 
 def _name_of_layer(observation: Observation) -> tuple[str, nn.Linear] | None:
-    """The layer next to the head and its name, if another one with a ReLU comes before it."""
+    """Name and module of the layer before the head, if another such layer precedes it."""
     model, head = observation.model, observation.head
-    # One unit has room for no sample.
+    # A layer of one unit can show no sample.
     if model is None or not observation.has_bias or head.features < 2:
         return None
     leaves = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
@@ -110,7 +112,7 @@ def _name_of_layer(observation: Observation) -> tuple[str, nn.Linear] | None:
             return None
         chain.append((name, module))
         width = module.in_features
-        # What goes into the layer next to the head comes from this one, so it is a ReLU's output.
+        # The second layer from the head makes the input of the first, through a ReLU.
         if len(chain) == 2:
             return chain[0]
     return None

@@ -1,4 +1,4 @@
-"""What the samples that a search has found say of the whole batch."""
+"""From the samples that a search has found to the restoration of the whole batch."""
 
 import math
 from collections.abc import Callable
@@ -16,23 +16,23 @@ from labelleak.observation import HeadGradient, Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
 
-# Above, iLRG's matrices classes x classes take longer than the whole search.
+# With more classes, iLRG's matrices (classes x classes) take longer than the whole search.
 _DENSE_CLASSES = 4096
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Samples found, in the order in which they are shown.
+    """The samples found, in the order of the restoration, and what is known of the batch.
 
     Attributes:
-        labels: Their classes, int64, shape (found,).
-        times: How often each is in the batch, int64, shape (found,).
-        sure: Whether each stands clear of the gradient's errors, bool, shape (found,).
-        embeddings: float64, shape (found, features).
-        is_complete: Whether the search has nothing left to find.
+        labels: Classes of the samples, int64, shape (found,).
+        times: How often each sample is in the batch, int64, shape (found,).
+        sure: Whether each sample stands clear of the gradient's errors, bool, shape (found,).
+        embeddings: Embeddings of the samples, float64, shape (found, features).
+        is_complete: Whether all samples that the gradient shows are found.
         rank: Number of samples that the gradient shows.
-        total: Size of the batch, as far as it is known by now.
-        too_weak: How many of the samples shown and not found are too weak to be found.
+        total: Batch size as told or as found, or None.
+        too_weak: How many of the samples that are shown, but not found, are too weak to be found.
     """
 
     labels: Int[Tensor, " found"]
@@ -46,12 +46,12 @@ class Findings:
 
     @property
     def number(self) -> int:
-        """Number of samples found, each as often as it is there."""
+        """Number of samples found, repeated ones counted repeatedly."""
         return int(self.times.sum())
 
     @property
     def invisible(self) -> int | None:
-        """How many samples of the batch the gradient does not show at its precision."""
+        """How many samples of the batch the gradient does not show at its precision, or None."""
         if self.total is None:
             return None
         hidden = self.rank - len(self.labels)
@@ -60,7 +60,7 @@ class Findings:
 
 
 def known_divisor(observation: Observation) -> float | None:
-    """D, by which the loss divides the sum over its samples, where it is known beforehand."""
+    """What the loss divides the sum over its samples by, or None if the server cannot know."""
     if observation.reduction == "sum":
         return 1.0
     if observation.class_weights is not None or observation.batch_size is None:
@@ -69,15 +69,15 @@ def known_divisor(observation: Observation) -> float | None:
 
 
 def restoration_from(observation: Observation, search: SampleSearch) -> Restoration:
-    """The restoration that a finished search stands for.
+    """Restore the batch from the samples of a finished search.
 
     Args:
         observation: What the server sees.
-        search: A search that has run on it.
+        search: A search on it that has run.
 
     Returns:
-        As `account_for_batch` makes it; samples are ordered by label, and those of one label by the
-        sum of their embeddings.
+        The restoration, as `account_for_batch` returns it. Samples are ordered by label, and
+        samples of one label by the sum of their embeddings.
     """
     divisor = _divisor(observation, search)
     evidence = search.evidence(divisor)
@@ -117,23 +117,23 @@ def account_for_batch(
     rest: Callable[[int], Float[Tensor, " classes"]],
     proven: Callable[[], bool],
 ) -> Restoration:
-    """Counts of what was found, an estimate for the rest, and which is which.
+    """Count the samples found, and estimate the counts of the others.
 
     Args:
         observation: What the server sees.
-        findings: The samples.
-        rest: Estimates the counts of so many samples that were not found.
-        proven: Whether the samples are proven to be the batch; asked if their number is right.
+        findings: The samples found.
+        rest: Estimates the counts of a number of samples that were not found.
+        proven: Tests whether the samples are proven to be the batch; called if their number fits.
 
     Returns:
-        The restoration. It has no counts where the size of the batch is not known, or is less than
-        the number of samples found; if that size was told, none of these is certain. Nothing is
-        certified where nobody told the size: a batch of every sample twice has the same mean
-        gradient, and a summed one may hold samples that leave no trace.
+        The restoration. It has no counts if the batch size is unknown or below the number of
+        samples found; in the latter case no sample is certain. It is certified only if the server
+        was told the batch size: a batch of every sample twice has the same mean gradient, and a
+        summed gradient may hide samples that leave no trace.
     """
     told = observation.batch_size is not None
     if findings.total is not None and findings.number > findings.total:
-        # More than there are: some of them are mixtures of others, or the total was no good guess.
+        # Too many were found: some are mixtures, or the batch size was estimated wrongly.
         sure = torch.zeros_like(findings.sure) if told else findings.sure
         findings = replace(findings, sure=sure, total=findings.total if told else None)
     labels, times, total = findings.labels, findings.times, findings.total
@@ -169,7 +169,7 @@ def account_for_batch(
 
 
 def _divisor(observation: Observation, search: SampleSearch) -> float | None:
-    """D, as it is known or as the samples found have it; None if they do not agree on one."""
+    """The known divisor, or else the one that the samples found agree on; None if they do not."""
     if search.divisor is not None:
         return search.divisor
     if not len(search.found):
@@ -177,13 +177,13 @@ def _divisor(observation: Observation, search: SampleSearch) -> float | None:
     middle = float(search.found.inverse_weights.median())
     if observation.class_weights is not None:
         return middle
-    # Each tells the number of samples, or a part of it if it is in the batch several times.
+    # Each inverse weight is the number of samples, or a fraction of it for a repeated sample.
     whole = round(middle)
     return float(whole) if abs(middle - whole) < tolerances.WHOLE_NUMBER * middle else None
 
 
 def _weights_add_up(observation: Observation, findings: Findings, divisor: float) -> bool:
-    """Whether the weights of the samples are together what a mean loss divides by."""
+    """Whether the class weights of the samples add up to the divisor of a mean loss."""
     if observation.reduction != "mean":
         return True
     weights = weights_of(observation, findings.times.double())
@@ -195,15 +195,15 @@ def _weights_add_up(observation: Observation, findings: Findings, divisor: float
 def _rest(
     observation: Observation, search: SampleSearch, divisor: float | None, number: int
 ) -> Float[Tensor, " classes"]:
-    """Real-valued counts of so many samples that were not found.
+    """Estimate the real-valued counts of the samples that were not found.
 
-    By iLRG where it can take what the others leave of the gradient, else by its row sums, which are
-    most negative for the classes with most samples.
+    Uses iLRG where it applies to the rest of the gradient. Otherwise counts are proportional to
+    the row sums, which are most negative for the most frequent classes.
     """
     classes = observation.classes
     even = torch.full((classes,), number / classes, dtype=torch.float64)
     if search.is_complete:
-        # Nothing but rounding is left, and that says nothing.
+        # Only rounding is left of the gradient, which tells no classes apart.
         return even.to(search.found.labels.device)
     left_over = search.rest_of_head()
     plain = observation.class_weights is None and left_over.shape[1] > observation.head.features

@@ -14,11 +14,11 @@ class Samples:
     """Samples of a batch as one layer of the network sees them.
 
     Attributes:
-        inputs: What the layer takes in, and a 1 for the bias where its gradient is known; float64,
+        inputs: Inputs of the layer, with a 1 appended where the bias gradient is known; float64,
             shape (samples, columns).
         labels: int64, shape (samples,).
-        inverse_weights: The loss's divisor over the number of times that the sample is in the
-            batch, float64, shape (samples,).
+        inverse_weights: The loss's divisor over how often each sample is in the batch, float64,
+            shape (samples,).
     """
 
     inputs: Float[Tensor, "samples columns"]
@@ -27,19 +27,19 @@ class Samples:
 
     @classmethod
     def none(cls, like: Float[Tensor, "rows columns"]) -> "Samples":
-        """No samples, for a layer with a gradient like this."""
+        """No samples, of a layer with a gradient of this shape."""
         empty = like.new_zeros(0)
         return cls(like.new_zeros(0, like.shape[1]), empty.long(), empty)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pick(self, chosen: Tensor | slice) -> "Samples":
-        """Some of them, by index, mask or slice."""
+    def pick(self, chosen: Tensor) -> "Samples":
+        """Some of the samples, by index or mask."""
         return Samples(self.inputs[chosen], self.labels[chosen], self.inverse_weights[chosen])
 
     def join(self, others: "Samples") -> "Samples":
-        """Both without duplicates; of samples that are the same, the first stays."""
+        """These and others without duplicates; the first of equal samples stays."""
         every = Samples(
             torch.cat([self.inputs, others.inputs]),
             torch.cat([self.labels, others.labels]),
@@ -48,7 +48,7 @@ class Samples:
         return every.pick(every.is_first())
 
     def is_first(self) -> Bool[Tensor, " samples"]:
-        """Which samples are not the same as one before them."""
+        """Whether each sample differs from all before it."""
         gram = self.inputs @ self.inputs.T
         squares = gram.diagonal()
         distances = squares[:, None] + squares - 2.0 * gram

@@ -1,4 +1,4 @@
-"""What the searches by the head and by the previous layer have in common."""
+"""Base class of the searches for samples by the head and by the previous layer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from labelleak.attacks.exact.sparsity import sparse_directions
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a search has to show for the samples that it found, in their order.
+    """Evidence for the samples that a search has found, in their order.
 
     Attributes:
-        embeddings: Of the samples, float64, shape (samples, features).
-        sure: Which of them stand clear of the gradient's errors, and fit with no other label; bool,
-            shape (samples,).
-        too_weak: How many of the samples that are missing are too weak to be found.
-        proves: Says whether they are proven to be what the gradient is made of. Takes time.
+        embeddings: Embeddings of the samples, float64, shape (samples, features).
+        sure: Whether each sample stands clear of the gradient's errors and fits with no other
+            label; bool, shape (samples,).
+        too_weak: How many of the missing samples are too weak to be found.
+        proves: Tests whether the samples are proven to make up the gradient. Slow.
     """
 
     embeddings: Float[Tensor, "samples features"]
@@ -37,13 +37,13 @@ class SampleSearch(ABC):
     """A search for the samples of one batch in the gradient of one layer.
 
     Args:
-        divisor: What the loss divides by; None where it is unknown.
-        none_yet: No samples, of the layer's width.
-        generator: Source of all guesses.
-        clock: When to stop at the latest.
+        divisor: What the loss divides by, or None if it is unknown.
+        none_yet: No samples, with inputs of the layer's width.
+        generator: Source of randomness.
+        clock: Time limit.
 
     Attributes:
-        divisor: As given.
+        divisor: What the loss divides by, or None.
         found: The samples found so far.
     """
 
@@ -62,53 +62,53 @@ class SampleSearch(ABC):
     @property
     @abstractmethod
     def factors(self) -> LowRank:
-        """Of the layer's gradient. Their rank is the number of samples that it shows."""
+        """Factors of the layer's gradient; their rank is the number of samples it shows."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is nothing left to find."""
+        """Whether all samples that the gradient shows are found."""
         return 0 < self.factors.rank <= len(self.found)
 
     def times(self, divisor: float | None) -> Int[Tensor, " samples"]:
-        """How often each sample found is in the batch, at least once; once without a divisor."""
+        """How often each sample found is in the batch; once if the divisor is unknown."""
         if divisor is None:
             return torch.ones_like(self.found.labels)
         return (divisor / self.found.inverse_weights).round().clamp_min(1.0).long()
 
     @abstractmethod
     def run(self) -> None:
-        """Search until all samples are found, the time is over, or the search is fruitless."""
+        """Search until all samples are found, time is up, or the search gives up."""
 
     @abstractmethod
     def contributions(self) -> Float[Tensor, "samples rows"]:
-        """Derivative of each found sample's loss by the layer's outputs, by its inverse weight."""
+        """Gradient of each sample with respect to the layer's outputs, over its inverse weight."""
 
     @abstractmethod
     def rest_of_head(self) -> Float[Tensor, "classes columns"]:
-        """What the samples found leave of the head's gradient."""
+        """The head's gradient minus the samples found."""
 
     @abstractmethod
     def evidence(self, divisor: float | None) -> Evidence:
-        """What speaks for the samples found, for a divisor as they have it."""
+        """Evidence for the samples found, given what the loss divides by."""
 
     @abstractmethod
     def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
-        """Take those sparse directions that are samples; whether any may have been one."""
+        """Take the sparse directions that are samples; returns whether any could be one."""
 
     def _scaled_by_bias(
         self, directions: Float[Tensor, "directions rank"]
     ) -> Float[Tensor, "points rank"]:
-        """Those with a last entry of V a, scaled to make it 1."""
+        """Scale directions so that the last entry of V a is 1; drop those where it is zero."""
         last = directions @ self.factors.right[-1]
         some = last.abs() > tolerances.NO_LENGTH
         return directions[some] / last[some][:, None]
 
     def _search_sparse(self, features: Float[Tensor, "features rank"], patience: int) -> None:
-        """Guess zeros, each time in the space that the samples found so far leave.
+        """Search for sparse directions by rounds of guessed zeros.
 
         Args:
-            features: Rows of V whose entries are zero behind a ReLU.
-            patience: Rounds in a row that find nothing, after which it stops.
+            features: Rows of V that a ReLU may make zero, shape (features, rank).
+            patience: Number of rounds in a row without a find after which to give up.
         """
         fruitless = 0
         while not self.is_complete and fruitless < patience and not self._clock.is_over:
@@ -124,5 +124,5 @@ class SampleSearch(ABC):
             )
             fruitless = 0 if len(self.found) > before else fruitless + 1
             if not (any_candidate or len(self.found)) and fruitless == 1:
-                # Without a ReLU before the layer there is nothing to find.
+                # There may be no ReLU before the layer, and nothing to find: give up earlier.
                 fruitless += patience // 2

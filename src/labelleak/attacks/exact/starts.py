@@ -1,4 +1,4 @@
-"""Where descents start: points and labels that a sample of the batch may be near."""
+"""Starts of the descents: random points and labels that may be near a sample of the batch."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,23 +8,24 @@ from labelleak.attacks.exact.head_factors import HeadFactors
 
 # Standard deviation of the logits of a trained network's sample.
 _SPREAD = 3.0
-# Quotients of rows are cut at so many times their median length.
+# Quotients are shortened to this multiple of their median length.
 _LONGEST = 10.0
+# Standard deviation of the logarithm of the length of a step along W.
 _LENGTH_VARIATION = 0.7
 
 
-def starts(
+def draw_starts(
     factors: HeadFactors, number: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "starts rank"], Int[Tensor, " starts"]]:
-    """Mixtures of the rows' quotients, and a third of steps along W, for labels that may be there.
+    """Draw starts: two thirds mixtures of rows' quotients, one third steps along rows of W.
 
     Args:
-        factors: Of the gradient, or of what is left of it.
+        factors: Factors of the head's gradient, or of its rest.
         number: Number of starts.
-        generator: Source of all guesses.
+        generator: Source of randomness.
 
     Returns:
-        Coordinates and labels.
+        Coordinates, and labels; rows with more weight in the gradient are drawn more often.
     """
     leverage = factors.left.square().sum(dim=1)
 
@@ -54,7 +55,7 @@ def starts(
 
 
 def _quotients(factors: HeadFactors) -> Float[Tensor, "classes rank"]:
-    """Row of the weight gradient over the bias gradient, of each class: a mean embedding."""
+    """Weight gradient of each class over its bias gradient: a weighted mean of embeddings."""
     rows = factors.left * factors.values
     if factors.affine:
         last = factors.matrix[:, -1:]
@@ -65,5 +66,5 @@ def _quotients(factors: HeadFactors) -> Float[Tensor, "classes rank"]:
 
 
 def typical_length(factors: HeadFactors) -> Float[Tensor, ""]:
-    """Length at which a direction's logits spread as those of a trained network do."""
+    """Length at which the logits of a direction spread as a trained network's do."""
     return _SPREAD / factors.head.std(dim=0).square().mean().sqrt()

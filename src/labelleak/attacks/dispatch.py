@@ -3,8 +3,6 @@
 from dataclasses import replace
 from inspect import signature
 
-import torch
-
 from labelleak.attacks.auto import TIME_LIMIT, automatic
 from labelleak.attacks.diagnosis import class_sums, observation_flags
 from labelleak.attacks.registry import list_attacks, run_attack
@@ -73,13 +71,11 @@ def _check_batch_size(observation: Observation) -> None:
     total, bias = observation.num_instances, observation.gradient.bias
     if total is None or bias is None:
         return
-    scale = observation.batch_size if observation.reduction == "sum" else 1
-    bias = bias.double() / (scale or 1)
-    bound = torch.full_like(bias, observation.label_smoothing / observation.classes)
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(bias)
-        bound *= weights / (weights.min() if observation.reduction == "mean" else 1.0)
-    sums = class_sums(observation.gradient.weight) / (scale or 1)
+    loss, classes = observation.loss, observation.classes
+    bias = bias.double() / observation.scale
+    weights = loss.weights(classes, bias)
+    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
+    sums = class_sums(observation.gradient.weight) / observation.scale
     noise = float(sums.square().mean().sqrt()) / observation.classes**0.5
     rounding = 1e-5 * float(bias.abs().max())
     certain = int((bias < -bound - 6 * noise - rounding).sum())

@@ -180,10 +180,12 @@ class Observation:
     def _check_sizes(self) -> None:
         if self.instances is not None:
             number = whole_number("number of instances", self.instances)
+            if number >= _TOO_MANY:
+                raise InvalidObservation(f"{number} instances: fewer than 2**53 can be counted")
             object.__setattr__(self, "instances", number)
         training = self.training.resolved(self.instances, one_step=True)
         object.__setattr__(self, "training", training)
-        if max(self.instances or 0, (training.batch_size or 0) * self.local_steps) >= _TOO_MANY:
+        if (training.batch_size or 0) * self.local_steps >= _TOO_MANY:
             raise InvalidObservation(
                 f"batch size {training.batch_size} times {training.steps} local steps: fewer than "
                 "2**53 instances can be counted"

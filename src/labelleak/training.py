@@ -66,20 +66,20 @@ class LocalTraining:
                 f"{self.epochs} local epochs in {self.steps} local steps: every epoch has the same "
                 "number of steps, at least 1"
             )
-        if not 0.0 <= self.momentum < 1.0:
+        if not (_is_number(self.momentum) and 0.0 <= self.momentum < 1.0):
             raise InvalidObservation(f"momentum {self.momentum}: it must be at least 0 and below 1")
         for what, value in (
             ("weight decay", self.weight_decay),
             ("proximal term", self.proximal),
         ):
-            if not 0.0 <= value < math.inf:
+            if not (_is_number(value) and 0.0 <= value < math.inf):
                 raise InvalidObservation(f"{what} {value}: it must be at least 0 and finite")
 
     def _check_rates(self) -> None:
         rates = self.learning_rate
         if rates is None:
             return
-        if isinstance(rates, Sequence):
+        if isinstance(rates, Sequence) and not isinstance(rates, str):
             rates = tuple(rates)
             object.__setattr__(self, "learning_rate", rates)
             if not rates or self.steps not in (None, len(rates)):
@@ -87,24 +87,24 @@ class LocalTraining:
                     f"{len(rates)} learning rates for {self.steps or 'the'} local steps: one per "
                     "step"
                 )
-            object.__setattr__(self, "steps", len(rates))
         for rate in rates if isinstance(rates, tuple) else (rates,):
-            if not 0.0 < rate < math.inf:
+            if not (_is_number(rate) and 0.0 < rate < math.inf):
                 raise InvalidObservation(f"learning rate {rate}: it must be positive and finite")
 
     def count_steps(self, instances: int | None) -> int | None:
         """Number of optimizer steps, as told or as counted; None where neither is possible.
 
-        An epoch over N samples in batches of K is ``ceil(N / K)`` steps.
+        An epoch over N samples in batches of K is ``ceil(N / K)`` steps. Where that is not known, a
+        rate for each step tells their number.
 
         Args:
             instances: Number of local samples N, or None.
         """
         if self.steps is not None:
             return self.steps
-        if instances is None or self.batch_size is None:
-            return None
-        return math.ceil(instances / self.batch_size) * self.epochs
+        if instances is not None and self.batch_size is not None:
+            return math.ceil(instances / self.batch_size) * self.epochs
+        return len(self.learning_rate) if isinstance(self.learning_rate, Sequence) else None
 
     def resolved(self, instances: int | None = None, *, one_step: bool = False) -> "LocalTraining":
         """The same with whatever follows from the number of local samples.
@@ -119,8 +119,10 @@ class LocalTraining:
 
         Raises:
             MissingKnowledge: The number of steps is not told and cannot be counted.
-            InvalidObservation: There are more steps than can be audited.
+            InvalidObservation: More steps than can be audited, or another number of rates.
         """
+        if instances is not None:
+            instances = whole_number("number of instances", instances)
         steps = self.count_steps(instances)
         if steps is None:
             if not one_step:
@@ -133,7 +135,6 @@ class LocalTraining:
             raise InvalidObservation(f"{steps} local steps: at most {_MOST_STEPS} can be audited")
         size = self.batch_size
         if instances is not None:
-            whole_number("number of instances", instances)
             size = math.ceil(instances * self.epochs / steps) if size is None else size
             size = min(size, instances)
         return replace(self, steps=steps, batch_size=size)
@@ -153,12 +154,12 @@ class LocalTraining:
         the weights in later steps: ``sum over s >= t of learning_rate[s] * momentum ** (s - t)``.
         One number per step; None where the learning rate or the number of steps is not known.
         """
-        if self.learning_rate is None or self.steps is None:
+        rates, steps = self.learning_rate, self.count_steps(None)
+        if rates is None or steps is None:
             return None
-        rates = self.learning_rate
         sizes: list[float] = []
         later = 0.0
-        for step in reversed(range(self.steps)):
+        for step in reversed(range(steps)):
             later = (rates[step] if isinstance(rates, Sequence) else rates) + self.momentum * later
             sizes.append(later)
         return tuple(reversed(sizes))
@@ -177,3 +178,8 @@ class LocalTraining:
             return None
         reach = math.fsum(sizes)
         return (1.0 - math.fsum((size / reach) ** 2 for size in sizes)) / 2
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be compared with numbers; what a client says may be anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

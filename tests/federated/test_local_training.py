@@ -166,7 +166,7 @@ def test_label_smoothing(model):
     [
         ({"batch_size": 25}, "batch size 25 for 24 samples: it must be 1 to 24"),
         ({"learning_rate": None}, "the learning rate is missing"),
-        ({"learning_rate": [0.1, 0.1]}, "2 local steps or learning rates, and the data make 1"),
+        ({"learning_rate": [0.1, 0.1]}, "2 learning rates for 1 local steps"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(model, options, message):

@@ -30,6 +30,12 @@ class Head:
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or there
             are fewer than two classes.
+
+    Example:
+        >>> import torch
+        >>> head = Head(torch.zeros(10, 300), torch.zeros(10), name="fc")
+        >>> head.classes, head.features
+        (10, 300)
     """
 
     weight: Float[Tensor, "classes features"]
@@ -67,6 +73,11 @@ class HeadGradient:
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or every
             entry is zero.
+
+    Example:
+        >>> import torch
+        >>> HeadGradient(torch.ones(10, 300), torch.ones(10)).rounding > 0
+        True
     """
 
     weight: Float[Tensor, "classes features"]
@@ -96,6 +107,11 @@ class Auxiliary:
     Raises:
         InvalidObservation: There are none, not one label for each input, or an input is NaN or
             infinite.
+
+    Example:
+        >>> import torch
+        >>> Auxiliary(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 2])).labels.tolist()
+        [0, 1, 1, 2]
     """
 
     inputs: Tensor
@@ -142,6 +158,14 @@ class Observation:
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
+
+    Example:
+        >>> import torch
+        >>> head = Head(torch.zeros(3, 2), torch.zeros(3))
+        >>> gradient = HeadGradient(torch.ones(3, 2), torch.tensor([-0.5, 0.2, 0.3]))
+        >>> seen = Observation(head, gradient, training=LocalTraining(batch_size=8, steps=6, epochs=2))
+        >>> seen.classes, seen.num_instances
+        (3, 24)
     """
 
     head: Head

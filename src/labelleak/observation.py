@@ -163,7 +163,8 @@ class Observation:
         >>> import torch
         >>> head = Head(torch.zeros(3, 2), torch.zeros(3))
         >>> gradient = HeadGradient(torch.ones(3, 2), torch.tensor([-0.5, 0.2, 0.3]))
-        >>> seen = Observation(head, gradient, training=LocalTraining(batch_size=8, steps=6, epochs=2))
+        >>> training = LocalTraining(batch_size=8, steps=6, epochs=2)
+        >>> seen = Observation(head, gradient, training=training)
         >>> seen.classes, seen.num_instances
         (3, 24)
     """

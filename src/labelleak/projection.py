@@ -19,8 +19,8 @@ def project_to_simplex(
 
     Example:
         >>> import torch
-        >>> project_to_simplex(torch.tensor([0.8, 0.6, -0.2]), 1.0).tolist()
-        [0.6, 0.4, 0.0]
+        >>> project_to_simplex(torch.tensor([0.75, 0.5, -0.25]), 1.0).tolist()
+        [0.625, 0.375, 0.0]
     """
     # Entries `total` or more below the largest end at zero; cutting them there first keeps the
     # sums exact however far out the values lie.

@@ -94,7 +94,7 @@ class Auditor:
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)
         >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
-        >>> recipe = LocalTraining(learning_rate=0.1)
+        >>> recipe = LocalTraining(learning_rate=0.1, batch_size=8)
         >>> update = train_locally(model, inputs, labels, recipe, classes=5)
         >>> import tempfile
         >>> from labelleak.federated import Auditor, Occasion, Policy

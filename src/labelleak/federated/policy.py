@@ -41,7 +41,7 @@ class Policy:
 
     Example:
         >>> Policy(action="refuse", threshold=0.3).limit
-        'accuracy at or under 30.0%'
+        'at most 30.0% of the labels'
     """
 
     action: Action = "warn"

@@ -71,7 +71,7 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
             ranked = remainder.sort(descending=True, stable=True).indices
             counts[ranked[:missing]] += 1
         else:
-            # Rounding may lift an entry of `real` over an integer: take back the most expensive unit.
+            # Rounding may lift an entry over an integer: take back the most expensive unit.
             held = torch.where(counts > 0, remainder, torch.inf)
             ranked = held.sort(stable=True).indices
             counts[ranked[:-missing]] -= 1

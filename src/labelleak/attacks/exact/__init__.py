@@ -62,7 +62,7 @@ def restore_exactly(
     """
     if not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
-    if observation.local_steps > 1 or observation.label_smoothing:
+    if observation.local_steps > 1 or observation.loss.label_smoothing:
         raise MissingKnowledge(
             "exact restoration needs one local step and labels without smoothing: the gradient is "
             "no sum of one rank-one matrix per sample otherwise"

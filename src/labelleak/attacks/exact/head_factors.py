@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.logit_gradient import logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank
@@ -161,7 +160,7 @@ def factorize(observation: Observation, rank: int | None) -> HeadFactors:
         matrix=matrix,
         layer=layer,
         offset=offset,
-        weights=weights_of(observation, offset),
+        weights=observation.loss.weights(head.classes, offset),
         affine=affine,
     )
 

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.attacks.exact.logit_gradient import logit_gradients
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
@@ -86,7 +85,7 @@ def previous_layer(observation: Observation) -> PreviousLayer | None:
         gradient.to(place).double(),
         implied_rounding(by_weight),
         torch.cat([head.weight, head.bias[:, None]], dim=1).double(),
-        weights_of(observation, head.bias.double()),
+        observation.loss.weights(head.classes, head.bias.double()),
         float(torch.finfo(head.weight.dtype).eps),
     )
 

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.search import SampleSearch
 from labelleak.attacks.published.ilrg import ilrg
 from labelleak.observation import HeadGradient, Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
+from labelleak.training import LocalTraining
 
 # With more classes, iLRG's matrices (classes x classes) take longer than the whole search.
 _DENSE_CLASSES = 4096
@@ -61,9 +61,9 @@ class Findings:
 
 def known_divisor(observation: Observation) -> float | None:
     """What the loss divides the sum over its samples by, or None if the server cannot know."""
-    if observation.reduction == "sum":
+    if not observation.loss.averages:
         return 1.0
-    if observation.class_weights is not None or observation.batch_size is None:
+    if observation.loss.class_weights is not None or observation.batch_size is None:
         return None
     return float(observation.batch_size)
 
@@ -84,7 +84,7 @@ def restoration_from(observation: Observation, search: SampleSearch) -> Restorat
     labels, times = search.found.labels, search.times(divisor)
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
-        by_divisor = observation.reduction == "mean" and observation.class_weights is None
+        by_divisor = observation.loss.averages and observation.loss.class_weights is None
         total = round(divisor) if by_divisor else int(times.sum())
     order = evidence.embeddings.sum(dim=1).sort(stable=True).indices
     order = order[labels[order].sort(stable=True).indices]
@@ -175,7 +175,7 @@ def _divisor(observation: Observation, search: SampleSearch) -> float | None:
     if not len(search.found):
         return None
     middle = float(search.found.inverse_weights.median())
-    if observation.class_weights is not None:
+    if observation.loss.class_weights is not None:
         return middle
     # Each inverse weight is the number of samples, or a fraction of it for a repeated sample.
     whole = round(middle)
@@ -184,9 +184,9 @@ def _divisor(observation: Observation, search: SampleSearch) -> float | None:
 
 def _weights_add_up(observation: Observation, findings: Findings, divisor: float) -> bool:
     """Whether the class weights of the samples add up to the divisor of a mean loss."""
-    if observation.reduction != "mean":
+    if not observation.loss.averages:
         return True
-    weights = weights_of(observation, findings.times.double())
+    weights = observation.loss.weights(observation.classes, findings.times.double())
     weight = float((weights[findings.labels] * findings.times).sum())
     slip = tolerances.WHOLE_NUMBER / max(1, findings.number)
     return abs(weight / divisor - 1.0) < slip
@@ -206,11 +206,13 @@ def _rest(
         # Only rounding is left of the gradient, which tells no classes apart.
         return even.to(search.found.labels.device)
     left_over = search.rest_of_head()
-    plain = observation.class_weights is None and left_over.shape[1] > observation.head.features
+    with_bias = left_over.shape[1] > observation.head.features
+    plain = observation.loss.class_weights is None and with_bias
     if plain and divisor is not None and classes <= _DENSE_CLASSES:
         scaled = left_over * (divisor / number)
         gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
-        raw = ilrg(Observation(observation.head, gradient, batch_size=number)).raw
+        training = LocalTraining(batch_size=number)
+        raw = ilrg(Observation(observation.head, gradient, training=training)).raw
         assert raw is not None
         return raw
     pull = (-left_over.sum(dim=1)).clamp_min(0.0)

@@ -1,5 +1,6 @@
 """The search by the layer before the head: more samples than classes."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -111,3 +112,18 @@ def test_of_two_classes_both_are_found():
     assert found.certified
     assert int((counts > 0).sum()) == 2
     assert torch.equal(found.counts, counts)
+
+
+def test_a_label_is_not_certain_where_another_fits_as_well():
+    """The head cannot tell its last two classes apart, nor can anyone."""
+    model = copy.deepcopy(NETWORK)
+    with torch.no_grad():
+        for tensor in (model[-1].weight, model[-1].bias):
+            tensor[4] = tensor[3]
+    seen, _, labels = whole_update(model, 8, batch_size=8)
+    search = LayerSearch(seen, previous_layer(seen), 8.0, rng(), endless())
+    search.run()
+    assert len(search.found) == 8
+    sure, found = search.evidence(8.0).sure, search.found.labels
+    assert torch.equal(sure, found < 3)
+    assert torch.equal(found.clamp_max(3).bincount(minlength=4), labels.clamp_max(3).bincount())

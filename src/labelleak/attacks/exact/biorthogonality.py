@@ -13,12 +13,11 @@ from torch import Tensor
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.descent import direction_slopes
 from labelleak.attacks.exact.head_factors import HeadFactors
-from labelleak.attacks.exact.levenberg_marquardt import Schedule, minimize
+from labelleak.attacks.exact.levenberg_marquardt import minimize
 from labelleak.attacks.exact.logit_gradient import logit_directions
 from labelleak.attacks.exact.samples import Samples
 
 _STEPS = 12
-_SCHEDULE = Schedule(damping=1e-6, shrink=0.1, grow=1e3, ridge=1e-30, gain=1e-2, patience=3)
 # With more unknowns, samples times coordinates, the equations cost more time than they save.
 _MOST_UNKNOWNS = 3000
 
@@ -71,7 +70,7 @@ def refine_together(factors: HeadFactors, samples: Samples) -> Samples:
         / (allowed + tolerances.LEAST_ERROR)
         / samples.inverse_weights[:, None],
     )
-    points, _ = minimize(problem, start[None], _SCHEDULE, steps=_STEPS)
+    points, _ = minimize(problem, start[None], steps=_STEPS)
     return Samples(points[0] @ factors.right.T, samples.labels, samples.inverse_weights)
 
 

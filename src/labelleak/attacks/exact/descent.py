@@ -8,11 +8,10 @@ from torch import Tensor
 
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.head_factors import HeadFactors
-from labelleak.attacks.exact.levenberg_marquardt import Schedule, minimize
+from labelleak.attacks.exact.levenberg_marquardt import minimize
 from labelleak.attacks.exact.logit_gradient import logit_directions
 
 _STEPS = 60
-_SCHEDULE = Schedule(damping=1e-2, shrink=0.2, grow=5.0, ridge=1e-14, gain=1e-2, patience=6)
 # Most entries of the derivatives in memory at once: 64 MB.
 _ENTRIES = 2**23
 
@@ -62,7 +61,6 @@ def descend(
         reached[part], squares = minimize(
             ColumnSpaceFits(factors, labels[part]),
             points[part],
-            _SCHEDULE,
             steps=steps,
             enough=enough**2,
             clock=clock,

@@ -7,9 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact.head_factors import HeadFactors
-from labelleak.attacks.exact.levenberg_marquardt import Schedule, minimize
-
-_SCHEDULE = Schedule(damping=1e-3, shrink=0.2, grow=4.0, ridge=1e-30, gain=1e-3, patience=8)
+from labelleak.attacks.exact.levenberg_marquardt import minimize
 
 
 def fit_jointly(
@@ -41,7 +39,7 @@ def fit_jointly(
     problems = JointFits(factors, labels, shares, scale)
     # A single sample with a bias has no unknowns.
     steps = steps if factors.unknowns else 0
-    return minimize(problems, points, _SCHEDULE, steps=steps)
+    return minimize(problems, points, steps=steps)
 
 
 def column_scale(factors: HeadFactors) -> Float[Tensor, " rank"]:

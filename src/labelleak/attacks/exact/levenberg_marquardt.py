@@ -1,6 +1,5 @@
 """Levenberg-Marquardt on many independent least-squares problems at once."""
 
-from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -11,7 +10,12 @@ from labelleak.attacks.exact.clock import Clock
 
 # Steps between two removals of settled problems from the batch: a removal copies the rest.
 _COMPACTION = 5
-_LEAST_DAMPING, _MOST_DAMPING = 1e-14, 1e10
+# Damping relative to the diagonal of J^T J: at first, and its bounds.
+_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-3, 1e-14, 1e10
+# Factors on the damping after a step that lowers the sum of squares, and after one that does not.
+_SHRINK, _GROW = 0.2, 5.0
+# A problem has settled after six steps in a row that each lower its sum of squares by under 1 %.
+_PROGRESS, _PATIENCE = 1e-2, 6
 
 
 @runtime_checkable
@@ -37,32 +41,9 @@ class Problems(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How the damping adapts, and when a problem has settled.
-
-    Attributes:
-        damping: Initial damping, relative to the diagonal of J^T J.
-        shrink: Factor on the damping after a step that lowers the sum of squares.
-        grow: Factor on the damping after a step that does not; such a step is undone.
-        ridge: Added to the diagonal of J^T J, relative to its largest entry. Keeps rounding from
-            moving points along flat directions.
-        gain: Relative decrease of the sum of squares that counts as progress.
-        patience: Number of steps in a row without progress after which a problem has settled.
-    """
-
-    damping: float
-    shrink: float
-    grow: float
-    ridge: float
-    gain: float
-    patience: int
-
-
 def minimize(
     problems: Problems,
     points: Tensor,
-    schedule: Schedule,
     *,
     steps: int,
     enough: float = 0.0,
@@ -73,7 +54,6 @@ def minimize(
     Args:
         problems: The problems.
         points: Starts, shape (problems, ...).
-        schedule: Of the damping.
         steps: Largest number of steps.
         enough: Sum of squares below which a problem is solved.
         clock: Time limit, or None; at least one step is taken.
@@ -84,25 +64,25 @@ def minimize(
     evaluated = problems.evaluate(points)
     reached, costs = points.clone(), evaluated[0].clone()
     active = torch.arange(len(points), device=points.device)
-    damping = torch.full_like(costs, schedule.damping)
+    damping = torch.full_like(costs, _DAMPING)
     stalled = torch.zeros_like(active)
     equations = None
     for step in range(steps):
         if equations is None:
             equations = problems.normal_equations(points, evaluated)
-        trial = problems.move(points, _damped_step(*equations, damping, schedule.ridge))
+        trial = problems.move(points, _damped_step(*equations, damping))
         there = problems.evaluate(trial)
         cost = evaluated[0]
         better = there[0] < cost
-        progress = better & (1.0 - there[0] / cost > schedule.gain)
+        progress = better & (1.0 - there[0] / cost > _PROGRESS)
         if better.any():
             equations = None
         points = _where(better, trial, points)
         evaluated = tuple(_where(better, *both) for both in zip(there, evaluated, strict=True))
-        damping = damping * torch.where(better, schedule.shrink, schedule.grow).to(damping)
+        damping = damping * torch.where(better, _SHRINK, _GROW).to(damping)
         damping = damping.clamp(_LEAST_DAMPING, _MOST_DAMPING)
         stalled = torch.where(progress, 0, stalled + 1)
-        done = (evaluated[0] < enough) | (stalled >= schedule.patience)
+        done = (evaluated[0] < enough) | (stalled >= _PATIENCE)
         if step == steps - 1 or (clock is not None and clock.is_over):
             done = torch.ones_like(done)
         if done.all() or (step % _COMPACTION == _COMPACTION - 1 and done.any()):
@@ -121,14 +101,13 @@ def _damped_step(
     gram: Float[Tensor, "problems unknowns unknowns"],
     gradient: Float[Tensor, "problems unknowns"],
     damping: Float[Tensor, " problems"],
-    ridge: float,
 ) -> Float[Tensor, "problems unknowns"]:
     """Solve for the step, with every unknown scaled by its own diagonal entry."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    added = ridge * diagonal.amax(dim=1, keepdim=True) + 1e-300
-    sizes = (diagonal + added).sqrt()
-    own = added / sizes.square() + damping[:, None] + 1e-15
-    system = gram / sizes[:, :, None] / sizes[:, None, :] + torch.diag_embed(own)
+    # Unknowns without any effect have a zero here.
+    sizes = (diagonal + 1e-30 * diagonal.amax(dim=1, keepdim=True) + 1e-300).sqrt()
+    system = gram / sizes[:, :, None] / sizes[:, None, :]
+    system = system + torch.diag_embed(damping[:, None].expand_as(sizes))
     # A singular system gives infinite steps, which are undone.
     step, _ = torch.linalg.solve_ex(system, -(gradient / sizes)[:, :, None])
     damped: Tensor = step[..., 0] / sizes

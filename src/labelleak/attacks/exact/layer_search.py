@@ -163,10 +163,9 @@ class LayerSearch(SampleSearch):
         misfits = factors.outside(directions).norm(dim=1) / sizes
         noise = factors.noise * (inside / factors.values).norm(dim=1) / sizes
         own = logit_gradients(logits, labels, layer.class_weights).diagonal().abs()
+        rounded = tolerances.COMPLEMENT_MARGIN * layer.epsilon / own
         allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
-        allowed = (
-            allowed + tolerances.DIRECTION + tolerances.COMPLEMENT_MARGIN * layer.epsilon / own
-        )
+        allowed = allowed + tolerances.DIRECTION + rounded
         excess = misfits / allowed.clamp_max(tolerances.MOST_MISFIT)
         # If there are two classes, d of the wrong label fits too, but with a negative weight.
         inverse = own * (inside @ dual)

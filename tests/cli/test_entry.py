@@ -88,7 +88,7 @@ def test_a_broken_pipe_is_not_swallowed_by_rich(monkeypatch):
     [
         ((), "Missing command; see labelleak --help"),
         (("adit",), "No such command 'adit'"),
-        (("--colour",), "No such option '--colour'"),
+        (("--color",), "No such option '--color'"),
         (("audit",), "Missing option '--before'; see labelleak audit --help"),
         (("audit", "--wide"), "No such option '--wide'"),
         (("audit", "--batch-size", "many"), "Invalid value for '--batch-size'"),

@@ -53,7 +53,7 @@ def test_distances_are_zero_where_the_gradients_agree():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 6), (2, 1, 1, 1)])
-def test_total_variation_is_the_mean_difference_of_neighbours(shape):
+def test_total_variation_is_the_mean_difference_of_neighbors(shape):
     images = torch.rand(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     images.requires_grad_()
     expected = images.sum() * 0

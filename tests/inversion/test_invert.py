@@ -44,10 +44,10 @@ class Client:
         self.truth = digits.images[self.indices] / 255
         self.model = build(network, classes=10, image_shape=SHAPE, seed=13, **options)
         self.seen = observed(self.model, self.inputs, self.labels)
-        self.normalisation = {"mean": digits.mean, "std": digits.std}
+        self.normalization = {"mean": digits.mean, "std": digits.std}
 
     def invert(self, method, **options):
-        return invert(self.seen, method, image_shape=SHAPE, **self.normalisation, **options)
+        return invert(self.seen, method, image_shape=SHAPE, **self.normalization, **options)
 
     def psnr(self, found):
         return assess(found.images[match(found.images, self.truth)], self.truth).mean("psnr")
@@ -110,7 +110,7 @@ def test_free_labels_are_one_for_each_image_and_shared_ones_one_for_all(digits):
     client = Client(digits, [4, 9, 2])
     assert client.invert(IG(iterations=2), mode="free").labels.shape == (3,)
     assert client.invert(IG(iterations=2), mode="shared").labels is None
-    task = Task(client.seen, SHAPE, **client.normalisation)
+    task = Task(client.seen, SHAPE, **client.normalization)
     for rows in (3, 1):
         few, more = (search(IG(iterations=n), task, None, rows, seed=0) for n in (1, 60))
         assert few.logits.shape == more.logits.shape == (rows, 10)
@@ -221,7 +221,7 @@ def test_the_loss_is_the_clients(digits):
     knowledge = {"reduction": "sum", "label_smoothing": 0.1, "class_weights": weights}
     seen = labelleak.observe(model, gradients, batch_size=4, **knowledge)
     task = Task(seen, SHAPE)
-    negatives = task.negatives(normalise=False)
+    negatives = task.negatives(normalize=False)
     images = inputs.clone().requires_grad_()
     assert task.distance(images, labels, squared_distance, negatives) == 0.0
     plain = Task(labelleak.observe(model, gradients, batch_size=4), SHAPE)
@@ -243,7 +243,7 @@ def test_the_callers_network_is_left_alone(digits):
 
 
 def refused(client, **changes):
-    options = {"image_shape": SHAPE, **client.normalisation, **changes}
+    options = {"image_shape": SHAPE, **client.normalization, **changes}
     return invert(client.seen, IG(iterations=1), **options)
 
 

@@ -48,7 +48,7 @@ def made(record):
 
 @pytest.fixture
 def several(made):
-    """Two clients in three rounds, one of them before and after a defence, and a failure."""
+    """Two clients in three rounds, one of them before and after a defense, and a failure."""
     records = [made(number, "a", 0.9, label="before") for number in (1, 2, 3)]
     records += [
         made(number, "a", 0.3, label="after", epsilon=1.5 * number, delta=1e-5)

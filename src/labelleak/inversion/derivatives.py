@@ -1,8 +1,8 @@
-"""Convolution and batch normalisation whose second derivatives take the shortest way.
+"""Convolution and batch normalization whose second derivatives take the shortest way.
 
 The derivative of a gradient's distance by the images is a second derivative. PyTorch's own of a
 convolution treats the output's gradient as a filter as large as the image, and that of batch
-normalisation is written for training, where the statistics depend on the batch. In evaluation mode
+normalization is written for training, where the statistics depend on the batch. In evaluation mode
 both are compositions of what is there already: convolutions, and products per channel.
 """
 
@@ -59,7 +59,7 @@ def _convolve(
     return result
 
 
-def _normalise(
+def _normalize(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -75,7 +75,7 @@ def _normalise(
         return None
     if running_mean.requires_grad or running_var.requires_grad:
         return None
-    result: Tensor = _apply(_Normalisation, input, weight, bias, running_mean, running_var, eps)
+    result: Tensor = _apply(_Normalization, input, weight, bias, running_mean, running_var, eps)
     return result
 
 
@@ -93,7 +93,7 @@ def _pair(size: _Size) -> list[int]:
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     conv2d: _convolve,
-    batch_norm: _normalise,
+    batch_norm: _normalize,
 }
 
 
@@ -153,7 +153,7 @@ def _convolution_backward(
     return found
 
 
-class _Normalisation(Function):
+class _Normalization(Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
@@ -167,11 +167,11 @@ class _Normalisation(Function):
         if not torch.is_grad_enabled():
             _, weight, _, inverse = ctx.saved_tensors
             return upstream[0] * _per_channel(weight * inverse, upstream[0]), *[None] * 5
-        found = _apply(_NormalisationBackward, upstream[0], *ctx.saved_tensors)
+        found = _apply(_NormalizationBackward, upstream[0], *ctx.saved_tensors)
         return *found, None, None, None
 
 
-class _NormalisationBackward(Function):
+class _NormalizationBackward(Function):
     @staticmethod
     def forward(
         ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor

@@ -27,13 +27,13 @@ _LBFGS_STEPS = 20
 class IG:
     """Inverting gradients: the direction of the gradient is met, by signed gradients with Adam.
 
-    The cosine distance plus a total variation prior is minimised; after every step pixels are cut
+    The cosine distance plus a total variation prior is minimized; after every step pixels are cut
     off at 0 and 1, and the learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the iterations.
 
     Args:
         iterations: Steps of Adam in each restart.
-        learning_rate: Of Adam at the start, in units of the normalised pixels.
-        total_variation: Weight of the mean absolute difference of neighbouring pixels.
+        learning_rate: Of Adam at the start, in units of the normalized pixels.
+        total_variation: Weight of the mean absolute difference of neighboring pixels.
         restarts: Number of starts from other noise; the one of least final distance is taken.
 
     References:
@@ -47,7 +47,7 @@ class IG:
     restarts: int = 1
 
     name = "ig"
-    normalise = True
+    normalize = True
     distance = staticmethod(cosine_distance)
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class IG:
 
     def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """Move the images (and the logits of soft labels) in place; yields the distance before."""
-        negatives = task.negatives(normalise=self.normalise)
+        negatives = task.negatives(normalize=self.normalize)
         soft = labels.is_floating_point()
         variables = [images, labels] if soft else [images]
         fused = images.device.type in ("cpu", "cuda")
@@ -100,7 +100,7 @@ class DLG:
     restarts: int = 1
 
     name = "dlg"
-    normalise = False
+    normalize = False
     distance = staticmethod(squared_distance)
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class DLG:
 
     def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """Move the images (and the logits of soft labels) in place; yields the distance before."""
-        negatives = task.negatives(normalise=self.normalise)
+        negatives = task.negatives(normalize=self.normalize)
         soft = labels.is_floating_point()
         variables = [images, labels] if soft else [images]
         optimizer = torch.optim.LBFGS(
@@ -196,7 +196,7 @@ def search(
     best: tuple[float, Tensor, Tensor] | None = None
     distances: list[float] = []
     iterations, interrupted = 0, False
-    negatives = task.negatives(normalise=method.normalise)
+    negatives = task.negatives(normalize=method.normalize)
     for restart in range(method.restarts):
         images, labels = _start(task, classes, rows, seed + restart)
         told = -math.inf

@@ -81,7 +81,7 @@ def total_variation(
 
     Returns:
         The mean of ``|x[i, j+1] - x[i, j]|`` plus the mean of ``|x[i+1, j] - x[i, j]|`` over
-        everything, and its derivative by `images` (0 where two neighbours are equal).
+        everything, and its derivative by `images` (0 where two neighbors are equal).
     """
     derivative = torch.zeros_like(images)
     value = images.new_zeros(())

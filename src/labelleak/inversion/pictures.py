@@ -14,7 +14,7 @@ def png(image: Float[Tensor, "channels height width"]) -> bytes:
     """An image as a PNG file.
 
     Args:
-        image: Pixels from 0 to 1, one channel (grey) or three (red, green, blue).
+        image: Pixels from 0 to 1, one channel (gray) or three (red, green, blue).
 
     Returns:
         The content of the file, 8 bits per pixel and channel.

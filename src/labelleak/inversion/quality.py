@@ -156,8 +156,8 @@ def _lpips() -> Callable[[Tensor, Tensor], list[float]] | None:
         return None
 
     def score(images: Tensor, truth: Tensor) -> list[float]:
-        colour = (3 // images.shape[1]) if images.shape[1] in (1, 3) else 1
-        pairs = zip(images.repeat(1, colour, 1, 1), truth.repeat(1, colour, 1, 1), strict=True)
+        color = (3 // images.shape[1]) if images.shape[1] in (1, 3) else 1
+        pairs = zip(images.repeat(1, color, 1, 1), truth.repeat(1, color, 1, 1), strict=True)
         return [
             float(
                 learned_perceptual_image_patch_similarity(

@@ -55,7 +55,7 @@ class Task:
         Args:
             observation: With the model, its whole gradient of one step, and the batch size.
             image_shape: Channels, height and width of one input.
-            mean: Of each channel, as inputs were normalised with; None for 0.
+            mean: Of each channel, as inputs were normalized with; None for 0.
             std: Of each channel; None for 1.
             dtype: What to compute in; None for that of the model.
 
@@ -103,11 +103,11 @@ class Task:
         """Inputs of the network as pictures: pixels from 0 to 1, cut off outside."""
         return (images.detach() * self.std + self.mean).clamp_(0.0, 1.0)
 
-    def negatives(self, *, normalise: bool) -> list[Tensor]:
+    def negatives(self, *, normalize: bool) -> list[Tensor]:
         """Minus the observed gradient, one tensor per parameter; scaled to norm 1 if asked for."""
         values = list(self.gradients.values())
         scale = 1.0
-        if normalise:
+        if normalize:
             squares = (float(torch.linalg.vector_norm(value.double())) ** 2 for value in values)
             scale = math.sqrt(sum(squares))
         return [value / -scale for value in values]
@@ -262,7 +262,7 @@ class Task:
                 reason = f"its loss does not depend on {_some(cut)}"
             else:
                 reason = "its gradient does not depend on the images"
-                targets = self.negatives(normalise=True)
+                targets = self.negatives(normalize=True)
                 (found,) = torch.autograd.grad(there, [images], targets, allow_unused=True)
         except RuntimeError as error:
             reason = _one_line(error)

@@ -4,7 +4,7 @@ from typing import Any
 
 from labelleak.report.charts import counts_chart
 from labelleak.report.pages import render
-from labelleak.views import MEANINGS, SCORES, class_rows
+from labelleak.report.text import MEANINGS, SCORES, class_rows
 
 _MOST_BARS = 60
 

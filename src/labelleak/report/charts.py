@@ -1,4 +1,4 @@
-"""Charts as inline SVG, in colours that colour-blind readers can tell apart (Okabe and Ito)."""
+"""Charts as inline SVG, in colors that color-blind readers can tell apart (Okabe and Ito)."""
 
 import re
 from io import StringIO
@@ -9,10 +9,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-GREY = "#767676"
+GRAY = "#767676"
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
-COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """For curves, most important first; yellow is left out, as it is too pale for lines."""
 
 STYLE: dict[Any, Any] = {

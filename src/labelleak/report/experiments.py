@@ -9,7 +9,7 @@ from typing import Any
 
 from labelleak.report.figures import Summary, differences_chart, short_title, study_figures
 from labelleak.report.pages import NONE, render, typeset
-from labelleak.views import number
+from labelleak.report.text import number
 
 _ROW_COLUMNS = (
     "label", "data", "stands_in_for", "split", "image_size", "network", "activation", "batchnorm",

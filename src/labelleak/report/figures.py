@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from labelleak.report.charts import BLUE, COLOURS, GREY, STYLE, VERMILION, inline_svg, short
+from labelleak.report.charts import BLUE, COLORS, GRAY, STYLE, VERMILION, inline_svg, short
 from labelleak.report.pages import MINUS
 
 Summary = dict[str, Any]
@@ -97,8 +97,8 @@ def _curve(
     number: int,
     curves: int,
 ) -> ErrorbarContainer:
-    """One metric: published in grey behind, ours with its intervals, beside its neighbours."""
-    marker, colour = _MARKERS[number % len(_MARKERS)], COLOURS[number % len(COLOURS)]
+    """One metric: published in gray behind, ours with its intervals, beside its neighbors."""
+    marker, color = _MARKERS[number % len(_MARKERS)], COLORS[number % len(COLORS)]
     cells = list(zip(places, (_cell(row, metric) for row in rows), strict=True))
     shown = [(x, cell["published"]) for x, cell in cells if cell["published"] is not None]
     axes.plot(
@@ -106,7 +106,7 @@ def _curve(
         [y for _, y in shown],
         linestyle="--",
         linewidth=1,
-        color=GREY,
+        color=GRAY,
         marker=marker,
         markersize=8,
         markerfacecolor="white",
@@ -125,7 +125,7 @@ def _curve(
         [x for x, _ in ours],
         [cell["ours"] for _, cell in ours],
         yerr=errors,
-        color=colour,
+        color=color,
         marker=marker,
         markersize=5,
         linewidth=1.4,
@@ -136,7 +136,7 @@ def _curve(
 
 def _published_handle() -> Line2D:
     return Line2D(
-        [], [], linestyle="--", linewidth=1, color=GREY, marker="o", markersize=8,
+        [], [], linestyle="--", linewidth=1, color=GRAY, marker="o", markersize=8,
         markerfacecolor="white",
     )  # fmt: skip
 
@@ -216,8 +216,8 @@ def differences_chart(summaries: Sequence[Summary]) -> str | None:
     with rc_context({**STYLE, "svg.hashsalt": "differences"}):
         figure = Figure(figsize=(_WIDTH, 1.5 + 0.42 * len(names)), layout="constrained")
         axes = figure.subplots()
-        axes.axvline(0.0, color=GREY, linewidth=1)
-        for points, label, marker, colour, shift in (
+        axes.axvline(0.0, color=GRAY, linewidth=1)
+        for points, label, marker, color, shift in (
             (own, "as published: data and sizes", "o", BLUE, -0.16),
             (other, "stand-in data, or smaller", "^", VERMILION, 0.16),
         ):
@@ -228,7 +228,7 @@ def differences_chart(summaries: Sequence[Summary]) -> str | None:
                     linestyle="",
                     marker=marker,
                     markersize=6,
-                    color=colour,
+                    color=color,
                     alpha=0.45,
                     markeredgewidth=0,
                     label=label,

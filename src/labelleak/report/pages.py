@@ -1,11 +1,21 @@
 """What all pages share: the templates, how numbers are written, and that text is escaped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import (
+    Environment,
+    PackageLoader,
+    StrictUndefined,
+    TemplateError,
+    select_autoescape,
+)
 
-from labelleak import views
+from labelleak.errors import LabelLeakError, UnreadableFile
+from labelleak.report import text
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -16,7 +26,7 @@ def render(template: str, **content: Any) -> str:
 
     Args:
         template: Name of the template.
-        **content: What its variables stand for.
+        **content: Values of its variables.
 
     Returns:
         The page, one file with nothing to load.
@@ -33,13 +43,38 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["metric"] = lambda value: typeset(views.number(value))
+    environment.filters["metric"] = lambda value: typeset(text.number(value))
     environment.filters["typeset"] = typeset
     return environment
 
 
-def typeset(text: str) -> str:
-    """A figure in ASCII with the minus sign or the dash that a page has for it."""
-    if text == views.NONE:
+def typeset(figure: str) -> str:
+    """A figure in ASCII with the minus sign or the dash that a page has for it.
+
+    Example:
+        >>> typeset("-0.250"), typeset("-")
+        ('−0.250', '–')
+    """
+    if figure == text.NONE:
         return NONE
-    return f"{MINUS}{text[1:]}" if text.startswith("-") else text
+    return f"{MINUS}{figure[1:]}" if figure.startswith("-") else figure
+
+
+@contextmanager
+def held_to_schema(path: Path) -> Iterator[None]:
+    """One line where no page can be made of what a file holds.
+
+    Args:
+        path: The file, which named the right schema.
+
+    Raises:
+        UnreadableFile: Something inside failed for want of a value, or over one of another type.
+    """
+    try:
+        yield
+    except LabelLeakError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        raise UnreadableFile(
+            f"{path}: does not hold what its schema says ({type(error).__name__}: {error})"
+        ) from None

@@ -1,5 +1,6 @@
 """What all views of a record share, in a terminal and on a page: titles, numbers, rows."""
 
+from collections.abc import Mapping
 from typing import Any
 
 SCORES = {
@@ -53,7 +54,7 @@ def number(value: float | bool | None, *, fixed: bool = True, signed: bool = Fal
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def class_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per class for the table of an audit record.
 
     Args:

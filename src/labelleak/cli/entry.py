@@ -1,0 +1,112 @@
+"""The entry of the command line: whatever happens becomes an exit status and a line that says why.
+
+Nothing but the standard library is imported before an error can be caught.
+"""
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from labelleak.cli.messages import one_line, tell
+from labelleak.cli.status import ExitStatus
+from labelleak.errors import LabelLeakError
+
+_COMPLETION = "_LABELLEAK_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+
+_EXTRAS = {
+    "click": "cli",
+    "rich": "cli",
+    "jinja2": "cli,report",
+    "matplotlib": "cli,report",
+    "pydantic": "cli,experiments,report",
+    "joblib": "cli,experiments,report",
+    "distributed": "cli,dask,experiments,report",
+}
+"""What to install where a module is missing."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        words: What follows the name of the program.
+
+    Returns:
+        The exit status, see `labelleak --help`: 1 for an audit over its threshold alone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name from a file may hold what the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _invoke(words)
+    except KeyboardInterrupt as interruption:
+        return _end(str(interruption) or "interrupted", ExitStatus.INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and that must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitStatus.NOBODY_READS
+    except LabelLeakError as error:
+        # A file of experiments may have several problems, each on a line of its own.
+        return _end("\n".join(map(one_line, str(error).splitlines())))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            return _end_with_bug(error)
+        return _end(f"this command needs {missing}: pip install 'labelleak[{_EXTRAS[missing]}]'")
+    except MemoryError as error:
+        return _end(one_line(f"not enough memory: {error}").removesuffix(":"))
+    except OSError as error:
+        parts = [str(part) for part in (error.filename, error.strerror) if part]
+        return _end(one_line(": ".join(parts) or repr(error)))
+    except (Exception, SystemExit) as error:
+        return _end_with_bug(error)
+
+
+def _invoke(words: Sequence[str]) -> int:
+    """Run the command that the words name, or answer a shell that asks for completions."""
+    from click.exceptions import ClickException, Exit, UsageError
+
+    from labelleak.cli.group import command_group
+
+    if instruction := os.environ.get(_COMPLETION):
+        from click.shell_completion import shell_complete
+
+        failed = shell_complete(command_group, {}, "labelleak", _COMPLETION, instruction)
+        return ExitStatus.UNUSABLE if failed else 0
+    # Click's own `main` would take the status of a verdict for a broken pipe.
+    try:
+        with command_group.make_context("labelleak", list(words)) as context:
+            status: int | None = command_group.invoke(context)
+            return status or 0
+    except Exit as end:
+        return end.exit_code
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "labelleak"
+        return _end(f"{one_line(error.format_message()).rstrip('.')}; see {command} --help")
+    except ClickException as error:
+        return _end(one_line(error.format_message()))
+
+
+def _end(message: str, status: ExitStatus = ExitStatus.UNUSABLE) -> ExitStatus:
+    tell(f"labelleak: {message}")
+    return status
+
+
+def _end_with_bug(error: BaseException) -> ExitStatus:
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        # The indentation of a traceback says which line is code.
+        tell(" " * (len(line) - len(line.lstrip())) + one_line(line))
+    return _end(
+        "internal error, a bug of labelleak: please report it with the command and the lines above",
+        ExitStatus.INTERNAL_ERROR,
+    )

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         MissingKnowledge,
         UnreadableFile,
     )
+    from labelleak.loss import Loss
     from labelleak.metrics import Score, score
     from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
     from labelleak.restoration import Flag, Restoration
+    from labelleak.training import LocalTraining
     from labelleak.updates import capture, observe, observe_update
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "HeadGradient",
     "InvalidObservation",
     "LabelLeakError",
+    "LocalTraining",
+    "Loss",
     "MissingKnowledge",
     "Observation",
     "Restoration",
@@ -59,9 +63,11 @@ _MODULES = {
         "MissingKnowledge",
         "UnreadableFile",
     ),
+    "loss": ("Loss",),
     "metrics": ("Score", "score"),
     "observation": ("Auxiliary", "Head", "HeadGradient", "Observation"),
     "restoration": ("Flag", "Restoration"),
+    "training": ("LocalTraining",),
     "updates": ("capture", "observe", "observe_update"),
 }
 

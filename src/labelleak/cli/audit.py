@@ -109,16 +109,19 @@ class UpdateOptions:
 
     def read(self) -> "Observation":
         """What the server sees of the client."""
+        from labelleak.training import LocalTraining
         from labelleak.updates import read_observation
 
         return read_observation(
             self.before,
             self.update,
             kind=self.holds,
+            training=LocalTraining(
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                steps=self.local_steps,
+            ),
             head=self.head,
-            learning_rate=self.learning_rate,
-            local_steps=self.local_steps,
-            batch_size=self.batch_size,
         )
 
     def sized_by(self, observation: "Observation", labels: "Tensor", path: Path) -> "Observation":
@@ -130,7 +133,8 @@ class UpdateOptions:
                 f"{path} has {labels.numel()} labels, which are not {self.local_steps} batches of "
                 "one size: give --batch-size or the right --local-steps"
             )
-        return replace(observation, batch_size=labels.numel() // self.local_steps)
+        told = replace(observation.training, batch_size=labels.numel() // self.local_steps)
+        return replace(observation, training=told)
 
 
 @click.command("audit")

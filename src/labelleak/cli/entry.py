@@ -107,6 +107,7 @@ def _end_with_bug(error: BaseException) -> ExitStatus:
         # The indentation of a traceback says which line is code.
         tell(" " * (len(line) - len(line.lstrip())) + one_line(line))
     return _end(
-        "internal error, a bug of labelleak: please report it with the command and the lines above",
+        "internal error: this is a bug of labelleak; please report it with the command and the "
+        f"lines above: {one_line(repr(error))}",
         ExitStatus.INTERNAL_ERROR,
     )

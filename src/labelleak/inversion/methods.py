@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -174,6 +174,7 @@ def search(
     rows: int,
     seed: int,
     progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Search from every start, and keep the outcome of least distance.
 
@@ -185,7 +186,9 @@ def search(
         classes: Of the images; None where they are sought for, too.
         rows: Number of soft labels where they are: one for each image, or 1 for all.
         seed: Of all starts. They are the same whatever the device and however the labels are known.
-        progress: Told how far the search is.
+        progress: Told how far the search is: every 25 iterations, and whenever the clock says that
+            half a second has passed.
+        clock: Tells the time in seconds.
 
     Returns:
         The best outcome.
@@ -205,9 +208,9 @@ def search(
                 iterations += 1
                 if progress is None:
                     continue
-                if done % _TELL_EVERY == 0 or time.monotonic() - told > _TELL_AFTER:
+                if done % _TELL_EVERY == 0 or clock() - told > _TELL_AFTER:
                     progress(restart + 1, done, float(distance))
-                    told = time.monotonic()
+                    told = clock()
         except KeyboardInterrupt:
             interrupted = True
         final = task.distance(images, labels, method.distance, negatives)

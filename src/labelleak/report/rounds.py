@@ -8,9 +8,6 @@ from markupsafe import Markup
 
 from labelleak.report.pages import render
 
-# Classes of all records together that a page holds; more would make it slow to open.
-_MOST_CLASSES = 300_000
-
 VERDICTS = {
     "over": "more than the policy allows",
     "failed": "not audited, or not all of it",
@@ -20,18 +17,25 @@ VERDICTS = {
 """What every verdict of a round says, the gravest first."""
 
 
-def rounds_page(records: list[dict[str, Any]], title: str = "What each round gave away") -> str:
+def rounds_page(
+    records: list[dict[str, Any]],
+    title: str = "What each round gave away",
+    *,
+    most_classes: int = 300_000,
+) -> str:
     """A self-contained HTML page of the audits in a federation, to be filtered in the browser.
 
     Args:
         records: Records of rounds, schema ``labelleak/round/1``, in any order; at least one.
         title: Heading of the page.
+        most_classes: Leave the classes of each audit out of the page where all audits together
+            have more than these, as the page would be slow to open.
 
     Returns:
         The page, one file with nothing to load. It holds the true counts that the records hold.
     """
     records = sorted(records, key=lambda record: (record["round"], record["client"]))
-    detailed = sum(len(_classes(record)) for record in records) <= _MOST_CLASSES
+    detailed = sum(len(_classes(record)) for record in records) <= most_classes
     texts: dict[str, int] = {}
     rows = [_row(record, texts, detailed) for record in records]
     amounts = Counter(record["verdict"] for record in records)

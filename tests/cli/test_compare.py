@@ -204,7 +204,7 @@ class TestInterrupted:
         lines = [line for line in errors.splitlines() if line.strip()]
         path = out / "records.jsonl"
         assert lines == [
-            f"labelleak: interrupted: {kept} trials are kept in {path}; the same command goes on "
+            f"labelleak: interrupted: {kept} trials are kept in {path}; the same command continues "
             "from there"
         ]
 

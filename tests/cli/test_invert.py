@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_one_line(invert, tmp_path, changes, message):
         ({"stem": "paper"}, "fcn-2 cannot have stem"),
         ({"image_shape": "28x28"}, "channels x height x width are needed"),
         ({"image_shape": "2x14x28"}, "one channel (gray) or three"),
-        ({"mean": "gray"}, "numbers apart by commas"),
+        ({"mean": "gray"}, "numbers separated by commas"),
         ({"labels": "given"}, "--label-file FILE"),
         ({"method": "analytic", "iterations": "3"}, "analytic has no iterations"),
         ({"method": "dlg", "learning_rate": "1"}, "dlg has no learning_rate"),

@@ -1,4 +1,4 @@
-"""``labelleak attacks``: what each attack needs, gives, and where it is from."""
+"""``labelleak attacks``: what each attack needs and gives, and the paper it is from."""
 
 import json
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def attacks_command(output_format: str) -> None:
     """List the attacks: what each needs, gives and assumes.
 
-    And the paper that each is from. The name is what `labelleak audit --attack` takes.
+    Each has its paper beside it. `labelleak audit --attack` takes the name.
     """
     from labelleak.attacks import list_attacks
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from labelleak.observation import Observation
 
 _FILE = PathOption("file")
-# Above, the counts would not be exact in double precision.
+# A larger count would not be exact in double precision.
 _MOST_SAMPLES = 2**53 - 1
 
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """The update to audit, and what is known of how it was made."""
+    """The update to audit, and what is known of the local training."""
 
     before: Annotated[
         Path,
@@ -55,13 +55,13 @@ class UpdateOptions:
             "--batch-size",
             type=int,
             metavar="K",
-            help="Samples in one local step. Default: as many as --labels has; else unknown, and "
-            "shares are restored instead of numbers.",
+            help="Samples in one local step. Default: the number of --labels; without them it is "
+            "unknown, and shares are restored instead of counts.",
         ),
     ]
     head: Annotated[
         str | None,
-        option("--head", metavar="NAME", help="The final linear layer, if it is not found."),
+        option("--head", metavar="NAME", help="The final linear layer, where it is not found."),
     ]
     learning_rate: Annotated[
         float | None,
@@ -69,7 +69,7 @@ class UpdateOptions:
             "--learning-rate",
             type=float,
             metavar="F",
-            help="Of the local steps; needed for weights.",
+            help="Learning rate of the local steps; needed for weights.",
         ),
     ]
     local_steps: Annotated[
@@ -85,10 +85,10 @@ class UpdateOptions:
     ]
 
     def check(self) -> None:
-        """Refuse options that contradict each other, before anything is read.
+        """Check the options before a file is read.
 
         Raises:
-            UsageError: Two options do not go together, or there cannot be so many samples.
+            UsageError: Two options contradict each other, or a number is impossible.
         """
         if self.kind == "gradients" and self.learning_rate is not None:
             raise click.UsageError(
@@ -104,11 +104,11 @@ class UpdateOptions:
 
     @property
     def holds(self) -> Literal["gradients", "weights"]:
-        """What the update holds, as told or as the learning rate tells."""
+        """What the update holds: as given, or weights where there is a learning rate."""
         return self.kind or ("gradients" if self.learning_rate is None else "weights")
 
     def read(self) -> "Observation":
-        """What the server sees of the client."""
+        """Read the files: what the server sees of the client."""
         from labelleak.training import LocalTraining
         from labelleak.updates import read_observation
 
@@ -125,7 +125,7 @@ class UpdateOptions:
         )
 
     def sized_by(self, observation: "Observation", labels: "Tensor", path: Path) -> "Observation":
-        """The observation; its batch size is told by the number of labels, if by nothing else."""
+        """The observation, with a batch size from the number of labels where none was given."""
         if self.batch_size is not None:
             return observation
         if labels.numel() % self.local_steps:
@@ -140,15 +140,15 @@ class UpdateOptions:
 @click.command("audit")
 @gathered(UpdateOptions, "update")
 @attack_option(
-    "One of `labelleak attacks`; auto: counts that are proven where they can be, else the estimate "
+    "One of `labelleak attacks`. auto: proven counts where there can be a proof, else the estimate "
     "that can be trusted most."
 )
 @time_limit_option
 @click.option(
     "--labels",
     type=_FILE,
-    help="Your own labels, to score the attack: integers from 0, apart by spaces, commas or line "
-    "breaks.",
+    help="Your own labels, to score the attack: a text file of integers from 0, separated by "
+    "spaces, commas or line breaks.",
 )
 @click.option(
     "--threshold",
@@ -169,9 +169,11 @@ def audit_command(
 ) -> int:
     """Restore the labels that one update gives away.
 
-    Files are .safetensors, or .pt with a state dict; only the head's tensors are read. With
-    --labels (a site auditing its own update) the restored counts are scored, and the threshold on
-    accuracy decides the exit status: 0 at or under it, 1 over it, 3 inconclusive.
+    Files are .safetensors, or .pt with a state dict. Only the head's tensors are read.
+
+    With --labels (a site that audits its own update) the restored counts are scored. Exit status: 0
+    audited, with an accuracy at or under the --threshold if there is one; 1 over it; 3
+    inconclusive.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``labelleak compare``: a user's own grid of experiments, through the code of the paper's."""
+"""``labelleak compare``: a grid of experiments of the user's own."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ def compare_command(
 ) -> int:
     """Compare attacks and defenses on a grid of your own.
 
-    GRID has a table [defaults], tables [[experiment]], and a table [grid] of alternatives, of which
-    every combination is run:
+    GRID is a TOML file with a table [defaults], tables [[experiment]], and a table [grid] of
+    alternatives. Every combination of them is run:
 
     \b
         [defaults]
@@ -45,11 +45,11 @@ def compare_command(
         [grid]
         batch.size = [8, 24, 64]
 
-    Interrupted at any moment, the same command goes on where it was. Writes records.jsonl,
-    summary.json, a CSV file and report.html.
+    Writes records.jsonl, summary.json, a CSV file and report.html. After an interruption the same
+    command continues where it stopped.
 
-    Exit status: 0 all experiments were run; 2 one of them could not be, and is named (the others
-    are in the results).
+    Exit status: 0 all experiments were run; 2 one of them could not be run (it is named, and the
+    results hold the others).
     """  # noqa: D301
     check_extras()
     from labelleak.lab.definition import read_grid

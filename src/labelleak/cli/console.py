@@ -1,4 +1,4 @@
-"""Where the commands print: the console for results, and the progress bar on standard error."""
+"""The console for results on standard output, and the progress bar on standard error."""
 
 import sys
 
@@ -18,14 +18,14 @@ _WIDTH = 120
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the entry point: rich would end with the status of a verdict."""
+        """Leave the error to the entry point: rich would exit with 1, the status of a verdict."""
         raise  # noqa: PLE0704  (called while the error is handled)
 
 
 def console() -> Console:
-    """A console on standard output, wide enough for a table where that is no terminal.
+    """A console on standard output, 120 columns wide where that is no terminal.
 
-    Nothing in a text is markup, as names come from files: style is given beside the text.
+    It reads no markup in texts, as names in them come from files.
     """
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = None if terminal else _WIDTH
@@ -33,10 +33,10 @@ def console() -> Console:
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A progress bar on standard error, which shows nothing where that is no terminal.
+    """A progress bar on standard error; it shows nothing where that is no terminal.
 
     Args:
-        *columns: What to show beside the description, the bar, the number and the time left.
+        *columns: Columns beside the description, the bar, the number and the time left.
     """
     target = _Console(stderr=True)
     return Progress(

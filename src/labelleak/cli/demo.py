@@ -1,4 +1,4 @@
-"""``labelleak demo``: the whole path on a real batch, with a page to open."""
+"""``labelleak demo``: an audit of a real batch from the update to the page."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ from labelleak.storage import write_json, write_whole
 def demo_command(out: Path) -> None:
     """Audit an update made from real digits; no download.
 
-    Trains a small network one step on a batch of the embedded MNIST sample, audits the update as
-    the server would, and shows true against restored counts and every attack's score. Writes the
-    model and update files, one record per attack, and the page report.html.
+    Trains a small network for one step on a batch of the embedded MNIST sample, audits the update
+    as the server would, and shows the restored counts beside the true ones and the score of every
+    attack. Writes the model and update files, one record per attack, and the page report.html.
     """
     from labelleak.lab.demo import audit_files, run_client
 
-    # Imported before the work, so that a missing extra is told at once.
+    # Imported before the work, so that a missing extra is named at once.
     from labelleak.report.audit import audit_page
 
     files = run_client(out)
@@ -59,7 +59,7 @@ def demo_command(out: Path) -> None:
 
 
 def _program() -> str:
-    """How the program can be called here: `make demo` installs into .venv, which is on no path."""
+    """The name to call this program by: `make demo` installs it into .venv, which is on no PATH."""
     called = Path(sys.argv[0])
     hidden = called.name == "labelleak" and not which("labelleak")
     return os.path.relpath(called) if hidden else "labelleak"

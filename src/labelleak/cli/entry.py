@@ -1,6 +1,6 @@
-"""The entry of the command line: whatever happens becomes an exit status and a line that says why.
+"""The entry of the command line: every outcome becomes an exit status, and every error a line.
 
-Nothing but the standard library is imported before an error can be caught.
+Only the standard library is imported outside of the function that catches the errors.
 """
 
 import io
@@ -26,11 +26,11 @@ _EXTRAS = {
     "joblib": "cli,experiments,report",
     "distributed": "cli,dask,experiments,report",
 }
-"""What to install where a module is missing."""
+"""The extras to install where a module is missing."""
 
 
 def main() -> NoReturn:
-    """Run the command line of this process, and end it."""
+    """Run the command line of this process, and exit."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -38,25 +38,25 @@ def run(words: Sequence[str]) -> int:
     """Run one command line.
 
     Args:
-        words: What follows the name of the program.
+        words: The words after the name of the program.
 
     Returns:
-        The exit status, see `labelleak --help`: 1 for an audit over its threshold alone.
+        The exit status, as `labelleak --help` lists them. Only an audit over its threshold has 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name from a file may hold what the terminal's encoding has not.
+            # A name from a file may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         return _invoke(words)
     except KeyboardInterrupt as interruption:
         return _end(str(interruption) or "interrupted", ExitStatus.INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes once more when it ends, and that must not fail.
+        # Python flushes the output once more when it exits; that must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitStatus.NOBODY_READS
     except LabelLeakError as error:
-        # A file of experiments may have several problems, each on a line of its own.
+        # A file of experiments may have several problems, one on each line.
         return _end("\n".join(map(one_line, str(error).splitlines())))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -73,7 +73,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _invoke(words: Sequence[str]) -> int:
-    """Run the command that the words name, or answer a shell that asks for completions."""
+    """Run the command that the words name, or answer a shell that asks for a completion."""
     from click.exceptions import ClickException, Exit, UsageError
 
     from labelleak.cli.group import command_group
@@ -83,7 +83,7 @@ def _invoke(words: Sequence[str]) -> int:
 
         failed = shell_complete(command_group, {}, "labelleak", _COMPLETION, instruction)
         return ExitStatus.UNUSABLE if failed else 0
-    # Click's own `main` would take the status of a verdict for a broken pipe.
+    # Not click's own `main`: on a broken pipe it exits with 1, the status of a verdict.
     try:
         with command_group.make_context("labelleak", list(words)) as context:
             status: int | None = command_group.invoke(context)

@@ -1,4 +1,4 @@
-"""What the commands that run experiments share: their options, the progress, an interruption."""
+"""What commands that run experiments share: the options, the progress, the interruption."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import click
 from rich.progress import Progress
 
 from labelleak.cli.console import progress_bar
-from labelleak.cli.messages import tell
+from labelleak.cli.messages import one_line, tell
 from labelleak.cli.options import PathOption, option
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ _TELL_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where experiments run."""
+    """Where experiments run and find their data."""
 
     data_dir: Annotated[
         Path | None,
         option(
             "--data-dir",
             type=PathOption("folder"),
-            help="Where the data sets are. Default: LABELLEAK_DATA, then a download.",
+            help="Folder of the data sets. Default: LABELLEAK_DATA, then a download.",
         ),
     ]
     workers: Annotated[
@@ -54,7 +54,7 @@ class Place:
             type=click.Choice(["cpu", "cuda"]),
             default="cpu",
             show_default=True,
-            help="Where networks run. Results are the same bit for bit on the CPU only.",
+            help="Device of the networks. Results are the same bit for bit on the CPU only.",
         ),
     ]
 
@@ -67,10 +67,10 @@ class Place:
 
 
 def check_extras() -> None:
-    """Import what running experiments and showing them needs, before any work.
+    """Import before any work whatever running experiments and showing them needs.
 
     Raises:
-        ModuleNotFoundError: It is not installed; the entry point names the extra.
+        ModuleNotFoundError: A package is not installed; the entry point names its extra.
     """
     import labelleak.lab.definition
     import labelleak.lab.runner
@@ -80,9 +80,9 @@ def check_extras() -> None:
 def run_experiments(
     experiments: Sequence["Experiment"], folder: Path, place: Place
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Run what the folder does not hold yet, with a progress bar on standard error.
+    """Run the trials that the folder does not hold yet, with a progress bar on standard error.
 
-    An experiment that could not be run is named on standard error.
+    Experiments that could not be run are named on standard error.
 
     Args:
         experiments: What to run.
@@ -90,11 +90,11 @@ def run_experiments(
         place: Where to run it.
 
     Returns:
-        All records of the folder; name of each experiment that could not be run, and why.
+        All records of the folder, and the reason for each experiment that could not be run.
 
     Raises:
         LabelLeakError: See `labelleak.lab.runner.run`.
-        KeyboardInterrupt: The run was interrupted (Ctrl-C); the message says how to go on.
+        KeyboardInterrupt: The run was interrupted (Ctrl-C); the message says how to continue.
     """
     from labelleak.lab.runner import run
     from labelleak.lab.store import Store, read_records
@@ -112,19 +112,19 @@ def run_experiments(
                     progress=_teller(bar),
                 )
         except KeyboardInterrupt:
-            # Of the file: the interruption may have come between it and the store's own count.
+            # Counted in the file: the store may not have counted the last record yet.
             kept = len(read_records(store.path))
             raise KeyboardInterrupt(
-                f"interrupted: {kept} trials are kept in {store.path}; the same command goes on "
+                f"interrupted: {kept} trials are kept in {store.path}; the same command continues "
                 "from there"
             ) from None
         for name, reason in summary.failed.items():
-            tell(f"labelleak: experiment {name!r} could not be run: {reason}")
+            tell(f"labelleak: experiment {name!r} could not be run: {one_line(reason)}")
         return store.records(), summary.failed
 
 
 def _teller(bar: Progress) -> Callable[[str, int, int], None]:
-    """What moves the bar; where there is none to see, it prints a line every minute."""
+    """A function that moves the bar; where no bar is shown, it prints a line every minute."""
     tasks = {}
     told = time.monotonic()
 

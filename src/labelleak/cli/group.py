@@ -1,4 +1,4 @@
-"""The command `labelleak`, whose commands are loaded when they are asked for."""
+"""The command `labelleak`; each of its commands is loaded on first use."""
 
 from importlib import import_module
 
@@ -7,11 +7,11 @@ import click
 from labelleak._version import __version__
 
 COMMANDS = ("demo", "audit", "attacks", "compare", "reproduce", "invert", "report")
-"""Names of the commands, as the help lists them: `x_command` of the module `labelleak.cli.x`."""
+"""Names of the commands in the order of the help; `x` is `x_command` of `labelleak.cli.x`."""
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is run, or when the help lists it."""
+    """A group that imports a command when it is run, or when the help lists it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands, in the order of `COMMANDS`."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("invert")
 @gathered(NetworkOptions, "network")
 @gathered(BatchOptions, "batch")
-@attack_option("What restores the labels, see `labelleak attacks`.")
+@attack_option("The attack that restores the labels; `labelleak attacks` lists them.")
 @gathered(SearchOptions, "search")
 @click.option(
     "--out",
@@ -41,8 +41,8 @@ def invert_command(
     """Show the images that one update gives away.
 
     The update is the gradient of a whole network for one batch, in evaluation mode. Writes
-    images.png (all pictures), one picture for each image, and record.json. Interrupted with Ctrl-C,
-    it writes the best so far, with status 130.
+    images.png (all pictures), one picture for each image, and record.json. After an interruption
+    (Ctrl-C) these hold the best so far, and the exit status is 130.
     """
     import torch
 
@@ -86,7 +86,7 @@ def invert_command(
 
 
 def _teller(bar: Progress, method: "Method") -> Callable[[int, int, float], None]:
-    """What moves the bar, told the restart, the iteration and the distance."""
+    """A function that moves the bar, called with the restart, the iteration and the distance."""
     length, starts = getattr(method, "iterations", 0), getattr(method, "restarts", 0)
     task = bar.add_task("Inverting", total=length * starts, loss=float("nan"))
 

@@ -1,4 +1,4 @@
-"""The options of ``labelleak invert``, in groups, and what each group stands for."""
+"""The options of ``labelleak invert`` in groups, and the objects that each group describes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ def _parse_numbers(
         return None if text is None else tuple(float(word) for word in text.split(","))
     except ValueError:
         raise click.BadParameter(
-            f"{text!r}: numbers apart by commas are needed, one for each channel"
+            f"{text!r}: numbers separated by commas are needed, one for each channel"
         ) from None
 
 
@@ -50,14 +50,16 @@ class NetworkOptions:
         str, option("--model", required=True, help="Its network, such as fcn-3 or resnet18.")
     ]
     activation: Annotated[
-        str | None, option("--activation", help="Of fcn-N and lenet5: relu, swish or leaky_relu.")
+        str | None,
+        option("--activation", help="Activation of fcn-N and lenet5: relu, swish or leaky_relu."),
     ]
     batchnorm: Annotated[
         bool | None,
-        option("--batchnorm", is_flag=True, default=None, help="Of lenet5: it has BatchNorm."),
+        option("--batchnorm", is_flag=True, default=None, help="lenet5 with BatchNorm."),
     ]
     stem: Annotated[
-        str | None, option("--stem", type=click.Choice(["paper", "imagenet"]), help="Of resnetN.")
+        str | None,
+        option("--stem", type=click.Choice(["paper", "imagenet"]), help="Stem of resnetN."),
     ]
     device: Annotated[
         str,
@@ -66,11 +68,11 @@ class NetworkOptions:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What may vary between networks of that name; None where nothing is said."""
+        """What varies between networks of one name; None where the default holds."""
         return {"activation": self.activation, "batchnorm": self.batchnorm, "stem": self.stem}
 
     def build(self, image_shape: tuple[int, int, int]) -> "nn.Module":
-        """The network with its weights, on its device."""
+        """Build the network with its weights, on its device."""
         import torch
 
         from labelleak.inversion.files import count_classes, load_weights
@@ -90,7 +92,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """The client's batch, as far as it is known."""
+    """The client's batch: its gradients, and what is known of it."""
 
     gradients: Annotated[
         Path,
@@ -118,7 +120,7 @@ class BatchOptions:
             "--mean",
             metavar="F[,F,F]",
             callback=_parse_numbers,
-            help="What the client subtracts from pixels from 0 to 1, for each channel. Default: 0",
+            help="Mean of each channel that the client subtracts from pixels, 0 to 1. Default: 0",
         ),
     ]
     std: Annotated[
@@ -127,7 +129,7 @@ class BatchOptions:
             "--std",
             metavar="F[,F,F]",
             callback=_parse_numbers,
-            help="What it divides them by then. Default: 1",
+            help="Standard deviation of each channel, by which it then divides. Default: 1",
         ),
     ]
     mode: Annotated[
@@ -137,8 +139,9 @@ class BatchOptions:
             type=click.Choice(["free", "shared", "restored", "given"]),
             default="restored",
             show_default=True,
-            help="free: sought for, one soft label per image; shared: one for all; restored: by "
-            "--attack; given: --label-file.",
+            help="What is known of the labels. free: nothing, a soft label is optimized for each "
+            "image; shared: nothing, one for all; restored: what --attack finds; given: "
+            "--label-file.",
         ),
     ]
     label_file: Annotated[
@@ -146,7 +149,7 @@ class BatchOptions:
         option(
             "--label-file",
             type=_FILE,
-            help="The true labels, integers: for --labels given, and to match pictures by --truth.",
+            help="The true labels, integers: for --labels given, and to match pictures to --truth.",
         ),
     ]
     truth: Annotated[
@@ -194,30 +197,46 @@ class SearchOptions:
             type=click.Choice(["ig", "dlg", "analytic"]),
             default="ig",
             show_default=True,
-            help="analytic: networks whose first layer is fully connected, exact for one image.",
+            help="analytic is for networks with a fully connected first layer, and exact for one "
+            "image.",
         ),
     ]
     iterations: Annotated[
         int | None,
-        option("--iterations", type=click.IntRange(min=1), help="Default: 4800 (ig), 300 (dlg)."),
+        option(
+            "--iterations",
+            type=click.IntRange(min=1),
+            help="Steps of ig, rounds of dlg. Default: 4800, 300",
+        ),
     ]
     restarts: Annotated[
         int | None,
         option(
-            "--restarts", type=click.IntRange(min=1), help="Starts from other noise. Default: 1"
+            "--restarts",
+            type=click.IntRange(min=1),
+            help="Number of starts, each from other noise. Default: 1",
         ),
     ]
     learning_rate: Annotated[
-        float | None, option("--learning-rate", type=float, help="Of ig. Default: 0.1")
+        float | None,
+        option("--learning-rate", type=float, help="Learning rate of ig. Default: 0.1"),
     ]
     total_variation: Annotated[
         float | None,
-        option("--total-variation", type=float, help="Its weight, of ig. Default: 0.0001"),
+        option(
+            "--total-variation",
+            type=float,
+            help="Weight of the total variation, of ig. Default: 0.0001",
+        ),
     ]
     seed: Annotated[
         int,
         option(
-            "--seed", type=int, default=0, show_default=True, help="Of the noise it starts from."
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Seed of the noise that the search starts from.",
         ),
     ]
     double: Annotated[bool, option("--double", is_flag=True, help="Compute in double precision.")]

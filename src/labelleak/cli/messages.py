@@ -15,7 +15,7 @@ def one_line(text: str) -> str:
     Returns:
         The line; of a longer one the beginning and the end.
 
-    Example:
+    Examples:
         >>> one_line("what is\n wrong \x1b[31m")
         'what is wrong [31m'
     """

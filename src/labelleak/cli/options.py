@@ -1,4 +1,4 @@
-"""Options that several commands share, and objects that options are gathered in."""
+"""Options that several commands share, and a decorator that gathers options in one object."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -27,7 +27,7 @@ def option(*declarations: str, **settings: Any) -> Callable[[str], Callable[[Com
 
 
 def gathered(kind: type, parameter: str) -> Callable[[Command], Command]:
-    """Give a command the options of a dataclass, and hand their values over as one object.
+    """Give a command the options of a dataclass, and pass their values as one object.
 
     Args:
         kind: The dataclass, every field of which is annotated with an `option`.
@@ -74,11 +74,11 @@ class PathOption(click.Path):
 def attack_option(text: str) -> Callable[[Command], Command]:
     """The option ``--attack NAME``, passed on as `attack`.
 
-    The table of attacks is loaded when a name is looked up: a `click.Choice` of them would load it,
-    and torch with it, for every page of help.
+    The table of attacks is loaded when a name is checked or completed. A `click.Choice` would load
+    it, and torch with it, for every page of help.
 
     Args:
-        text: What it says in the help.
+        text: Text of the help.
 
     Returns:
         A decorator for the command.
@@ -95,7 +95,7 @@ def attack_option(text: str) -> Callable[[Command], Command]:
 
 
 def _check_attack(ctx: click.Context, param: click.Parameter, name: str) -> str:
-    # A shell that asks for the completion of another option has no use for the check.
+    # While a shell completes another option, the check is skipped.
     if name != "auto" and not ctx.resilient_parsing and name not in _attacks():
         known = ", ".join(_attacks())
         raise click.BadParameter(f"{one_line(name)!r} is no attack: choose one of {known}")
@@ -130,6 +130,6 @@ def time_limit_option(command: Command) -> Command:
         "--time-limit",
         type=click.FloatRange(min=0.0, min_open=True),
         metavar="SECONDS",
-        help="When the attacks auto and exact end their search; the others need no limit. Default: "
-        "10 for auto, 60 for exact.",
+        help="Time after which the attacks auto and exact end their search; the others need no "
+        "limit. Default: 10 for auto, 60 for exact.",
     )(command)

@@ -16,15 +16,18 @@ from labelleak.storage import check_writable, write_whole
     "--out",
     type=PathOption("file"),
     metavar="PAGE.html",
-    help="Where the page goes; the page of a run stays in its folder.",
+    help="File of the page; the page of a run stays in its folder.",
 )
 def report_command(path: Path, out: Path | None) -> None:
     """Write the page of a run, of a federation, or of one audit.
 
-    RUN_DIR is the folder of a run of `reproduce` or `compare`: its report.html and CSV files are
-    made from its summary.json. RECORDS is the folder that a federation's audits are written to, or
-    one .jsonl file of it: what each client gave away in each round, as report.html there.
-    RECORD.json is what `audit --output` or `demo` wrote: its page is written beside it, as
+    RUN_DIR is the folder of a run of `reproduce` or `compare`. Its report.html and CSV files are
+    made again from its summary.json.
+
+    RECORDS is the folder of a federation's audits, or one .jsonl file of it. The page, report.html
+    there, shows what each client gave away in each round.
+
+    RECORD.json is what `audit --output` or `demo` wrote. Its page is written beside it, as
     RECORD.html.
     """
     if (path.is_dir() and (path / "summary.json").exists()) or path.name == "summary.json":

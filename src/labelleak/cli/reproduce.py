@@ -15,7 +15,7 @@ from labelleak.cli.tables import print_study
 STUDIES = (
     "table1", "table3", "table4", "table5", "figure2", "figure3", "figure4", "figure5", "extras",
 )  # fmt: skip
-"""Names of the studies; they are in `labelleak.lab.paper`, which needs an extra."""
+"""Names of the studies in `labelleak.lab.paper`, which the help cannot import without an extra."""
 
 
 @click.command("reproduce")
@@ -44,17 +44,16 @@ def reproduce_command(
 ) -> int:
     """Run a table or figure of the iLRG paper, or all of them.
 
-    The paper is Ma et al., ICLR 2023. Every result is shown with its 95 % interval, the published
-    figure and the difference. Data that is not there is replaced where something can stand in for
-    it; what is replaced, shrunk or left out is listed. Interrupted at any moment, the same command
-    goes on where it was.
+    The paper is Ma et al., ICLR 2023. Every result has its 95 % interval, the published figure and
+    the difference beside it. Another data set stands in for one that is missing, where there is
+    one. Whatever is replaced, shrunk or left out is listed.
 
     Writes records.jsonl, summary.json, a CSV file per study, report.html and, for figure4, the
     folder pictures. Networks are trained where a study needs that, and kept in the cache
-    (LABELLEAK_CACHE).
+    (LABELLEAK_CACHE). After an interruption the same command continues where it stopped.
 
-    Exit status: 0 all experiments were run; 2 one of them could not be, and is named (the others
-    are in the results).
+    Exit status: 0 all experiments were run; 2 one of them could not be run (it is named, and the
+    results hold the others).
     """
     check_extras()
     from labelleak.lab import paper

@@ -1,4 +1,4 @@
-"""Records as a terminal shows them; nothing is computed here."""
+"""Records as tables in a terminal; nothing is computed here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from labelleak.report.text import MEANINGS, NONE, SCORES, class_rows, number
 _MOST_CLASSES = 40
 _SHOWN_SCORES = ("accuracy", "exact", "leacc", "lnacc", "recall")
 
-# Scores of a comparison. The paper's recall is of counts whose sum is free, and has its own name.
+# Scores of a comparison. IRec is the paper's recall, of counts before their sum is repaired.
 _COMPARED = {
     "leacc": SCORES["leacc"],
     "lnacc": SCORES["lnacc"],
@@ -29,10 +29,10 @@ _ALWAYS_SHOWN = ("psnr",)
 
 
 def print_attacks(rows: Sequence[Mapping[str, Any]], target: Console) -> None:
-    """The table of attacks.
+    """Print what each attack needs, gives and assumes.
 
     Args:
-        rows: Of each attack ``name``, ``title``, ``needs``, ``gives``, ``assumes``, ``reference``.
+        rows: For each attack ``name``, ``title``, ``needs``, ``gives``, ``assumes``, ``reference``.
         target: Where to print.
     """
     for row in rows:
@@ -46,7 +46,7 @@ def print_attacks(rows: Sequence[Mapping[str, Any]], target: Console) -> None:
 
 
 def print_record(record: Mapping[str, Any], target: Console) -> None:
-    """An audit record: the counts, the score, the flags and the verdict.
+    """Print an audit record: the counts, the score, the flags and the verdict.
 
     Args:
         record: Schema ``labelleak/audit/1``.
@@ -74,7 +74,7 @@ def print_record(record: Mapping[str, Any], target: Console) -> None:
         target.print(f"Score: {', '.join(scores)}")
     for flag in record["flags"]:
         target.print(Text.assemble(("flag", "yellow"), f" {flag['name']}: {flag['text']}"))
-    # No verdict is green: none of them says that the labels are safe.
+    # No verdict is green, as none says that the labels are safe.
     style = {"over threshold": "bold red", "inconclusive": "bold yellow"}
     verdict = record["verdict"]
     target.print(
@@ -100,7 +100,7 @@ def _counts_table(record: Mapping[str, Any]) -> Table:
 
 
 def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
-    """The scores of several attacks on one update.
+    """Print the scores of several attacks on one update.
 
     Args:
         records: Audit records with a score.
@@ -121,7 +121,7 @@ def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
 
 
 def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
-    """A grid of experiments: one line per experiment and attack or baseline, then what failed.
+    """Print a grid of experiments, one line per experiment and attack, and then what failed.
 
     Args:
         summary: Schema ``labelleak/study/1``.
@@ -160,10 +160,10 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
 
 
 def _scores_of_all_batches(metrics: Mapping[str, Any], attack: str) -> dict[str, Any]:
-    """The scores of an attack, but for those that it has of some batches only.
+    """The scores of an attack that every batch has.
 
-    An attack that tells sets knows the numbers where one possibility is left: the mean over those
-    batches says nothing about the others.
+    An attack that restores sets has counts where only one possibility is left. Their mean over
+    those batches says nothing about the others.
     """
     cells = {name: metrics.get(f"{attack}.{name}") for name in _COMPARED}
     most = max((cell["trials"] for cell in cells.values() if cell), default=0)
@@ -180,7 +180,7 @@ def _mean(cell: Mapping[str, Any] | None) -> str:
 
 
 def print_study(summary: Mapping[str, Any], target: Console) -> None:
-    """A study of the paper: each figure beside the published one, then why some differ.
+    """Print a study of the paper: each figure beside the published one, then notes.
 
     Args:
         summary: Schema ``labelleak/study/1``.
@@ -212,7 +212,7 @@ def print_study(summary: Mapping[str, Any], target: Console) -> None:
 def _shown(
     summary: Mapping[str, Any], row: Mapping[str, Any]
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """The metrics that were published; of a row that was not, the usual ones."""
+    """The metrics of a row with a published figure; if it has none, the usual metrics."""
     cells = row["metrics"]
     published = [name for name in cells if cells[name]["published"] is not None]
     for metric in summary["metrics"]:
@@ -235,12 +235,12 @@ def _beside_published(
 def print_inversion(
     record: Mapping[str, Any], means: Mapping[str, float | None] | None, target: Console
 ) -> None:
-    """What an inversion did, and how near its pictures came to the true ones.
+    """Print what an inversion did, and the scores of its pictures.
 
     Args:
         record: Schema ``labelleak/inversion/1``.
-        means: Means of the scores ``psnr``, ``ssim`` and ``lpips`` over the batch, None where a
-            score is not available; None where the true images are not known.
+        means: Means over the batch of ``psnr``, ``ssim`` and ``lpips``, each None where it is not
+            available; None where the true images are not known.
         target: Where to print.
     """
     from labelleak.restoration import Flag

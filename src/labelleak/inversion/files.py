@@ -16,7 +16,7 @@ _LONGEST_LIST = 200
 
 
 def count_classes(weights: TensorFile) -> int:
-    """The number of outputs of the final linear layer in a file of weights.
+    """Number of classes of the network whose weights a file holds.
 
     Args:
         weights: The state dict of a network.
@@ -28,21 +28,21 @@ def count_classes(weights: TensorFile) -> int:
 
 
 def load_weights(model: nn.Module, weights: TensorFile, network: str) -> nn.Module:
-    """Put the weights of a file into a network, in the file's precision.
+    """Load the weights of a file into a network, in the precision of the file.
 
     Args:
-        model: The network; it is changed.
+        model: The network; it is modified.
         weights: Its state dict.
-        network: Name of the network, for messages.
+        network: Name of the network, for error messages.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        UnreadableFile: The file is of another network, or cannot be read.
+        UnreadableFile: The file holds another network, or cannot be read.
         AmbiguousHead: The final linear layer cannot be told by names and shapes.
     """
-    # Counters of BatchNorm are no floating-point numbers, and have no part in evaluation mode.
+    # Evaluation mode does not use the integer counters of BatchNorm.
     wanted = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
     tensors = _read(weights, wanted, network)
     if tensors[_head_weight(weights)].dtype == torch.float64:
@@ -54,17 +54,20 @@ def load_weights(model: nn.Module, weights: TensorFile, network: str) -> nn.Modu
 def observe_file(
     model: nn.Module, gradients: TensorFile, batch_size: int, network: str
 ) -> Observation:
-    """What the server sees of a client that sent the gradient of every parameter.
+    """Observe a client that sent the gradient of every parameter as a file.
 
     Args:
         model: The network that was handed out, on the device to compute on.
         gradients: The gradient of every parameter, by name.
         batch_size: Number of samples.
-        network: Name of the network, for messages.
+        network: Name of the network, for error messages.
+
+    Returns:
+        What the server sees, with the model and all its gradients.
 
     Raises:
-        UnreadableFile: The file is of another network, or cannot be read.
-        InvalidObservation: The gradient of the final layer is none.
+        UnreadableFile: The file holds gradients of another network, or cannot be read.
+        InvalidObservation: The tensors cannot be a gradient of the final layer.
     """
     parameters = dict(model.named_parameters())
     unknown = [key for key in gradients.shapes if key not in parameters]
@@ -81,7 +84,7 @@ def observe_file(
 def read_images(
     path: Path, shape: tuple[int, int, int, int]
 ) -> Float[Tensor, "batch channels height width"]:
-    """The true images, from a file with the tensor ``images``.
+    """Read the true images: the tensor ``images`` of a file.
 
     Args:
         path: The file.
@@ -91,7 +94,7 @@ def read_images(
         float32, pixels from 0 to 1.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything else.
+        UnreadableFile: There is no such file, it has no such tensor, or a value is not in [0, 1].
     """
     file = open_tensors(path)
     if file.shapes.get("images") != shape:
@@ -111,7 +114,7 @@ def _head_weight(weights: TensorFile) -> str:
 
 
 def _read(file: TensorFile, wanted: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-    """The tensors that a network needs, once all are known to be there and of the right shape."""
+    """Read the tensors that a network needs, after all their shapes were checked."""
     for key, value in wanted.items():
         shape, needed = file.shapes.get(key), tuple(value.shape)
         if shape != needed:

@@ -22,9 +22,9 @@ METHODS: Mapping[str, type[Method]] = {"ig": IG, "dlg": DLG, "analytic": Analyti
 """The methods by name."""
 
 LabelMode = Literal["free", "shared", "restored", "given"]
-"""What is known of the labels: ``free``: nothing, one soft label for each image is sought for along
-with it; ``shared``: nothing, one soft label for the whole batch is sought for, as the public code
-of IG does; ``restored``: what an attack restores; ``given``: all."""
+"""What is known of the labels. ``free``: nothing, a soft label is optimized for each image;
+``shared``: nothing, one soft label is optimized for the whole batch, as the public code of IG does;
+``restored``: what an attack restores; ``given``: all."""
 
 
 def make_method(name: str, **settings: float | None) -> Method:
@@ -37,7 +37,7 @@ def make_method(name: str, **settings: float | None) -> Method:
     Raises:
         ValueError: There is no such method, it has no such setting, or a value is impossible.
 
-    Example:
+    Examples:
         >>> make_method("dlg", iterations=5, restarts=None)
         DLG(iterations=5, restarts=1)
     """
@@ -54,22 +54,22 @@ def make_method(name: str, **settings: float | None) -> Method:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """The images that a gradient gave away.
+    """Images restored from a gradient.
 
     Attributes:
         method: ``ig``, ``dlg`` or ``analytic``.
         mode: What was known of the labels, see `LabelMode`; None for the method ``analytic``, which
             needs none.
-        images: Pixels from 0 to 1, shape (batch, channels, height, width). Their order says
+        images: Pixels from 0 to 1, shape (batch, channels, height, width). Their order means
             nothing: a gradient is a mean over the batch.
-        labels: Class of each image, int64, shape (batch,): as fixed, or the likeliest of its soft
-            label; None where there is none of its own.
-        restoration: What the attack on the labels found, where they were restored; else None.
-        distance: Of the gradient of `images` from the observed one, as the method measures it; None
-            for ``analytic``.
-        distances: The final distance of each restart.
-        iterations: Number of iterations done, all restarts together.
-        interrupted: Whether the search was ended before its time.
+        labels: Class of each image, int64, shape (batch,): the fixed one, or the most probable one
+            of its soft label. None for ``shared`` and for ``analytic``.
+        restoration: Result of the attack on the labels, for ``restored``; else None.
+        distance: Distance between the gradient of `images` and the observed one, in the measure of
+            the method; None for ``analytic``.
+        distances: Final distance of each restart.
+        iterations: Number of iterations of all restarts together.
+        interrupted: Whether the search was interrupted.
     """
 
     method: str
@@ -83,7 +83,7 @@ class Inversion:
     interrupted: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the images, as plain data."""
+        """Everything but the images, as plain data."""
         found = self.restoration
         return {
             "method": self.method,
@@ -120,25 +120,40 @@ def invert(
             `labelleak.observe`). Computing takes place on the device of the model.
         method: `IG`, `DLG` or `Analytic`, with its settings; None for `IG` with the usual ones.
         image_shape: Channels, height and width of one image, in pixels.
-        mean: Of each channel, as the client normalizes pixels from 0 to 1; None for 0.
-        std: Of each channel; None for 1.
+        mean: Mean of each channel that the client subtracts from pixels from 0 to 1; None for 0.
+        std: Standard deviation of each channel that the client divides by; None for 1.
         mode: What is known of the labels.
-        labels: Class of each image, for the mode ``given`` alone, int64, shape (batch,); their
-            order does not matter.
-        attack: What restores the labels in the mode ``restored``, see `labelleak.restore`.
-        dtype: What to compute in, ``torch.float64`` for double precision; None for the model's own.
-        seed: Of the noise that the search starts from.
-        progress: Told the restart, the iteration and the distance now and then.
+        labels: Class of each image, int64, shape (batch,), in any order; for the mode ``given``
+            alone.
+        attack: Name of the attack that restores the labels in the mode ``restored``, see
+            `labelleak.restore`.
+        dtype: Type to compute in, such as ``torch.float64``; None for that of the model.
+        seed: Seed of the noise that the search starts from.
+        progress: Called now and then with the restart, the iteration and the distance.
 
     Returns:
-        The images. After an interruption (Ctrl-C) the best so far.
+        The images; after an interruption (Ctrl-C) the best so far.
 
     Raises:
         MissingKnowledge: The observation lacks something, or the attack restores no counts.
         InvalidObservation: The gradient is not of this network, shapes do not fit, or the network
             is not differentiable.
-        LabelLeakError: The search led nowhere.
-        ValueError: The mode is unknown, or labels come without the mode ``given`` or the other way.
+        LabelLeakError: The distance became NaN or infinite in every restart.
+        ValueError: The mode is unknown, labels come with another mode than ``given``, or that mode
+            without labels.
+
+    Examples:
+        The first layer gives a single image away exactly:
+
+        >>> import labelleak, torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> image = torch.tensor([[[[0.25, 0.5], [0.75, 1.0]]]])
+        >>> loss = torch.nn.functional.cross_entropy(model(image), torch.tensor([2]))
+        >>> gradients = torch.autograd.grad(loss, list(model.parameters()))
+        >>> seen = labelleak.observe(model, gradients, batch_size=1)
+        >>> found = invert(seen, Analytic(), image_shape=(1, 2, 2))
+        >>> [round(pixel, 4) for pixel in found.images.flatten().tolist()]
+        [0.25, 0.5, 0.75, 1.0]
     """
     method = IG() if method is None else method
     if mode not in get_args(LabelMode):
@@ -181,7 +196,7 @@ def _restored(observation: Observation, attack: str) -> Restoration:
 
 
 def _checked(labels: Tensor, task: Task) -> Tensor:
-    """The labels in ascending order: a gradient has none, and so equal counts start equally."""
+    """The labels in ascending order, so that the same counts start from the same noise."""
     if labels.shape != (task.batch_size,):
         raise InvalidObservation(f"{labels.numel()} labels for a batch of {task.batch_size}")
     if int(labels.min()) < 0 or int(labels.max()) >= task.classes:

@@ -1,4 +1,4 @@
-"""One inversion as a user runs it: timed, scored against the true images, and written to files."""
+"""Run one inversion: time it, score it against the true images, and write it to files."""
 
 import os
 import time
@@ -26,7 +26,7 @@ SCHEMA = "labelleak/inversion/1"
 
 @dataclass(frozen=True)
 class InversionSettings:
-    """How images are sought for; what each means is said by `labelleak.inversion.invert`."""
+    """How images are sought for. The fields are arguments of `labelleak.inversion.invert`."""
 
     method: Method
     image_shape: ImageShape
@@ -40,18 +40,17 @@ class InversionSettings:
 
 @dataclass(frozen=True, eq=False)
 class InversionRun:
-    """An inversion, and how near its images came to the true ones.
+    """An inversion and its score.
 
     Attributes:
         settings: How the images were sought for.
         batch_size: Number of images.
-        found: The images and what is known of them.
-        images: Pixels from 0 to 1, shape (batch, channels, height, width): those of `found`, in the
-            order of the true images where these are known.
-        order: Place in `found` of each of `images`, int64, shape (batch,); None where the true
-            images are not known.
+        found: Result of the search.
+        images: The images of `found`, in the order of the true images where these are known.
+        order: ``images[i]`` is ``found.images[order[i]]``; int64, shape (batch,). None where the
+            true images are not known.
         quality: Scores of `images`; None where the true images are not known.
-        seconds: Time that the search took.
+        seconds: Time that the search took, in seconds.
     """
 
     settings: InversionSettings
@@ -65,12 +64,12 @@ class InversionRun:
     def as_dict(
         self, source: Mapping[str, str], network: Mapping[str, Any], device: str
     ) -> dict[str, Any]:
-        """The record of the run as plain data, schema ``labelleak/inversion/1``.
+        """The record of the run as plain data, of the schema ``labelleak/inversion/1``.
 
         Args:
-            source: The files that it started from.
+            source: The files that the run started from.
             network: Name and options of the network.
-            device: Where it ran.
+            device: The device that it ran on.
         """
         settings, dtype = self.settings, str(self.found.images.dtype).removeprefix("torch.")
         return {
@@ -99,26 +98,26 @@ def run_inversion(
     truth: Float[Tensor, "batch channels height width"] | None = None,
     progress: Progress | None = None,
 ) -> InversionRun:
-    """Find the images that an update gives away, and hold them against the true ones.
+    """Find the images that an update gives away, and compare them with the true ones.
 
-    The true images meet the result in the score alone; the search never sees them.
+    The search never sees the true images: they are only compared with its result.
 
     Args:
         observation: What the server sees, with the model, all its gradients and the batch size.
         settings: How the images are sought for.
-        labels: True class of each image, int64, shape (batch,): the search takes them in the mode
-            ``given`` alone, matching with `truth` wherever the labels were fixed.
+        labels: True class of each image, int64, shape (batch,). The search uses them in the mode
+            ``given`` alone. With `truth` they keep the match within a class.
         truth: The true images, pixels from 0 to 1.
-        progress: Told how far the search is.
+        progress: Called now and then with the restart, the iteration and the distance.
 
     Returns:
         The images and their scores.
 
     Raises:
         MissingKnowledge: The observation lacks something, or the attack restores no counts.
-        InvalidObservation: The gradient is not of this network, or shapes do not fit.
-        LabelLeakError: The search led nowhere, or torchmetrics is not installed.
-        ValueError: The mode ``given`` comes without labels.
+        InvalidObservation: The gradient is of another network, or shapes do not fit.
+        LabelLeakError: The distance became NaN in every restart, or torchmetrics is missing.
+        ValueError: The mode is ``given``, and there are no labels.
     """
     start = time.perf_counter()
     found = invert(
@@ -150,17 +149,17 @@ def check_run(
     image_shape: ImageShape,
     truth: Float[Tensor, "batch channels height width"] | None,
 ) -> None:
-    """Try whatever comes after the search, as far as that can be: a search may take hours.
+    """Check before a search, which may take hours, that its result can be scored and written.
 
     Args:
-        folder: Where the pictures go.
+        folder: Where the pictures will go.
         image_shape: Channels, height and width.
         truth: The true images, if the pictures are to be scored.
 
     Raises:
-        LabelLeakError: Pillow or torchmetrics is not installed.
+        LabelLeakError: Pillow or torchmetrics is missing.
         UnreadableFile: The folder cannot be written to.
-        ValueError: There are neither one nor three channels.
+        ValueError: The images have neither one nor three channels.
     """
     png(torch.zeros(image_shape))
     if truth is not None:
@@ -180,12 +179,12 @@ def write_run(
     """Write ``images.png`` (all images), ``image-000.png`` and so on, and ``record.json``.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: The folder; made if it does not exist.
         images: Pixels from 0 to 1.
         record: What `InversionRun.as_dict` gives.
 
     Returns:
-        The picture of all images.
+        The path of ``images.png``.
 
     Raises:
         UnreadableFile: The folder cannot be written to.

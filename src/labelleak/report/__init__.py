@@ -1,4 +1,4 @@
-"""Views of records: pages, charts, tables and words. No result is computed here.
+"""Views of records: pages, charts, CSV files and words. No result is computed here.
 
-Import the module that is meant: `text` needs nothing, pages need jinja2, charts matplotlib.
+The package itself imports nothing: `labelleak.report.text` needs neither jinja2 nor matplotlib.
 """

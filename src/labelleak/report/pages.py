@@ -1,4 +1,4 @@
-"""What all pages share: the templates, how numbers are written, and that text is escaped."""
+"""What all pages share: templates with escaped text, signs and dashes, and a check of the input."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from a template of this package; what is filled in is escaped.
+    """Fill in a template of this package; text is escaped.
 
     Args:
         template: Name of the template.
@@ -49,9 +49,9 @@ def _environment() -> Environment:
 
 
 def typeset(figure: str) -> str:
-    """A figure in ASCII with the minus sign or the dash that a page has for it.
+    """Put the minus sign or the dash of a page into a figure that is written in ASCII.
 
-    Example:
+    Examples:
         >>> typeset("-0.250"), typeset("-")
         ('−0.250', '–')
     """
@@ -62,13 +62,13 @@ def typeset(figure: str) -> str:
 
 @contextmanager
 def held_to_schema(path: Path) -> Iterator[None]:
-    """One line where no page can be made of what a file holds.
+    """Context in which a record that is not as its schema says is an error of its file.
 
     Args:
-        path: The file, which named the right schema.
+        path: The file, which names the schema.
 
     Raises:
-        UnreadableFile: Something inside failed for want of a value, or over one of another type.
+        UnreadableFile: A value of the record is missing, or of another type.
     """
     try:
         yield

@@ -16,31 +16,31 @@ STUDY_SCHEMA = "labelleak/study/1"
 
 
 def run_content(title: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What ``summary.json`` holds.
+    """The content of ``summary.json``.
 
     Args:
         title: Heading of the page.
-        summaries: Of each study, see `labelleak.lab.summary`.
+        summaries: Summary of each study, see `labelleak.lab.summary`.
     """
     return {"schema": RUN_SCHEMA, "title": title, "studies": list(summaries)}
 
 
 def write_run(folder: Path, title: str, summaries: Sequence[dict[str, Any]]) -> Path:
-    """Write what a run came to: ``summary.json``, a CSV file per study, and ``report.html``.
+    """Write the results of a run: ``summary.json``, a CSV file per study, and ``report.html``.
 
     Args:
         folder: The run's folder.
         title: Heading of the page.
-        summaries: Of each study, see `labelleak.lab.summary`.
+        summaries: Summary of each study, see `labelleak.lab.summary`.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         UnreadableFile: The folder cannot be written to.
     """
     page = folder / "report.html"
-    # All texts are made before a file is written: what cannot be shown leaves the old files alone.
+    # All texts are made first, so that a summary that cannot be shown changes no file.
     files = {folder / f"{summary['name']}.csv": summary_csv(summary) for summary in summaries}
     files[page] = study_page(summaries, title, folder)
     write_json(folder / "summary.json", run_content(title, summaries))
@@ -50,17 +50,16 @@ def write_run(folder: Path, title: str, summaries: Sequence[dict[str, Any]]) -> 
 
 
 def read_run(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Read the summary of a run back.
+    """Read the summary of a run.
 
     Args:
         path: The file ``summary.json``.
 
     Returns:
-        The heading, and the summary of each study. What they hold is not checked but for their
-        schema and their names.
+        The heading, and the summary of each study. Only schemas and names are checked.
 
     Raises:
-        UnreadableFile: It is no summary of a run, or of another schema version.
+        UnreadableFile: The file holds no summary of a run, or one of another schema version.
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != RUN_SCHEMA:
@@ -71,7 +70,7 @@ def read_run(path: Path) -> tuple[str, list[dict[str, Any]]]:
     ):
         raise UnreadableFile(f"{path}: has studies of another schema than {STUDY_SCHEMA!r}")
     for study in studies:
-        # Files are named by it, and the summary may be from somewhere else.
+        # Files are named by it, and a stranger may have made the summary.
         name = study.get("name")
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
             raise UnreadableFile(f"{path}: study {name!r} has a name that no file can have")

@@ -14,7 +14,7 @@ from labelleak.loss import Loss
 from labelleak.numerics import implied_rounding
 from labelleak.training import LocalTraining
 
-# Below, every integer is a float64, in which counts are computed.
+# Counts are computed in float64, which holds every integer below this one.
 _TOO_MANY = 2**53
 
 
@@ -238,7 +238,7 @@ class Observation:
                 f"{present.numel()} classes are said to be present among {self.num_instances} "
                 "instances: the batch size is too small"
             )
-        # Only as int64 do all of them index.
+        # torch indexes with int64; uint8 would be read as a mask.
         object.__setattr__(self, "present_classes", present.long())
 
     def _check_inputs(self) -> None:
@@ -333,8 +333,8 @@ def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
                 f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
                 "numbers is needed (16 bits or more)"
             )
-        # A sum is finite only if every term is, and needs no second copy of a large head; an
-        # overflowing sum of finite terms is looked at entry by entry.
+        # A finite sum proves finite terms and needs no copy of a large head. A sum of finite terms
+        # may overflow, so only then look at every entry.
         if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
             raise InvalidObservation(
                 f"the {what}'s {name} has NaN or infinite entries: the update is broken"

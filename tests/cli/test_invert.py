@@ -1,7 +1,7 @@
 import io
 import json
 import sys
-from typing import NamedTuple
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,16 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from labelleak.cli import run
-from labelleak.inversion import methods
+from command_line import labelleak
+from labelleak.cli.invert import invert_command
+from labelleak.inversion import LabelMode, methods
+from labelleak.inversion.reconstruction import METHODS
 from labelleak.lab.datasets import load
 from labelleak.lab.networks import build
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +38,11 @@ def client(tmp_path_factory):
 
 
 @pytest.fixture
-def invert(client, tmp_path, capsys, monkeypatch):
-    """Runs the command as the entry point does, in this process."""
+def invert(client, tmp_path, monkeypatch):
+    """Runs the command on the client's files."""
     monkeypatch.chdir(client)
 
-    def run_command(*options, **changes):
+    def run(*options, **changes):
         named = {
             "--before": "model.safetensors",
             "--gradients": "gradients.safetensors",
@@ -58,12 +54,9 @@ def invert(client, tmp_path, capsys, monkeypatch):
             "--out": str(tmp_path),
         } | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
         words = [word for pair in named.items() for word in pair]
-        monkeypatch.setattr(sys, "argv", ["labelleak", "invert", *words, *options])
-        with pytest.raises(SystemExit) as end:
-            run()
-        return Done(end.value.code or 0, *capsys.readouterr())
+        return labelleak("invert", *words, *options)
 
-    return run_command
+    return run
 
 
 def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
@@ -71,8 +64,8 @@ def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
         *("--truth", "truth.safetensors", "--label-file", "labels.txt"),
         *("--iterations", "60", "--seed", "3", "--format", "json"),
     )
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    assert done.status == 0, done.err
+    record = json.loads(done.out)
     assert record == json.loads((tmp_path / "record.json").read_text())
     assert record["schema"] == "labelleak/inversion/1"
     assert record["settings"]["iterations"] == 60
@@ -93,8 +86,8 @@ def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
 
 def test_the_table_says_what_was_done(invert, tmp_path):
     done = invert("--iterations", "2", "--labels", "free", "--double")
-    assert (done.returncode, done.stderr) == (0, "")
-    text = " ".join(done.stdout.split())
+    assert (done.status, done.err) == (0, "")
+    text = " ".join(done.out.split())
     assert "Method ig; labels free; distance" in text
     assert "after 2 iterations" in text
     assert "images.png" in text
@@ -106,7 +99,7 @@ def test_the_table_says_what_was_done(invert, tmp_path):
 
 def test_given_labels_come_from_a_file(invert, tmp_path):
     done = invert("--iterations", "2", "--labels", "given", "--label-file", "labels.txt")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     result = json.loads((tmp_path / "record.json").read_text())["result"]
     assert (result["mode"], result["attack"]) == ("given", None)
 
@@ -115,7 +108,7 @@ def test_given_labels_come_from_a_file(invert, tmp_path):
 def test_other_methods(invert, tmp_path, method):
     options = ("--iterations", "1") if method == "dlg" else ()
     done = invert("--method", method, *options)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert json.loads((tmp_path / "record.json").read_text())["result"]["method"] == method
 
 
@@ -130,8 +123,8 @@ def test_an_interruption_writes_the_best_so_far(invert, tmp_path, monkeypatch):
 
     monkeypatch.setattr(methods.IG, "iterate", interrupted)
     done = invert("--iterations", "50")
-    assert done.returncode == 130
-    assert "interrupted: the best so far" in " ".join(done.stdout.split())
+    assert done.status == 130
+    assert "interrupted: the best so far" in " ".join(done.out.split())
     result = json.loads((tmp_path / "record.json").read_text())["result"]
     assert (result["interrupted"], result["iterations"]) == (True, 2)
     assert (tmp_path / "image-001.png").exists()
@@ -142,8 +135,8 @@ def test_what_is_missing_after_the_search_is_told_before_it(invert, monkeypatch,
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setattr(methods.IG, "iterate", lambda *arguments: pytest.fail("it began"))
     done = invert(truth="truth.safetensors")
-    assert done.returncode == 2
-    assert "pip install 'labelleak[images]'" in done.stderr
+    assert done.status == 2
+    assert "pip install 'labelleak[images]'" in done.err
 
 
 @pytest.mark.parametrize(
@@ -164,10 +157,10 @@ def test_what_is_missing_after_the_search_is_told_before_it(invert, monkeypatch,
 )
 def test_what_does_not_fit_is_one_line(invert, tmp_path, changes, message):
     done = invert("--iterations", "1", **changes)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("labelleak: ")
-    assert message in done.stderr
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("labelleak: ")
+    assert message in done.err
     assert not list(tmp_path.iterdir())
 
 
@@ -177,15 +170,22 @@ def test_what_does_not_fit_is_one_line(invert, tmp_path, changes, message):
         ({"model": "fcn-0"}, "unknown network 'fcn-0'"),
         ({"stem": "paper"}, "fcn-2 cannot have stem"),
         ({"image_shape": "28x28"}, "channels x height x width are needed"),
-        ({"image_shape": "2x14x28"}, "one channel (grey) or three"),
-        ({"mean": "grey"}, "numbers apart by commas"),
+        ({"image_shape": "2x14x28"}, "one channel (gray) or three"),
+        ({"mean": "gray"}, "numbers separated by commas"),
         ({"labels": "given"}, "--label-file FILE"),
-        ({"method": "analytic", "iterations": "3"}, "analytic has no --iterations"),
-        ({"method": "dlg", "learning_rate": "1"}, "dlg has no --learning-rate"),
+        ({"method": "analytic", "iterations": "3"}, "analytic has no iterations"),
+        ({"method": "dlg", "learning_rate": "1"}, "dlg has no learning_rate"),
         ({"learning_rate": "-1"}, "it must be positive"),
     ],
 )
 def test_wrong_usage_is_told(invert, changes, message):
     done = invert(**changes)
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.split())
+    assert done.status == 2
+    assert message in " ".join(done.err.split())
+
+
+def test_the_choices_are_those_of_the_library():
+    """They are written out, as the help needs no torch."""
+    choices = {p.name: tuple(getattr(p.type, "choices", ())) for p in invert_command.params}
+    assert choices["method"] == tuple(METHODS)
+    assert choices["mode"] == get_args(LabelMode)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from labelleak.metrics import Score
-from labelleak.views import MEANINGS, SCORES, class_rows, number
+from labelleak.report.text import MEANINGS, SCORES, class_rows, number
 
 
 def test_every_field_of_a_score_has_a_title_and_a_meaning():

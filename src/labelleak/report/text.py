@@ -1,5 +1,6 @@
-"""What all views of a record share, in a terminal and on a page: titles, numbers, rows."""
+"""Records in words, for pages and terminals alike: titles of scores, numbers, rows of classes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 SCORES = {
@@ -11,7 +12,7 @@ SCORES = {
     "existence_precision": "precision (set)",
     "existence_recall": "recall (set)",
 }
-"""Title of every field of a score, the most telling first."""
+"""Title of every field of a score, the most informative first."""
 
 MEANINGS = {
     "accuracy": "share of the labels restored; claiming too many counts against it",
@@ -22,25 +23,29 @@ MEANINGS = {
     "existence_precision": "share of the classes told present that are",
     "existence_recall": "share of the present classes that are told",
 }
-"""What every field of a score says; all but ``exact`` are between 0 and 1."""
+"""Meaning of every field of a score; all but ``exact`` are in [0, 1]."""
 
 NONE = "-"
-"""Stands where there is no value."""
+"""The text where there is no value."""
 
 _ALL_SHOWN = 20
 
 
 def number(value: float | bool | None, *, fixed: bool = True, signed: bool = False) -> str:
-    """A figure for a reader, in ASCII.
+    """Format a figure for a reader, in ASCII.
 
     Args:
         value: The figure; None where there is none.
-        fixed: Three digits after the point, as for what lies between 0 and 1; otherwise the three
-            digits that count (two of a difference).
-        signed: It is a difference: a plus sign where it is positive.
+        fixed: Three digits after the point, as for scores in [0, 1]; otherwise three significant
+            digits (two for a difference).
+        signed: The figure is a difference: a plus sign where it is positive.
 
     Returns:
         The text; yes or no for a truth value.
+
+    Examples:
+        >>> number(0.12345), number(1.7234e-11, fixed=False), number(0.25, signed=True)
+        ('0.123', '1.72e-11', '+0.250')
     """
     if value is None:
         return NONE
@@ -53,16 +58,17 @@ def number(value: float | bool | None, *, fixed: bool = True, signed: bool = Fal
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def class_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per class for the table of an audit record.
 
     Args:
         record: An audit record, schema ``labelleak/audit/1``.
 
     Returns:
-        Of the classes that are present in truth or restored (all classes where they are few):
-        ``label``, ``true`` and ``restored`` (None where not known), ``text`` (what was restored: a
-        number, a share or whether the class is there) and ``wrong``.
+        A row for each class that is in the batch or was found; for every class, if there are at
+        most 20. Its keys: ``label``; the counts ``true`` and ``restored``, None where they are not
+        known; ``text``, what was restored, as a count, a share or whether the class is present;
+        and ``wrong``, whether the counts differ.
     """
     true, counts, shares = record["true_counts"], record["counts"], record["proportions"]
     present = set(record["present"])

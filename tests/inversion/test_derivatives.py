@@ -65,7 +65,7 @@ def test_convolutions(
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("statistics", [True, False])
-def test_batch_normalisation(affine: bool, statistics: bool) -> None:
+def test_batch_normalization(affine: bool, statistics: bool) -> None:
     torch.manual_seed(0)
     layers = [
         nn.Conv2d(2, 3, 3),
@@ -122,7 +122,7 @@ class Odd(nn.Module):
         sums = self.more(hidden.mean(dim=(0, 2, 3)))
         if self.how == "weight from the images":
             weight = weight * sums[:4, None, None, None]
-        elif self.how == "standardised weight":
+        elif self.how == "standardized weight":
             weight = weight / weight.std()
         elif self.how == "scale from the images":
             scale, shift = scale * sums[:4], shift + sums[4:]
@@ -137,7 +137,7 @@ class Odd(nn.Module):
     [
         "weight from the images",
         "scale from the images",
-        "standardised weight",
+        "standardized weight",
         "plain, sizes of one number",
     ],
 )
@@ -179,9 +179,9 @@ def test_what_is_simple_is_not_left_to_pytorch() -> None:
     images = torch.randn(2, 2, 6, 6)
     with SecondDerivatives():
         convolved = nn.Conv2d(2, 3, 3)(images)
-        normalised = nn.BatchNorm2d(2).eval()(images)
+        normalized = nn.BatchNorm2d(2).eval()(images)
     assert type(convolved.grad_fn).__name__ == "_ConvolutionBackward"
-    assert type(normalised.grad_fn).__name__ == "_NormalisationBackward"
+    assert type(normalized.grad_fn).__name__ == "_NormalizationBackward"
 
 
 def test_a_network_of_the_paper() -> None:

@@ -1,4 +1,4 @@
-"""The published figures of iLRG (Ma et al., ICLR 2023), as data."""
+"""The published figures of iLRG (Ma et al., ICLR 2023), read from CSV files."""
 
 import csv
 import math
@@ -8,45 +8,43 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import cast
 
-Activation = Literal["relu", "swish", "leaky_relu"]
+from labelleak.lab.definition import Activation
 
-_FILES = ("published.csv", "published_tables.csv", "published_pictures.csv")
+FILES = ("published.csv", "published_tables.csv", "published_pictures.csv")
+"""The files in the folder `studies`: the authors' public logs, then what only the paper prints."""
+
 _SETTINGS = (
-    "source", "dataset", "model", "activation", "stage", "batch_size", "trials", "distribution",
-    "classes_known", "defense", "defense_value",
+    "run", "source", "dataset", "model", "activation", "stage", "batch_size", "trials",
+    "distribution", "classes_known", "defense", "defense_value",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published run: how it was made, and its figures.
+    """One published run: its setting and its figures.
 
     Attributes:
-        file: The file of this package that holds it: ``published.csv`` for the authors' public
-            logs, ``published_tables.csv`` and ``published_pictures.csv`` for what the paper alone
-            prints.
-        line: Number of the row in that file, from 1, comments and heading not counted.
+        run: Unique name, the source and a number, such as ``table1/7``.
         source: Table or figure of the paper, such as ``table1``; ``extra_...`` where it is in none.
         dataset: ``mnist``, ``cifar100`` or ``imagenet``.
-        model: Network, such as ``fcn-3`` (layers counted as the paper does).
+        model: Network, such as ``fcn-3`` (layers counted as in the paper).
         activation: ``relu``, ``swish`` or ``leaky_relu``.
-        stage: ``untrained``, ``iterN`` or ``epochN``: how far it was trained.
+        stage: Training of the network: ``untrained``, ``iterN`` or ``epochN``.
         batch_size: Instances in a batch, K.
-        trials: Batches that the figures are means over.
+        trials: Number of batches that the figures are means over.
         distribution: How labels were drawn: ``random``, ``extreme`` (one class), ``unique``,
             ``balanced``, ``random2`` (a few classes) or ``custom_imbalanced``.
         classes_known: Whether the attack was told which classes are present.
         defense: ``dp`` (Gaussian noise) or ``sparse`` (sparsification), None without.
-        defense_value: Its strength: standard deviation, or percent of the entries; None without.
-        figures: Published means by name, as in the head of the file: ``leacc``, ``lnacc`` and
-            ``irec`` are iLRG's, ``idlg_leacc``, ``gi_leacc`` and ``rlg_leacc`` those of the
-            baselines. ``instances_C`` is the mean restored number of instances of class C.
+        defense_value: Standard deviation, or percent of the entries; None without a defense.
+        figures: Published means by name, as in the head of the file. ``leacc``, ``lnacc`` and
+            ``irec`` are iLRG's; ``idlg_leacc``, ``gi_leacc`` and ``rlg_leacc`` are those of the
+            other attacks. ``instances_C`` is the mean restored number of instances of class C.
     """
 
-    file: str
-    line: int
+    run: str
     source: str
     dataset: str
     model: str
@@ -61,15 +59,16 @@ class PublishedRow:
     figures: Mapping[str, float]
 
     def spread(self, name: str) -> tuple[float, float]:
-        """What a published figure may have been before it was printed.
+        """The values that are printed as a published figure is.
+
+        Mean squared errors are printed with two digits, numbers of instances are truncated to
+        integers, PSNR has two decimals, LPIPS four, and everything else three.
 
         Args:
             name: A name of `figures`.
 
         Returns:
-            The smallest and the largest value that are printed as it is: mean squared errors have
-            two digits, numbers of instances are cut off to integers, PSNR has two decimals, LPIPS
-            four, all else three.
+            The smallest and the largest such value.
         """
         value = self.figures[name]
         if name.startswith("instances_"):
@@ -82,43 +81,22 @@ class PublishedRow:
 
 
 @cache
-def published() -> tuple[PublishedRow, ...]:
-    """All published runs, in the order of the files.
-
-    Returns:
-        The rows of the authors' logs, then those of the tables that only the paper prints.
+def published() -> Mapping[str, PublishedRow]:
+    """All published runs by `PublishedRow.run`, in the order of `FILES`.
 
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023, and the logs in its authors' public repository.
     """
-    rows = []
-    for name in _FILES:
-        text = (resources.files("labelleak.lab") / name).read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if not line.startswith("#")]
-        rows += [_row(name, at, cells) for at, cells in enumerate(csv.DictReader(lines), start=1)]
-    return tuple(rows)
+    rows = {}
+    for name in FILES:
+        text = (resources.files("labelleak.lab") / "studies" / name).read_text(encoding="utf-8")
+        lines = (line for line in text.splitlines() if not line.startswith("#"))
+        rows |= {cells["run"]: _row(cells) for cells in csv.DictReader(lines)}
+    return MappingProxyType(rows)
 
 
-def find(source: str, **settings: object) -> tuple[PublishedRow, ...]:
-    """The published rows of a table or figure with the given settings.
-
-    Args:
-        source: As `PublishedRow.source`.
-        **settings: Attributes of `PublishedRow` and what they must be, such as ``batch_size=24``.
-
-    Returns:
-        All rows that fit, in the order of the file; none is no error.
-    """
-    return tuple(
-        row
-        for row in published()
-        if row.source == source
-        and all(getattr(row, name) == value for name, value in settings.items())
-    )
-
-
-def _row(file: str, line: int, cells: dict[str, str]) -> PublishedRow:
+def _row(cells: dict[str, str]) -> PublishedRow:
     figures = {
         name: float(cell)
         for name, cell in cells.items()
@@ -129,8 +107,7 @@ def _row(file: str, line: int, cells: dict[str, str]) -> PublishedRow:
         figures[f"instances_{label}"] = float(count)
     value = cells.get("defense_value")
     return PublishedRow(
-        file=file,
-        line=line,
+        run=cells["run"],
         source=cells["source"],
         dataset=cells["dataset"],
         model=cells["model"],

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from labelleak.errors import DataNotFound, LabelLeakError, UnreadableFile
 from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.cache import cache_folder
-from labelleak.lab.definition import Network, Training, derive_seed
+from labelleak.lab.definition import Network, Training
+from labelleak.lab.seeds import derive_seed
 from labelleak.lab.networks import build
 
 Progress = Callable[[int, int], None]

@@ -10,7 +10,7 @@ from scipy import stats
 from labelleak.lab.definition import Batch, Defense, Experiment, Local, Network, Training
 from labelleak.lab.paper import Panel, Study, StudyRow, study
 from labelleak.lab.published import find
-from labelleak.lab.summary import grid_study, metric, summarise
+from labelleak.lab.summary import grid_study, metric, summarize
 
 
 def experiment(name="FCN-3", trials=3, **fields):
@@ -56,7 +56,7 @@ def example_records(of, lnaccs=(1.0, 0.9, 0.8)):
 
 def test_means_and_intervals_on_a_case_worked_out_by_hand():
     of = experiment()
-    cells = summarise(one_study(StudyRow("r", of)), example_records(of))["rows"][0]["metrics"]
+    cells = summarize(one_study(StudyRow("r", of)), example_records(of))["rows"][0]["metrics"]
     # 1, 0.9 and 0.8: standard deviation 0.1, t(2) = 4.3027 at 97.5 %.
     half = 4.302652729911275 * 0.1 / math.sqrt(3)
     lnacc = cells["ilrg.lnacc"]
@@ -76,7 +76,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     covered = 0
     of = experiment(trials=8)
     for sample in numbers:
-        rows = summarise(one_study(StudyRow("r", of)), example_records(of, sample))["rows"]
+        rows = summarize(one_study(StudyRow("r", of)), example_records(of, sample))["rows"]
         cell = rows[0]["metrics"]["ilrg.lnacc"]
         covered += cell["low"] <= 0.5 <= cell["high"]
     assert stats.binomtest(covered, 400, 0.95).pvalue > 0.001
@@ -99,7 +99,7 @@ def published_row(of, **fields):
 )
 def test_ours_is_compared_with_the_published_figure(lnaccs, inside):
     of = experiment()
-    row = summarise(one_study(published_row(of)), example_records(of, lnaccs))["rows"][0]
+    row = summarize(one_study(published_row(of)), example_records(of, lnaccs))["rows"][0]
     cell = row["metrics"]["ilrg.lnacc"]
     assert cell["published"] == 0.994
     assert cell["difference"] == pytest.approx(sum(lnaccs) / 3 - 0.994)
@@ -130,7 +130,7 @@ def test_ours_is_compared_with_the_published_figure(lnaccs, inside):
 )
 def test_notes_say_why_a_figure_is_outside(fields, row_fields, reasons):
     of = experiment(**fields)
-    found = summarise(
+    found = summarize(
         one_study(published_row(of, **row_fields), metrics=("ilrg.lnacc", "idlg.leacc")),
         example_records(of, (0.5, 0.5, 0.5)),
     )
@@ -146,7 +146,7 @@ def test_rlg_is_said_to_be_another_one():
         for i in range(3)
     ]
     metrics = ("ilrg.leacc", "rlg.leacc")
-    row = summarise(one_study(published_row(of), metrics=metrics), records)["rows"][0]
+    row = summarize(one_study(published_row(of), metrics=metrics), records)["rows"][0]
     assert row["note"].startswith(
         "RLG LeAcc: published outside the interval; possible reasons: another definition"
     )
@@ -156,20 +156,20 @@ def test_trials_that_are_not_there_yet_are_not_counted():
     of = experiment(trials=5)
     other = experiment("another", batch=Batch(size=25))
     records = [*example_records(of)[:1], *example_records(other)]
-    rows = summarise(one_study(published_row(of), StudyRow("r2", other)), records)["rows"]
+    rows = summarize(one_study(published_row(of), StudyRow("r2", other)), records)["rows"]
     assert [(row["trials"], row["trials_planned"]) for row in rows] == [(1, 5), (3, 3)]
     cell = rows[0]["metrics"]["ilrg.lnacc"]
     assert (cell["ours"], cell["trials"]) == (1.0, 1)
     assert cell["low"] is cell["high"] is cell["inside"] is None
     assert rows[0]["note"] is None
-    none = summarise(one_study(published_row(of)), [])["rows"][0]["metrics"]["ilrg.lnacc"]
+    none = summarize(one_study(published_row(of)), [])["rows"][0]["metrics"]["ilrg.lnacc"]
     assert none["ours"] is none["difference"] is None
     assert (none["published"], none["trials"]) == (0.994, 0)
 
 
 def test_a_renamed_experiment_finds_its_records():
     records = example_records(experiment("old name"))
-    rows = summarise(one_study(StudyRow("r", experiment("new name"))), records)["rows"]
+    rows = summarize(one_study(StudyRow("r", experiment("new name"))), records)["rows"]
     assert rows[0]["trials"] == 3
 
 
@@ -178,7 +178,7 @@ def test_attacks_that_could_not_run_are_counted():
     records = example_records(of)
     for broken in records[1:]:
         broken["attacks"]["idlg"] = entry(error="it needs a bias")
-    row = summarise(one_study(published_row(of)), records)["rows"][0]
+    row = summarize(one_study(published_row(of)), records)["rows"][0]
     assert row["failed"] == {"idlg": {"failed": 2, "of": 3, "error": "it needs a bias"}}
     assert row["metrics"]["idlg.leacc"]["trials"] == 1
     assert row["metrics"]["idlg.leacc"]["ours"] == 0.5
@@ -200,19 +200,19 @@ def test_restored_instances_are_those_of_the_published_classes_or_their_stand_in
         metrics = tuple(f"ilrg.instances_{label}" for label in (0, 18, 92))
         published = find("table5", stage="epoch100", batch_size=24)
         row = StudyRow("r", of, published=published)
-        cells = summarise(one_study(row, metrics=metrics), records)["rows"][0]["metrics"]
+        cells = summarize(one_study(row, metrics=metrics), records)["rows"][0]["metrics"]
         assert [cells[name]["ours"] for name in metrics] == [2.0, 13.5, 1.0]
         assert [cells[name]["published"] for name in metrics] == [1.0, 18.0, 1.0]
 
 
-def test_measures_are_summarised():
+def test_measures_are_summarized():
     of = experiment(measures=("approximations",))
     records = [
         record(of, i, {"ilrg": entry(scores(1.0)), "idlg": entry(scores(1.0))}, {"a1_mse": mse})
         for i, mse in enumerate((1e-11, 2e-11, 3e-11))
     ]
     row = StudyRow("r", of, published=find("table3", stage="untrained"))
-    found = summarise(one_study(row, metrics=("a1_mse", "a3_mse")), records)
+    found = summarize(one_study(row, metrics=("a1_mse", "a3_mse")), records)
     cell = found["rows"][0]["metrics"]["a1_mse"]
     assert (cell["ours"], cell["published"], cell["inside"]) == (
         pytest.approx(2e-11),
@@ -234,7 +234,7 @@ def test_what_was_really_run_is_told():
     )
     row = StudyRow("r", of, stage="epoch 10", panel="p", series="s", x=10.0)
     panel = Panel("p", "P", "training (epochs)", "linear", (10.0,), ("ilrg.lnacc",))
-    found = summarise(Study("s", "t", "a paper", "quick", ("ilrg.lnacc",), (row,), (panel,)), [])
+    found = summarize(Study("s", "t", "a paper", "quick", ("ilrg.lnacc",), (row,), (panel,)), [])
     told = {key: value for key, value in found["rows"][0].items() if key != "metrics"}
     assert told == {
         "label": "r", "data": "mnist", "stands_in_for": None, "split": "train", "image_size": None,
@@ -253,14 +253,14 @@ def test_what_was_really_run_is_told():
 def test_local_training_and_auxiliary_data_are_told():
     local = Local(steps=20, epochs=2, learning_rate=0.01, momentum=0.9)
     of = experiment(local=local, auxiliary_per_class=500)
-    (row,) = summarise(grid_study([of], "g", "Grid"), [])["rows"]
+    (row,) = summarize(grid_study([of], "g", "Grid"), [])["rows"]
     assert row["local"] == "20 local steps in 2 epochs, learning rate 0.01, momentum 0.9"
     assert row["auxiliary"] == 500
 
 
 def test_a_summary_is_plain_json():
     found = study("figure5", "smoke")
-    summary = summarise(found, [])
+    summary = summarize(found, [])
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert [m["name"] for m in summary["metrics"]] == list(found.metrics)
     assert (summary["schema"], summary["scale"]) == ("labelleak/study/1", "smoke")
@@ -277,14 +277,14 @@ def test_a_grid_becomes_a_study_with_all_it_measures():
     assert found.experiments == experiments
     assert {"ilrg.exact", "idlg.leacc", "soteria_embedding_mse"} <= set(found.metrics)
     assert "a1_mse" not in found.metrics
-    summary = summarise(found, example_records(experiments[0]))
+    summary = summarize(found, example_records(experiments[0]))
     assert summary["scale"] is None
     cells = summary["rows"][0]["metrics"]
     assert cells["ilrg.lnacc"]["ours"] == pytest.approx(0.9)
     assert "idlg.lnacc" not in cells  # a set has no numbers
 
 
-def test_baselines_time_intervals_and_who_spoke_are_summarised():
+def test_baselines_time_intervals_and_who_spoke_are_summarized():
     entry = {"counts": {"lnacc": 1.0}, "rounded": None, "certified": True, "error": None}
     one = experiment(
         "one", attacks=("auto",), baselines=("uniform",), measures=("seconds", "coverage"), trials=3
@@ -302,7 +302,7 @@ def test_baselines_time_intervals_and_who_spoke_are_summarised():
     wanted = ("auto.lnacc", "auto.certified", "auto.seconds", "auto.coverage", "uniform.lnacc")
     assert set(wanted) <= set(study.metrics)
     study = replace(study, metrics=wanted)
-    (row,) = summarise(study, records)["rows"]
+    (row,) = summarize(study, records)["rows"]
     values = {name: cell["ours"] for name, cell in row["metrics"].items()}
     expected = (1.0, 1 / 3, 1.0, 0.5, 0.25)
     assert values == pytest.approx(dict(zip(wanted, expected, strict=True)))

@@ -74,8 +74,8 @@ def compare(
     summary.json, a CSV file and report.html.
     """  # noqa: D301
     check_extras()
-    from labelleak.lab.definition import read_grid
-    from labelleak.lab.summary import grid_study, summarise
+    from labelleak.lab.grid import grid_study, read_grid
+    from labelleak.lab.summary import summarize
 
     experiments = read_grid(grid)
     if time_limit is not None:
@@ -85,7 +85,7 @@ def compare(
     place = Place(data_dir, workers, dask, device)
     records, failed = run_experiments(experiments, folder, place)
     title = f"Comparison: {grid.stem}"
-    summary = summarise(grid_study(experiments, grid.stem, title), records)
+    summary = summarize(grid_study(experiments, grid.stem, title), records)
     page = write_results(folder, title, [summary])
     if output_format == "json":
         click.echo(json.dumps(summary, indent=2, allow_nan=False))

@@ -71,7 +71,7 @@ def reproduce(
     """
     check_extras()
     from labelleak.lab import paper
-    from labelleak.lab.summary import summarise
+    from labelleak.lab.summary import summarize
 
     size = cast(Literal["smoke", "quick", "paper"], scale)
     sources = paper.PUBLISHED_SOURCES if size == "smoke" else paper.find_sources(data_dir)
@@ -86,7 +86,7 @@ def reproduce(
         study = paper.study(study_name, size, sources)
         records, failures = run_experiments(study.experiments, folder, place)
         failed |= failures
-        summaries.append(summarise(study, records))
+        summaries.append(summarize(study, records))
         # After each, so that a run that is stopped has a page of what it finished.
         page = write_results(folder, title, summaries)
         if output_format == "table":

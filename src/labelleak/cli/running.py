@@ -165,7 +165,7 @@ def write_results(folder: Path, title: str, summaries: Sequence[dict[str, Any]])
     Args:
         folder: The run's folder.
         title: Heading of the page.
-        summaries: Of each study, see `labelleak.lab.summary.summarise`.
+        summaries: Of each study, see `labelleak.lab.summary.summarize`.
 
     Returns:
         The page, ``report.html``.

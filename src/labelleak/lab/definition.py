@@ -22,8 +22,7 @@ from labelleak.lab.datasets.samplers import SAMPLERS
 from labelleak.lab.networks import build
 
 TRIAL_SCHEMA = "labelleak/trial/1"
-"""Name and version of a trial's record. Part of every key, so that records of different meaning are
-never mixed."""
+"""Name and version of a trial's record; part of every key."""
 
 Activation = Literal["relu", "swish", "leaky_relu"]
 DefenseName = Literal[
@@ -79,8 +78,8 @@ class Network(Definition):
             is the network's own default.
         dropout: VGG only: probability that training drops a feature, in [0, 1).
         stem: ResNet only: ``paper`` or ``imagenet``.
-        seed: Seed of the initial weights; the default is that of the published code. With
-            ``per-trial`` each trial has its own weights; the network must be untrained.
+        seed: Seed of the initial weights, by default that of the published code; ``per-trial`` for
+            other weights in each trial, of an untrained network.
     """
 
     name: str
@@ -201,7 +200,7 @@ class Batch(Definition):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of `datasets.draw` besides the name, the labels, the size and the seed."""
+        """Options of `datasets.draw`."""
         return self.model_dump(exclude={"sampler", "size"}, exclude_none=True)
 
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from labelleak.errors import UnreadableFile
 from labelleak.lab.definition import Definition, Experiment
+from labelleak.lab.metric_catalog import metrics_of
+from labelleak.lab.study import Study, StudyRow
 
 
 def read_grid(path: Path | str) -> list[Experiment]:
@@ -213,3 +215,18 @@ def _with_choice(table: dict[str, Any], choice: Choice) -> dict[str, Any]:
 
 def _short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def grid_study(experiments: Sequence[Experiment], name: str, title: str) -> Study:
+    """A user's own experiments as a study, without published figures.
+
+    Args:
+        experiments: The experiments, each with its own name.
+        name: Name of the study.
+        title: Title of the study, for the reader.
+
+    Returns:
+        One row per experiment, with the scores of all attacks and the measures asked for.
+    """
+    rows = tuple(StudyRow(label=e.name, experiment=e) for e in experiments)
+    return Study(name=name, title=title, source="", metrics=metrics_of(experiments), rows=rows)

@@ -82,7 +82,7 @@ class Study(Definition):
 
     @property
     def experiments(self) -> list[Experiment]:
-        """The experiments of all rows; of those that differ in name and length alone, the longest."""
+        """The experiments of all rows; where they differ in name and length alone, the longest."""
         longest: dict[str, Experiment] = {}
         for row in self.rows:
             key = row.experiment.trial_key(0)

@@ -279,6 +279,26 @@ def draw(
     return SAMPLERS[name](labels, batch_size, seed, **options)
 
 
+def some_of_each_class(
+    labels: Int64[Tensor, " samples"], number: int, seed: int
+) -> Int64[Tensor, " chosen"]:
+    """The same number of samples of each class, drawn at random.
+
+    Args:
+        labels: class of each sample of the data set.
+        number: samples of each class; all samples of a class that has fewer.
+        seed: decides which samples.
+
+    Returns:
+        Indices into `labels`, ascending.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    return order[rank < number].sort().values
+
+
 def _start(labels: Tensor, batch_size: int, seed: Seed) -> torch.Generator:
     """Check what all samplers share, and make the seed a generator."""
     if batch_size < 1:

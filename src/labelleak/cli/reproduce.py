@@ -20,19 +20,15 @@ from labelleak.cli.running import (
     run_experiments,
     write_results,
 )
+from labelleak.lab.studies import NAMES
 from labelleak.views import NONE, number
-
-STUDIES = (
-    "table1", "table3", "table4", "table5", "figure2", "figure3", "figure4", "figure5", "extras",
-)  # fmt: skip
-"""Names of the studies; they are in `labelleak.lab.paper`, which needs an extra."""
 
 _UNPUBLISHED_SHOWN = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec", "psnr_best6")
 _ALWAYS_SHOWN = ("psnr",)
 
 
 @click.command()
-@click.argument("name", type=click.Choice([*STUDIES, "all"]))
+@click.argument("name", type=click.Choice([*NAMES, "all"]))
 @click.option(
     "--scale",
     type=click.Choice(["smoke", "quick", "paper"]),
@@ -71,10 +67,11 @@ def reproduce(
     """
     check_extras()
     from labelleak.lab import paper
+    from labelleak.lab.sources import PUBLISHED_SOURCES, find_sources
     from labelleak.lab.summary import summarize
 
     size = cast(Literal["smoke", "quick", "paper"], scale)
-    sources = paper.PUBLISHED_SOURCES if size == "smoke" else paper.find_sources(data_dir)
+    sources = PUBLISHED_SOURCES if size == "smoke" else find_sources(data_dir)
     folder = Path("labelleak-runs") / f"{name}-{scale}" if out is None else out
     place = Place(data_dir, workers, dask, device)
     title = f"Reproduction of iLRG, {name}, scale {scale}"
@@ -82,7 +79,7 @@ def reproduce(
     failed: dict[str, str] = {}
     page = folder / "report.html"
     target = console()
-    for study_name in STUDIES if name == "all" else (name,):
+    for study_name in NAMES if name == "all" else (name,):
         study = paper.study(study_name, size, sources)
         records, failures = run_experiments(study.experiments, folder, place)
         failed |= failures

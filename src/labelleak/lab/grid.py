@@ -172,8 +172,9 @@ def merged(*tables: dict[str, Any]) -> dict[str, Any]:
     for table in tables:
         for key, value in table.items():
             below = result.get(key)
-            both = isinstance(value, dict) and isinstance(below, dict)
-            result[key] = merged(below, value) if both else value
+            if isinstance(value, dict) and isinstance(below, dict):
+                value = merged(below, value)  # noqa: PLW2901
+            result[key] = value
     return result
 
 

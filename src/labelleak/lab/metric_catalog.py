@@ -165,17 +165,15 @@ def metric(name: str) -> Metric:
     if name in _MEASURE_TITLES:
         title = _MEASURE_TITLES[name]
         similarity = name.endswith("cossim") or name.startswith("ssim")
-        bounds = (-1.0, 1.0) if similarity else (0.0, None)
-        return Metric(name, title, title, bounds, None, "measures", name, name)
+        low, most = (-1.0, 1.0) if similarity else (0.0, None)
+        return Metric(name, title, title, (low, most), None, "measures", name, name)
     attack, _, field = name.partition(".")
     title = _ATTACK_TITLES.get(attack, attack)
     if field.startswith("instances_"):
         label = field.removeprefix("instances_")
         text = f"mean restored number of instances of class {label}"
-        bounds = (0.0, None)
-        return Metric(
-            name, f"{title} class {label}", text, bounds, attack, "predicted", label, field
-        )
+        title = f"{title} class {label}"
+        return Metric(name, title, text, (0.0, None), attack, "predicted", label, field)
     known = _SCORES if attack in _BASELINES else _SCORES | _FURTHER
     if not attack or field not in known:
         raise ValueError(f"there is no metric {name!r}")
@@ -185,8 +183,8 @@ def metric(name: str) -> Metric:
         part, text = "baselines", f"{text}; baseline: {what}"
     elif part == "measures":
         key = name
-    bounds = (0.0, most)
-    return Metric(name, f"{title} {heading}", text, bounds, attack, part, key, _PUBLISHED.get(name))
+    title = f"{title} {heading}"
+    return Metric(name, title, text, (0.0, most), attack, part, key, _PUBLISHED.get(name))
 
 
 def metrics_of(experiments: Sequence[Experiment]) -> tuple[str, ...]:
@@ -200,7 +198,7 @@ def metrics_of(experiments: Sequence[Experiment]) -> tuple[str, ...]:
     """
     attacks = dict.fromkeys(attack for e in experiments for attack in e.attacks)
     baselines = dict.fromkeys(name for e in experiments for name in e.baselines)
-    measures = {measure for e in experiments for measure in e.measures}
+    measures: set[str] = {measure for e in experiments for measure in e.measures}
     if any(e.inversion is not None for e in experiments):
         measures.add("inversion")
     names = [f"{attack}.{field}" for attack in attacks for field in _SCORES]

@@ -88,7 +88,7 @@ def published() -> Mapping[str, PublishedRow]:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023, and the logs in its authors' public repository.
     """
-    rows = {}
+    rows: dict[str, PublishedRow] = {}
     for name in FILES:
         text = (resources.files("labelleak.lab") / "studies" / name).read_text(encoding="utf-8")
         lines = (line for line in text.splitlines() if not line.startswith("#"))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from labelleak.lab import paper
-from labelleak.lab.definition import read_grid
-from labelleak.lab.paper import Source
-from labelleak.lab.summary import grid_study, summarize
+from labelleak.lab.grid import grid_study, read_grid
+from labelleak.lab.sources import Source
+from labelleak.lab.summary import summarize
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "results" / "quick"

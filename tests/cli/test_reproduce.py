@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from labelleak.cli import labelleak
-from labelleak.cli.reproduce import STUDIES
 from labelleak.lab import paper
-from labelleak.lab.published import find
+from labelleak.lab.studies import NAMES
+from published_runs import find
 
 
 def reproduce(*arguments):
@@ -86,13 +86,9 @@ def test_all_runs_every_study_and_its_page_grows_with_them(tmp_path, monkeypatch
     arguments = ("--scale", "smoke", "--workers", 2, "--out", tmp_path, "--format", "json")
     done = reproduce("all", *arguments)
     assert done.exit_code == 2  # something could not be run
-    assert folders == [tmp_path] * len(STUDIES)
-    assert pages == [list(STUDIES[:number]) for number in range(1, len(STUDIES) + 1)]
-    assert [study["name"] for study in json.loads(done.stdout)["studies"]] == list(STUDIES)
-
-
-def test_the_studies_are_those_of_the_paper_module():
-    assert paper.names() == STUDIES
+    assert folders == [tmp_path] * len(NAMES)
+    assert pages == [list(NAMES[:number]) for number in range(1, len(NAMES) + 1)]
+    assert [study["name"] for study in json.loads(done.stdout)["studies"]] == list(NAMES)
 
 
 def test_figure4_shows_its_pictures(tmp_path):

@@ -14,6 +14,7 @@ from labelleak.attacks.auto import affordable, automatic
 from labelleak.attacks.registry import run_attack
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag, Restoration
+from labelleak.training import LocalTraining
 from synthetic import Batch, one_embedding, rng, untrained
 
 auto = importlib.import_module("labelleak.attacks.auto")
@@ -107,7 +108,7 @@ def test_no_count_is_below_what_is_certain():
 
     # A gradient of 25 samples or more of ten classes would have no room for a search.
     seen = batch.observe(batch_size=None)
-    object.__setattr__(seen, "batch_size", 24)
+    object.__setattr__(seen, "training", LocalTraining(batch_size=24, steps=1))
     monkey = pytest.MonkeyPatch()
     monkey.setattr(auto, "_search", lambda *_: run(None, "exact"))
     monkey.setattr(auto, "run_attack", run)

@@ -13,6 +13,7 @@ from labelleak.errors import MissingKnowledge
 from labelleak.federated import train_locally
 from labelleak.metrics import score
 from labelleak.observation import Auxiliary
+from labelleak.training import LocalTraining
 from synthetic import Batch, losses, rng
 
 
@@ -160,9 +161,8 @@ def test_local_steps_of_real_training():
         batch.model().eval(),
         batch.embeddings[order],
         batch.labels[order],
+        LocalTraining(learning_rate=0.2, batch_size=20),
         classes=4,
-        learning_rate=0.2,
-        batch_size=20,
     )
     observation = update.observe(batch.model(), auxiliary=auxiliary)
     found = restore(observation, "likelihood")

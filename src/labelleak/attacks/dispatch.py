@@ -3,8 +3,6 @@
 from dataclasses import replace
 from inspect import signature
 
-import torch
-
 from labelleak.attacks.auto import TIME_LIMIT, automatic
 from labelleak.attacks.diagnosis import class_sums, observation_flags
 from labelleak.attacks.registry import list_attacks, run_attack
@@ -40,6 +38,17 @@ def restore(
         InvalidObservation: The batch size is below the number of classes that are certainly there.
         ValueError: No attack of that name, a hyper-parameter it does not have, or a time limit that
             is not positive.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> found = labelleak.restore(labelleak.capture(model, inputs, labels))
+        >>> found.attack, found.certified, found.counts.tolist()
+        ('pooled', False, [3, 2, 0, 2, 1])
+        >>> labelleak.restore(labelleak.capture(model, inputs, labels), "ilrg").present.tolist()
+        [True, True, False, True, True]
     """
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
@@ -73,13 +82,11 @@ def _check_batch_size(observation: Observation) -> None:
     total, bias = observation.num_instances, observation.gradient.bias
     if total is None or bias is None:
         return
-    scale = observation.batch_size if observation.reduction == "sum" else 1
-    bias = bias.double() / (scale or 1)
-    bound = torch.full_like(bias, observation.label_smoothing / observation.classes)
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(bias)
-        bound *= weights / (weights.min() if observation.reduction == "mean" else 1.0)
-    sums = class_sums(observation.gradient.weight) / (scale or 1)
+    loss, classes = observation.loss, observation.classes
+    bias = bias.double() / observation.scale
+    weights = loss.weights(classes, bias)
+    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
+    sums = class_sums(observation.gradient.weight) / observation.scale
     noise = float(sums.square().mean().sqrt()) / observation.classes**0.5
     rounding = 1e-5 * float(bias.abs().max())
     certain = int((bias < -bound - 6 * noise - rounding).sum())

@@ -86,14 +86,14 @@ def clipping(observation: Observation, found: Restoration) -> float | None:
     A gradient that was clipped is too small by one factor. The mean prediction does not change with
     it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
     """
-    plain = observation.class_weights is None and not observation.label_smoothing
+    plain = observation.loss.is_plain
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
     if not plain or bias is None or raw is None or counts is None:
         return None
     if found.standard_errors is None or not is_even(observation, found):
         return None
     total = int(counts.sum())
-    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
+    scale = observation.scale
     seen = total * bias.double() / scale
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
@@ -121,7 +121,7 @@ def evenness(observation: Observation, found: Restoration) -> float:
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
         return 1.0
-    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
+    scale = observation.scale
     total = 1 if found.counts is None else int(found.counts.sum())
     prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
     prediction = prediction / prediction.sum()

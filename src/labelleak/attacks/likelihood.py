@@ -12,10 +12,8 @@ from torch import Tensor
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import (
     bias_gradient,
-    divisor_weights,
     instances,
     mean_divisor,
-    mistakes,
 )
 from labelleak.attacks.probe import Probe, auxiliary_of, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
@@ -194,7 +192,7 @@ def _moments(
     vectors = sum(
         share
         * _vectors(
-            mistakes(observation, seen.probabilities, labels), (seen.embeddings - middle) @ axes
+            observation.loss.mistakes(seen.probabilities, labels), (seen.embeddings - middle) @ axes
         )
         for share, seen in way
     )
@@ -207,7 +205,7 @@ def _moments(
     bias = bias_gradient(observation)
     weight = (gradient.weight.double() / mean_divisor(observation) - bias[:, None] * middle) @ axes
     seen_here = torch.cat([bias[:, None], weight], dim=1)[:-1].flatten()
-    weights = divisor_weights(observation, bias)
+    weights = observation.loss.divisor_weights(observation.classes, bias)
     samples = torch.bincount(labels, minlength=classes).double()
     return Moments(means, covariances, samples, weights), seen_here
 

@@ -415,9 +415,8 @@ def _output_gradients(
             logits = _head_output(model, inputs, observation)
         finally:
             handle.remove()
-        scale = observation.batch_size or 1 if observation.reduction == "sum" else 1
         prediction = torch.softmax(pooled.logits, dim=0)
-        share = (prediction - pooled.bias_gradient / scale).clamp_min(1e-6)
+        share = (prediction - pooled.bias_gradient / observation.scale).clamp_min(1e-6)
         ends = (share / share.sum()).cumsum(0)
         places = (torch.arange(len(inputs)) + 0.5) / len(inputs)
         labels = torch.searchsorted(ends, places.to(ends)).clamp_max(len(share) - 1)
@@ -425,8 +424,8 @@ def _output_gradients(
         labels = labels[order.to(labels.device)].to(logits.device)
         errors = torch.softmax(logits.detach(), dim=1)
         errors[torch.arange(len(labels)), labels] -= 1.0
-        if observation.class_weights is not None:
-            errors *= observation.class_weights.to(errors)[labels, None]
+        if observation.loss.class_weights is not None:
+            errors *= observation.loss.class_weights.to(errors)[labels, None]
         (deltas,) = torch.autograd.grad(logits, kept[0], errors)
     return deltas.flatten(1).double().to(pooled.logits.device)
 

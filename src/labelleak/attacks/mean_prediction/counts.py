@@ -9,7 +9,6 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from labelleak.attacks.conclusion import are_integral, conclude
-from labelleak.attacks.evidence import weights_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE, Flag, Restoration
@@ -73,22 +72,22 @@ def raw_counts(
     Returns:
         Counts that sum to `instances` as far as the bias gradient sums to zero.
     """
-    smoothing, classes = observation.label_smoothing, observation.classes
+    smoothing, classes = observation.loss.label_smoothing, observation.classes
     keep = 1.0 - smoothing
-    scale = batch_size if observation.reduction == "sum" else 1.0
+    scale = observation.loss.scale(batch_size)
     target = instances * bias_gradient / scale
-    weights = weights_of(observation, bias_gradient)[:, None]
+    weights = observation.loss.weights(observation.classes, bias_gradient)[:, None]
     # Both unknowns enter linearly: x = fixed + X per_x + N per_n.
     fixed, per_x = -target / keep, probabilities
     per_n = smoothing * (weights.mean() * probabilities - weights / classes) / keep
-    if observation.reduction == "sum":
+    if not observation.loss.averages:
         constant = fixed + instances * per_n
         x = constant + per_x * (instances - (constant / weights).sum(0)) / (per_x / weights).sum(0)
         return x / weights
     constant = fixed + instances * per_x
     number = (constant / weights).sum(0) / (1.0 - (per_n / weights).sum(0))
     counts = (constant + number * per_n) / weights
-    if observation.class_weights is None:
+    if observation.loss.class_weights is None:
         return counts
     sums = counts.sum(0)
     return torch.where(sums > 0, counts * (instances / sums), counts)
@@ -103,14 +102,14 @@ def counts_of(attack: str, observation: Observation, mean: MeanPrediction) -> Re
     size = observation.batch_size
     if size is None:
         size = _batch_size_that_fits(observation, mean)
-    if size is None and observation.reduction == "sum":
+    if size is None and not observation.loss.averages:
         raise MissingKnowledge(
             f"{attack} on a summed loss needs the batch size (batch_size=K, --batch-size K): "
             "without it the gradient has no scale"
         )
     total = observation.num_instances
     if total is None and size is not None:
-        total = size * observation.local_steps // observation.local_epochs
+        total = size * observation.local_steps // observation.training.epochs
     raw, errors = _with_errors(observation, mean, total or 1, size or 1)
     flags: tuple[Flag, ...] = ()
     if total is not None:
@@ -146,9 +145,9 @@ def _scattered(
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
     freedom = (mean.samples or observation.classes) - 1
     scatter = (others - raw[:, None]) * float(stdtrit(freedom, 0.975) / NORMAL_QUANTILE)
-    weights = weights_of(observation, raw)
-    scale = batch_size if observation.reduction == "sum" else 1
-    slope = instances / (scale * (1.0 - observation.label_smoothing) * weights)
+    weights = observation.loss.weights(observation.classes, raw)
+    scale = observation.loss.scale(batch_size)
+    slope = instances / (scale * (1.0 - observation.loss.label_smoothing) * weights)
     return raw, scatter, slope * mean.noise
 
 
@@ -159,7 +158,7 @@ def _batch_size_that_fits(observation: Observation, mean: MeanPrediction) -> int
     The evidence compares the density of the distances to whole numbers, normal with the counts'
     standard errors, with a uniform one.
     """
-    steps = observation.local_steps // observation.local_epochs
+    steps = observation.local_steps // observation.training.epochs
     # Counts and their errors are linear in the size, of which two tell all others.
     raws, scatters, noises = zip(
         *(_scattered(observation, mean, size * steps, size) for size in (1, 2)), strict=True

@@ -196,16 +196,15 @@ class _Scatter(NamedTuple):
 
 
 def _scatter(observation: Observation, bias_gradient: Float[Tensor, " classes"]) -> _Scatter:
-    classes, smoothing = observation.classes, observation.label_smoothing
-    summed = observation.reduction == "sum"
-    scale = (observation.batch_size or 1) if summed else 1
+    classes, smoothing = observation.classes, observation.loss.label_smoothing
+    scale = observation.scale
     centred = (bias_gradient - bias_gradient.mean()) / scale
     squares = max(float(centred.square().sum()), 1e-300)
     share = ((1.0 - smoothing) / classes - centred).clamp_min(0.0)
     share = share / share.sum() if bool(share.any()) else torch.ones_like(share) / classes
     weight = torch.ones_like(share)
-    if observation.class_weights is not None:
-        weight = observation.class_weights.to(share)
+    if observation.loss.class_weights is not None:
+        weight = observation.loss.class_weights.to(share)
         weight = weight * (share / weight).sum()
     # Covariance of rows i and j: [i = j] x_i w_i - x_i x_j (w_i + w_j - mean w).
     mean, along = float(share @ weight), float(share @ centred)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from labelleak.federated import Auditor, Occasion, Policy
 from labelleak.lab import networks
+from labelleak.training import LocalTraining
 from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 IMAGES, BATCH, CLASSES = 1000, 64, 100

@@ -354,7 +354,7 @@ class Experiment(Definition):
                 f"the measure {self.of_ilrg[0]!r} is about the attack 'ilrg': add it to attacks"
             )
         if self.inversion is not None and self.defense.name != "none":
-            raise ValueError("inversion uses an undefended gradient: leave out inversion or defense")
+            raise ValueError("inversion uses an undefended gradient: leave out defense")
         if self.auxiliary_per_class is not None and self.data_split == "test":
             raise ValueError("auxiliary data and batches would both be from the split 'test'")
         if self.local is not None:

@@ -9,7 +9,7 @@ here; and those in files: npz with the arrays `weight`, `bias`, `embeddings`, `l
 network. With --whole the server sees the whole update of FCN-3 on MNIST instead, earlier layers and
 all; rows of other settings stay in FILE. Of more than 8 samples, and of heads in files, 20 batches
 are taken. Gradients are autograd's, in single precision. In the defended settings every batch is
-defended by noise, sparsification, quantisation, clipping, signs or half precision in turn. Time is
+defended by noise, sparsification, quantization, clipping, signs or half precision in turn. Time is
 the processor's, in one thread.
 """
 
@@ -144,7 +144,7 @@ def from_file(path: Path) -> Samples:
 
 
 def defended(seen: Observation, number: int) -> Observation:
-    """The gradient as one of the defences leaves it, stronger and weaker ones in turn."""
+    """The gradient as one of the defenses leaves it, stronger and weaker ones in turn."""
     generator = torch.Generator().manual_seed(number)
     size = float(seen.gradient.weight.square().mean().sqrt())
     ways: list[defenses.Defense] = [

@@ -97,14 +97,14 @@ class Case:
 
 def rate(run: Callable[[int], None], iterations: int) -> float:
     """Iterations per second of one round."""
-    synchronise()
+    synchronize()
     start = time.perf_counter()
     run(iterations)
-    synchronise()
+    synchronize()
     return iterations / (time.perf_counter() - start)
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -2,7 +2,7 @@
 
     python benchmarks/pooled.py [--output results/....json] [--classes 128000] [--features 4096]
 
-The head is fresh from its initialisation, and the gradient that of 64 samples whose embeddings
+The head is fresh from its initialization, and the gradient that of 64 samples whose embeddings
 resemble each other, both in single precision. `sum` reads both matrices once. `pooled` is the
 attack alone, `restore` with the checks and flags that come before and after every attack. They
 take turns; ratios are medians over the turns, of the time that passes and of processor time.

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from labelleak.lab import paper
 from labelleak.lab.definition import Experiment
-from labelleak.lab.grid import read_grid
+from labelleak.lab.experiment_grid import read_grid
 from labelleak.lab.pretraining import is_trained, train
 from labelleak.lab.sources import Source
 from labelleak.lab.store import Record, read_records

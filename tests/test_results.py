@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labelleak.lab import paper
-from labelleak.lab.grid import grid_study, read_grid
+from labelleak.lab.experiment_grid import grid_study, read_grid
 from labelleak.lab.sources import Source
 from labelleak.lab.summary import summarize
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from labelleak.cli import labelleak
 from labelleak.errors import LabelLeakError
-from labelleak.lab.grid import read_grid
+from labelleak.lab.experiment_grid import read_grid
 from labelleak.lab.store import read_records
 
 GRID = """

@@ -5,10 +5,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from find_published import find
 from labelleak.cli import labelleak
 from labelleak.lab import paper
 from labelleak.lab.studies import NAMES
-from published_runs import find
 
 
 def reproduce(*arguments):

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from experiments import experiment
 from labelleak.lab.definition import (
     Batch,
-    Defense,
+    DefenseSetting,
     Experiment,
     Local,
     Network,
     Training,
 )
-from labelleak.lab.grid import problem_lines
+from labelleak.lab.experiment_grid import problem_lines
 
 STAGE = Training(unit="iterations", steps=100, total=1000)
 
@@ -39,7 +39,7 @@ class TestKey:
             {"training": STAGE},
             {"batch": Batch(size=25)},
             {"batch": Batch(size=24, replacement=True)},
-            {"defense": Defense(name="sign")},
+            {"defense": DefenseSetting(name="sign")},
             {"attacks": ("rlg",)},
             {"attacks": ("ilrg", "rlg")},
             {"known_classes": True},
@@ -80,7 +80,7 @@ class TestKey:
 
 
 def test_definitions_are_data():
-    full = experiment(training=STAGE, defense=Defense(name="clip_norm", value=1.0))
+    full = experiment(training=STAGE, defense=DefenseSetting(name="clip_norm", value=1.0))
     assert Experiment.model_validate(json.loads(full.model_dump_json())) == full
     assert len({full, experiment(), experiment()}) == 2
     with pytest.raises(ValidationError, match="frozen"):
@@ -157,7 +157,7 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
         ({"measures": ["cosine"]}, "measures.0", "'cossim', 'approximations'"),
         ({"trials": 0}, "trials", "greater than or equal to 1"),
         ({"name": ""}, "name", "at least 1 character"),
-        ({"colour": "red"}, "colour", "name, data, stands_in_for"),
+        ({"color": "red"}, "color", "name, data, stands_in_for"),
     ],
     ids=str,
 )

@@ -2,12 +2,12 @@ from collections import Counter
 
 import pytest
 
+from find_published import find
 from labelleak.lab import paper
 from labelleak.lab.metric_catalog import metric
 from labelleak.lab.paper import names, study
-from labelleak.lab.published import published
+from labelleak.lab.published_figures import published_runs
 from labelleak.lab.sources import PUBLISHED_SOURCES, Source
-from published_runs import find
 
 AT_HAND = {
     "mnist": Source("mnist"),
@@ -19,7 +19,7 @@ every_scale = pytest.mark.parametrize("scale", paper.SCALES)
 
 # Published runs that two rows stand for, and why.
 TWICE = {
-    ("figure5", None): "the undefended run is where the curves of both defences start",
+    ("figure5", None): "the undefended run is where the curves of both defenses start",
 }
 
 
@@ -29,7 +29,7 @@ def published_of(scale):
 
 def test_every_published_run_is_compared_with_once():
     uses = Counter(row.run for row in published_of("paper"))
-    for run, row in published().items():
+    for run, row in published_runs().items():
         assert uses[run] == (2 if (row.source, row.defense) in TWICE else 1), row
 
 

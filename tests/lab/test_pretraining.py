@@ -47,7 +47,7 @@ def kept():
 
 @pytest.mark.parametrize(("unit", "per_step"), [("iterations", 1), ("epochs", 6)])
 def test_agrees_with_a_loop_of_pytorch_alone(digits, unit, per_step):
-    """Optimiser and schedule by torch.optim; 100 samples make 6 batches of 16, 4 are left out."""
+    """Optimizer and schedule by torch.optim; 100 samples make 6 batches of 16, 4 are left out."""
     steps = 8
     last = stage(steps, total=8, unit=unit, learning_rate=0.05)
     train(FCN, [last], digits)

@@ -11,7 +11,7 @@ from labelleak.errors import DataNotFound
 from labelleak.federated import train_locally
 from labelleak.lab import simulated_client
 from labelleak.lab.datasets import draw, load
-from labelleak.lab.definition import Batch, Defense, Local, Network, Training
+from labelleak.lab.definition import Batch, DefenseSetting, Local, Network, Training
 from labelleak.lab.networks import build
 from labelleak.lab.pretraining import train, training_samples
 from labelleak.lab.seeds import derive_seed
@@ -31,9 +31,9 @@ def seen(index=0, **fields):
 @pytest.mark.parametrize(
     ("defense", "by_hand"),
     [
-        (Defense(name="sign"), defenses.sign),
-        (Defense(name="clip_norm", value=0.01), lambda g: defenses.clip_norm(g, 0.01)),
-        (Defense(name="sparsify", value=80), lambda g: defenses.sparsify(g, 80)),
+        (DefenseSetting(name="sign"), defenses.sign),
+        (DefenseSetting(name="clip_norm", value=0.01), lambda g: defenses.clip_norm(g, 0.01)),
+        (DefenseSetting(name="sparsify", value=80), lambda g: defenses.sparsify(g, 80)),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -45,7 +45,7 @@ def test_defenses_act_on_what_the_server_sees(defense, by_hand):
 
 
 def test_noise_has_the_size_asked_for_and_is_another_in_each_trial():
-    defense = Defense(name="gaussian_noise", value=0.01)
+    defense = DefenseSetting(name="gaussian_noise", value=0.01)
     noise = [
         seen(index, defense=defense).gradient.weight - seen(index).gradient.weight
         for index in (0, 1)
@@ -56,12 +56,12 @@ def test_noise_has_the_size_asked_for_and_is_another_in_each_trial():
 
 
 def test_quantization_leaves_a_grid():
-    quantized = seen(defense=Defense(name="quantize", value=3))
+    quantized = seen(defense=DefenseSetting(name="quantize", value=3))
     assert len(quantized.gradient.weight.unique()) <= 7
 
 
 def test_soteria_prunes_features():
-    defended = seen(defense=Defense(name="soteria", value=60)).gradient
+    defended = seen(defense=DefenseSetting(name="soteria", value=60)).gradient
     plain = seen().gradient
     pruned = ~defended.weight.any(dim=0)
     assert int(pruned.sum()) >= 0.6 * 300
@@ -138,8 +138,8 @@ def test_photographs_are_streamed_and_cropped_anew(photographs, monkeypatch):
     once = e.model_copy(update={"batch": Batch(size=4)})
     images.clear()
     run_trial(once, 0, photographs)
-    centres = load("folder", data_dir=photographs, image_size=160).batch(torch.arange(4))[0]
-    assert {i.numpy().tobytes() for i in images} == {i.numpy().tobytes() for i in centres}
+    centers = load("folder", data_dir=photographs, image_size=160).batch(torch.arange(4))[0]
+    assert {i.numpy().tobytes() for i in images} == {i.numpy().tobytes() for i in centers}
 
 
 def test_pieces_together_are_the_batch():

@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy import stats
 
-from labelleak.lab.definition import Batch, Defense, Experiment, Local, Network, Training
-from labelleak.lab.grid import grid_study
+from find_published import find
+from labelleak.lab.definition import Batch, DefenseSetting, Experiment, Local, Network, Training
+from labelleak.lab.experiment_grid import grid_study
 from labelleak.lab.paper import study
 from labelleak.lab.study import Panel, Study, StudyRow
 from labelleak.lab.summary import summarize
-from published_runs import find
 
 
 def experiment(name="FCN-3", trials=3, **fields):
@@ -239,7 +239,7 @@ def test_what_was_really_run_is_told():
     of = experiment(
         network=Network(name="lenet5", activation="swish", batchnorm=True),
         training=Training(unit="iterations", steps=26, total=260, samples_per_class=100),
-        defense=Defense(name="gaussian_noise", value=1e-3),
+        defense=DefenseSetting(name="gaussian_noise", value=1e-3),
         batch=Batch(sampler="random_classes", num_classes=5, size=24),
         known_classes=True,
     )

@@ -10,7 +10,7 @@ from labelleak.attacks import list_attacks, restore
 from labelleak.errors import DataNotFound, LabelLeakError
 from labelleak.lab import trial
 from labelleak.lab.datasets import draw, load
-from labelleak.lab.definition import Batch, Defense, Network, Training
+from labelleak.lab.definition import Batch, DefenseSetting, Network, Training
 from labelleak.lab.networks import build
 from labelleak.lab.seeds import derive_seed
 from labelleak.lab.trial import forget, run_trial
@@ -91,7 +91,7 @@ def test_the_same_trial_gives_the_same_record_whatever_ran_before(network):
     )
     first = run_trial(e, 1)
     torch.manual_seed(1)
-    run_trial(experiment(defense=Defense(name="gaussian_noise", value=1.0)), 2)
+    run_trial(experiment(defense=DefenseSetting(name="gaussian_noise", value=1.0)), 2)
     assert run_trial(e, 1) == first
     forget()
     torch.set_num_threads(2)
@@ -123,7 +123,7 @@ def test_measuring_changes_nothing_else():
 
 def test_an_attack_that_cannot_run_says_why():
     """With noise the gradient has full rank, and RLG needs less."""
-    noisy = experiment(attacks=("rlg",), defense=Defense(name="gaussian_noise", value=0.1))
+    noisy = experiment(attacks=("rlg",), defense=DefenseSetting(name="gaussian_noise", value=0.1))
     entry = run_trial(noisy, 0)["attacks"]["rlg"]
     assert "RLG needs a gradient of rank below" in entry.pop("error")
     assert entry == {"counts": None, "rounded": None, "certified": False, "flags": []}
@@ -164,7 +164,7 @@ def test_no_gpu():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_gives_nearly_the_same():
     measures = ("cossim", "approximations", "soteria_embedding")
-    for defense in (Defense(), Defense(name="gaussian_noise", value=1e-3)):
+    for defense in (DefenseSetting(), DefenseSetting(name="gaussian_noise", value=1e-3)):
         e = experiment(batch=Batch(size=16), defense=defense, measures=measures)
         here, there = run_trial(e, 0), run_trial(e, 0, device="cuda")
         assert there["attacks"]["ilrg"] == here["attacks"]["ilrg"]

@@ -74,7 +74,7 @@ def compare(
     summary.json, a CSV file and report.html.
     """  # noqa: D301
     check_extras()
-    from labelleak.lab.grid import grid_study, read_grid
+    from labelleak.lab.experiment_grid import grid_study, read_grid
     from labelleak.lab.summary import summarize
 
     experiments = read_grid(grid)

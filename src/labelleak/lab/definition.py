@@ -28,7 +28,7 @@ Activation = Literal["relu", "swish", "leaky_relu"]
 DefenseName = Literal[
     "none", "gaussian_noise", "clip_norm", "sparsify", "sign", "quantize", "soteria"
 ]
-Measure = Literal["cossim", "approximations", "soteria_embedding", "coverage", "seconds"]
+MeasureName = Literal["cossim", "approximations", "soteria_embedding", "coverage", "seconds"]
 Baseline = Literal["uniform", "absent", "shuffled"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,7 +36,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+SeedNumber = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _one_of(name: str, allowed: list[str]) -> str:
@@ -87,7 +87,7 @@ class Network(Definition):
     batchnorm: bool | None = None
     dropout: Fraction | None = None
     stem: Literal["paper", "imagenet"] | None = None
-    seed: Seed | Literal["per-trial"] = 13
+    seed: SeedNumber | Literal["per-trial"] = 13
 
     @model_validator(mode="after")
     def _exists(self) -> "Network":
@@ -149,7 +149,7 @@ class Training(Definition):
     nesterov: bool = True
     weight_decay: NonNegative = 5e-4
     samples_per_class: PositiveInt | None = None
-    seed: Seed = 13
+    seed: SeedNumber = 13
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":
@@ -233,7 +233,7 @@ class Local(Definition):
         return self
 
 
-class Defense(Definition):
+class DefenseSetting(Definition):
     """A defense of `labelleak.defenses` that the client applies to its update.
 
     Attributes:
@@ -247,7 +247,7 @@ class Defense(Definition):
     value: Finite | None = None
 
     @model_validator(mode="after")
-    def _value_fits(self) -> "Defense":
+    def _value_fits(self) -> "DefenseSetting":
         if self.name not in _DEFENSE_VALUES:
             if self.value is not None:
                 raise ValueError(f"the defense {self.name!r} takes no value")
@@ -263,7 +263,7 @@ class Defense(Definition):
         return self
 
 
-class Inversion(Definition):
+class InversionSetting(Definition):
     """Images are restored, too, by IG of `labelleak.inversion`.
 
     Attributes:
@@ -322,16 +322,16 @@ class Experiment(Definition):
     training: Training | None = None
     batch: Batch
     local: Local | None = None
-    defense: Defense = Defense()
+    defense: DefenseSetting = DefenseSetting()
     auxiliary_per_class: PositiveInt | None = None
     attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     baselines: tuple[Baseline, ...] = ()
     known_classes: bool = False
-    measures: tuple[Measure, ...] = ()
-    inversion: Inversion | None = None
+    measures: tuple[MeasureName, ...] = ()
+    inversion: InversionSetting | None = None
     trials: PositiveInt
-    seed: Seed = 0
+    seed: SeedNumber = 0
 
     @field_validator("data")
     @classmethod
@@ -368,7 +368,7 @@ class Experiment(Definition):
         return self
 
     @property
-    def of_ilrg(self) -> tuple[Measure, ...]:
+    def of_ilrg(self) -> tuple[MeasureName, ...]:
         """The measures that are about iLRG alone, in their order."""
         return tuple(name for name in self.measures if name not in ("coverage", "seconds"))
 

@@ -3,9 +3,9 @@
 Each study is a TOML file in the folder `studies`, beside the published figures. It holds the title,
 the source and the metrics of the study, a ``[[panel]]`` for each set of axes, and an
 ``[[experiment]]`` for each row. The fields of an experiment are those of a user's grid
-(`grid.read_grid`), at the sizes of the paper, and besides
+(`experiment_grid.read_grid`), at the sizes of the paper, and besides
 
-- ``published``: names of the published runs to compare with (`PublishedRow.run`),
+- ``published``: names of the published runs to compare with (`PublishedRun.run`),
 - ``panel``, ``series`` and ``x``: its place in a figure,
 - ``reason``: why its result may differ, a name of ``reasons.toml``.
 
@@ -19,8 +19,8 @@ from importlib import resources
 from typing import Any, get_args
 
 from labelleak.lab.definition import Experiment
-from labelleak.lab.grid import merged
-from labelleak.lab.published import published
+from labelleak.lab.experiment_grid import merged
+from labelleak.lab.published_figures import published_runs
 from labelleak.lab.scales import at_scale
 from labelleak.lab.sources import PUBLISHED_SOURCES, Source
 from labelleak.lab.studies import NAMES
@@ -55,7 +55,7 @@ def study(
 
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
-        ICLR 2023; see `labelleak.lab.published`.
+        ICLR 2023; see `labelleak.lab.published_figures`.
     """
     if name not in NAMES:
         raise ValueError(f"unknown study {name!r}: choose one of {', '.join(NAMES)}")
@@ -103,7 +103,7 @@ def _row(table: dict[str, Any]) -> StudyRow:
     return StudyRow(
         label=experiment.name,
         experiment=experiment,
-        published=tuple(published()[run] for run in runs),
+        published=tuple(published_runs()[run] for run in runs),
         stage=stage_title(experiment.training),
         reason=None if reason is None else _toml("reasons")[reason],
         **place,

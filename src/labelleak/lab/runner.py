@@ -19,7 +19,7 @@ from labelleak.lab.pretraining import is_trained, train
 from labelleak.lab.store import Record, Store
 from labelleak.lab.trial import cached_dataset, run_trial, training_set
 
-Progress = Callable[[str, int, int], None]
+RunProgress = Callable[[str, int, int], None]
 """Called with the name of the work, how much of it is done, and how much there is."""
 
 _WATCH_SECONDS = 1.0
@@ -62,7 +62,7 @@ def run(
     workers: int | None = None,
     dask: str | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
     connect_seconds: float = 10.0,
 ) -> RunSummary:
     """Run all trials of the experiments that the store does not hold yet.
@@ -130,7 +130,9 @@ def run(
     return RunSummary(len(keys), found, made, failed)
 
 
-def _prepare(experiments: list[Experiment], data_dir: str | None, tell: Progress) -> dict[str, str]:
+def _prepare(
+    experiments: list[Experiment], data_dir: str | None, tell: RunProgress
+) -> dict[str, str]:
     """Load every data set once, so that no two workers convert it, and train the networks.
 
     Returns:
@@ -155,7 +157,9 @@ def _prepare(experiments: list[Experiment], data_dir: str | None, tell: Progress
     return failed
 
 
-def _train(experiments: list[Experiment], data_dir: str | None, tell: Progress) -> dict[str, str]:
+def _train(
+    experiments: list[Experiment], data_dir: str | None, tell: RunProgress
+) -> dict[str, str]:
     """Train the network that these experiments have in common to all their stages."""
     network = experiments[0].network
     stages = {e.name: e.training for e in experiments if e.training is not None}

@@ -12,7 +12,7 @@ from labelleak import defenses
 from labelleak.attacks import Need, list_attacks
 from labelleak.federated import train_locally
 from labelleak.lab.datasets import Dataset, draw
-from labelleak.lab.definition import Defense, Experiment, Local
+from labelleak.lab.definition import DefenseSetting, Experiment, Local
 from labelleak.lab.measures import ClassSums
 from labelleak.lab.pretraining import training_samples
 from labelleak.metrics import counts_of
@@ -158,7 +158,7 @@ def _with_whole_gradient(observation: Observation, model: nn.Module, batch: Draw
     return replace(observation, gradients=gradients)
 
 
-def class_sums(model: nn.Module) -> ClassSums:
+def empty_class_sums(model: nn.Module) -> ClassSums:
     """Empty sums by class for the embeddings and predictions of a network."""
     weight = model.get_parameter(f"{find_head(module_shapes(model))}.weight")
     classes, features = weight.shape
@@ -184,14 +184,16 @@ def _watch(model: nn.Module, batch: Drawn, sums: ClassSums) -> Observation:
         handle.remove()
 
 
-def _defend(defense: Defense, observation: Observation, batch: Drawn, seed: int) -> Observation:
+def _defend(
+    defense: DefenseSetting, observation: Observation, batch: Drawn, seed: int
+) -> Observation:
     if defense.name == "none":
         return observation
     return defenses.defend(observation, _defense(defense, observation, batch, seed))
 
 
 def _defense(
-    defense: Defense, observation: Observation, batch: Drawn, seed: int
+    defense: DefenseSetting, observation: Observation, batch: Drawn, seed: int
 ) -> defenses.Defense:
     if defense.name == "sign":
         return defenses.sign

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from labelleak.lab.definition import Definition, Experiment, Training
-from labelleak.lab.published import PublishedRow
+from labelleak.lab.published_figures import PublishedRun
 
 Scale = Literal["smoke", "quick", "paper"]
 
@@ -48,7 +48,7 @@ class StudyRow(Definition):
 
     label: str
     experiment: Experiment
-    published: tuple[PublishedRow, ...] = ()
+    published: tuple[PublishedRun, ...] = ()
     panel: str | None = None
     series: str | None = None
     x: float | None = None

@@ -23,7 +23,7 @@ A summary is plain data that the report renders::
           "published": 0.994, "difference": -0.002, "inside": true, "trials": 50}, ...},
         "failed": {"rlg": {"failed": 3, "of": 50, "error": ...}},
         "inversion": null,              # how images were restored: labels, iterations, restarts
-        "pictures": null,               # of the first trial, format in `labelleak.lab.pictures`
+        "pictures": null,               # of the first trial, as in `image_reconstruction`
         "local": "10 local steps, learning rate 0.05",  # only with local training
         "auxiliary": 500,               # only with auxiliary data: samples of each class
         "spoke": {"exact": 20},         # only with auto: trials in which it chose each attack
@@ -47,9 +47,9 @@ import torch
 from scipy import stats
 
 from labelleak._version import __version__
-from labelleak.lab.definition import Defense, Experiment
+from labelleak.lab.definition import DefenseSetting, Experiment
 from labelleak.lab.metric_catalog import IMAGE_SCORES, Metric, metric
-from labelleak.lab.published import PublishedRow
+from labelleak.lab.published_figures import PublishedRun
 from labelleak.lab.store import Record
 from labelleak.lab.study import Study, StudyRow, stage_title
 
@@ -191,7 +191,7 @@ def _stage_used(experiment: Experiment) -> str:
     return text
 
 
-def _defense_title(defense: Defense) -> str | None:
+def _defense_title(defense: DefenseSetting) -> str | None:
     if defense.name == "none":
         return None
     value = "" if defense.value is None else f" {defense.value:g}"
@@ -223,7 +223,7 @@ def _cell(m: Metric, row: StudyRow, records: Sequence[Record]) -> dict[str, Any]
 
 
 def _published(
-    m: Metric, rows: Sequence[PublishedRow]
+    m: Metric, rows: Sequence[PublishedRun]
 ) -> tuple[float | None, tuple[float, float] | None]:
     """The published figure, and the range of values that are printed like it."""
     for row in rows:

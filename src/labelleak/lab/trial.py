@@ -24,8 +24,8 @@ A record is plain data for one line of JSON::
       },
       "baselines": {"uniform": {...}},  # scores like those of "counts"; only if asked for
       "measures": {"embedding_cossim": 0.98, ...},
-      "pictures": {...}                 # only with an inversion; format in
-    }                                   # `labelleak.lab.pictures`
+      "pictures": {...}                 # only with an inversion; as in `image_reconstruction`
+    }
 
 A record holds no path, and no time unless the measure ``seconds`` is asked for: the same trial
 gives the same record on any machine, unless an attack searches until its time limit.
@@ -46,11 +46,11 @@ from labelleak.errors import LabelLeakError
 from labelleak.lab.datasets import Dataset, load
 from labelleak.lab.datasets.samplers import some_of_each_class
 from labelleak.lab.definition import TRIAL_SCHEMA, Experiment, Network, Training
+from labelleak.lab.image_reconstruction import reconstruct
 from labelleak.lab.measures import ClassSums, baseline, coverage, measure
-from labelleak.lab.pictures import reconstruct
 from labelleak.lab.pretraining import load_network
 from labelleak.lab.seeds import derive_seed
-from labelleak.lab.simulated_client import Drawn, SeedFor, class_sums, drawn, observed
+from labelleak.lab.simulated_client import Drawn, SeedFor, drawn, empty_class_sums, observed
 from labelleak.lab.store import Record
 from labelleak.lab.threads import one_thread
 from labelleak.metrics import score
@@ -199,7 +199,7 @@ def _set_up(
         network = network.model_copy(update={"seed": seed("network")})
     model = _network(network, experiment.training, training_set(experiment, data_dir), device)
     batch = drawn(experiment, dataset, seed, device)
-    sums = class_sums(model) if experiment.of_ilrg else None
+    sums = empty_class_sums(model) if experiment.of_ilrg else None
     observation = observed(experiment, model, batch, seed, sums)
     if experiment.auxiliary_per_class is not None:
         others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)

@@ -1,10 +1,10 @@
-"""Which samples make up a batch: the label distributions that attacks are measured on.
+"""Samplers that draw a batch: the label distributions that attacks are measured on.
 
 Every sampler takes the labels of a data set, a batch size K and a seed, and returns K int64 indices
 into the labels, in random order. The same seed gives the same batch. Without `replacement` no
-sample occurs twice; with it, a class that has too few samples uses each of them about equally
-often (`random` and `random_classes` draw independently), which makes sense for photographs that
-are cropped at random.
+sample occurs twice. With it, a class with too few samples uses each of them about equally often
+(`random` and `random_classes` draw independently), which makes sense for photographs that are
+cropped at random.
 """
 
 import math
@@ -20,7 +20,7 @@ Seed = int | torch.Generator
 
 
 class Sampler(Protocol):
-    """What every sampler can be called with; some have options of their own."""
+    """Signature of every sampler; some have further options."""
 
     def __call__(
         self,
@@ -300,7 +300,7 @@ def some_of_each_class(
 
 
 def _start(labels: Tensor, batch_size: int, seed: Seed) -> torch.Generator:
-    """Check what all samplers share, and make the seed a generator."""
+    """Check the shared arguments, and make the seed a generator."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if len(labels) == 0:

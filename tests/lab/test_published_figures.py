@@ -4,8 +4,8 @@ from importlib import resources
 
 import pytest
 
-from labelleak.lab.published import published
-from published_runs import find
+from find_published import find
+from labelleak.lab.published_figures import published_runs
 
 
 def test_every_line_of_the_files_is_read_with_all_its_figures():
@@ -27,11 +27,11 @@ def test_every_line_of_the_files_is_read_with_all_its_figures():
             [row.run, row.source, row.dataset, row.model],
             sorted(v for name, v in row.figures.items() if not name.startswith("instances_")),
         )
-        for row in published().values()
+        for row in published_runs().values()
     ]
     assert found == expected
     assert len(found) == 115 + 6 + 4
-    assert all(run == row.run for run, row in published().items())
+    assert all(run == row.run for run, row in published_runs().items())
 
 
 def test_a_row_of_the_logs():
@@ -50,7 +50,7 @@ def test_a_row_of_the_logs():
     }
 
 
-def test_defences_and_restored_instances_are_read():
+def test_defenses_and_restored_instances_are_read():
     (row,) = find("figure5", stage="epoch100", defense="dp", defense_value=1e-4)
     assert row.figures["lnacc"] == 0.798
     (row,) = find("table5", stage="epoch100", batch_size=648)
@@ -82,7 +82,7 @@ def test_what_a_figure_may_have_been_before_it_was_printed(source, name, low, hi
 
 
 def test_every_mean_squared_error_lies_in_its_own_spread():
-    for row in published().values():
+    for row in published_runs().values():
         for name, value in row.figures.items():
             low, high = row.spread(name)
             assert low <= value <= high

@@ -2,8 +2,8 @@ import pytest
 
 from experiments import experiment
 from labelleak.errors import UnreadableFile
-from labelleak.lab.definition import Batch, Defense, Network
-from labelleak.lab.grid import grid_study, read_grid
+from labelleak.lab.definition import Batch, DefenseSetting, Network
+from labelleak.lab.experiment_grid import grid_study, read_grid
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_tables_are_merged_and_combined(grid):
         name="noise, batch.size=24, seed=1",
         batch=Batch(sampler="balanced", size=24),
         network=Network(name="fcn-3", activation="swish"),
-        defense=Defense(name="gaussian_noise", value=0.5),
+        defense=DefenseSetting(name="gaussian_noise", value=0.5),
         seed=1,
     )
 

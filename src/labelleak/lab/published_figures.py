@@ -22,7 +22,7 @@ _SETTINGS = (
 
 
 @dataclass(frozen=True)
-class PublishedRow:
+class PublishedRun:
     """One published run: its setting and its figures.
 
     Attributes:
@@ -81,14 +81,14 @@ class PublishedRow:
 
 
 @cache
-def published() -> Mapping[str, PublishedRow]:
-    """All published runs by `PublishedRow.run`, in the order of `FILES`.
+def published_runs() -> Mapping[str, PublishedRun]:
+    """All published runs by `PublishedRun.run`, in the order of `FILES`.
 
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023, and the logs in its authors' public repository.
     """
-    rows: dict[str, PublishedRow] = {}
+    rows: dict[str, PublishedRun] = {}
     for name in FILES:
         text = (resources.files("labelleak.lab") / "studies" / name).read_text(encoding="utf-8")
         lines = (line for line in text.splitlines() if not line.startswith("#"))
@@ -96,7 +96,7 @@ def published() -> Mapping[str, PublishedRow]:
     return MappingProxyType(rows)
 
 
-def _row(cells: dict[str, str]) -> PublishedRow:
+def _row(cells: dict[str, str]) -> PublishedRun:
     figures = {
         name: float(cell)
         for name, cell in cells.items()
@@ -106,7 +106,7 @@ def _row(cells: dict[str, str]) -> PublishedRow:
     for label, count in re.findall(r"Class (\d+)-(\d+)", cells.get("recovered_instances", "")):
         figures[f"instances_{label}"] = float(count)
     value = cells.get("defense_value")
-    return PublishedRow(
+    return PublishedRun(
         run=cells["run"],
         source=cells["source"],
         dataset=cells["dataset"],

@@ -26,7 +26,7 @@ NAMES = ("sum", "pooled", "restore")
 
 
 def observation(classes: int, features: int, batch: int = 64) -> labelleak.Observation:
-    """An untrained head, and the gradient of a batch whose embeddings resemble each other."""
+    """An untrained head, and the gradient of a batch with similar embeddings."""
     random = torch.Generator().manual_seed(0)
     bound = features**-0.5
     weight = torch.empty(classes, features).uniform_(-bound, bound, generator=random)

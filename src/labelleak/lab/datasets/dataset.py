@@ -68,8 +68,8 @@ class Photographs:
         width, height = image.size
         box: tuple[float, float, float, float]
         if augment is None:
-            # Pillow cuts and resizes in one step. The offsets are whole, so that a photograph with a
-            # shorter side of 256 is only cut, not blurred.
+            # Pillow cuts and resizes in one step. With whole offsets, a photograph whose shorter
+            # side is 256 is only cut, not blurred.
             side = min(width, height) * _CENTER
             left, top = round((width - side) / 2), round((height - side) / 2)
             box = (left, top, min(left + side, width), min(top + side, height))

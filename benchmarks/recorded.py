@@ -9,12 +9,14 @@ sample takes turns over the two folders and over their experiments, so that it c
 settings as it has trials.
 
 Every trial is one line of the output, written as soon as it ends: the same command resumes where it
-was interrupted. A line holds the counts, the set and the flags of each attack, and `differs`: for
-each attack that differs from its record, in which fields.
+was interrupted, and an interruption (Ctrl-C) still prints the summary. A line holds the counts, the
+set and the flags of each attack, and `differs`: for each attack that differs from its record, in
+which fields.
 
-Networks are trained first, where the cache does not hold them, and another processor gives other
-weights: restorations on trained networks then differ from their records. `--against` compares with
-the output of another version of the code on the same machine and cache, which tells the two apart.
+Networks that the cache does not hold are trained when they are needed, after all other trials.
+Another processor gives them other weights, and so other restorations. `--against` compares with the
+output of another version of the code on the same machine and cache, which tells the two apart. On a
+busy machine `auto` and `exact` may reach their time limits, and then certify less.
 """
 
 import argparse
@@ -165,7 +167,7 @@ def differences(before: Record, after: Record, fields: tuple[str, ...]) -> dict[
     return found
 
 
-def report(title: str, compared: list[tuple[Record, dict[str, list[str]]]]) -> None:
+def print_differences(title: str, compared: list[tuple[Record, dict[str, list[str]]]]) -> None:
     """Print every restoration that differs, and how many are the same."""
     print(f"\n{title}")
     same, total = 0, 0
@@ -197,15 +199,18 @@ def main() -> None:
         os.environ["LABELLEAK_CACHE"] = str(arguments.cache)
     trials = sample(arguments.trials, arguments.seed)
     lines = read(arguments.output)
-    for number, trial in enumerate(trials, start=1):
-        key = trial.record["key"]
-        if key not in lines:
-            lines[key] = run_again(trial, arguments.data_dir)
-            with arguments.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(lines[key]) + "\n")
-        print(f"{number} of {len(trials)}: {trial.experiment.name}", file=sys.stderr)
-    chosen = [lines[trial.record["key"]] for trial in trials]
-    report("Against the records:", [(line, line["differs"]) for line in chosen])
+    try:
+        for number, trial in enumerate(trials, start=1):
+            key = trial.record["key"]
+            if key not in lines:
+                lines[key] = run_again(trial, arguments.data_dir)
+                with arguments.output.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(lines[key]) + "\n")
+            print(f"{number} of {len(trials)}: {trial.experiment.name}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Interrupted: the same command resumes.", file=sys.stderr)
+    chosen = [lines[trial.record["key"]] for trial in trials if trial.record["key"] in lines]
+    print_differences("Against the records:", [(line, line["differs"]) for line in chosen])
     if arguments.against is not None:
         before = read(arguments.against)
         both = [line for line in chosen if line["key"] in before]
@@ -213,7 +218,7 @@ def main() -> None:
             (line, differences(before[line["key"]]["attacks"], line["attacks"], RESTORED_FIELDS))
             for line in both
         ]
-        report(f"Against {arguments.against}:", compared)
+        print_differences(f"Against {arguments.against}:", compared)
     print(f"\nNever in the sample, as too slow: {', '.join(SLOW)}.")
 
 

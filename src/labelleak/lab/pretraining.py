@@ -1,8 +1,8 @@
-"""Networks at the stages of their training, trained once and kept as safetensors.
+"""Train networks before the trials, once, and keep snapshots of the stages as safetensors.
 
-A run is one network trained on one data set; its stages are snapshots of it, each in one file with
-the weights and what is needed to go on from there, in the folder ``models`` of the cache
-(LABELLEAK_CACHE, by default ~/.cache/labelleak).
+A run is one network trained on one data set. Its stages are snapshots, each a file with the weights
+and the momentum, in the folder ``models`` of the cache (LABELLEAK_CACHE, by default
+~/.cache/labelleak).
 """
 
 import glob
@@ -25,60 +25,47 @@ from torch import Tensor, nn
 from labelleak.errors import DataNotFound, LabelLeakError, UnreadableFile
 from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.cache import cache_folder
-from labelleak.lab.definition import Network, Training, derive_seed
+from labelleak.lab.datasets.samplers import some_of_each_class
+from labelleak.lab.definition import Network, Training
 from labelleak.lab.networks import build
+from labelleak.lab.seeds import derive_seed
+from labelleak.lab.threads import one_thread
 
-Progress = Callable[[int, int], None]
-"""Called with the iterations done and those there are in all."""
+TrainingProgress = Callable[[int, int], None]
+"""Called with the number of iterations done and the number of all iterations."""
 
-# Part of every run's hash: raise it when training changes its meaning.
+CHECKPOINT_SECONDS = 60.0
+"""Time between two checkpoints of a training."""
+
+# Part of every run's hash: raise it when the same definition gives other weights.
 _FORMAT = 1
-_CHECKPOINT_SECONDS = 60.0
 _WEIGHT, _MOMENTUM = "model.", "momentum."
-# Smaller networks (FCN, LeNet-5) do not gain by threads, and lose where cores are busy.
+# Smaller networks (FCN, LeNet-5) gain nothing from threads, and are slowed down on busy cores.
 _PARAMETERS_FOR_THREADS = 1_000_000
 
 
 def training_samples(training: Training | None, dataset: Dataset) -> Int64[Tensor, " samples"]:
-    """The samples that a network is trained on, which its batches are drawn from.
+    """The samples that a network is trained on and its batches are drawn from.
 
     Args:
-        training: The training; None for none.
+        training: The training; None for an untrained network.
         dataset: The data set.
 
     Returns:
-        Indices into the data set, ascending: all of them, or `samples_per_class` of each class (all
-        of a class that has fewer), the same for every stage of a run.
+        Indices into the data set, ascending, the same for every stage of a run: all of them, or
+        `samples_per_class` of each class (all samples of a class that has fewer).
     """
     if training is None or training.samples_per_class is None:
         return torch.arange(len(dataset))
     seed = derive_seed(training.seed, "samples")
-    return some_of_each_class(dataset, training.samples_per_class, seed)
-
-
-def some_of_each_class(dataset: Dataset, number: int, seed: int) -> Int64[Tensor, " samples"]:
-    """Samples of each class, drawn at random.
-
-    Args:
-        dataset: The data set.
-        number: How many of each class; all of a class that has fewer.
-        seed: Decides which.
-
-    Returns:
-        Indices into the data set, ascending.
-    """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    order = order[dataset.labels[order].argsort(stable=True)]
-    sizes = torch.bincount(dataset.labels)
-    rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[dataset.labels[order]]
-    return order[rank < number].sort().values
+    return some_of_each_class(dataset.labels, training.samples_per_class, seed)
 
 
 def initial_network(network: Network, dataset: Dataset) -> nn.Module:
     """The network with its initial weights, on the CPU, in training mode.
 
     Args:
-        network: Which one.
+        network: The network.
         dataset: The data set whose images and classes it is for.
 
     Returns:
@@ -96,15 +83,15 @@ def load_network(network: Network, training: Training | None, dataset: Dataset) 
     """A network at a stage of its training.
 
     Args:
-        network: Which one.
-        training: The stage; None, or one with no steps, for the initial weights.
+        network: The network.
+        training: The stage; None, or a stage without steps, for the initial weights.
         dataset: The data set that it is trained on.
 
     Returns:
         The network, on the CPU, in training mode.
 
     Raises:
-        DataNotFound: This stage has not been trained here.
+        DataNotFound: The cache has no snapshot of this stage.
         UnreadableFile: The snapshot is broken.
         ValueError: The images are too small for the network.
     """
@@ -114,15 +101,15 @@ def load_network(network: Network, training: Training | None, dataset: Dataset) 
         if not path.is_file():
             raise DataNotFound(
                 f"{network.name} after {training.steps} {training.unit} on {dataset.name} is not "
-                f"at {path}: train it first (`train`), or point LABELLEAK_CACHE at the folder of "
-                "the machine that did"
+                f"at {path}: train it first (`train`), or point LABELLEAK_CACHE at the folder of a "
+                "machine that has trained it"
             )
         _read_weights(path, model)
     return model
 
 
 def snapshot_path(network: Network, training: Training, dataset: Dataset) -> Path:
-    """Where the snapshot of a stage is kept.
+    """The path of a stage's snapshot.
 
     Args:
         network: The network.
@@ -130,8 +117,8 @@ def snapshot_path(network: Network, training: Training, dataset: Dataset) -> Pat
         dataset: The data set that it is trained on.
 
     Returns:
-        The file, whether it is there or not. Its name tells apart all that the weights depend on,
-        of the data set its name, sizes and labels.
+        The file, whether it exists or not. Its name holds a hash of everything that the weights
+        depend on; of the data set these are the name, the sizes and the labels.
     """
     labels = hashlib.sha256(dataset.labels.numpy().tobytes()).hexdigest()
     content = [
@@ -146,7 +133,7 @@ def snapshot_path(network: Network, training: Training, dataset: Dataset) -> Pat
 
 
 def is_trained(network: Network, training: Training | None, dataset: Dataset) -> bool:
-    """Whether nothing is left to train for a stage.
+    """Whether a stage needs no training.
 
     Args:
         network: The network.
@@ -154,7 +141,7 @@ def is_trained(network: Network, training: Training | None, dataset: Dataset) ->
         dataset: The data set that it is trained on.
 
     Returns:
-        True for the initial weights, and where the snapshot is there.
+        True for the initial weights, and where the snapshot exists.
     """
     if training is None or training.steps == 0:
         return True
@@ -162,32 +149,40 @@ def is_trained(network: Network, training: Training | None, dataset: Dataset) ->
 
 
 @dataclass(frozen=True)
-class _Schedule:
-    """What happens when, in iterations: steps of the optimiser."""
+class Schedule:
+    """Batches and learning rates of a training, by iteration (one step of the optimizer).
+
+    Attributes:
+        training: The training.
+        samples: Indices of the samples that it uses, int64, shape (samples,).
+    """
 
     training: Training
     samples: Int64[Tensor, " samples"]
 
     @property
     def batch_size(self) -> int:
+        """Samples in one iteration."""
         return min(self.training.batch_size, len(self.samples))
 
     @property
     def per_epoch(self) -> int:
-        """Iterations in an epoch; the last samples that fill no batch are left out."""
+        """Iterations in an epoch; the last samples, which do not fill a batch, are left out."""
         return len(self.samples) // self.batch_size
 
     @property
     def per_step(self) -> int:
-        """Iterations in one of the training's own steps."""
+        """Iterations in one step of the training, which counts iterations or epochs."""
         return self.per_epoch if self.training.unit == "epochs" else 1
 
     def learning_rate(self, iteration: int) -> float:
+        """The learning rate of an iteration, counted from 0."""
         step = iteration // self.per_step
         drops = sum(step >= self.training.total * eighths // 8 for eighths in (3, 5, 7))
         return self.training.learning_rate * 0.1**drops
 
     def order(self, epoch: int) -> Int64[Tensor, " samples"]:
+        """The samples in the order of an epoch, counted from 0."""
         seed = derive_seed(self.training.seed, "order", epoch)
         generator = torch.Generator().manual_seed(seed)
         return self.samples[torch.randperm(len(self.samples), generator=generator)]
@@ -198,20 +193,22 @@ def train(
     stages: Iterable[Training],
     dataset: Dataset,
     *,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
     """Train a network to the given stages of one run, and keep a snapshot of each.
 
-    SGD on the cross-entropy of batches in random order, without augmentation, as Ma et al. (ICLR
-    2023) trained. It goes on from the newest snapshot before a stage that is missing, and from at
-    most a minute before the place where it was interrupted; the result is the same as in one go. It
-    runs on the GPU if there is one. The caller's random state stays as it was.
+    SGD minimizes the cross-entropy of batches in random order, without augmentation, as in Ma et
+    al. (ICLR 2023). The training resumes from the newest snapshot before a missing stage, or from
+    the last checkpoint if it was interrupted, with the same result as without interruption. It
+    runs on the GPU if there is one. The caller's random state is unchanged.
 
     Args:
         network: The network.
         stages: The stages to keep; they differ in their steps only.
         dataset: The data set to train on.
-        progress: Told of every iteration.
+        progress: Called after every iteration.
+        checkpoint_seconds: Time between two checkpoints.
 
     Raises:
         ValueError: The stages are of different runs.
@@ -237,27 +234,16 @@ def train(
                 run.step()
                 if progress is not None:
                     progress(run.iteration, ends[-1])
-                run.checkpoint()
+                run.checkpoint(checkpoint_seconds)
             run.save(snapshot_path(network, stage, dataset))
     run.partial.unlink(missing_ok=True)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes in one thread meanwhile, on the CPU."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class _Run:
-    """A network in training, and where it is."""
+    """A network in training, and its progress."""
 
     def __init__(self, network: Network, training: Training, dataset: Dataset) -> None:
-        self.schedule = _Schedule(training, training_samples(training, dataset))
+        self.schedule = Schedule(training, training_samples(training, dataset))
         self.iteration = 0
         self.cuda = torch.cuda.is_available()
         self._name, self._dataset = network.name, dataset
@@ -285,7 +271,7 @@ class _Run:
 
     @property
     def parameters(self) -> int:
-        """How many the network has."""
+        """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def step(self) -> None:
@@ -297,7 +283,7 @@ class _Run:
         inputs, labels = self._dataset.batch(self._order[1][place * size : (place + 1) * size])
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.iteration)
-        # Dropout draws the same wherever the run was interrupted.
+        # Dropout must draw the same after an interruption.
         torch.manual_seed(derive_seed(self.schedule.training.seed, "dropout", self.iteration))
         self._optimizer.zero_grad()
         logits = self._model(inputs.to(self._device))
@@ -307,13 +293,13 @@ class _Run:
         self._loss = loss.detach()
         self.iteration += 1
 
-    def checkpoint(self) -> None:
-        """Save what would be lost to an interruption, now and then."""
-        if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+    def checkpoint(self, seconds: float) -> None:
+        """Save the state if the last save is longer ago than this."""
+        if time.monotonic() - self._saved > seconds:
             self.save(self.partial)
 
     def save(self, path: Path) -> None:
-        """Write weights, momentum and the iteration, whole or not at all."""
+        """Write weights, momentum and the iteration, completely or not at all."""
         if not torch.isfinite(self._loss):
             raise LabelLeakError(
                 f"training {self._name} diverged: the loss is {float(self._loss)} "
@@ -336,7 +322,7 @@ class _Run:
         self._saved = time.monotonic()
 
     def skip_towards(self, steps: int) -> None:
-        """Go on from the newest snapshot that is not beyond so many steps, if there is one."""
+        """Resume from the newest snapshot within so many steps, if there is one."""
         snapshots = {}
         for path in self._folder.glob(f"{glob.escape(self._prefix)}*.safetensors"):
             with _opened(path) as file:
@@ -353,7 +339,7 @@ class _Run:
 
 
 def _read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Give a model the weights of a snapshot; returns the momentum of each parameter."""
+    """Load the weights of a snapshot into a model, and return the momentum by parameter."""
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {
@@ -380,4 +366,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError):
-        raise UnreadableFile(f"{path}: is no snapshot of a network: delete it") from None
+        raise UnreadableFile(f"{path}: is not a snapshot of a network: delete it") from None

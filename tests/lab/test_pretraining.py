@@ -7,10 +7,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from labelleak.errors import DataNotFound, LabelLeakError, UnreadableFile
-from labelleak.lab import training as module
+from labelleak.lab import pretraining as module
 from labelleak.lab.datasets import Dataset, load
 from labelleak.lab.definition import Network, Training
-from labelleak.lab.training import (
+from labelleak.lab.pretraining import (
+    Schedule,
     initial_network,
     is_trained,
     load_network,
@@ -46,7 +47,7 @@ def kept():
 
 @pytest.mark.parametrize(("unit", "per_step"), [("iterations", 1), ("epochs", 6)])
 def test_agrees_with_a_loop_of_pytorch_alone(digits, unit, per_step):
-    """Optimiser and schedule by torch.optim; 100 samples make 6 batches of 16, 4 are left out."""
+    """Optimizer and schedule by torch.optim; 100 samples make 6 batches of 16, 4 are left out."""
     steps = 8
     last = stage(steps, total=8, unit=unit, learning_rate=0.05)
     train(FCN, [last], digits)
@@ -56,7 +57,7 @@ def test_agrees_with_a_loop_of_pytorch_alone(digits, unit, per_step):
         model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     drops = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5, 7], gamma=0.1)
-    schedule = module._Schedule(last, training_samples(last, digits))
+    schedule = Schedule(last, training_samples(last, digits))
     batches = [part for epoch in range(steps) for part in schedule.order(epoch).split(16)[:6]]
     for iteration in range(steps * per_step):
         inputs, labels = digits.batch(batches[iteration])
@@ -73,10 +74,10 @@ def test_agrees_with_a_loop_of_pytorch_alone(digits, unit, per_step):
 def test_the_learning_rate_of_the_paper():
     """1000 iterations: 0.1, and a tenth from iterations 375, 625 and 875 on each."""
     full = Training(unit="iterations", steps=1000, total=1000)
-    schedule = module._Schedule(full, torch.arange(60_000))
+    schedule = Schedule(full, torch.arange(60_000))
     for iteration, rate in ((0, 0.1), (374, 0.1), (375, 1e-2), (625, 1e-3), (875, 1e-4)):
         assert schedule.learning_rate(iteration) == pytest.approx(rate)
-    epochs = module._Schedule(Training(unit="epochs", steps=100, total=100), torch.arange(50_000))
+    epochs = Schedule(Training(unit="epochs", steps=100, total=100), torch.arange(50_000))
     assert epochs.per_epoch == 390
     assert epochs.learning_rate(37 * 390 - 1) == pytest.approx(0.1)
     assert epochs.learning_rate(37 * 390) == pytest.approx(0.01)
@@ -84,7 +85,7 @@ def test_the_learning_rate_of_the_paper():
 
 def test_every_epoch_has_every_sample_once_in_another_order(digits):
     last = stage(1)
-    schedule = module._Schedule(last, training_samples(last, digits))
+    schedule = Schedule(last, training_samples(last, digits))
     first, second = schedule.order(0), schedule.order(1)
     assert first.sort().values.tolist() == training_samples(last, digits).tolist()
     assert first.tolist() != second.tolist()
@@ -130,18 +131,17 @@ class _Killed(BaseException):
     pass
 
 
-def test_interrupted_it_goes_on_from_its_last_checkpoint(digits, monkeypatch):
+def test_interrupted_it_goes_on_from_its_last_checkpoint(digits):
     train(FCN, [stage(16)], digits)
     expected = weights(FCN, stage(16), digits)
     kept()[0].unlink()
-    monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0.0)
 
     def kill(done, total):
         if done == 11:
             raise _Killed
 
     with pytest.raises(_Killed):
-        train(FCN, [stage(16)], digits, progress=kill)
+        train(FCN, [stage(16)], digits, progress=kill, checkpoint_seconds=0.0)
     assert not is_trained(FCN, stage(16), digits)
     seen = []
     train(FCN, [stage(16)], digits, progress=lambda done, total: seen.append((done, total)))
@@ -206,9 +206,9 @@ def test_a_broken_snapshot_is_named(digits):
     path = snapshot_path(FCN, stage(2), digits)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no tensors")
-    with pytest.raises(UnreadableFile, match="is no snapshot of a network: delete it"):
+    with pytest.raises(UnreadableFile, match="is not a snapshot of a network: delete it"):
         load_network(FCN, stage(2), digits)
-    with pytest.raises(UnreadableFile, match="is no snapshot of a network: delete it"):
+    with pytest.raises(UnreadableFile, match="is not a snapshot of a network: delete it"):
         train(FCN, [stage(4)], digits)
 
 

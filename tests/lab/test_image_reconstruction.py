@@ -97,5 +97,5 @@ def test_keys_of_experiments_without_inversion_are_as_they_were():
 
 
 def test_inversion_of_a_defended_gradient_is_refused():
-    with pytest.raises(ValidationError, match="no defence is applied to"):
+    with pytest.raises(ValidationError, match="uses an undefended gradient"):
         experiment(defense={"name": "sign"})

@@ -1,11 +1,11 @@
-"""The images that a trial's gradient gives away, their scores, and the pictures to show.
+"""The images that a trial's gradient gives away, their scores, and the pictures for the page.
 
-What a record holds of them::
+A record holds::
 
     "pictures": {
-      "labels": "restored",             # what was known of them
-      "exact": true,                    # whether the fixed labels are right; null where none were
-      "distance": 0.06,                 # of the gradients, where the search ended
+      "labels": "restored",             # what was known of the labels
+      "exact": true,                    # whether the fixed labels are right; null without any
+      "distance": 0.06,                 # between the gradients, at the end of the search
       "psnr": [21.3, ...],              # of every image, in the order of the batch
       "best": [17, 3, ...],             # the six best, indices into the batch
       "files": {"found": "pictures/....png", "true": ..., "all": ..., "all_true": ...}
@@ -42,24 +42,24 @@ def reconstruct(
     seed: int,
     index: int,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Invert the gradient of one batch, and score what is found.
+    """Invert the gradient of one batch, and score the images.
 
     Args:
-        experiment: With an inversion.
+        experiment: An experiment with an inversion.
         model: Its network, in evaluation mode.
-        dataset: Where the batch is from.
-        inputs: The batch, as the network takes it.
-        labels: Its classes.
-        seed: Of the noise that the search starts from: the same however the labels are known.
+        dataset: The data set of the batch.
+        inputs: The batch, normalized as the network takes it.
+        labels: Classes of the batch, int64, shape (batch,).
+        seed: Seed of the initial noise, the same whatever is known of the labels.
         index: Number of the trial.
 
     Returns:
-        The measures ``psnr`` (mean over the batch), ``psnr_best6`` (mean of the six best), ``ssim``
-        and, where its weights are at hand, ``lpips``, each of both; and ``pictures`` for the
-        record, with ``files`` beside it: the content of each picture by its name.
+        Two dicts. The measures ``psnr`` (mean over the batch) and ``psnr_best6`` (mean of the six
+        best images), and the same of ``ssim`` and, if its weights are installed, ``lpips``. For the
+        record, ``pictures`` as above, and ``files``: the content of each picture by name.
     """
     settings = experiment.inversion
-    assert settings is not None, "the caller has looked"
+    assert settings is not None, "the caller has checked"
     loss = nn.functional.cross_entropy(model(inputs), labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     found = invert(

@@ -1,4 +1,4 @@
-"""A client of a trial: its samples, and what the server sees of its update."""
+"""The simulated client of a trial: its samples, and what the server sees of its update."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,33 +12,33 @@ from labelleak import defenses
 from labelleak.attacks import Need, list_attacks
 from labelleak.federated import train_locally
 from labelleak.lab.datasets import Dataset, draw
-from labelleak.lab.definition import Defense, Experiment, Local
+from labelleak.lab.definition import DefenseSetting, Experiment, Local
 from labelleak.lab.measures import ClassSums
-from labelleak.lab.training import training_samples
+from labelleak.lab.pretraining import training_samples
 from labelleak.metrics import counts_of
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import capture, find_head, whole_gradient
 from labelleak.updates.heads import module_shapes
 
-Seed = Callable[[str], int]
-"""Derives the seed of one of a trial's purposes."""
+SeedFor = Callable[[str], int]
+"""Gives the seed for one purpose of a trial."""
 
-# Pixels that go through the network at once: small enough for the widest layers of a ResNet without
-# pooling, large enough that speed does not suffer. Images beside each other fill it, 64 at most.
+# Pixels in one chunk through the network: few enough for the memory of a ResNet without pooling,
+# and enough for full speed.
 _CHUNK_PIXELS = 200_000
 _CHUNK_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A client's samples, made when asked for, the same each time.
+    """A client's samples, decoded on demand, the same each time.
 
     Attributes:
-        dataset: Where they are from.
-        indices: Which, shape (samples,).
-        seed: Of the crops and flips; None for none.
-        device: Where they are put.
+        dataset: The data set of the samples.
+        indices: Their indices in it, int64, shape (samples,).
+        seed: Seed of the crops and flips; None for neither.
+        device: Device of the batches.
     """
 
     dataset: Dataset
@@ -47,7 +47,7 @@ class Drawn:
     device: str
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, a few at a time."""
+        """Inputs and labels in chunks."""
         _, height, width = self.dataset.image_shape
         chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // (height * width)))
         for inputs, labels in self.dataset.stream(self.indices, chunk, self._crops()):
@@ -66,8 +66,8 @@ class Drawn:
         return counts_of(self.dataset.labels[self.indices], self.dataset.classes)
 
 
-def drawn(experiment: Experiment, dataset: Dataset, seed: Seed, device: str) -> Drawn:
-    """The client's samples.
+def drawn(experiment: Experiment, dataset: Dataset, seed: SeedFor, device: str) -> Drawn:
+    """Draw the client's samples.
 
     Raises:
         ValueError: The data set has no such batch.
@@ -78,16 +78,16 @@ def drawn(experiment: Experiment, dataset: Dataset, seed: Seed, device: str) -> 
 
 
 def observed(
-    experiment: Experiment, model: nn.Module, batch: Drawn, seed: Seed, sums: ClassSums | None
+    experiment: Experiment, model: nn.Module, batch: Drawn, seed: SeedFor, sums: ClassSums | None
 ) -> Observation:
-    """What the server sees of the client's update, with what the attacks can make use of.
+    """What the server sees of the client's update, as far as the attacks can use it.
 
     Args:
         experiment: The experiment.
         model: The network, in evaluation mode.
         batch: The client's samples.
-        seed: Of the defence, and of the order of local training.
-        sums: Told of embeddings and predictions as they pass; None for nobody.
+        seed: Gives the seeds of the defense and of the order of local training.
+        sums: Collects embeddings and predictions during the forward pass; None for no collection.
 
     Returns:
         The observation, on the batch's device.
@@ -109,7 +109,7 @@ def observed(
 def _after_training(
     local: Local, size: int, model: nn.Module, batch: Drawn, seed: int
 ) -> Observation:
-    """What the server sees of weights after local steps on the client's samples."""
+    """What the server sees when the client sends its weights after local steps."""
     inputs, labels = batch.inputs(), batch.dataset.labels[batch.indices].to(batch.device)
     update = train_locally(
         model,
@@ -123,7 +123,7 @@ def _after_training(
 
 
 def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " samples"]:
-    """Indices of the client's samples, of those the network was trained on if it was on any."""
+    """Indices of the client's samples, out of those that the network was trained on."""
     batch, training = experiment.batch, experiment.training
     some = training is not None and training.samples_per_class is not None
     if not some or experiment.data_split != "train":
@@ -135,7 +135,7 @@ def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, 
 
 
 def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
-    """What the attacks can make use of; auto, of all that it does not cost too much to use."""
+    """What the attacks can use; for auto, whatever is cheap enough to use."""
     names = {name for name in experiment.attacks if name != "auto"}
     wanted = {
         need for name in names for need in (*list_attacks()[name].needs, *list_attacks()[name].uses)
@@ -143,13 +143,13 @@ def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
     if "auto" in experiment.attacks:
         assert observation.model is not None, "capture leaves it there"
         layers = sum(isinstance(module, nn.Linear) for module in observation.model.modules())
-        # Layers before the head tell `exact` and `calibrated` more.
+        # `exact` and `calibrated` use the layers before the head.
         wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
     return wanted
 
 
 def _with_whole_gradient(observation: Observation, model: nn.Module, batch: Drawn) -> Observation:
-    """The same with every parameter's gradient, of which the head's stay as captured."""
+    """Add the gradients of all parameters; those of the head stay as captured."""
     gradients = whole_gradient(model, batch.pieces())
     name, gradient = observation.head.name, observation.gradient
     gradients[f"{name}.weight"] = gradient.weight
@@ -158,15 +158,15 @@ def _with_whole_gradient(observation: Observation, model: nn.Module, batch: Draw
     return replace(observation, gradients=gradients)
 
 
-def class_sums(model: nn.Module) -> ClassSums:
-    """Sums by class of the embeddings and predictions of a network, still empty."""
+def empty_class_sums(model: nn.Module) -> ClassSums:
+    """Empty sums by class for the embeddings and predictions of a network."""
     weight = model.get_parameter(f"{find_head(module_shapes(model))}.weight")
     classes, features = weight.shape
     return ClassSums(classes, features, weight.device)
 
 
 def _watch(model: nn.Module, batch: Drawn, sums: ClassSums) -> Observation:
-    """Capture, and look at embeddings and predictions as they pass."""
+    """Capture the update, and collect embeddings and predictions during the forward pass."""
     passing: list[Tensor] = []
 
     def pieces() -> Iterator[tuple[Tensor, Tensor]]:
@@ -184,14 +184,16 @@ def _watch(model: nn.Module, batch: Drawn, sums: ClassSums) -> Observation:
         handle.remove()
 
 
-def _defend(defense: Defense, observation: Observation, batch: Drawn, seed: int) -> Observation:
+def _defend(
+    defense: DefenseSetting, observation: Observation, batch: Drawn, seed: int
+) -> Observation:
     if defense.name == "none":
         return observation
     return defenses.defend(observation, _defense(defense, observation, batch, seed))
 
 
 def _defense(
-    defense: Defense, observation: Observation, batch: Drawn, seed: int
+    defense: DefenseSetting, observation: Observation, batch: Drawn, seed: int
 ) -> defenses.Defense:
     if defense.name == "sign":
         return defenses.sign

@@ -19,6 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "views": set(),
+    "hooks": set(),
+    "isolation": set(),
     "storage": {"errors"},
     "numerics": {"errors"},
     "checks": {"errors", "numerics"},

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from labelleak import capture
-from labelleak.attacks.probe import auxiliary_of, class_means, dummies, probe
+from labelleak.attacks.inputs import auxiliary_of, dummies
+from labelleak.attacks.probe import class_means, probe
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Auxiliary
 from synthetic import rng, untrained

@@ -3,10 +3,8 @@
 from dataclasses import replace
 from inspect import signature
 
-import torch
-
 from labelleak.attacks.auto import TIME_LIMIT, automatic
-from labelleak.attacks.diagnosis import class_sums, observation_flags
+from labelleak.attacks.diagnosis import Diagnosis, diagnose
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -43,19 +41,17 @@ def restore(
     """
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
-    _check_batch_size(observation)
+    diagnosis = diagnose(observation)
+    _check_batch_size(observation, diagnosis)
     if attack == "auto":
         if hyper_parameters:
             raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
-        found = automatic(observation, time_limit or TIME_LIMIT)
+        found = automatic(observation, diagnosis, time_limit or TIME_LIMIT)
     else:
         if time_limit is not None and _searches(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
-    own = observation_flags(observation, models_steps=list_attacks()[found.attack].models_steps)
-    flags = {*own, *found.flags}
-    if found.counts is None and found.proportions is None:
-        flags.add(Flag.SET_ONLY)
+    flags = {*_flags(observation, diagnosis, found), *found.flags}
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
 
 
@@ -64,27 +60,25 @@ def _searches(attack: str) -> bool:
     return entry is not None and "time_limit" in signature(entry.rule).parameters
 
 
-def _check_batch_size(observation: Observation) -> None:
-    """Refuse a batch size below the number of classes that must be there.
-
-    ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
-    bound). What noise there is shows in the sums over the classes, which are zero without it.
-    """
-    total, bias = observation.num_instances, observation.gradient.bias
-    if total is None or bias is None:
-        return
-    scale = observation.batch_size if observation.reduction == "sum" else 1
-    bias = bias.double() / (scale or 1)
-    bound = torch.full_like(bias, observation.label_smoothing / observation.classes)
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(bias)
-        bound *= weights / (weights.min() if observation.reduction == "mean" else 1.0)
-    sums = class_sums(observation.gradient.weight) / (scale or 1)
-    noise = float(sums.square().mean().sqrt()) / observation.classes**0.5
-    rounding = 1e-5 * float(bias.abs().max())
-    certain = int((bias < -bound - 6 * noise - rounding).sum())
-    if certain > total:
+def _check_batch_size(observation: Observation, diagnosis: Diagnosis) -> None:
+    """Refuse a batch size below the number of classes that must be there."""
+    total, certain = observation.num_instances, int(diagnosis.certain.sum())
+    if total is not None and certain > total:
         raise InvalidObservation(
             f"batch size {total} is too small: the gradient shows at least {certain} classes in "
             "the batch"
         )
+
+
+def _flags(observation: Observation, diagnosis: Diagnosis, found: Restoration) -> list[Flag]:
+    """Flags of the gradient, of what is not known about it, and of what the attack gives."""
+    models_steps = list_attacks()[found.attack].models_steps
+    raised = {
+        Flag.SUMS_NOT_ZERO: not diagnosis.sums_are_zero,
+        Flag.DEFENCE_SUSPECTED: diagnosis.is_treated,
+        Flag.NO_BIAS: not observation.has_bias,
+        Flag.SEVERAL_STEPS: observation.local_steps > 1 and not models_steps,
+        Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
+        Flag.SET_ONLY: found.counts is None and found.proportions is None,
+    }
+    return [flag for flag, is_raised in raised.items() if is_raised]

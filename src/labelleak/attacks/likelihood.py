@@ -17,7 +17,8 @@ from labelleak.attacks.evidence import (
     mean_divisor,
     mistakes,
 )
-from labelleak.attacks.probe import Probe, auxiliary_of, class_means, probe
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.probe import Probe, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from labelleak.attacks import restore
-from labelleak.attacks.mean_prediction.calibrated import _mean_set
-from labelleak.attacks.mean_prediction.dummies import dummy_inputs, guessed_shape
+from labelleak.attacks.inputs import guessed_shape, smooth_noise
+from labelleak.attacks.mean_prediction.passes import mean_set
 from labelleak.errors import MissingKnowledge
 from labelleak.lab.networks import build
 from labelleak.observation import Auxiliary
@@ -16,8 +16,8 @@ from synthetic import rng, untrained
 
 def images(shape, size, seed):
     """Smooth fields about a common mean, of mean square one: what inputs are assumed to be."""
-    (fields,) = dummy_inputs(shape, size, (1.5,), rng(seed))
-    mean = dummy_inputs(shape, 1, (1.5,), rng(99))[0]
+    (fields,) = smooth_noise(shape, size, (1.5,), rng(seed))
+    mean = smooth_noise(shape, 1, (1.5,), rng(99))[0]
     return 0.5 * mean + 0.75**0.5 * fields
 
 
@@ -132,7 +132,7 @@ def test_shapes_are_guessed_where_they_can_be():
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (40,)])
 def test_dummies_have_mean_square_one_and_are_smooth(shape):
-    rough, smooth = dummy_inputs(shape, 200, (0.5, 2.0), rng(0))
+    rough, smooth = smooth_noise(shape, 200, (0.5, 2.0), rng(0))
     for fields in (rough, smooth):
         assert fields.shape == (200, *shape)
         assert float(fields.square().mean()) == pytest.approx(1.0, abs=0.05)
@@ -147,7 +147,7 @@ def test_a_layers_input_gets_the_mean_that_it_should_have():
     inputs[:, 2] = 0.0
     kept = []
     target = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    with _mean_set(layer, inputs.mean(dim=0), target):
+    with mean_set(layer, inputs.mean(dim=0), target):
         handle = layer.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
         layer(inputs)
         handle.remove()

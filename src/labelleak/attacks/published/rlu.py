@@ -13,7 +13,8 @@ from labelleak.attacks.evidence import (
     mean_divisor,
     mistakes,
 )
-from labelleak.attacks.probe import auxiliary_of, class_means, probe
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.probe import class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation

@@ -1,0 +1,66 @@
+"""What an attack costs before it is run: counted, so that no clock decides what is tried."""
+
+import math
+
+from torch import Tensor, nn
+
+from labelleak.hooks import hooked
+from labelleak.isolation import isolated
+from labelleak.observation import Observation
+
+# Multiplications of forward passes that one core does in a second: measured, 7e9 in the small
+# convolutions of LeNet-5 and 3e10 to 4e10 in larger layers.
+_WORK_PER_SECOND = 1e10
+# A float64 matrix of so many classes squared takes 2 GB.
+_DENSE_CLASSES = 16_384
+# Of min(classes, features)^2 max(classes, features): a decomposition of that size takes seconds.
+_MOST_DECOMPOSED = 4e9
+# Inputs that `calibrated` sends through the model where it makes them up: 1,536 twice, and 2,200
+# for the mean that they are to have and its errors.
+_DUMMIES = 6_000
+
+
+def has_room(observation: Observation) -> bool:
+    """Whether there is memory for a matrix of classes x classes."""
+    return observation.classes <= _DENSE_CLASSES
+
+
+def is_dense(observation: Observation, seconds: float) -> bool:
+    """Whether there is room and time for equations between all classes."""
+    return has_room(observation) and observation.classes**3 <= _WORK_PER_SECOND * seconds
+
+
+def is_decomposable(observation: Observation) -> bool:
+    """Whether the head's gradient is small enough to be decomposed again and again."""
+    few, many = sorted((observation.classes, observation.head.features + 1))
+    return few**2 * many <= _MOST_DECOMPOSED
+
+
+def is_affordable(observation: Observation, seconds: float) -> bool:
+    """Whether `calibrated` sends its inputs through the model in about that time."""
+    model, auxiliary = observation.model, observation.auxiliary
+    if model is None:
+        return False
+    inputs = _DUMMIES if auxiliary is None else len(auxiliary.inputs)
+    return inputs * _work(model, observation.input_shape) <= _WORK_PER_SECOND * seconds
+
+
+def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:
+    """Multiplications of a forward pass of one input; infinite where that cannot be told."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if shape is None:
+        plain = all(isinstance(layer, nn.Linear) for layer in layers)
+        return float(sum(p.numel() for p in model.parameters())) if plain else math.inf
+    total = 0.0
+
+    def count(layer: nn.Module, _: Tensor, output: Tensor) -> None:
+        nonlocal total
+        weight = layer.get_parameter("weight")
+        total += output.numel() * weight.numel() / weight.shape[0]
+
+    try:
+        with isolated(model), hooked(*layers, leaving=count):
+            model.eval()(next(model.parameters()).new_zeros(1, *shape))
+    except RuntimeError:
+        return math.inf
+    return total

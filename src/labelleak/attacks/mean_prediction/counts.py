@@ -5,9 +5,9 @@ import math
 import torch
 
 from labelleak.attacks.conclusion import are_integral, conclude
+from labelleak.attacks.evidence import mean_divisor
 from labelleak.attacks.mean_prediction.batch_size import fitting_batch_size
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction, scattered_counts
-from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -21,14 +21,9 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
-    size = observation.batch_size
+    size = observation.batch_size or fitting_batch_size(observation, mean)
     if size is None:
-        size = fitting_batch_size(observation, mean)
-    if size is None and observation.reduction == "sum":
-        raise MissingKnowledge(
-            "a summed loss needs the batch size (batch_size=K, --batch-size K): without it the "
-            "gradient has no scale"
-        )
+        mean_divisor(observation)  # refuses a summed loss, which then has no scale
     total = observation.num_instances
     if total is None and size is not None:
         total = size * observation.local_steps // observation.local_epochs

@@ -32,6 +32,7 @@ from labelleak import defenses
 from labelleak.lab.datasets import load as load_data
 from labelleak.lab.networks import build
 from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.training import LocalTraining
 from measuring import load, write
 
 POOL = 5000
@@ -88,7 +89,7 @@ class Samples(NamedTuple):
         loss = nn.functional.cross_entropy(self.embeddings @ weight.T + bias, self.labels)
         by_weight, by_bias = torch.autograd.grad(loss, [weight, bias])
         gradient = HeadGradient(by_weight, by_bias)
-        return Observation(self.head, gradient, batch_size=len(self.labels))
+        return Observation(self.head, gradient, training=LocalTraining(batch_size=len(self.labels)))
 
     def weakest(self) -> float:
         """Least 1 - p of a label, without cancellation."""

@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from labelleak.federated import Auditor, Policy, Step
+from labelleak.federated import Auditor, Occasion, Policy
 from labelleak.lab import networks
 from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 IMAGES, BATCH, CLASSES = 1000, 64, 100
 RATE = 0.01
+TRAINING = LocalTraining(learning_rate=RATE, batch_size=BATCH)
 TURNS, MEMORY_TURNS = 1, 3
 # The peak of a training is that of its first steps.
 FEW = 2 * BATCH
@@ -53,7 +54,7 @@ def turn(seed: int, audits: Sequence[str], images: int = IMAGES) -> Row:
         if audits:
             # Imports, and what libraries set up when they are first used.
             warm = model.state_dict() | {name: value * 1.001 for name, value in before.items()}
-            auditor.audit_update(before, warm, Step(RATE, 2, instances=2), round=0, client="a")
+            auditor.audit_update(before, warm, TRAINING, Occasion(0, "a"), instances=2)
         row["training"] = 0.0
         first: dict[str, Tensor] = {}
         for batch in torch.split(torch.arange(images), BATCH):
@@ -74,9 +75,9 @@ def turn(seed: int, audits: Sequence[str], images: int = IMAGES) -> Row:
             decision = auditor.audit_update(
                 before,
                 first if name == STEP else model.state_dict(),
-                Step(RATE, BATCH, instances=size),
-                round=1,
-                client="a",
+                TRAINING,
+                Occasion(1, "a"),
+                instances=size,
                 true_counts=counts,
             )
             seconds = time.process_time() - start

@@ -124,11 +124,13 @@ def measured(data_dir: Path | None, setting: Setting, trials: int) -> Row:
             model,
             images[own],
             labels[own],
+            labelleak.LocalTraining(
+                learning_rate=setting.learning_rate,
+                batch_size=setting.batch_size,
+                **setting.options,
+            ),
             classes=int(labels.max()) + 1,
-            learning_rate=setting.learning_rate,
-            batch_size=setting.batch_size,
             seed=seed,
-            **setting.options,
         )
         auxiliary = labelleak.Auxiliary(images[server], labels[server])
         seen = update.observe(model, auxiliary=auxiliary)

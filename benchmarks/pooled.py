@@ -38,7 +38,7 @@ def observation(classes: int, features: int, batch: int = 64) -> labelleak.Obser
     error /= batch
     gradient = labelleak.HeadGradient(error.T @ embeddings, error.sum(dim=0))
     head = labelleak.Head(weight, torch.zeros(classes))
-    return labelleak.Observation(head, gradient, batch_size=batch)
+    return labelleak.Observation(head, gradient, training=labelleak.LocalTraining(batch_size=batch))
 
 
 def measure(seen: labelleak.Observation, name: str) -> Row:

@@ -43,7 +43,7 @@ def observation(classes: int, features: int, batch: int) -> labelleak.Observatio
     return labelleak.Observation(
         labelleak.Head(weight, bias),
         labelleak.HeadGradient(error.T @ embeddings, error.sum(dim=0)),
-        batch_size=batch,
+        training=labelleak.LocalTraining(batch_size=batch),
     )
 
 

@@ -9,10 +9,11 @@ sent. Then a page shows what every client gave away in every round.
 
 import torch
 
-from labelleak.federated import Auditor, Policy, Step, read_rounds, train_locally
+from labelleak.federated import Auditor, Occasion, Policy, read_rounds, train_locally
 from labelleak.lab.datasets import load
 from labelleak.lab.networks import build
 from labelleak.report import rounds_page
+from labelleak.training import LocalTraining
 
 CLIENTS, ROUNDS, SAMPLES, BATCH, RATE, NOISE = 3, 5, 48, 24, 0.05, 2e-3
 
@@ -23,7 +24,7 @@ def main() -> None:
     random = torch.Generator().manual_seed(1)
     model = build("fcn-3", classes=digits.classes, image_shape=digits.image_shape, seed=2)
     auditor = Auditor(Policy(action="record", threshold=0.6, records="federation-records"))
-    step = Step(RATE, BATCH, instances=SAMPLES)
+    training = LocalTraining(learning_rate=RATE, batch_size=BATCH)
     # Every client has digits of its own, most of them of few classes.
     shares = torch.full((CLIENTS, digits.classes), 0.2)
     shares[torch.arange(CLIENTS), torch.arange(CLIENTS) * 2] = 3.0
@@ -36,9 +37,8 @@ def main() -> None:
                 model,
                 inputs,
                 labels,
+                training,
                 classes=digits.classes,
-                learning_rate=RATE,
-                batch_size=BATCH,
                 seed=number,
             )
             noisy = {
@@ -49,10 +49,9 @@ def main() -> None:
                 decision = auditor.audit_update(
                     update.before,
                     weights,
-                    step,
-                    round=number,
-                    client=f"hospital {client}",
-                    label=label,
+                    training,
+                    Occasion(number, f"hospital {client}", label),
+                    instances=SAMPLES,
                     true_counts=update.true_counts,
                 )
             if decision.send:

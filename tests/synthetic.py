@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from labelleak.attacks.registry import Need
+from labelleak.loss import Loss
 from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
+from labelleak.training import LocalTraining
 
 
 def rng(seed=0):
@@ -23,6 +25,24 @@ def losses(classes):
         for smoothing in (0.0, 0.2)
         for weight in (None, torch.linspace(0.5, 2.0, classes, dtype=torch.float64))
     ]
+
+
+def told(**knowledge):
+    """Fields of an `Observation`, where loss and training are told by single facts."""
+    loss = {"reduction", "label_smoothing", "class_weights"} & set(knowledge)
+    names = {
+        "batch_size": "batch_size",
+        "local_steps": "steps",
+        "local_epochs": "epochs",
+        "learning_rates": "learning_rate",
+    }
+    training = names.keys() & set(knowledge)
+    fields = {name: knowledge[name] for name in knowledge.keys() - loss - training}
+    if loss:
+        fields["loss"] = Loss(**{name: knowledge[name] for name in loss})
+    if training:
+        fields["training"] = LocalTraining(**{names[name]: knowledge[name] for name in training})
+    return fields
 
 
 @dataclass
@@ -63,7 +83,7 @@ class Batch:
         if not bias:
             gradient = replace(gradient, bias=None)
         head = Head(self.weight.to(dtype), self.bias.to(dtype) if bias else None, "fc")
-        return Observation(head, gradient, **{"batch_size": len(self.labels), **knowledge})
+        return Observation(head, gradient, **told(**{"batch_size": len(self.labels), **knowledge}))
 
     def observe_under(self, loss, **knowledge):
         """What a server sees that knows the loss, one of `losses`."""

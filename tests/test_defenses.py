@@ -21,7 +21,7 @@ from labelleak.defenses import (
 )
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient, Observation
-from synthetic import untrained
+from synthetic import told, untrained
 
 
 def rng(seed=0):
@@ -344,7 +344,7 @@ def observation(**more):
     return Observation(
         head=Head(torch.zeros(5, 7), torch.zeros(5), name="fc"),
         gradient=HeadGradient(gradients["fc.weight"], gradients["fc.bias"]),
-        **more,
+        **told(**more),
     )
 
 
@@ -356,7 +356,7 @@ def test_the_head_alone_is_defended_where_nothing_else_is_known(defense):
     assert torch.equal(after.gradient.weight, expected["fc.weight"])
     assert torch.equal(after.gradient.bias, expected["fc.bias"])
     assert after.gradients is None
-    assert (after.head, after.batch_size, after.label_smoothing) == (before.head, 16, 0.1)
+    assert (after.head, after.batch_size, after.loss) == (before.head, 16, before.loss)
 
 
 @every_defense

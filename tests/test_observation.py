@@ -8,7 +8,8 @@ import torch
 from labelleak.errors import InvalidObservation, LabelLeakError
 from labelleak.numerics import machine_epsilon, root_mean_square
 from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
-from synthetic import untrained
+from labelleak.training import LocalTraining
+from synthetic import told, untrained
 
 WEIGHT, BIAS = torch.ones(4, 3), torch.ones(4)
 EPSILON = {
@@ -21,7 +22,7 @@ EPSILON = {
 
 def observation(**knowledge):
     layers = {"head": Head(WEIGHT, BIAS), "gradient": HeadGradient(WEIGHT, BIAS)}
-    return Observation(**(layers | knowledge))
+    return Observation(**(layers | told(**knowledge)))
 
 
 def with_entry(value, index=0):
@@ -122,18 +123,18 @@ def on_meta_device():
         ),
         *(
             ({"local_steps": value}, "local steps .*: it must be a whole number, at least 1")
-            for value in (2.5, "4", False, None)
+            for value in (2.5, "4", False)
         ),
         ({"local_steps": 0}, "local steps 0: it must be at least 1"),
         ({"batch_size": 2**53}, "fewer than 2.*53 instances can be counted"),
-        ({"batch_size": 2**30, "local_steps": 2**30}, "fewer than 2.*53 instances"),
+        ({"batch_size": 2**40, "local_steps": 2**14}, "fewer than 2.*53 instances"),
         ({"batch_size": 10**400}, "fewer than 2.*53 instances"),
         ({"reduction": "none"}, "reduction 'none': use 'mean' or 'sum'"),
         ({"label_smoothing": 1.0}, "label smoothing 1.0: it must be at least 0 and below 1"),
         ({"label_smoothing": -0.1}, "label smoothing -0.1: it must be"),
         ({"label_smoothing": math.nan}, "label smoothing nan: it must be"),
         ({"class_weights": torch.ones(3)}, "class weights 3 for 4 classes: one weight per class"),
-        ({"class_weights": torch.ones(4, 1)}, "class weights 4x1 for 4 classes"),
+        ({"class_weights": torch.ones(4, 1)}, "class weights 4x1: one weight per class"),
         ({"class_weights": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "must be positive and finite"),
         ({"class_weights": torch.tensor([1.0, -1.0, 1.0, 1.0])}, "must be positive and finite"),
         ({"class_weights": torch.tensor([1.0, math.nan, 1.0, 1.0])}, "positive and finite"),
@@ -188,9 +189,16 @@ def test_present_classes_of_any_integer_type_become_int64(dtype):
 
 def test_what_an_observation_knows_of_itself():
     head = Head(torch.ones(4, 3), torch.ones(4), name="fc")
-    seen = Observation(head, HeadGradient(WEIGHT, BIAS), batch_size=8, local_steps=3)
+    seen = observation(head=head, batch_size=8, local_steps=3)
     assert (head.classes, head.features, seen.classes, seen.num_instances) == (4, 3, 4, 24)
-    assert dataclasses.replace(seen, batch_size=None).num_instances is None
+    unknown = dataclasses.replace(seen, training=LocalTraining(steps=3))
+    assert (unknown.batch_size, unknown.num_instances) == (None, None)
+
+
+def test_the_scale_is_that_of_a_summed_loss():
+    assert observation(batch_size=8).scale == 1
+    assert observation(batch_size=8, reduction="sum").scale == 8
+    assert observation(reduction="sum").scale == 1
 
 
 @pytest.mark.parametrize(
@@ -247,9 +255,9 @@ def test_the_implied_rounding_covers_that_of_a_real_gradient(dtype):
     [
         ({"local_epochs": 0}, "local epochs 0: it must be at least 1"),
         ({"local_steps": 5, "local_epochs": 2}, "2 local epochs in 5 local steps"),
-        ({"learning_rates": (0.1, 0.1)}, "2 learning rates for 1 local steps"),
-        ({"learning_rates": (0.0,)}, "learning rates must be positive"),
-        ({"learning_rates": (math.inf,)}, "learning rates must be positive"),
+        ({"learning_rates": (0.1, 0.1), "local_steps": 1}, "2 learning rates for 1 local steps"),
+        ({"learning_rates": (0.0,)}, "learning rate 0.0: it must be positive"),
+        ({"learning_rates": (math.inf,)}, "learning rate inf: it must be positive"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_in_one_line(knowledge, message):
@@ -270,8 +278,8 @@ def test_a_short_last_batch_makes_fewer_instances():
     for wrong in (0, 2**53):
         with pytest.raises(InvalidObservation, match="instances"):
             observation(batch_size=32, instances=wrong)
-    with pytest.raises(InvalidObservation, match="needs the batch size"):
-        observation(instances=100)
+    assert observation(instances=100).batch_size == 100
+    assert observation(instances=100, local_steps=8, local_epochs=2).batch_size == 25
 
 
 @pytest.mark.parametrize(

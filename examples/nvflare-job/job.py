@@ -47,8 +47,7 @@ def make_job(out: Path, refusing: list[str]) -> FedJob:
         audit = LeakageAudit(
             policy=str(policy),
             labels=str(out / f"labels-{site}.txt"),
-            learning_rate=LEARNING_RATE,
-            local_steps=1,
+            training={"learning_rate": LEARNING_RATE, "steps": 1},
         )
         # Named, because FLARE takes "*" for the name of a task here.
         job.to(audit, site, filter_type=FilterType.TASK_RESULT, tasks=["train"])

@@ -15,9 +15,11 @@ from labelleak.errors import (
     MissingKnowledge,
     UnreadableFile,
 )
+from labelleak.loss import Loss
 from labelleak.metrics import Score, score
 from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
 from labelleak.restoration import Flag, Restoration
+from labelleak.training import LocalTraining
 from labelleak.updates import capture, observe, observe_update
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "HeadGradient",
     "InvalidObservation",
     "LabelLeakError",
+    "LocalTraining",
+    "Loss",
     "MissingKnowledge",
     "Observation",
     "Restoration",

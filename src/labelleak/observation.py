@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from labelleak.checks import INDICES, check_tensor, is_plain, kind_of, shape_of, whole_number
 from labelleak.errors import InvalidObservation
-from labelleak.loss import Reduction
+from labelleak.loss import Loss
 from labelleak.numerics import implied_rounding
+from labelleak.training import LocalTraining
 
-# Up to here every integer is a float64, in which counts are computed.
-_MOST_INSTANCES = 2**53
+# Below, every integer is a float64, in which counts are computed.
+_TOO_MANY = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,21 +125,13 @@ class Observation:
     Args:
         head: The final layer before the client's step.
         gradient: The gradient the client's update holds for that layer.
-        batch_size: Number of samples K in one local step, a whole number; None when nobody told
-            the server.
-        reduction: ``"mean"`` when the loss averages over the batch, ``"sum"`` when it adds up.
-        label_smoothing: The loss's label smoothing, in [0, 1).
-        class_weights: The loss's positive weight of each class, shape (classes,), as in
-            ``torch.nn.CrossEntropyLoss(weight=...)``; None for equal weights.
+        loss: The client's loss.
+        training: How the client trained: batch size, steps, epochs, rates. Kept `resolved`; where
+            nothing else is said, the update is one step an epoch.
+        instances: Number of different samples, where it is not ``batch_size * steps / epochs``
+            because the last batch of an epoch is smaller.
         present_classes: Classes that the server knows to be in the batch, and no others, int64,
             shape (present,); None when it does not know them.
-        local_steps: Number of optimiser steps S that the update adds up, a whole number; K * S is
-            below 2**53.
-        local_epochs: How often each sample takes part in those steps, a whole number.
-        learning_rates: How far each step's gradient moved the weights, positive, one per step;
-            None when the server does not know.
-        instances: Number of different samples, where it is not ``batch_size * local_steps /
-            local_epochs`` because the last batch of an epoch is smaller; needs `batch_size`.
         model: The whole model before the step, when the server has it. Its mode, training or
             evaluation, is the one that the client ran it in.
         gradients: The whole update by parameter name, when the server has it.
@@ -153,15 +146,10 @@ class Observation:
 
     head: Head
     gradient: HeadGradient
-    batch_size: int | None = None
-    reduction: Reduction = "mean"
-    label_smoothing: float = 0.0
-    class_weights: Float[Tensor, " classes"] | None = None
-    present_classes: Integer[Tensor, " present"] | None = None
-    local_steps: int = 1
-    local_epochs: int = 1
-    learning_rates: tuple[float, ...] | None = None
+    loss: Loss = field(default_factory=Loss)
+    training: LocalTraining = field(default_factory=LocalTraining)
     instances: int | None = None
+    present_classes: Integer[Tensor, " present"] | None = None
     model: nn.Module | None = field(default=None, repr=False)
     gradients: Mapping[str, Tensor] | None = field(default=None, repr=False)
     after: Mapping[str, Tensor] | None = field(default=None, repr=False)
@@ -184,62 +172,24 @@ class Observation:
                 f"the head is on {head.weight.device} and the gradient on "
                 f"{gradient.weight.device}: move one to the other"
             )
-        if self.batch_size is not None:
-            object.__setattr__(self, "batch_size", whole_number("batch size", self.batch_size))
-        for what in ("local_steps", "local_epochs"):
-            number = whole_number(what.replace("_", " "), getattr(self, what))
-            object.__setattr__(self, what, number)
-        if self.local_steps % self.local_epochs:
-            raise InvalidObservation(
-                f"{self.local_epochs} local epochs in {self.local_steps} local steps: every epoch "
-                "has the same number of steps, at least 1"
-            )
-        if (self.batch_size or 0) * self.local_steps >= _MOST_INSTANCES:
-            raise InvalidObservation(
-                f"batch size {self.batch_size} times {self.local_steps} local steps: fewer than "
-                "2**53 instances can be counted"
-            )
-        if self.instances is not None:
-            if self.batch_size is None:
-                raise InvalidObservation("a number of instances needs the batch size, too")
-            number = whole_number("number of instances", self.instances)
-            if number >= _MOST_INSTANCES:
-                raise InvalidObservation(f"{number} instances: fewer than 2**53 can be counted")
-            object.__setattr__(self, "instances", number)
-        self._check_learning_rates()
-        if self.reduction not in ("mean", "sum"):
-            raise InvalidObservation(f"reduction {self.reduction!r}: use 'mean' or 'sum'")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise InvalidObservation(
-                f"label smoothing {self.label_smoothing}: it must be at least 0 and below 1"
-            )
-        self._check_class_weights()
+        self._check_sizes()
+        self.loss.check_classes(self.classes)
         self._check_present_classes()
         self._check_inputs()
 
-    def _check_learning_rates(self) -> None:
-        rates = self.learning_rates
-        if rates is None:
-            return
-        if len(rates) != self.local_steps:
+    def _check_sizes(self) -> None:
+        if self.instances is not None:
+            number = whole_number("number of instances", self.instances)
+            if number >= _TOO_MANY:
+                raise InvalidObservation(f"{number} instances: fewer than 2**53 can be counted")
+            object.__setattr__(self, "instances", number)
+        training = self.training.resolved(self.instances, one_step=True)
+        object.__setattr__(self, "training", training)
+        if (training.batch_size or 0) * self.local_steps >= _TOO_MANY:
             raise InvalidObservation(
-                f"{len(rates)} learning rates for {self.local_steps} local steps: one per step"
+                f"batch size {training.batch_size} times {training.steps} local steps: fewer than "
+                "2**53 instances can be counted"
             )
-        if not all(0.0 < rate < math.inf for rate in rates):
-            raise InvalidObservation("learning rates must be positive and finite")
-
-    def _check_class_weights(self) -> None:
-        weights = self.class_weights
-        if weights is None:
-            return
-        check_tensor("class_weights", weights)
-        if weights.shape != (self.classes,):
-            raise InvalidObservation(
-                f"class weights {shape_of(weights)} for {self.classes} classes: one weight per "
-                "class"
-            )
-        if not (torch.isfinite(weights).all() and (weights > 0).all()):
-            raise InvalidObservation("class weights must be positive and finite")
 
     def _check_present_classes(self) -> None:
         present = self.present_classes
@@ -289,15 +239,30 @@ class Observation:
         return self.head.classes
 
     @property
+    def batch_size(self) -> int | None:
+        """Number of samples K in one local step; None when nobody told the server."""
+        return self.training.batch_size
+
+    @property
+    def local_steps(self) -> int:
+        """Number of optimizer steps S that the update adds up."""
+        steps = self.training.steps
+        assert steps is not None, "resolved"
+        return steps
+
+    @property
     def num_instances(self) -> int | None:
         """Number of different samples that the update is made of, or None.
 
         ``batch_size * local_steps / local_epochs``, unless `instances` says otherwise: the client's
         whole local data set.
         """
-        if self.batch_size is None or self.instances is not None:
-            return self.instances
-        return self.batch_size * self.local_steps // self.local_epochs
+        return self.training.took_part if self.instances is None else self.instances
+
+    @property
+    def scale(self) -> float:
+        """How many times larger the gradient is than that of the mean loss; 1 if not known."""
+        return self.loss.scale(self.batch_size)
 
     @property
     def has_bias(self) -> bool:

@@ -43,8 +43,8 @@ def test_class_weights_and_smoothing_are_allowed_for(attack, loss):
     model = lenet()
     gradients, counts = client(model, 40, **loss)
     known = {key: value for key, value in loss.items() if key != "weight"}
-    known |= {"class_weights": loss.get("weight"), "input_shape": (3, 16, 16)}
-    seen = ll.observe(model, gradients, batch_size=40, **known)
+    told = ll.Loss(class_weights=loss.get("weight"), **known)
+    seen = ll.observe(model, gradients, batch_size=40, loss=told, input_shape=(3, 16, 16))
     found = ll.restore(seen, attack)
     if attack == "ilrg":
         assert int((found.counts - counts).abs().sum()) <= 2

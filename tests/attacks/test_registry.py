@@ -6,7 +6,9 @@ import torch
 
 from labelleak.attacks import list_attacks, registry, restore
 from labelleak.attacks.registry import Attack, Gives, Need, register
+from labelleak.loss import Loss
 from labelleak.restoration import Restoration
+from labelleak.training import LocalTraining
 from synthetic import untrained
 
 BATCH = untrained(6, 12, 4)
@@ -66,7 +68,7 @@ def test_a_need_that_is_not_declared_is_none(name):
     observation = BATCH.observe_for(list_attacks()[name].needs)
     if name in ("pooled", "calibrated"):
         # Without a bias gradient the batch size gives the scale; either will do.
-        observation = replace(observation, batch_size=4)
+        observation = replace(observation, training=LocalTraining(batch_size=4))
     assert restore(observation, name).attack == name
 
 
@@ -79,7 +81,7 @@ def test_a_need_is_not_met_by_all_the_others(need):
         others -= {Need.AUXILIARY}
     observation = BATCH.observe_for(others)
     if need is Need.PLAIN_LOSS:
-        observation = replace(observation, label_smoothing=0.1)
+        observation = replace(observation, loss=Loss(label_smoothing=0.1))
     assert not need.is_met(observation)
     assert all(other.is_met(observation) for other in others)
     entry = Attack("mine", "", (Need.BATCH_SIZE, need), (), (), "", "", False, lambda: None)

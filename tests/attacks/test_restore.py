@@ -10,6 +10,7 @@ from labelleak.attacks.registry import Need
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import HeadGradient
 from labelleak.restoration import Flag
+from labelleak.training import LocalTraining
 from synthetic import losses, one_embedding, rng, untrained
 
 # `labelleak.attacks` is the function of that name.
@@ -317,8 +318,9 @@ def test_local_steps_count_towards_the_batch_size():
 @pytest.mark.parametrize("attack", list_attacks())
 def test_an_attack_that_models_the_steps_is_not_said_to_take_them_for_one(attack):
     needs = {*list_attacks()[attack].needs, Need.BATCH_SIZE} - {Need.ONE_SAMPLE}
-    rates = (0.05, 0.05)
-    observation = replace(SMALL.observe_for(needs), local_steps=2, learning_rates=rates)
+    seen = SMALL.observe_for(needs)
+    training = LocalTraining(learning_rate=0.05, batch_size=seen.batch_size, steps=2)
+    observation = replace(seen, training=training)
     if Need.ONE_SAMPLE in list_attacks()[attack].needs:
         with pytest.raises(MissingKnowledge, match="one sample"):
             restore(observation, attack)

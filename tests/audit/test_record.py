@@ -79,7 +79,7 @@ def test_no_verdict_reads_like_a_promise(observation, truth):
     assert "restored 6 labels of 3 classes" in unscored.reason
     assert "not compared with true ones" in unscored.reason
     assert "no verdict of an audit is proof of safety" in unscored.reason
-    unknown = dataclasses.replace(observation, batch_size=None)
+    unknown = dataclasses.replace(observation, training=labelleak.LocalTraining())
     assert "the share of each: 3 classes" in audit_observation(unknown, "ilrg").reason
     assert (
         "which classes are present: 2 classes"
@@ -94,7 +94,7 @@ def test_no_verdict_reads_like_a_promise(observation, truth):
 
 
 def test_without_a_batch_size_there_are_proportions(observation, truth):
-    unknown = dataclasses.replace(observation, batch_size=None)
+    unknown = dataclasses.replace(observation, training=labelleak.LocalTraining())
     record = audit_observation(unknown, "ilrg", true_counts=truth)
     assert record.counts is None
     assert record.proportions == pytest.approx([2 / 6, 1 / 6, 0, 3 / 6], abs=1e-5)

@@ -11,6 +11,7 @@ from labelleak.cli.running import write_results
 from labelleak.errors import UnreadableFile
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.storage import write_json
+from synthetic import told
 
 
 def _report(*words):
@@ -29,7 +30,7 @@ def record(tmp_path):
     observation = Observation(
         head=Head(weight=weight, bias=torch.zeros(classes)),
         gradient=HeadGradient(weight=chances.T @ inputs / size, bias=chances.mean(dim=0)),
-        batch_size=size,
+        **told(batch_size=size),
     )
     path = tmp_path / "record.json"
     content = audit_observation(observation, true_counts=torch.tensor([1, 0, 2, 0])).as_dict()

@@ -1,4 +1,5 @@
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,9 +7,11 @@ import torch
 from torch import nn
 
 from labelleak import MissingKnowledge
-from labelleak.federated import Auditor, Policy, Step, read_rounds, train_locally
+from labelleak.federated import Auditor, Occasion, Policy, read_rounds, train_locally
+from labelleak.training import LocalTraining
 
 CLASSES = 5
+OCCASION = Occasion(1, "a")
 RATE = 0.1
 
 
@@ -41,27 +44,28 @@ def update(model, samples=8, spread=0.02, **options):
     labels = torch.randint(CLASSES, (samples,), generator=generator)
     # Inputs that differ little: iLRG is right about all counts then.
     inputs = (1 + spread * torch.randn(samples, 6, generator=generator)).to(model.fc.weight)
-    return train_locally(
-        model.eval(), inputs, labels, classes=CLASSES, **{"learning_rate": RATE} | options
-    )
+    training = LocalTraining(**{"learning_rate": RATE} | options)
+    return train_locally(model.eval(), inputs, labels, training, classes=CLASSES)
 
 
-def step(found, **fields):
-    samples = int(found.true_counts.sum())
-    known = Step(RATE, found.batch_size, local_epochs=found.epochs, instances=samples)
-    return Step(**{**vars(known), **fields})
+def training_of(found):
+    """What a server is told: one rate, the batch size, the epochs."""
+    return replace(found.training, learning_rate=RATE, steps=None)
 
 
-def audit(auditor, found, after=None, **options):
-    about = {"round": 1, "client": "a", "true_counts": found.true_counts, **options}
-    known = about.pop("step", step(found))
-    before = about.pop("before", found.before)
-    return auditor.audit_update(before, found.after if after is None else after, known, **about)
+def audit(auditor, found, after=None, *, occasion=OCCASION, **options):
+    known = {"instances": int(found.true_counts.sum()), "true_counts": found.true_counts}
+    known |= options
+    training = known.pop("training", training_of(found))
+    before = known.pop("before", found.before)
+    after = found.after if after is None else after
+    return auditor.audit_update(before, after, training, occasion, **known)
 
 
 def test_the_labels_of_one_step_are_found_and_written_down(model, auditor, tmp_path):
     found = update(model)
-    decision = audit(auditor(), found, label="before", framework="flower", epsilon=3.0)
+    occasion = Occasion(1, "a", label="before", framework="flower", epsilon=3.0)
+    decision = audit(auditor(), found, occasion=occasion)
     assert decision.record.verdict == "over"
     assert decision.record.action == "warned"
     assert decision.send
@@ -80,7 +84,7 @@ def test_a_gradient_instead_of_weights(model, auditor):
         if value.is_floating_point() and "running" not in name
     }
     decision = auditor().audit_gradients(
-        found.before, gradients, Step(), round=1, client="a", true_counts=found.true_counts
+        found.before, gradients, LocalTraining(), OCCASION, true_counts=found.true_counts
     )
     assert decision.record.audit["score"]["exact"]
     assert decision.record.verdict == "over"
@@ -121,18 +125,18 @@ def test_a_certificate_needs_no_labels(model, auditor):
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("recipe", "known", "words"),
     [
-        ({"learning_rate": None}, "learning rate is not known"),
-        ({"batch_size": None, "local_steps": None}, "number of local steps is not known"),
-        ({"instances": 9}, "must agree"),
-        ({"learning_rate": -1.0}, "must be positive"),
+        ({"learning_rate": None}, {}, "learning rate is not known"),
+        ({"batch_size": None}, {}, "number of local steps is not known"),
+        ({}, {"instances": 9}, "must agree"),
     ],
 )
-def test_what_is_not_known_is_not_guessed(model, auditor, fields, words):
+def test_what_is_not_known_is_not_guessed(model, auditor, recipe, known, words):
     found = update(model)
     for action, sent in (("warn", True), ("refuse", False)):
-        decision = audit(auditor(action), found, step=step(found, **fields))
+        training = replace(training_of(found), **recipe)
+        decision = audit(auditor(action), found, training=training, **known)
         assert decision.record.verdict == "failed"
         assert words in decision.record.error
         assert words in decision.reason
@@ -140,7 +144,7 @@ def test_what_is_not_known_is_not_guessed(model, auditor, fields, words):
 
 
 def test_what_the_adapter_could_not_read(auditor, tmp_path):
-    decision = auditor("refuse").failed(KeyError("arrays"), round=3, client="b")
+    decision = auditor("refuse").failed(KeyError("arrays"), Occasion(3, "b"))
     assert not decision.send
     assert read_rounds(tmp_path / "r")[0]["error"] == "KeyError: 'arrays'"
 

@@ -13,8 +13,9 @@ from flwr.clientapp.mod import LocalDpMod
 
 from flower_in_process import context, instruction, reply_to
 from labelleak import UnreadableFile
-from labelleak.federated import Policy, Step, read_rounds, train_locally
+from labelleak.federated import Policy, read_rounds, train_locally
 from labelleak.federated.flower import REFUSED, LeakageAudit, provide_labels
+from labelleak.training import LocalTraining
 
 CLASSES, RATE, SAMPLES = 5, 0.1, 8
 
@@ -31,7 +32,7 @@ def update():
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
     inputs = 1 + 0.02 * torch.randn(SAMPLES, 6, generator=generator)
-    found = train_locally(model, inputs, labels, classes=CLASSES, learning_rate=RATE)
+    found = train_locally(model, inputs, labels, LocalTraining(learning_rate=RATE), classes=CLASSES)
     # What BatchNorm counts moves, too: it is no part of the gradient.
     found.after["norm.num_batches_tracked"] += 3
     found.after["norm.running_mean"] += 5
@@ -320,14 +321,17 @@ def test_counters_of_batchnorm_that_an_average_made_floats(update, policy, tmp_p
 
 
 def source(tmp_path):
-    return records(tmp_path)[-1]["audit"]["source"]["step"]
+    told = records(tmp_path)[-1]["audit"]["source"]
+    return {**told["training"], "instances": told["instances"]}
 
 
 def test_the_message_comes_before_the_run_and_the_run_before_what_is_given(
     update, policy, tmp_path
 ):
     message = instruction(update[0].before, lr=0.1, momentum=0.5)
-    audit = LeakageAudit(policy(), step=Step(0.3, momentum=0.1, weight_decay=0.01))
+    audit = LeakageAudit(
+        policy(), training=LocalTraining(learning_rate=0.3, momentum=0.1, weight_decay=0.01)
+    )
     found = update[0]
 
     def app(message, _):
@@ -337,13 +341,13 @@ def test_the_message_comes_before_the_run_and_the_run_before_what_is_given(
     audit(message, here, app)
     step = source(tmp_path)
     assert (step["learning_rate"], step["momentum"], step["weight_decay"]) == (0.1, 0.5, 0.01)
-    assert (step["batch_size"], step["instances"], step["local_epochs"]) == (8, 8, 1)
+    assert (step["batch_size"], step["instances"], step["epochs"]) == (8, 8, 1)
 
 
 def test_other_keys(update, policy, tmp_path):
     message = instruction(update[0].before, eta=0.1, lr=7.0)
     keys = {"learning_rate": ("eta",), "instances": ("samples",)}
-    audit = LeakageAudit(policy(), keys=keys, step=Step(local_steps=1))
+    audit = LeakageAudit(policy(), keys=keys, training=LocalTraining(steps=1))
     answer(audit, update, message=message, samples=SAMPLES, num_examples=1)
     assert source(tmp_path)["learning_rate"] == 0.1
     assert source(tmp_path)["instances"] == SAMPLES

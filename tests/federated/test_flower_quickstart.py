@@ -22,9 +22,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flower_in_process import InProcess, Site, context
-from labelleak.federated import Policy, Step, read_rounds
+from labelleak.federated import Policy, read_rounds
 from labelleak.federated.flower import AuditStrategy, LeakageAudit
 from labelleak.lab.datasets import load
+from labelleak.training import LocalTraining
 
 # The run-time checks of types draw from Python's generator; outside the tests nothing does.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -138,7 +139,9 @@ def run(app, wrap=lambda strategy: strategy, net=Net):
 
 
 def test_one_line_audits_it_and_changes_nothing_else(tmp_path):
-    audit = LeakageAudit(Policy(records=str(tmp_path / "site")), step=Step(momentum=0.9))
+    audit = LeakageAudit(
+        Policy(records=str(tmp_path / "site")), training=LocalTraining(momentum=0.9)
+    )
     assert run(quickstart(audit)) == run(quickstart())
     records = read_rounds(tmp_path / "site")
     assert len(records) == 3 * SITES
@@ -180,11 +183,12 @@ def test_the_template_with_one_line_more(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "app.task", task)
     path = rendered("client", tmp_path, import_name="app")
     plain = run(loaded(path).app)
-    line = f"LeakageAudit(records_only, step=Step(batch_size={BATCH}, momentum=0.9))"
+    line = f"LeakageAudit(records_only, training=LocalTraining(batch_size={BATCH}, momentum=0.9))"
     text = path.read_text()
     assert text.count("app = ClientApp()\n") == 1
     path.write_text(
-        "from labelleak.federated import Policy, Step\n"
+        "from labelleak import LocalTraining\n"
+        "from labelleak.federated import Policy\n"
         "from labelleak.federated.flower import LeakageAudit\n"
         f"records_only = Policy('record', records={str(tmp_path / 'r')!r})\n"
         + text.replace("app = ClientApp()\n", f"app = ClientApp(mods=[{line}])\n")

@@ -13,9 +13,10 @@ from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, Strategy
 
 from flower_in_process import InProcess, Site, context, reply_to
-from labelleak.federated import Policy, Step, read_rounds, train_locally
+from labelleak.federated import Policy, read_rounds, train_locally
 from labelleak.federated.flower import AuditStrategy
-from labelleak.federated.flower.server import _step_of_average
+from labelleak.federated.flower.server import _average
+from labelleak.training import LocalTraining
 
 CLASSES, RATE, NODES = 5, 0.1, (11, 12, 13)
 
@@ -45,9 +46,8 @@ def site(node, answer=None, samples=8):
         model = network()
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
         inputs = 1 + 0.02 * torch.randn(samples, 6, generator=torch.Generator().manual_seed(node))
-        found = train_locally(
-            model, inputs, labels_of(node, samples), classes=CLASSES, learning_rate=RATE
-        )
+        training = LocalTraining(learning_rate=RATE)
+        found = train_locally(model, inputs, labels_of(node, samples), training, classes=CLASSES)
         if answer is not None:
             return answer(message, found.after)
         return reply_to(message, found.after, num_examples=samples)
@@ -182,21 +182,22 @@ def test_an_average_of_clients_of_different_size_is_put_to_scale(policy, tmp_pat
     # Two clients of one step, one of two: the average moved 1.5 steps, weighted by samples.
     sites = InProcess({11: site(11), 12: site(12), 13: site(13, samples=16)})
     run(audited(FedAvg(), policy(), secure_aggregation=True), sites, rounds=1)
-    step = read_rounds(tmp_path / "r")[0]["audit"]["source"]["step"]
-    assert step["local_steps"] == 2
-    assert step["learning_rate"] * step["local_steps"] == pytest.approx(RATE * 1.5)
-    assert step["instances"] == 32
+    source = read_rounds(tmp_path / "r")[0]["audit"]["source"]
+    training = source["training"]
+    assert training["steps"] == 2
+    assert training["learning_rate"] * training["steps"] == pytest.approx(RATE * 1.5)
+    assert source["instances"] == 32
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", 0.2), ("local_epochs", 2), ("momentum", 0.5), ("proximal", 0.1)],
+    [("learning_rate", 0.2), ("epochs", 2), ("momentum", 0.5), ("proximal", 0.1)],
 )
 def test_clients_that_trained_in_different_ways_have_no_average(field, value):
-    step = Step(RATE, batch_size=8, instances=16)
-    assert _step_of_average([step, step]).instances == 32
+    training = LocalTraining(learning_rate=RATE, batch_size=8)
+    assert _average([(training, 16), (training, 16)])[1] == 32
     with pytest.raises(ValueError, match=f"{field[:5]}.*differ"):
-        _step_of_average([step, replace(step, **{field: value})])
+        _average([(training, 16), (replace(training, **{field: value}), 16)])
 
 
 def test_an_aggregate_may_be_refused(policy, tmp_path):
@@ -269,7 +270,7 @@ class Own(Strategy):
 
 def test_everything_reaches_the_strategy(policy):
     own, arrays, config = Own(), ArrayRecord(), ConfigRecord()
-    strategy = AuditStrategy(own, policy(), step=Step(RATE))
+    strategy = AuditStrategy(own, policy(), training=LocalTraining(learning_rate=RATE))
     strategy.summary()
     strategy.configure_train(1, arrays, config, grid())
     strategy.aggregate_train(1, iter([]))

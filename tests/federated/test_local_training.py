@@ -6,6 +6,8 @@ from torch import nn
 
 from labelleak import Auxiliary, restore
 from labelleak.federated import train_locally
+from labelleak.loss import Loss
+from labelleak.training import LocalTraining
 
 CLASSES = 4
 
@@ -24,7 +26,9 @@ def data(samples=24, seed=0):
 
 
 def update(model, samples=24, **options):
-    return train_locally(model, *data(samples), classes=CLASSES, **{"learning_rate": 0.1} | options)
+    more = {name: options.pop(name) for name in ("loss", "seed") if name in options}
+    training = LocalTraining(**{"learning_rate": 0.1} | options)
+    return train_locally(model, *data(samples), training, classes=CLASSES, **more)
 
 
 def gradients_at(model, inputs, labels):
@@ -38,7 +42,8 @@ def test_one_epoch_of_one_batch_is_fedsgd(model):
     gradients = gradients_at(model, *data())
     for name, gradient in gradients.items():
         torch.testing.assert_close(found.after[name], found.before[name] - 0.1 * gradient)
-    assert (found.steps, found.batch_size, found.epochs) == (1, 24, 1)
+    told = found.training
+    assert (told.steps, told.batch_size, told.epochs) == (1, 24, 1)
     assert torch.equal(found.true_counts, torch.bincount(data()[1], minlength=CLASSES))
 
 
@@ -78,7 +83,7 @@ def test_steps_against_sgd_written_out(model, momentum, weight_decay, proximal):
     expected = by_hand(model, rates, [data()] * 3, **options)
     for name, value in expected.items():
         torch.testing.assert_close(found.after[name], value)
-    assert found.learning_rates == tuple(rates)
+    assert found.training.learning_rate == tuple(rates)
 
 
 def test_every_epoch_takes_each_sample_once(model):
@@ -87,15 +92,22 @@ def test_every_epoch_takes_each_sample_once(model):
     nn.init.zeros_(counter.weight)
     nn.init.zeros_(counter.bias)
     inputs, labels = torch.eye(7).double(), torch.arange(7) % CLASSES
-    options = {"classes": CLASSES, "learning_rate": 1e-9, "batch_size": 3}
-    once = train_locally(counter, inputs, labels, epochs=1, **options)
-    thrice = train_locally(counter, inputs, labels, epochs=3, **options)
+    once, thrice = (
+        train_locally(
+            counter,
+            inputs,
+            labels,
+            LocalTraining(learning_rate=1e-9, batch_size=3, epochs=epochs),
+            classes=CLASSES,
+        )
+        for epochs in (1, 3)
+    )
     moved = (once.after["weight"] - once.before["weight"]).abs().sum(0) > 0
     assert int(moved.sum()) == 6
     assert torch.equal(torch.bincount(labels[moved], minlength=CLASSES), once.true_counts)
     ratio = thrice.after["weight"].abs().sum(0)[moved] / once.after["weight"].abs().sum(0)[moved]
     torch.testing.assert_close(ratio, torch.full_like(ratio, 3.0), rtol=1e-6, atol=0)
-    assert (once.steps, thrice.steps) == (2, 6)
+    assert (once.training.steps, thrice.training.steps) == (2, 6)
 
 
 def test_the_seed_decides_the_order(model):
@@ -112,7 +124,7 @@ def test_what_the_server_sees(model, epochs):
     assert observation.local_steps == 3 * epochs
     assert observation.num_instances == 24 == int(found.true_counts.sum())
     assert observation.auxiliary is auxiliary
-    assert observation.learning_rates == pytest.approx((0.1,) * 3 * epochs)
+    assert observation.training.step_sizes == pytest.approx((0.1,) * 3 * epochs)
     total = restore(observation, "llbg").counts.sum()
     assert int(total) == 24
 
@@ -140,7 +152,7 @@ def test_the_gradient_is_put_to_scale_whatever_the_optimiser(model, options):
 
 
 def test_label_smoothing(model):
-    found = update(model, label_smoothing=0.3)
+    found = update(model, loss=Loss(label_smoothing=0.3))
     local = deepcopy(model)
     inputs, labels = data()
     nn.CrossEntropyLoss(label_smoothing=0.3)(local(inputs), labels).backward()
@@ -153,8 +165,7 @@ def test_label_smoothing(model):
     ("options", "message"),
     [
         ({"batch_size": 25}, "batch size 25 for 24 samples: it must be 1 to 24"),
-        ({"batch_size": 0}, "batch size 0"),
-        ({"epochs": 0}, "0 epochs"),
+        ({"learning_rate": None}, "the learning rate is missing"),
         ({"learning_rate": [0.1, 0.1]}, "2 learning rates for 1 local steps"),
     ],
 )
@@ -165,5 +176,6 @@ def test_what_cannot_be_is_refused_in_one_line(model, options, message):
 
 
 def test_one_label_per_input(model):
+    training = LocalTraining(learning_rate=0.1)
     with pytest.raises(ValueError, match="one label per input"):
-        train_locally(model, data()[0], data()[1][:5], classes=CLASSES, learning_rate=0.1)
+        train_locally(model, data()[0], data()[1][:5], training, classes=CLASSES)

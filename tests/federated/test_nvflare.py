@@ -26,6 +26,7 @@ from nvflare.private.fed.app.fl_conf import create_privacy_manager
 import labelleak
 from labelleak.federated import read_rounds, train_locally
 from labelleak.federated.nvflare import REFUSAL_HEADER, LeakageAudit
+from labelleak.training import LocalTraining
 
 CLASSES, SAMPLES, RATE, ROUND = 5, 12, 0.1, 3
 
@@ -46,7 +47,9 @@ def update():
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
     inputs = 1 + 0.02 * torch.randn(SAMPLES, 6, generator=generator)
-    return train_locally(model.eval(), inputs, labels, classes=CLASSES, learning_rate=RATE)
+    return train_locally(
+        model.eval(), inputs, labels, LocalTraining(learning_rate=RATE), classes=CLASSES
+    )
 
 
 @pytest.fixture
@@ -59,8 +62,9 @@ def site(tmp_path, update):
         labels = tmp_path / "labels.txt"
         own = torch.arange(CLASSES).repeat_interleave(update.true_counts)
         labels.write_text(" ".join(map(str, own.tolist())))
-        known = {"policy": str(policy), "labels": str(labels), "learning_rate": RATE}
-        audit = LeakageAudit(**{**known, "local_steps": 1, **settings})
+        known = {"policy": str(policy), "labels": str(labels)}
+        training = {"learning_rate": RATE, "steps": 1, **settings.pop("training", {})}
+        audit = LeakageAudit(**{**known, "training": training, **settings})
         audit.set_prop(FilterContextKey.CHAIN_TYPE, FilterChainType.TASK_RESULT_CHAIN)
         return audit
 
@@ -340,19 +344,19 @@ def test_a_policy_that_cannot_be_read_refuses_everything(tmp_path, site, update,
 @pytest.mark.parametrize(
     ("settings", "said", "steps"),
     [
-        ({"local_steps": None}, 1, 1),
-        ({"local_steps": None, "batch_size": 6}, 7, 2),  # counted, whatever the client says
-        ({"local_steps": 3}, 7, 3),
+        ({"steps": None}, 1, 1),
+        ({"steps": None, "batch_size": 6}, 7, 2),  # counted, whatever the client says
+        ({"steps": 3}, 7, 3),
     ],
 )
 def test_the_number_of_steps(tmp_path, site, update, settings, said, steps):
-    run(site(**settings), update, weights(update, NUM_STEPS_CURRENT_ROUND=said))
+    run(site(training=settings), update, weights(update, NUM_STEPS_CURRENT_ROUND=said))
     (record,) = read_rounds(tmp_path / "r")
     assert record["audit"]["local_steps"] == steps
 
 
 def test_a_learning_rate_that_is_not_known_is_told(tmp_path, site, update):
-    run(site(learning_rate=None), update, weights(update))
+    run(site(training={"learning_rate": None}), update, weights(update))
     (record,) = read_rounds(tmp_path / "r")
     assert "learning rate is not known" in record["error"]
 
@@ -360,7 +364,7 @@ def test_a_learning_rate_that_is_not_known_is_told(tmp_path, site, update):
 def test_a_job_makes_the_filter_with_its_settings(tmp_path, site):
     job = FedJob(name="audited")
     job.set_app_packages(["labelleak"])
-    audit = site(labels="labels-{SITE_NAME}.txt", momentum=0.9)
+    audit = site(labels="labels-{SITE_NAME}.txt", training={"momentum": 0.9})
     job.to(audit, "site-1", filter_type=FilterType.TASK_RESULT, tasks=["train"])
     job.export_job(str(tmp_path))
     (config,) = tmp_path.glob("audited/**/config_fed_client.*")
@@ -373,9 +377,7 @@ def test_a_job_makes_the_filter_with_its_settings(tmp_path, site):
                 "args": {
                     "policy": str(tmp_path / "policy.toml"),
                     "labels": "labels-{SITE_NAME}.txt",
-                    "learning_rate": RATE,
-                    "local_steps": 1,
-                    "momentum": 0.9,
+                    "training": {"learning_rate": RATE, "steps": 1, "momentum": 0.9},
                 },
             }
         ],
@@ -401,7 +403,7 @@ def test_a_task_that_is_not_named_is_told_once(site, update, caplog):
 @pytest.mark.parametrize("action", ["record", "refuse"])
 def test_a_sites_privacy_file_audits_every_job(tmp_path, site, update, action):
     made = site(action)
-    settings = {"policy": made.policy, "labels": made.labels, "learning_rate": RATE}
+    settings = {"policy": made.policy, "labels": made.labels, "training": {"learning_rate": RATE}}
     entry = {"path": "labelleak.federated.nvflare.LeakageAudit", "args": settings}
     scope = {"name": "all", "task_data_filters": [entry], "task_result_filters": [entry]}
     folder = tmp_path / "site"

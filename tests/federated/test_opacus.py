@@ -92,9 +92,9 @@ def given(monkeypatch):
     """What the auditor is given, by the name of the argument."""
     seen = {}
 
-    def spy(self, before, gradients, step, **about):
-        seen.update(before=before, gradients=gradients, step=step, **about)
-        return audit_gradients(self, before, gradients, step, **about)
+    def spy(self, before, gradients, training, occasion, **known):
+        seen.update(before=before, gradients=gradients, training=training, **known)
+        return audit_gradients(self, before, gradients, training, occasion, **known)
 
     audit_gradients = Auditor.audit_gradients
     monkeypatch.setattr(Auditor, "audit_gradients", spy)
@@ -115,7 +115,7 @@ def test_the_attack_sees_the_mean_over_the_samples_drawn(tmp_path, given, mode, 
     audit = site.audit(tmp_path)
     inputs, labels = next(batch for batch in site.loader if len(batch[1]) != EXPECTED)
     site.step(inputs, labels, audit)
-    assert given["step"].batch_size == len(labels)
+    assert given["training"].batch_size == len(labels)
     seen = given["gradients"]["_module.2.weight"]
     torch.testing.assert_close(seen, plain_gradient(inputs, labels), rtol=1e-4, atol=1e-7)
     assert audit.decision.record.audit["score"]["exact"]
@@ -147,7 +147,7 @@ def test_batches_that_add_up_are_one(tmp_path, given):
         audit.labels(batch[1])
     site.optimizer.step()
     inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert given["step"].batch_size == 2 * EXPECTED
+    assert given["training"].batch_size == 2 * EXPECTED
     torch.testing.assert_close(
         given["gradients"]["_module.2.weight"],
         plain_gradient(inputs, labels),
@@ -181,7 +181,7 @@ def test_a_batch_in_several_parts_is_audited_as_a_whole(tmp_path, given):
             site.step(inputs, labels)
             if audit.decision is not None:
                 break
-    assert given["step"].batch_size == EXPECTED
+    assert given["training"].batch_size == EXPECTED
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from labelleak.federated import Auditor, Policy, Step, read_rounds
+from labelleak.federated import Auditor, Occasion, Policy, read_rounds
 from labelleak.federated.replies import Snapshot, problem_of, text_of, undisturbed
+from labelleak.training import LocalTraining
 
 COUNTS = torch.tensor([2, 1, 0, 1])
 
@@ -36,7 +37,8 @@ def states():
 
 
 BEFORE, AFTER = states()
-STEP = Step(0.1, 4, instances=4)
+TRAINING = LocalTraining(learning_rate=0.1, batch_size=4)
+OCCASION = Occasion(1, "a")
 NAMES = list(AFTER)
 
 
@@ -76,9 +78,9 @@ def auditor(folder, action, **options):
     return Auditor(Policy(action, attack="ilrg", records=str(folder)), **options)
 
 
-def audited(one, before, after, step=STEP, **options):
-    about = {"round": 1, "client": "a", "true_counts": COUNTS, **options}
-    return one.audit_update(before, after, step, **about)
+def audited(one, before, after, training=TRAINING, **options):
+    known = {"instances": 4, "true_counts": COUNTS, **options}
+    return one.audit_update(before, after, training, OCCASION, **known)
 
 
 def copies(state):
@@ -125,7 +127,9 @@ def test_any_reply_ends_in_a_decision(folder, changes, extra, action, gradients)
     state = generators()
     one = auditor(folder, action)
     if gradients:
-        decision = one.audit_gradients(BEFORE, after, STEP, round=1, client="a", true_counts=COUNTS)
+        decision = one.audit_gradients(
+            BEFORE, after, TRAINING, OCCASION, instances=4, true_counts=COUNTS
+        )
     else:
         decision = audited(one, BEFORE, after)
     assert generators() == state
@@ -162,18 +166,15 @@ def test_a_reply_that_is_no_state_dict(tmp_path, after):
 @pytest.mark.parametrize(
     "values",
     [
-        {"learning_rate": float("nan"), "batch_size": 4, "instances": 4},
-        {"learning_rate": "0.1", "batch_size": 4, "instances": 4},
-        {"learning_rate": 0.1, "batch_size": 4, "instances": float("inf")},
-        {"learning_rate": 0.1, "batch_size": 4, "instances": 10**40},
-        {"learning_rate": 0.1, "batch_size": 4, "local_steps": 10**12},
-        {"learning_rate": 0.1, "instances": "many"},
-        {"learning_rate": 0.1, "batch_size": 4, "instances": 4, "momentum": 2.0},
-        {"learning_rate": [0.1, 0.1], "batch_size": 4, "instances": 4},
+        {"instances": float("inf")},
+        {"instances": 10**40},
+        {"instances": "many"},
+        {"training": LocalTraining(learning_rate=0.1, batch_size=4, steps=10**12)},
+        {"training": LocalTraining(learning_rate=[0.1, 0.1], batch_size=4)},
     ],
 )
 def test_numbers_that_a_client_made_up(tmp_path, values):
-    decision = audited(auditor(tmp_path, "refuse"), BEFORE, AFTER, Step(**values))
+    decision = audited(auditor(tmp_path, "refuse"), BEFORE, AFTER, **values)
     assert (decision.send, decision.record.verdict) == (False, "failed")
 
 

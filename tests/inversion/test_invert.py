@@ -218,8 +218,8 @@ def test_the_loss_is_the_clients(digits):
         model(inputs), labels, weights, reduction="sum", label_smoothing=0.1
     )
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    knowledge = {"reduction": "sum", "label_smoothing": 0.1, "class_weights": weights}
-    seen = labelleak.observe(model, gradients, batch_size=4, **knowledge)
+    told = labelleak.Loss(reduction="sum", label_smoothing=0.1, class_weights=weights)
+    seen = labelleak.observe(model, gradients, batch_size=4, loss=told)
     task = Task(seen, SHAPE)
     negatives = task.negatives(normalise=False)
     images = inputs.clone().requires_grad_()
@@ -256,7 +256,9 @@ def test_needs_that_are_missing_are_named(digits):
     nameless = labelleak.observe(client.model.state_dict(), gradients)
     with pytest.raises(MissingKnowledge, match=r"the model .*; the batch size"):
         invert(nameless, image_shape=SHAPE)
-    several = labelleak.observe(client.model, gradients, batch_size=1, local_steps=2)
+    several = labelleak.observe(
+        client.model, gradients, training=labelleak.LocalTraining(batch_size=1, steps=2)
+    )
     with pytest.raises(InvalidObservation, match=r"2 local steps.*FedSGD"):
         invert(several, image_shape=SHAPE)
 

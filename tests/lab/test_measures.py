@@ -17,6 +17,7 @@ from labelleak.lab.measures import (
 )
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.restoration import Restoration
+from synthetic import told
 
 # Three classes, two features, a batch of three: twice class 0, once class 1.
 EMBEDDINGS = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
@@ -47,7 +48,7 @@ def observation(weight, bias, head=None):
     return Observation(
         head=head or Head(zeros, torch.zeros(3)),
         gradient=HeadGradient(torch.tensor(weight), torch.tensor(bias)),
-        batch_size=3,
+        **told(batch_size=3),
     )
 
 
@@ -149,7 +150,9 @@ def test_approximations_1_and_3_are_exact_where_all_samples_of_a_class_are_alike
     loss = nn.functional.cross_entropy(head(embeddings[labels]), labels)
     weight, bias = torch.autograd.grad(loss, [head.weight, head.bias])
     seen = Observation(
-        Head(head.weight.detach(), head.bias.detach()), HeadGradient(weight, bias), batch_size=10
+        Head(head.weight.detach(), head.bias.detach()),
+        HeadGradient(weight, bias),
+        **told(batch_size=10),
     )
     found = Restoration(
         present=torch.bincount(labels, minlength=5) > 0,
@@ -177,7 +180,9 @@ def test_what_is_missing_is_named(means):
     bare = Restoration(torch.tensor([True, True, False]), attack="idlg")
     with pytest.raises(ValueError, match="'idlg' restores no class embeddings"):
         cossim(bare, means)
-    seen = Observation(Head(torch.zeros(3, 2)), HeadGradient(torch.ones(3, 2)), batch_size=3)
+    seen = Observation(
+        Head(torch.zeros(3, 2)), HeadGradient(torch.ones(3, 2)), **told(batch_size=3)
+    )
     with pytest.raises(ValueError, match="this head has none"):
         approximations(restoration([[1.0, 0.0]] * 3), seen, means)
 

@@ -30,6 +30,7 @@ from labelleak.lab.training import train, training_samples
 from labelleak.lab.trial import forget, run_trial
 from labelleak.metrics import counts_of, score
 from labelleak.restoration import Flag
+from labelleak.training import LocalTraining
 from labelleak.updates import capture, observe
 
 
@@ -389,7 +390,7 @@ def test_a_client_may_train_and_the_server_hold_data_of_its_own(seen):
     record = run_trial(e, 1)
     assert record == run_trial(e, 1)
     observation = seen[0]
-    assert (observation.local_steps, observation.local_epochs) == (6, 2)
+    assert (observation.local_steps, observation.training.epochs) == (6, 2)
     assert (observation.batch_size, observation.num_instances) == (8, 24)
     assert record["attacks"]["rlu"]["error"] is None
     assert Flag.SEVERAL_STEPS.name.lower() in record["attacks"]["ilrg"]["flags"]
@@ -402,11 +403,8 @@ def test_a_client_may_train_and_the_server_hold_data_of_its_own(seen):
         model,
         inputs,
         labels,
+        LocalTraining(learning_rate=0.1, batch_size=8, epochs=2, momentum=0.5),
         classes=10,
-        learning_rate=0.1,
-        batch_size=8,
-        epochs=2,
-        momentum=0.5,
         seed=derive_seed(0, 1, "order"),
     )
     for name, value in expected.after.items():

@@ -14,8 +14,11 @@ from labelleak.errors import (
     AmbiguousHead,
     InvalidObservation,
     LabelLeakError,
+    MissingKnowledge,
     UnreadableFile,
 )
+from labelleak.loss import Loss
+from labelleak.training import LocalTraining
 from labelleak.updates import files, observe, observe_update, open_tensors, read_observation
 
 MODEL = {
@@ -70,7 +73,12 @@ class TestRoundTrip:
         state, gradients = tensors(0), tensors(1)
         before = save(state, tmp_path / f"before{endings[0]}")
         update = save(gradients, tmp_path / f"update{endings[1]}")
-        observation = read_observation(before, update, batch_size=24, label_smoothing=0.1)
+        observation = read_observation(
+            before,
+            update,
+            loss=Loss(label_smoothing=0.1),
+            training=LocalTraining(batch_size=24),
+        )
         expected = observe(state, gradients)
         assert observation.head.name == "fc"
         for part in ("head", "gradient"):
@@ -78,7 +86,7 @@ class TestRoundTrip:
             assert torch.equal(found.weight, wanted.weight)
             assert torch.equal(found.bias, wanted.bias)
         assert observation.batch_size == 24
-        assert observation.label_smoothing == 0.1
+        assert observation.loss.label_smoothing == 0.1
         assert observation.model is None
         assert observation.gradients is None
 
@@ -88,17 +96,18 @@ class TestRoundTrip:
             save(state, tmp_path / f"before{ending}"),
             save(after, tmp_path / f"after{ending}"),
             kind="weights",
-            learning_rate=0.05,
-            local_steps=3,
+            training=LocalTraining(learning_rate=0.05, steps=3),
         )
-        expected = observe_update(None, state, after, learning_rate=0.05, local_steps=3)
+        expected = observe_update(
+            None, state, after, training=LocalTraining(learning_rate=0.05, steps=3)
+        )
         assert torch.equal(observation.gradient.weight, expected.gradient.weight)
         assert torch.equal(observation.gradient.bias, expected.gradient.bias)
         assert observation.local_steps == 3
 
     def test_local_steps_of_gradients(self, tmp_path, before, ending):
         update = save(tensors(1), tmp_path / f"update{ending}")
-        observation = read_observation(before, update, local_steps=4)
+        observation = read_observation(before, update, training=LocalTraining(steps=4))
         assert observation.local_steps == 4
         assert torch.equal(observation.gradient.weight, tensors(1)["fc.weight"])
 
@@ -185,7 +194,7 @@ class TestRoundTrip:
 
     def test_no_bias_after_the_steps(self, tmp_path, before, ending):
         after = {"fc.weight": tensors(1)["fc.weight"]}
-        options = {"kind": "weights", "learning_rate": 0.1}
+        options = {"kind": "weights", "training": LocalTraining(learning_rate=0.1, steps=1)}
         update = save(after, tmp_path / f"update{ending}")
         observation = read_observation(before, update, **options)
         expected = observe_update(None, tensors(0), after, learning_rate=0.1)
@@ -337,7 +346,7 @@ class TestDoNotFit:
         refused(before, update, "zero everywhere", InvalidObservation)
 
     def test_weights_that_did_not_change(self, before):
-        options = {"kind": "weights", "learning_rate": 0.1}
+        options = {"kind": "weights", "training": LocalTraining(learning_rate=0.1, steps=1)}
         refused(before, before, "zero everywhere", InvalidObservation, **options)
 
     @pytest.mark.parametrize(
@@ -375,19 +384,12 @@ class TestDoNotFit:
 
 class TestSchedule:
     def test_weights_need_a_learning_rate(self, before):
-        refused(before, before, "--learning-rate F", InvalidObservation, kind="weights")
+        told = {"kind": "weights", "training": LocalTraining(steps=1)}
+        refused(before, before, "--learning-rate F", MissingKnowledge, **told)
 
-    @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
-    def test_learning_rate(self, before, rate):
-        options = {"kind": "weights", "learning_rate": rate}
-        refused(before, before, "must be positive and finite", InvalidObservation, **options)
-
-    @pytest.mark.parametrize("steps", [0, -3])
-    def test_local_steps(self, tmp_path, before, steps):
-        after = save(tensors(1), tmp_path / "after.pt")
-        options = {"kind": "weights", "learning_rate": 0.1, "local_steps": steps}
-        refused(before, after, "it must be at least 1", InvalidObservation, **options)
-        refused(before, after, "it must be at least 1", InvalidObservation, local_steps=steps)
+    def test_weights_need_a_number_of_steps(self, before):
+        told = {"kind": "weights", "training": LocalTraining(learning_rate=0.1)}
+        refused(before, before, "number of local steps is not known", MissingKnowledge, **told)
 
     @pytest.mark.usefixtures("unchecked")
     def test_kind(self, before):

@@ -24,6 +24,7 @@ from safetensors.torch import save
 
 from labelleak.errors import LabelLeakError
 from labelleak.observation import Observation
+from labelleak.training import LocalTraining
 from labelleak.updates import read_observation
 
 EXAMPLES = os.environ.get("LABELLEAK_FUZZ")
@@ -195,8 +196,12 @@ OPTIONS = st.sampled_from(
     [
         *[{}] * 3,
         {"head": "fc"},
-        {"kind": "weights", "learning_rate": 0.1},
-        {"kind": "weights", "learning_rate": 1e-30, "local_steps": 3, "head": "fc"},
+        {"kind": "weights", "training": LocalTraining(learning_rate=0.1, steps=1)},
+        {
+            "kind": "weights",
+            "training": LocalTraining(learning_rate=1e-30, steps=3),
+            "head": "fc",
+        },
     ]
 )
 ENDING = pytest.mark.parametrize("ending", VALID)

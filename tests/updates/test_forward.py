@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from labelleak import capture
 from labelleak.errors import AmbiguousHead, InvalidObservation
 from labelleak.lab import networks
+from labelleak.loss import Loss
 
 CLASSES = 7
 LOSSES = {
@@ -94,7 +95,7 @@ class TestEqualsAutograd:
     def test_losses(self, options, train, dtype):
         model, (images, labels) = network(train=train, dtype=dtype), batch(70, dtype)
         options = loss_options(options)
-        observation = capture(model, images, labels, **options)
+        observation = capture(model, images, labels, loss=Loss(**options))
         assert_same(
             observation.gradient,
             by_autograd(model, images, labels, **options),
@@ -164,13 +165,10 @@ class TestObservation:
     def test_knows_what_it_was_told(self):
         model, (images, labels) = network(), batch(5)
         weights = torch.arange(1.0, CLASSES + 1)
-        observation = capture(
-            model, images, labels, reduction="sum", label_smoothing=0.2, class_weights=weights
-        )
+        loss = Loss(reduction="sum", label_smoothing=0.2, class_weights=weights)
+        observation = capture(model, images, labels, loss=loss)
         assert observation.batch_size == 5
-        assert observation.reduction == "sum"
-        assert observation.label_smoothing == 0.2
-        assert torch.equal(observation.class_weights, weights)
+        assert observation.loss is loss
         assert observation.local_steps == 1
         assert observation.model is model
         assert observation.head.name == "fc"
@@ -306,7 +304,7 @@ class TestPieces:
         model, (images, labels) = network(dtype=torch.float64), batch(70, torch.float64)
         options = loss_options(options)
         pieces = zip(images.split(sizes), labels.split(sizes), strict=True)
-        observation = capture(model, pieces, **options)
+        observation = capture(model, pieces, loss=Loss(**options))
         assert observation.batch_size == 70
         assert_same(observation.gradient, by_autograd(model, images, labels, **options), 1e-12)
 
@@ -610,16 +608,16 @@ class TestBadLabels:
 class TestBadLoss:
     @pytest.mark.usefixtures("unchecked")
     def test_class_weights_of_another_number(self):
-        with pytest.raises(InvalidObservation, match="5 class weights for 7 classes"):
-            capture(network(), *batch(4), class_weights=torch.ones(5))
+        with pytest.raises(InvalidObservation, match="class weights 5 for 7 classes"):
+            capture(network(), *batch(4), loss=Loss(class_weights=torch.ones(5)))
 
     def test_class_weights_of_zero(self):
         with pytest.raises(InvalidObservation, match="class weights must be positive"):
-            capture(network(), *batch(4), class_weights=torch.zeros(CLASSES))
+            capture(network(), *batch(4), loss=Loss(class_weights=torch.zeros(CLASSES)))
 
     def test_label_smoothing(self):
         with pytest.raises(InvalidObservation, match=r"label smoothing 1\.0"):
-            capture(network(), *batch(4), label_smoothing=1.0)
+            capture(network(), *batch(4), loss=Loss(label_smoothing=1.0))
 
     def test_a_model_that_broke(self):
         model = network()

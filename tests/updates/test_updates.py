@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from labelleak import Flag, capture, observe, observe_update, restore
-from labelleak.errors import AmbiguousHead, InvalidObservation
-from labelleak.updates.updates import step_sizes
+from labelleak.errors import AmbiguousHead, InvalidObservation, MissingKnowledge
+from labelleak.loss import Loss
+from labelleak.training import LocalTraining
 
 CLASSES = 5
 
@@ -56,14 +57,14 @@ def named(model, **changed):
 class TestObserve:
     def test_gradients_by_name(self, model):
         gradients = named(model)
-        observation = observe(model, gradients, batch_size=24, label_smoothing=0.1)
+        observation = observe(model, gradients, batch_size=24, loss=Loss(label_smoothing=0.1))
         assert observation.head.name == "3"
         assert torch.equal(observation.head.weight, model[3].weight)
         assert torch.equal(observation.head.bias, model[3].bias)
         assert torch.equal(observation.gradient.weight, gradients["3.weight"])
         assert torch.equal(observation.gradient.bias, gradients["3.bias"])
         assert observation.batch_size == 24
-        assert observation.label_smoothing == 0.1
+        assert observation.loss.label_smoothing == 0.1
         assert observation.model is model
         assert observation.gradients.keys() == gradients.keys()
 
@@ -230,9 +231,7 @@ class TestObserveUpdate:
             model,
             model.state_dict(),
             after,
-            learning_rate=0.1,
-            local_steps=steps,
-            batch_size=8,
+            training=LocalTraining(learning_rate=0.1, steps=steps, batch_size=8),
         )
         assert observation.local_steps == steps
         assert observation.num_instances == 8 * steps
@@ -242,10 +241,11 @@ class TestObserveUpdate:
 
     def test_several_steps_are_flagged(self, model):
         after, _ = train(model, 2, 0.1)
-        update = {"before": model.state_dict(), "after": after, "learning_rate": 0.1}
-        several = observe_update(model, **update, local_steps=2, batch_size=8)
+        update = {"before": model.state_dict(), "after": after}
+        twice = LocalTraining(learning_rate=0.1, steps=2, batch_size=8)
+        several = observe_update(model, **update, training=twice)
         assert Flag.SEVERAL_STEPS in restore(several, "ilrg").flags
-        one = observe_update(model, **update, local_steps=1, batch_size=16)
+        one = observe_update(model, **update, learning_rate=0.1, batch_size=16)
         assert Flag.SEVERAL_STEPS not in restore(one, "ilrg").flags
 
     def test_sign(self, model):
@@ -293,10 +293,10 @@ class TestObserveUpdate:
             after,
             learning_rate=0.1,
             present_classes=torch.tensor([0, 1]),
-            reduction="sum",
+            loss=Loss(reduction="sum"),
         )
         assert observation.model is model
-        assert observation.reduction == "sum"
+        assert observation.loss.reduction == "sum"
         assert observation.present_classes.tolist() == [0, 1]
 
     def test_a_named_head(self, model):
@@ -352,16 +352,6 @@ class TestObserveUpdate:
         with pytest.raises(InvalidObservation, match=f"{name} after the steps is torch.*plain"):
             observe_update(None, model.state_dict(), after, learning_rate=0.1)
 
-    @pytest.mark.parametrize(("steps", "wrong"), [(2.5, True), ("2", True), (True, True), (2, 0)])
-    def test_local_steps_are_a_whole_number(self, model, steps, wrong, unchecked):
-        after, _ = train(model, 1, 0.1)
-        update = {"before": model.state_dict(), "after": after, "learning_rate": 0.1}
-        if wrong:
-            with pytest.raises(InvalidObservation, match=r"local steps .* a whole number"):
-                observe_update(None, **update, local_steps=steps)
-        else:
-            assert observe_update(None, **update, local_steps=steps).local_steps == steps
-
     @pytest.mark.parametrize("coarse", ["before", "after", "both"])
     @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
     def test_rounding_is_that_of_the_coarser_side(self, model, coarse, stored):
@@ -407,38 +397,36 @@ class TestObserveUpdate:
         with pytest.raises(InvalidObservation, match="NaN or infinite"):
             observe_update(model, model.state_dict(), after, learning_rate=1e-320)
 
-    @pytest.mark.parametrize("steps", [0, -1])
-    def test_local_steps(self, model, steps):
+    def test_what_is_missing_or_given_twice(self, model):
         after, _ = train(model, 1, 0.1)
-        with pytest.raises(InvalidObservation, match="at least 1"):
-            observe_update(model, model.state_dict(), after, learning_rate=0.1, local_steps=steps)
+        update = {"before": model.state_dict(), "after": after}
+        with pytest.raises(MissingKnowledge, match="the learning rate is not known"):
+            observe_update(model, **update)
+        with pytest.raises(MissingKnowledge, match="the number of local steps is not known"):
+            observe_update(model, **update, training=LocalTraining(learning_rate=0.1))
+        with pytest.raises(InvalidObservation, match="given twice"):
+            observe_update(model, **update, learning_rate=0.1, training=LocalTraining(steps=1))
+        with pytest.raises(InvalidObservation, match="the batch size is given twice"):
+            observe(model, named(model), batch_size=8, training=LocalTraining(steps=2))
+
+    def test_steps_are_counted_from_the_number_of_samples(self, model):
+        after, _ = train(model, 3, 0.1)
+        told = LocalTraining(learning_rate=0.1, batch_size=8)
+        seen = observe_update(model, model.state_dict(), after, training=told, instances=24)
+        assert (seen.local_steps, seen.num_instances) == (3, 24)
 
     def test_a_schedule_of_learning_rates(self, model):
         after, _ = train(model, 3, 0.1)
         update = {"before": model.state_dict(), "after": after}
-        constant = observe_update(model, **update, learning_rate=0.1, local_steps=3)
-        scheduled = observe_update(model, **update, learning_rate=[0.05, 0.1, 0.15])
+        constant, scheduled = (
+            observe_update(model, **update, training=LocalTraining(learning_rate=rate, steps=3))
+            for rate in (0.1, [0.05, 0.1, 0.15])
+        )
         torch.testing.assert_close(scheduled.gradient.weight, constant.gradient.weight)
-        assert constant.learning_rates == (0.1, 0.1, 0.1)
-        assert scheduled.learning_rates == (0.05, 0.1, 0.15)
+        assert constant.training.step_sizes == (0.1, 0.1, 0.1)
+        assert scheduled.training.step_sizes == (0.05, 0.1, 0.15)
         assert scheduled.local_steps == 3
         assert scheduled.after["3.bias"] is after["3.bias"]
-
-    @pytest.mark.parametrize(
-        ("schedule", "message"),
-        [
-            ({"learning_rate": [0.1, 0.1], "local_steps": 3}, "2 learning rates for 3 local steps"),
-            ({"learning_rate": []}, "0 learning rates"),
-            ({"learning_rate": [0.1, -0.1]}, "learning rate -0.1: it must be positive"),
-            ({"learning_rate": 0.1, "momentum": 1.0}, "momentum 1.0"),
-            ({"learning_rate": 0.1, "weight_decay": -1.0}, "weight decay -1.0"),
-            ({"learning_rate": 0.1, "proximal": float("nan")}, "proximal term nan"),
-        ],
-    )
-    def test_a_schedule_that_cannot_be(self, model, schedule, message):
-        after, _ = train(model, 2, 0.1)
-        with pytest.raises(InvalidObservation, match=message):
-            observe_update(model, model.state_dict(), after, **schedule)
 
     def test_weight_decay_of_one_step_is_taken_off_exactly(self, model):
         after, gradients = train(model, 1, 0.1)
@@ -448,16 +436,13 @@ class TestObserveUpdate:
             for name in after
         }
         observation = observe_update(
-            model, before, decayed, learning_rate=0.1, weight_decay=0.5, proximal=3.0
+            model,
+            before,
+            decayed,
+            training=LocalTraining(learning_rate=0.1, steps=1, weight_decay=0.5, proximal=3.0),
         )
         for name, expected in gradients[0].items():
             assert (observation.gradients[name] - expected).abs().max() <= 1e-5
-
-
-def test_momentum_carries_a_gradient_into_later_steps():
-    """By hand: 0.1 + 0.5 * (0.2 + 0.5 * 0.4), 0.2 + 0.5 * 0.4, 0.4."""
-    assert step_sizes([0.1, 0.2, 0.4], momentum=0.5) == pytest.approx((0.3, 0.4, 0.4))
-    assert step_sizes(0.1, 3) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_weights_are_not_taken_for_gradients():

@@ -174,17 +174,13 @@ def _certain_classes(
     ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
     bound). What noise there is shows in the sums over the classes, which are zero without it.
     """
-    bias, classes = observation.gradient.bias, observation.classes
-    summed = observation.reduction == "sum"
-    if bias is None or (summed and observation.batch_size is None):
+    bias, loss, classes = observation.gradient.bias, observation.loss, observation.classes
+    if bias is None or (observation.batch_size is None and not loss.averages):
         return torch.zeros(classes, dtype=torch.bool, device=sums.device)
-    scale = (observation.batch_size or 1) if summed else 1
-    bias = bias.double() / scale
-    bound = torch.full_like(bias, observation.label_smoothing / classes)
-    if observation.class_weights is not None:
-        weights = observation.class_weights.to(bias)
-        bound *= weights / (1.0 if summed else weights.min())
-    noise = float((sums / scale).square().mean().sqrt()) / classes**0.5
+    bias = bias.double() / observation.scale
+    weights = loss.weights(classes, bias)
+    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
+    noise = float((sums / observation.scale).square().mean().sqrt()) / classes**0.5
     rounding = _ROUNDING_SHARE * float(bias.abs().max())
     certain: Tensor = bias < -bound - _DEVIATIONS * noise - rounding
     return certain

@@ -110,15 +110,13 @@ def clipping_factor(observation: Observation, estimate: Estimate) -> float | Non
     it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
     """
     found = estimate.found
-    plain = observation.class_weights is None and not observation.label_smoothing
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
-    if not plain or bias is None or raw is None or counts is None:
+    if not observation.loss.is_plain or bias is None or raw is None or counts is None:
         return None
     if found.standard_errors is None or not estimate.is_even:
         return None
     total = int(counts.sum())
-    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
-    seen = total * bias.double() / scale
+    seen = total * bias.double() / observation.scale
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
     least = min(distances)
@@ -147,9 +145,8 @@ def _evenness(observation: Observation, found: Restoration) -> float:
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
         return 1.0
-    scale = (observation.batch_size or 1) if observation.reduction == "sum" else 1
     total = 1 if found.counts is None else int(found.counts.sum())
-    prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
+    prediction = (raw / total + bias.double() / observation.scale).clamp_min(1e-12)
     prediction = prediction / prediction.sum()
     perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
     return perplexity / observation.classes

@@ -12,10 +12,8 @@ from torch import Tensor
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import (
     bias_gradient,
-    divisor_weights,
     instances,
     mean_divisor,
-    mistakes,
 )
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.probe import Probe, class_means, probe
@@ -30,7 +28,7 @@ from labelleak.restoration import Restoration
 _SAMPLES_PER_ENTRY, _MOST_DIRECTIONS = 150, 4
 # Of the shares' Dirichlet prior: from nearly balanced to one class alone. The evidence weighs them.
 _CONCENTRATIONS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
-# Of L-BFGS, which ends by itself well before.
+# Most iterations of L-BFGS for one concentration.
 _ITERATIONS = 100
 # Of a sample's second moments, so that the covariance stays regular whatever the samples are.
 _RIDGE = 1e-6
@@ -204,7 +202,7 @@ def _moments(
     vectors = sum(
         share
         * _vectors(
-            mistakes(observation, seen.probabilities, labels), (seen.embeddings - middle) @ axes
+            observation.loss.mistakes(seen.probabilities, labels), (seen.embeddings - middle) @ axes
         )
         for share, seen in way
     )
@@ -217,7 +215,7 @@ def _moments(
     bias = bias_gradient(observation)
     weight = (gradient.weight.double() / mean_divisor(observation) - bias[:, None] * middle) @ axes
     seen_here = torch.cat([bias[:, None], weight], dim=1)[:-1].flatten()
-    weights = divisor_weights(observation, bias)
+    weights = observation.loss.divisor_weights(observation.classes, bias)
     samples = torch.bincount(labels, minlength=classes).double()
     return Moments(means, covariances, samples, weights), seen_here
 

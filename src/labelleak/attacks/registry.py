@@ -35,14 +35,14 @@ class Need(Enum):
 _MET: dict[Need, Callable[[Observation], bool]] = {
     Need.BIAS: lambda seen: seen.has_bias,
     Need.BATCH_SIZE: lambda seen: seen.batch_size is not None,
-    Need.PLAIN_LOSS: lambda seen: seen.label_smoothing == 0.0 and seen.class_weights is None,
+    Need.PLAIN_LOSS: lambda seen: seen.loss.is_plain,
     Need.ONE_SAMPLE: lambda seen: seen.num_instances == 1,
     Need.MODEL: lambda seen: seen.model is not None,
     Need.GRADIENTS: lambda seen: seen.gradients is not None,
     Need.INPUT_SHAPE: lambda seen: seen.input_shape is not None or seen.auxiliary is not None,
     Need.AUXILIARY: lambda seen: seen.auxiliary is not None,
     Need.AFTER: lambda seen: seen.after is not None,
-    Need.LEARNING_RATES: lambda seen: seen.learning_rates is not None,
+    Need.LEARNING_RATES: lambda seen: seen.training.step_sizes is not None,
 }
 
 

@@ -56,8 +56,8 @@ def audit_observation(
         raise InvalidObservation("a threshold on accuracy needs the true labels to measure it")
     if true_counts is not None and total is not None and int(true_counts.sum()) != total:
         steps = f" x {observation.local_steps} steps" if observation.local_steps > 1 else ""
-        if observation.local_epochs > 1:
-            steps += f" / {observation.local_epochs} epochs"
+        if observation.training.epochs > 1:
+            steps += f" / {observation.training.epochs} epochs"
         raise InvalidObservation(
             f"{int(true_counts.sum())} true labels for a batch size of "
             f"{observation.batch_size}{steps}: they must agree"

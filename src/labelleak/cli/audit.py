@@ -13,6 +13,7 @@ from labelleak.audit.running import audit_observation
 from labelleak.cli.output import PathOption, console, format_option, print_record, time_limit_option
 from labelleak.metrics import counts_of
 from labelleak.storage import check_writable, write_json
+from labelleak.training import LocalTraining
 from labelleak.updates import read_observation
 
 _FILE = PathOption("file")
@@ -107,10 +108,10 @@ def audit(
         before,
         update,
         kind="weights" if kind == "weights" else "gradients",
+        training=LocalTraining(
+            learning_rate=learning_rate, batch_size=batch_size, steps=local_steps
+        ),
         head=head,
-        learning_rate=learning_rate,
-        local_steps=local_steps,
-        batch_size=batch_size,
     )
     true_counts = None
     if labels is not None:
@@ -122,7 +123,8 @@ def audit(
                     f"{labels} has {own.numel()} labels, which are not {local_steps} batches of "
                     "one size: give --batch-size or the right --local-steps"
                 )
-            observation = replace(observation, batch_size=own.numel() // local_steps)
+            told = replace(observation.training, batch_size=own.numel() // local_steps)
+            observation = replace(observation, training=told)
     record = audit_observation(
         observation,
         attack,

@@ -1,6 +1,6 @@
 """Federated learning: local training that makes updates, and the audit of what clients send."""
 
-from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.federated.local_training import LocalUpdate, train_locally
 from labelleak.federated.policy import Policy, read_policy
 from labelleak.federated.rounds import RoundRecord, append_record, read_rounds
@@ -9,9 +9,9 @@ __all__ = [
     "Auditor",
     "Decision",
     "LocalUpdate",
+    "Occasion",
     "Policy",
     "RoundRecord",
-    "Step",
     "append_record",
     "read_policy",
     "read_rounds",

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,38 @@ from labelleak.federated.replies import (
     undisturbed,
 )
 from labelleak.federated.rounds import RoundRecord, Taken, append_record
-from labelleak.federated.steps import Sizes, Step, sizes_of
+from labelleak.federated.samples import approximations, instances_of
+from labelleak.loss import Loss
 from labelleak.observation import Observation
-
-__all__ = ["Auditor", "Decision", "Step"]
+from labelleak.training import LocalTraining
 
 _log = logging.getLogger(__name__)
 
 # Attacks that need one of these read more than the head.
 _BEYOND_THE_HEAD = frozenset({Need.MODEL, Need.GRADIENTS, Need.AFTER})
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What an audit is written down under.
+
+    Attributes:
+        round: Number of the round.
+        client: Name of the client.
+        label: Where in the client this is, ``"before clipping"`` say.
+        framework: Name of the framework.
+        epsilon: Of the differential privacy that the framework accounts for.
+        delta: The same.
+        aggregate_of: Number of clients that the update adds up.
+    """
+
+    round: int
+    client: str
+    label: str = ""
+    framework: str = ""
+    epsilon: float | None = None
+    delta: float | None = None
+    aggregate_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,7 @@ class Auditor:
         *,
         model: nn.Module | None = None,
         head: str | None = None,
+        loss: Loss | str = "cross_entropy",
         **knowledge: Any,
     ) -> None:
         """Take in what is the same for every audit.
@@ -75,8 +100,9 @@ class Auditor:
             model: The network, for attacks that use all of it, in the mode that clients train it
                 in; it is copied. None: attacks have the final layer alone.
             head: Name of the final linear layer; None to find it.
-            **knowledge: Other fields of `Observation` that hold for every update:
-                ``label_smoothing``, ``class_weights``, ``auxiliary``, ``input_shape``, ...
+            loss: The clients' loss, or the name of its kind.
+            **knowledge: Other fields of `Observation` that hold for every update: ``auxiliary``,
+                ``input_shape``, ``present_classes``.
 
         Raises:
             UnreadableFile: The policy cannot be read.
@@ -92,7 +118,7 @@ class Auditor:
         with undisturbed():
             model = None if model is None else deepcopy(model).cpu()
         whole = model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD)
-        self._reading = Reading(head, model, whole, knowledge)
+        self._reading = Reading(head, model, whole, {"loss": Loss.of(loss), **knowledge})
 
     def snapshot(self, state: Mapping[str, Tensor]) -> Snapshot:
         """Copy what an audit reads of a model, before a training that changes it in place.
@@ -124,155 +150,89 @@ class Auditor:
         self,
         before: Mapping[str, Any],
         after: Mapping[str, Any],
-        step: Step,
+        training: LocalTraining,
+        occasion: Occasion,
         *,
-        round: int,
-        client: str,
-        label: str = "",
+        instances: int | None = None,
         true_counts: Tensor | None = None,
-        epsilon: float | None = None,
-        delta: float | None = None,
-        framework: str = "",
-        aggregate_of: int | None = None,
     ) -> Decision:
         """Audit weights that are about to be sent.
 
         Args:
             before: State dict that the server handed out.
             after: State dict that is about to leave.
-            step: What is known of the local training.
-            round: Number of the round.
-            client: Name of the client.
-            label: Where in the client this is, ``"before clipping"`` say.
+            training: What is known of the local training.
+            occasion: What the audit is written down under.
+            instances: Number of local samples, FedAvg's ``num-examples``; None: not known.
             true_counts: The site's own count of every class, integers, shape (classes,). The attack
                 never sees them; they stay in the site's file.
-            epsilon: Of the differential privacy that the framework accounts for.
-            delta: The same.
-            framework: Its name.
-            aggregate_of: Number of clients that the update adds up.
 
         Returns:
             The decision; its record is written.
         """
 
-        def look(total: int | None) -> tuple[Observation, Sizes]:
-            if step.learning_rate is None:
-                raise MissingKnowledge(
-                    "learning rate is not known: without it the change of the weights cannot be "
-                    "put to scale; give it to the adapter"
-                )
-            sizes = sizes_of(step, total)
-            return observe_weights(before, after, step, sizes, self._reading), sizes
+        def look(total: int | None) -> Observation:
+            told = training.resolved(total if instances is None else instances)
+            number = instances_of(told, instances, total)
+            return observe_weights(before, after, told, number, self._reading)
 
-        return self._audit(
-            look,
-            lambda: problem_of(before, after, complete=True),
-            step,
-            true_counts,
-            kind="weights",
-            round=round,
-            client=client,
-            label=label,
-            epsilon=epsilon,
-            delta=delta,
-            framework=framework,
-            aggregate_of=aggregate_of,
-        )
+        about = {"kind": "weights", "training": asdict(training), "instances": instances}
+        problem = partial(problem_of, before, after, complete=True)
+        return self._audit(look, problem, about, occasion, true_counts)
 
     def audit_gradients(
         self,
         before: Mapping[str, Any],
         gradients: Mapping[str, Any],
-        step: Step,
+        training: LocalTraining,
+        occasion: Occasion,
         *,
-        round: int,
-        client: str,
-        label: str = "",
+        instances: int | None = None,
         true_counts: Tensor | None = None,
-        epsilon: float | None = None,
-        delta: float | None = None,
-        framework: str = "",
-        aggregate_of: int | None = None,
     ) -> Decision:
         """Audit a gradient that is about to be sent, of one step or the mean of several.
 
         Args:
             before: State dict, or parameters by name, that the gradient was computed at.
             gradients: Gradient of each parameter by name; None for frozen ones.
-            step: What is known of the local training; the learning rate is of no use here.
-            round: See `audit_update`, here and below.
-            client: See there.
-            label: See there.
-            true_counts: See there.
-            epsilon: See there.
-            delta: See there.
-            framework: See there.
-            aggregate_of: See there.
+            training: What is known of the local training; the learning rate is of no use here.
+            occasion: As of `audit_update`, as are the following.
+            instances: Number of local samples.
+            true_counts: The site's own counts.
 
         Returns:
             The decision; its record is written.
         """
 
-        def look(total: int | None) -> tuple[Observation, Sizes]:
-            sizes = sizes_of(step, total, one_step=True)
-            return observe_gradients(before, gradients, sizes, self._reading), sizes
+        def look(total: int | None) -> Observation:
+            told = training.resolved(total if instances is None else instances, one_step=True)
+            number = instances_of(told, instances, total)
+            return observe_gradients(before, gradients, told, number, self._reading)
 
-        return self._audit(
-            look,
-            lambda: problem_of(before, gradients, complete=False),
-            step,
-            true_counts,
-            kind="gradients",
-            round=round,
-            client=client,
-            label=label,
-            epsilon=epsilon,
-            delta=delta,
-            framework=framework,
-            aggregate_of=aggregate_of,
-        )
+        about = {"kind": "gradients", "training": asdict(training), "instances": instances}
+        problem = partial(problem_of, before, gradients, complete=False)
+        return self._audit(look, problem, about, occasion, true_counts)
 
-    def failed(
-        self,
-        error: Exception | str,
-        *,
-        round: int,
-        client: str,
-        label: str = "",
-        framework: str = "",
-    ) -> Decision:
+    def failed(self, error: Exception | str, occasion: Occasion) -> Decision:
         """Decide on a reply that the adapter could not even read.
 
         Args:
             error: What went wrong.
-            round: Number of the round.
-            client: Name of the client.
-            label: Where in the client this is.
-            framework: Its name.
+            occasion: As of `audit_update`.
 
         Returns:
             The decision; its record is written.
         """
         text = text_of(error)
-        return self._decide(
-            "failed",
-            f"there is no audit: {text}",
-            error=text,
-            round=round,
-            client=client,
-            label=label,
-            framework=framework,
-        )
+        return self._decide("failed", f"there is no audit: {text}", occasion, error=text)
 
     def _audit(
         self,
-        look: Callable[[int | None], tuple[Observation, Sizes]],
+        look: Callable[[int | None], Observation],
         check: Callable[[], str | None],
-        step: Step,
+        source: dict[str, Any],
+        occasion: Occasion,
         true_counts: Tensor | None,
-        *,
-        kind: str,
-        **about: Any,
     ) -> Decision:
         start = time.perf_counter()
         found: AuditRecord | None = None
@@ -282,17 +242,13 @@ class Auditor:
                 # What is wrong elsewhere in the update does not keep the head from being read.
                 error = check()
                 counts = None if true_counts is None else true_counts.detach().cpu().long()
-                observation, sizes = look(None if counts is None else int(counts.sum()))
+                observation = look(None if counts is None else int(counts.sum()))
                 found = audit_observation(
                     observation,
                     self.policy.attack,
                     true_counts=counts,
                     threshold=None if counts is None else self.policy.threshold,
-                    source={
-                        "kind": kind,
-                        "step": asdict(step),
-                        "approximations": list(sizes.approximations),
-                    },
+                    source={**source, "approximations": list(approximations(observation))},
                     time_limit=self.policy.time_limit,
                 )
         except Exception as problem:  # whatever a client sent
@@ -301,10 +257,10 @@ class Auditor:
         return self._decide(
             verdict,
             reason,
+            occasion,
             audit=None if found is None else found.as_dict(),
             error=error,
             seconds=time.perf_counter() - start,
-            **about,
         )
 
     def _judge(self, found: AuditRecord | None, error: str | None) -> tuple[RoundVerdict, str]:
@@ -317,7 +273,9 @@ class Auditor:
             return "over", f"{reason}; besides, {error}"
         return "failed", f"not all of it could be audited: {error}"
 
-    def _decide(self, verdict: RoundVerdict, reason: str, **about: Any) -> Decision:
+    def _decide(
+        self, verdict: RoundVerdict, reason: str, occasion: Occasion, **result: Any
+    ) -> Decision:
         refusing = self.policy.action == "refuse"
         action: Taken = "sent"
         if refusing and verdict != "within":
@@ -329,7 +287,8 @@ class Auditor:
             verdict=verdict,
             reason=reason,
             policy=self.policy.as_dict(),
-            **about,
+            **vars(occasion),
+            **result,
         )
         try:
             append_record(self.policy.records, record)

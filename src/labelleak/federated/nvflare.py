@@ -1,7 +1,7 @@
 """Audit of what an NVIDIA FLARE client sends: a filter for a job or for a site's privacy.json."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from labelleak.audit.labels import read_labels
 from labelleak.errors import MissingKnowledge
-from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.metrics import counts_of
+from labelleak.training import LocalTraining
 from labelleak.updates.heads import by_bare_name
 
 FRAMEWORK = "nvflare"
@@ -57,14 +58,8 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
         self,
         policy: str | None = None,
         labels: str | None = None,
-        learning_rate: float | list[float] | None = None,
-        batch_size: int | None = None,
-        local_steps: int | None = None,
-        local_epochs: int = 1,
+        training: Mapping[str, Any] | None = None,
         instances: int | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        proximal: float = 0.0,
         head: str | None = None,
         label: str = "",
     ) -> None:
@@ -75,25 +70,17 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
                 warns. One that cannot be read refuses everything.
             labels: File of the site's own labels (integers apart by spaces or line breaks), to
                 score the attack by; it never sees them.
-            learning_rate: Of the local training, here and below; see `Step`.
-            batch_size: See there.
-            local_steps: See there; None to count them from the number of samples, or to take what
-                the client says in ``NUM_STEPS_CURRENT_ROUND``.
-            local_epochs: See there.
-            instances: See there.
-            momentum: See there.
-            weight_decay: See there.
-            proximal: See there.
+            training: What is known of the local training: keyword arguments of `LocalTraining`, as
+                a configuration in JSON can hold them. Steps that are neither there nor countable
+                are what the client says in ``NUM_STEPS_CURRENT_ROUND``.
+            instances: Number of local samples.
             head: Name of the final linear layer; None to find it.
             label: Where among the filters this one stands, ``"before clipping"`` say.
         """
         super().__init__(supported_data_kinds=None, data_kinds_to_filter=None)
         # The job API writes a job's configuration from attributes of these names.
         self.policy, self.labels, self.head, self.label = policy, labels, head, label
-        self.learning_rate, self.batch_size = learning_rate, batch_size
-        self.local_steps, self.local_epochs = local_steps, local_epochs
-        self.instances = instances
-        self.momentum, self.weight_decay, self.proximal = momentum, weight_decay, proximal
+        self.training, self.instances = dict(training or {}), instances
         self._made: Auditor | None = None
         self._unaudited: set[str] = set()
 
@@ -208,9 +195,10 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
             return self._auditor().audit_update(
                 received.weights,
                 sent,
-                self._step(dxo, total_known=counts is not None),
+                self._training(dxo, total_known=counts is not None),
+                self._occasion(fl_ctx, shareable),
+                instances=self.instances,
                 true_counts=counts,
-                **self._about(fl_ctx, shareable),
             )
         except ContentBlockedException:
             raise
@@ -220,7 +208,7 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
     def _failed(
         self, error: Exception, fl_ctx: FLContext, shareable: Shareable | None = None
     ) -> Decision:
-        return self._auditor().failed(error, **self._about(fl_ctx, shareable))
+        return self._auditor().failed(error, self._occasion(fl_ctx, shareable))
 
     def _settle(self, decision: Decision, fl_ctx: FLContext) -> None:
         """Note what happened in the site's log, and stop what the policy refuses.
@@ -242,37 +230,24 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
     def _refuse(self, reason: str, fl_ctx: FLContext) -> Shareable:
         headers = {
             REFUSAL_HEADER: f"refused by the site's policy: {reason}",
-            AppConstants.CURRENT_ROUND: self._about(fl_ctx, None)["round"],
+            AppConstants.CURRENT_ROUND: self._occasion(fl_ctx, None).round,
         }
         return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, headers=headers)
 
-    def _about(self, fl_ctx: FLContext, shareable: Shareable | None) -> dict[str, Any]:
+    def _occasion(self, fl_ctx: FLContext, shareable: Shareable | None) -> Occasion:
         received = fl_ctx.get_prop(_RECEIVED)
         number = 0 if received is None else received.round
         if received is None and shareable is not None:
             number = _whole(shareable.get_header(AppConstants.CURRENT_ROUND))
-        return {
-            "round": number,
-            "client": str(fl_ctx.get_identity_name()) or "client",
-            "label": self.label,
-            "framework": FRAMEWORK,
-        }
+        client = str(fl_ctx.get_identity_name()) or "client"
+        return Occasion(number, client, self.label, FRAMEWORK)
 
-    def _step(self, dxo: DXO, *, total_known: bool) -> Step:
-        steps = self.local_steps
-        countable = self.batch_size is not None and (total_known or self.instances is not None)
-        if steps is None and not countable:
-            steps = dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND)
-        return Step(
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            local_steps=steps,
-            local_epochs=self.local_epochs,
-            instances=self.instances,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            proximal=self.proximal,
-        )
+    def _training(self, dxo: DXO, *, total_known: bool) -> LocalTraining:
+        told = LocalTraining(**self.training)
+        countable = told.batch_size is not None and (total_known or self.instances is not None)
+        if told.steps is not None or countable:
+            return told
+        return replace(told, steps=dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
 
 
 def _model_in(dxo: DXO) -> tuple[dict[str, Any], bool]:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from opacus.accountants.analysis import rdp as rdp_analysis
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.federated.policy import Policy
 from labelleak.metrics import counts_of
+from labelleak.training import LocalTraining
 from labelleak.updates.heads import strip_wrappers
 
 FRAMEWORK = "opacus"
@@ -56,7 +58,7 @@ class LeakageAudit:
             engine: The privacy engine, for epsilon; None to record none. Its RDP accountant is
                 cheap to ask in every step, the PRV accountant takes about a second.
             delta: What epsilon is computed for, in (0, 1).
-            **knowledge: Keyword arguments of `Auditor`, such as ``head``, ``label_smoothing``, or
+            **knowledge: Keyword arguments of `Auditor`, such as ``head``, ``loss``, or
                 ``model`` (a copy of the network without Opacus' hooks).
 
         Raises:
@@ -98,23 +100,17 @@ class LeakageAudit:
             self._before_us(optimizer)
         self._steps += 1
         labels, self._labels = self._labels, []
-        about: dict[str, Any] = {
-            "round": self._steps,
-            "client": self._client,
-            "framework": FRAMEWORK,
-        }
+        occasion = Occasion(self._steps, self._client, framework=FRAMEWORK)
         try:
-            decision = self._audit(optimizer, labels, about)
+            decision = self._audit(optimizer, labels, occasion)
         except Exception as error:
-            decision = self._auditor.failed(error, **about)
+            decision = self._auditor.failed(error, occasion)
         self.decision = decision
         if not decision.send:
             for parameter in optimizer.params:
                 parameter.grad = None  # torch's optimizers leave such a parameter as it is
 
-    def _audit(
-        self, optimizer: DPOptimizer, labels: list[Tensor], about: dict[str, Any]
-    ) -> Decision:
+    def _audit(self, optimizer: DPOptimizer, labels: list[Tensor], occasion: Occasion) -> Decision:
         state = self._module.state_dict()
         before, bare = self._auditor.snapshot(state), strip_wrappers(list(state))
         targets = (
@@ -139,11 +135,14 @@ class LeakageAudit:
         return self._auditor.audit_gradients(
             before,
             gradients,
-            Step(batch_size=drawn, local_steps=1, instances=drawn),
+            LocalTraining(batch_size=drawn, steps=1),
+            replace(
+                occasion,
+                epsilon=self._epsilon(),
+                delta=None if self._engine is None else self._delta,
+            ),
+            instances=drawn,
             true_counts=counts,
-            epsilon=self._epsilon(),
-            delta=None if self._engine is None else self._delta,
-            **about,
         )
 
     def _epsilon(self) -> float | None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
-from labelleak.federated.steps import Sizes, Step
 from labelleak.observation import Observation
+from labelleak.training import LocalTraining
 from labelleak.updates import observe, observe_update
+from labelleak.updates.gradients import observe_head
 from labelleak.updates.heads import (
     by_bare_name,
     layer_of,
@@ -22,7 +23,7 @@ from labelleak.updates.heads import (
     parameter_name,
     strip_wrappers,
 )
-from labelleak.updates.updates import Moves, observe_head, observe_head_update, step_sizes
+from labelleak.updates.weights import observe_head_update
 
 _MOST_NAMED = 3
 _MOST_LETTERS = 500
@@ -137,8 +138,8 @@ def classes_of(state: Mapping[str, Any], head: str | None) -> int:
 def observe_weights(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    step: Step,
-    sizes: Sizes,
+    training: LocalTraining,
+    instances: int | None,
     reading: Reading,
 ) -> Observation:
     """What a server sees of weights: of the head alone, or of all that is there.
@@ -146,58 +147,48 @@ def observe_weights(
     Args:
         before: State dict that the server handed out.
         after: State dict that is sent back.
-        step: What is known of the local training; the learning rate is.
-        sizes: The same in the terms of an observation.
+        training: The recipe, resolved.
+        instances: Number of different samples, where it is known.
         reading: What holds for every update.
 
     Returns:
         The observation, on the CPU.
 
     Raises:
-        LabelLeakError: What is there cannot be read.
+        LabelLeakError: What is there cannot be read, or the learning rate is not known.
     """
-    assert step.learning_rate is not None
-    knowledge = {**reading.knowledge, **sizes.knowledge}
     if reading.whole:
         start = _on_cpu(before)
         return observe_update(
             _model_at(reading.model, start),
             start,
             _on_cpu(after),
-            learning_rate=step.learning_rate,
-            local_steps=sizes.local_steps,
-            momentum=step.momentum,
-            weight_decay=step.weight_decay,
-            proximal=step.proximal,
+            training=training,
+            instances=instances,
             head=reading.head,
-            **knowledge,
+            **reading.knowledge,
         )
     names = head_names(before, reading.head)
     start, end = _on_cpu(before, names), _on_cpu(after, names)
-    rates = step_sizes(step.learning_rate, sizes.local_steps, step.momentum)
+    layer = layer_of(next(iter(start)))
     return observe_head_update(
-        start,
-        end,
-        layer_of(next(iter(start))),
-        Moves.by(rates, step.weight_decay, step.proximal),
-        local_steps=len(rates),
-        learning_rates=rates,
-        **knowledge,
+        start, end, layer, training, instances=instances, **reading.knowledge
     )
 
 
 def observe_gradients(
     before: Mapping[str, Any],
     gradients: Mapping[str, Any],
-    sizes: Sizes,
+    training: LocalTraining,
+    instances: int | None,
     reading: Reading,
 ) -> Observation:
-    """What a server sees of gradients; see `observe_weights`.
+    """What a server sees of gradients; the arguments are those of `observe_weights`.
 
     Raises:
         LabelLeakError: What is there cannot be read.
     """
-    knowledge = {**reading.knowledge, **sizes.knowledge, "local_steps": sizes.local_steps}
+    knowledge = {**reading.knowledge, "training": training, "instances": instances}
     if reading.whole:
         start = _on_cpu(before)
         seen = _model_at(reading.model, start) or start

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.inversion.derivatives import SecondDerivatives
@@ -75,15 +74,12 @@ class Task:
         self.batch_size: int = observation.batch_size
         self.image_shape: ImageShape = image_shape
         self.classes: int = observation.classes
-        self._reduction = observation.reduction
-        self._smoothing = observation.label_smoothing
+        self._value = observation.loss.value
         own = _copy(observation.model).eval()
         self.model: nn.Module = own if dtype is None else own.to(dtype)
         self.gradients = self._fitting(observation.gradients)
         example = self.parameters[0]
         self.dtype, self.device = example.dtype, example.device
-        weights = observation.class_weights
-        self._class_weights = None if weights is None else weights.to(self.device, self.dtype)
         self.mean = self._channels(mean, 0.0, "mean")
         self.std = self._channels(std, 1.0, "std")
         if not (self.std > 0).all():
@@ -161,13 +157,7 @@ class Task:
             logits = _logits(self.model(images))
         if labels.is_floating_point():
             labels = torch.softmax(labels, dim=1).expand(len(images), -1)
-        return cross_entropy(
-            logits,
-            labels,
-            self._class_weights,
-            reduction=self._reduction,
-            label_smoothing=self._smoothing,
-        )
+        return self._value(logits, labels)
 
     def _channels(self, values: Sequence[float] | None, default: float, name: str) -> Tensor:
         channels = self.image_shape[0]

@@ -18,6 +18,7 @@ from labelleak.lab.measures import ClassSums
 from labelleak.lab.training import training_samples
 from labelleak.metrics import counts_of
 from labelleak.observation import Observation
+from labelleak.training import LocalTraining
 from labelleak.updates import capture, find_head, whole_gradient
 from labelleak.updates.heads import module_shapes
 
@@ -115,10 +116,9 @@ def _after_training(
         model,
         inputs,
         labels,
+        LocalTraining(batch_size=size, **local.model_dump(exclude={"steps"})),
         classes=batch.dataset.classes,
-        batch_size=size,
         seed=seed,
-        **local.model_dump(exclude={"steps"}),
     )
     return update.observe(model)
 

@@ -16,6 +16,7 @@ from labelleak.lab.datasets import draw, load
 from labelleak.lab.networks import build
 from labelleak.metrics import counts_of
 from labelleak.storage import write_whole
+from labelleak.training import LocalTraining
 from labelleak.updates import read_observation
 
 BATCH_SIZE = 24
@@ -109,8 +110,7 @@ def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
         files.before,
         files.update,
         kind="weights",
-        learning_rate=LEARNING_RATE,
-        batch_size=BATCH_SIZE,
+        training=LocalTraining(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, steps=1),
     )
     labels = read_labels(files.labels, observation.classes)
     possible = [name for name, entry in list_attacks().items() if not entry.missing(observation)]

@@ -3,8 +3,9 @@
 from labelleak.updates.backward import whole_gradient
 from labelleak.updates.files import Kind, TensorFile, open_tensors, read_observation
 from labelleak.updates.forward import capture
+from labelleak.updates.gradients import observe
 from labelleak.updates.heads import find_head
-from labelleak.updates.updates import observe, observe_update
+from labelleak.updates.weights import observe_update
 
 __all__ = [
     "Kind",

@@ -1,33 +1,30 @@
 """The gradient of every parameter, by backward passes over pieces of a batch."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
-from labelleak.loss import Reduction
+from labelleak.loss import Loss
 
 
 def whole_gradient(
     model: nn.Module,
     pieces: Iterable[tuple[Tensor, Int[Tensor, " samples"]]],
     *,
-    reduction: Reduction = "mean",
-    label_smoothing: float = 0.0,
-    class_weights: Float[Tensor, " classes"] | None = None,
+    loss: Loss | str = "cross_entropy",
 ) -> dict[str, Tensor]:
-    """The gradient of the batch's cross-entropy loss by every parameter.
+    """The gradient of the batch's loss by every parameter.
 
     Memory does not grow with the batch: pieces are added up, in double precision.
 
     Args:
         model: A network that maps inputs to logits, in evaluation mode, on any device.
         pieces: ``(inputs, labels)`` of one batch, piece by piece.
-        reduction: As of ``torch.nn.CrossEntropyLoss``, as are the following.
-        label_smoothing: In [0, 1).
-        class_weights: Shape (classes,).
+        loss: The client's loss, or the name of its kind.
 
     Returns:
         Gradient by name of every parameter that requires one and took part, in its own dtype.
@@ -38,26 +35,21 @@ def whole_gradient(
     """
     if any(module.training for module in model.modules()):
         raise InvalidObservation("a batch in pieces needs a model in evaluation mode: model.eval()")
+    loss = Loss.of(loss)
+    total = replace(loss, reduction="sum")
     parameters = {n: value for n, value in model.named_parameters() if value.requires_grad}
     sums: dict[str, Tensor] = {}
     divisor, samples = 0.0, 0
     for inputs, labels in pieces:
         with torch.enable_grad():
-            loss = torch.nn.functional.cross_entropy(
-                model(inputs),
-                labels,
-                weight=class_weights,
-                reduction="sum",
-                label_smoothing=label_smoothing,
-            )
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            summed = total.value(model(inputs), labels)
+            found = torch.autograd.grad(summed, list(parameters.values()), allow_unused=True)
         for name, value in zip(parameters, found, strict=True):
             if value is not None:
                 sums[name] = sums[name] + value if name in sums else value.double()
-        weights = labels.new_ones(len(labels)) if class_weights is None else class_weights[labels]
-        divisor += float(weights.sum())
+        divisor += loss.divisor(labels)
         samples += len(labels)
     if not samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
-    scale = divisor if reduction == "mean" else 1.0
+    scale = divisor if loss.averages else 1.0
     return {name: (value / scale).to(parameters[name].dtype) for name, value in sums.items()}

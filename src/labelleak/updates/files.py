@@ -14,11 +14,14 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from labelleak.checks import is_plain, kind_of
-from labelleak.errors import InvalidObservation, LabelLeakError, UnreadableFile
+from labelleak.errors import InvalidObservation, LabelLeakError, MissingKnowledge, UnreadableFile
+from labelleak.loss import Loss
 from labelleak.observation import Observation
+from labelleak.training import LocalTraining
 from labelleak.updates._pickled import load_pickled
+from labelleak.updates.gradients import observe_head
 from labelleak.updates.heads import named_head, parameter_name, strip_wrappers
-from labelleak.updates.updates import Moves, check_schedule, observe_head, observe_head_update
+from labelleak.updates.weights import observe_head_update
 
 Kind = Literal["gradients", "weights"]
 
@@ -95,10 +98,10 @@ def read_observation(
     update: Path | str,
     *,
     kind: Kind = "gradients",
+    loss: Loss | str = "cross_entropy",
+    training: LocalTraining | None = None,
+    instances: int | None = None,
     head: str | None = None,
-    learning_rate: float | None = None,
-    local_steps: int = 1,
-    **knowledge: Any,
 ) -> Observation:
     """The observation that two files hold: the model handed out and what came back.
 
@@ -106,10 +109,10 @@ def read_observation(
         before: File of the model's state dict before the step.
         update: File of the gradients by parameter name, or of the weights after local training.
         kind: Which of the two `update` holds.
+        loss: The client's loss, or the name of its kind.
+        training: How the client trained; weights need its learning rate and number of steps.
+        instances: Number of different samples, see `Observation`.
         head: Name of the final linear layer; None to find it in the model's file.
-        learning_rate: Learning rate of the local steps; needed for weights.
-        local_steps: Number of local steps.
-        **knowledge: Other fields of `Observation`.
 
     Returns:
         The observation of the head alone.
@@ -117,24 +120,25 @@ def read_observation(
     Raises:
         UnreadableFile: A file is damaged, or the two do not fit.
         AmbiguousHead: The head is not clear.
+        MissingKnowledge: Weights, and no learning rate or number of steps.
         InvalidObservation: A value is impossible.
     """
     if kind not in get_args(Kind):
         raise InvalidObservation(f"kind {kind!r}: use one of {', '.join(get_args(Kind))}")
-    if kind == "weights" and learning_rate is None:
-        raise InvalidObservation(
+    told = LocalTraining() if training is None else training
+    told = told.resolved(instances, one_step=kind == "gradients")
+    if kind == "weights" and told.learning_rate is None:
+        raise MissingKnowledge(
             "weights need the learning rate of the local steps to become a gradient "
             "(on the command line --learning-rate F)"
         )
-    if learning_rate is not None:
-        check_schedule(learning_rate, local_steps)
     model, sent = open_tensors(before), open_tensors(update)
     layer = named_head(model.shapes, head)
     start, end = _read_layer(model, sent, layer)
-    if kind == "weights" and learning_rate is not None:
-        moves = Moves(learning_rate * local_steps)
-        return observe_head_update(start, end, layer, moves, local_steps=local_steps, **knowledge)
-    return observe_head(start, end, layer, local_steps=local_steps, **knowledge)
+    more: dict[str, Any] = {"loss": Loss.of(loss), "instances": instances}
+    if kind == "weights":
+        return observe_head_update(start, end, layer, told, **more)
+    return observe_head(start, end, layer, training=told, **more)
 
 
 def _read_layer(

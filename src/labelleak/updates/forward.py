@@ -10,11 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from labelleak.checks import INDICES
 from labelleak.errors import InvalidObservation
 from labelleak.hooks import recorded
 from labelleak.isolation import isolated
-from labelleak.loss import Reduction
+from labelleak.loss import Loss
 from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.training import LocalTraining
 from labelleak.updates.heads import (
     layer_of,
     module_shapes,
@@ -22,12 +24,11 @@ from labelleak.updates.heads import (
     parameter_name,
     strip_wrappers,
 )
-from labelleak.updates.updates import head_of, inside_wrappers
+from labelleak.updates.parameters import head_of, inside_wrappers
 
 Inputs = Tensor | Mapping[str, Tensor]
 
 _CHUNK = 64
-_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class _Pass(NamedTuple):
@@ -42,12 +43,10 @@ def capture(
     inputs: Inputs | Iterable[tuple[Inputs, Tensor]],
     labels: Int[Tensor, " batch"] | None = None,
     *,
+    loss: Loss | str = "cross_entropy",
     head: str | None = None,
-    reduction: Reduction = "mean",
-    label_smoothing: float = 0.0,
-    class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Observation:
-    """Run the client's step here, and observe the gradient of its cross-entropy loss at the head.
+    """Run the client's step here, and observe the gradient of its loss at the head.
 
     ``dW = (P - Y)^T E / K`` needs the embeddings E and predictions P only, so no backward pass is
     made. In evaluation mode the batch goes through in chunks, with memory that does not grow with
@@ -60,10 +59,8 @@ def capture(
             takes as keyword arguments. Or an iterable of ``(inputs, labels)`` pieces of one batch,
             such as a DataLoader, where the batch does not fit in memory; evaluation mode only.
         labels: int64, shape (batch,); None when `inputs` yields pieces.
+        loss: The client's loss, or the name of its kind.
         head: Name of the final linear layer; None to find it.
-        reduction: ``"mean"`` or ``"sum"``, as of ``torch.nn.CrossEntropyLoss``.
-        label_smoothing: As of ``torch.nn.CrossEntropyLoss``.
-        class_weights: As ``weight`` of ``torch.nn.CrossEntropyLoss``, shape (classes,).
 
     Returns:
         The observation of one step on that batch, with a copy of the head and its gradient in the
@@ -77,7 +74,9 @@ def capture(
     layer = named_head(module_shapes(model), head)
     _check_not_shared(model, layer)
     found = deepcopy(head_of(dict(model.named_parameters()), layer))
-    sums = _Sums(found.weight, label_smoothing, class_weights)
+    loss = Loss.of(loss)
+    loss.check_classes(found.classes)
+    sums = _Sums(found.weight, loss)
     pieces = _pieces(model, inputs, labels)
     with isolated(model):
         for piece, truth in pieces:
@@ -87,11 +86,9 @@ def capture(
     bare = strip_wrappers(list(module_shapes(model)))[parameter_name(layer, "weight")]
     return Observation(
         head=replace(found, name=layer_of(bare)),
-        gradient=sums.gradient(reduction, has_bias=found.bias is not None),
-        batch_size=sums.samples,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        class_weights=class_weights,
+        gradient=sums.gradient(has_bias=found.bias is not None),
+        loss=loss,
+        training=LocalTraining(batch_size=sums.samples),
         model=inside_wrappers(model),
         input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
     )
@@ -112,33 +109,18 @@ def _check_not_shared(model: nn.Module, layer: str) -> None:
 class _Sums:
     """Sums over the samples seen so far, float64, on the device of the head."""
 
-    def __init__(
-        self,
-        weight: Float[Tensor, "classes features"],
-        label_smoothing: float,
-        class_weights: Float[Tensor, " classes"] | None,
-    ) -> None:
-        self._dtype = weight.dtype
-        self._smoothing = label_smoothing
-        classes = weight.shape[0]
-        ones = torch.ones(classes, dtype=torch.float64, device=weight.device)
-        self._class_weights = ones if class_weights is None else class_weights.to(ones)
-        if self._class_weights.shape != (classes,):
-            raise InvalidObservation(
-                f"{self._class_weights.numel()} class weights for {classes} classes"
-            )
-        if not (self._class_weights > 0).all():
-            raise InvalidObservation("class weights must be positive")
+    def __init__(self, weight: Float[Tensor, "classes features"], loss: Loss) -> None:
+        self._dtype, self._loss = weight.dtype, loss
         self._weight = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
-        self._bias = torch.zeros(classes, dtype=torch.float64, device=weight.device)
-        self._normaliser = 0.0
+        self._bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+        self._divisor = 0.0
         self.samples = 0
 
     def add(self, seen: _Pass, labels: Int[Tensor, " samples"]) -> None:
         logits, embeddings = seen
         classes = logits.shape[1]
         _check_one_each(labels, logits)
-        if labels.dtype not in _INDICES:
+        if labels.dtype not in INDICES:
             raise InvalidObservation(f"labels are {labels.dtype}: class indices are needed (int64)")
         labels = labels.long()
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -146,20 +128,14 @@ class _Sums:
                 f"labels run from {int(labels.min())} to {int(labels.max())}, and the head has "
                 f"classes 0 to {classes - 1}"
             )
-        # The derivative of each sample's loss by its logits: its target's mass times p, less
-        # the target itself. With weights the smoothed target's mass is not one.
-        weights, smoothing = self._class_weights, self._smoothing
-        targets = torch.zeros_like(logits)
-        targets.scatter_(1, labels[:, None], (1.0 - smoothing) * weights[labels][:, None])
-        targets += smoothing / classes * weights
-        error = torch.softmax(logits, dim=1).mul_(targets.sum(dim=1, keepdim=True)).sub_(targets)
-        self._weight.addmm_(error.T, embeddings.double())
-        self._bias += error.sum(dim=0)
-        self._normaliser += float(weights[labels].sum())
+        residual = self._loss.residual(logits, labels)
+        self._weight.addmm_(residual.T, embeddings.double())
+        self._bias += residual.sum(dim=0)
+        self._divisor += self._loss.divisor(labels)
         self.samples += labels.numel()
 
-    def gradient(self, reduction: Reduction, *, has_bias: bool) -> HeadGradient:
-        divisor = self._normaliser if reduction == "mean" else 1.0
+    def gradient(self, *, has_bias: bool) -> HeadGradient:
+        divisor = self._divisor if self._loss.averages else 1.0
         weight = (self._weight / divisor).to(self._dtype)
         return HeadGradient(weight, (self._bias / divisor).to(self._dtype) if has_bias else None)
 

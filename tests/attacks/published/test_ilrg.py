@@ -9,10 +9,12 @@ from torch.nn.functional import one_hot
 from labelleak.attacks import restore
 from labelleak.attacks.published.ilrg import _System, ilrg
 from labelleak.errors import MissingKnowledge
+from labelleak.loss import Loss
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag
-from synthetic import one_embedding, rng, separated, untrained
+from labelleak.training import LocalTraining
+from synthetic import one_embedding, rng, separated, told, untrained
 
 EPSILON = np.finfo(np.float64).eps
 
@@ -163,12 +165,17 @@ def test_counts_of_known_classes_go_to_no_other_class():
         error[torch.arange(24), labels] -= 1.0
         gradient = HeadGradient(error.T @ embeddings / 24, error.mean(dim=0))
         head = Head(weight, torch.zeros(6, dtype=torch.float64))
-        seen = Observation(head, gradient, 24, present_classes=torch.arange(3, dtype=torch.int32))
+        seen = Observation(
+            head,
+            gradient,
+            present_classes=torch.arange(3, dtype=torch.int32),
+            **told(batch_size=24),
+        )
         found = ilrg(seen)
         spilt |= bool(project_to_counts(found.raw, 24)[3:].any())
         assert not found.counts[3:].any()
         assert int(found.counts.sum()) == 24
-        shares = ilrg(replace(seen, batch_size=None)).proportions
+        shares = ilrg(replace(seen, training=LocalTraining())).proportions
         assert not shares[3:].any()
         assert float(shares.sum()) == pytest.approx(1.0)
     assert spilt, "made up among all classes, none of these would have come out wrong"
@@ -253,8 +260,7 @@ def test_the_equations_hold_for_any_predictions(options, seed):
     observation = Observation(
         Head(torch.ones(classes, 1)),
         HeadGradient(torch.ones(classes, 1)),
-        batch_size=size,
-        **knowledge(asked),
+        **told(batch_size=size, **knowledge(asked)),
     )
     counts = one_hot(labels, classes).sum(0).double()
     system = _System.of(observation, logits.softmax(1))
@@ -329,7 +335,7 @@ def test_a_sum_is_a_mean_times_the_batch_size(kind):
     summed = replace(
         mean,
         gradient=HeadGradient(32 * mean.gradient.weight, 32 * mean.gradient.bias),
-        reduction="sum",
+        loss=Loss(reduction="sum"),
     )
     torch.testing.assert_close(ilrg(summed).raw, ilrg(mean).raw, rtol=1e-9, atol=1e-9)
     assert torch.equal(ilrg(summed).counts, ilrg(mean).counts)
@@ -376,7 +382,7 @@ def test_any_floating_point_format_is_computed_in_double_precision(dtype):
 def test_quotients_over_zero_are_bounded_and_zero_over_zero_is_zero():
     weight = torch.tensor([[2.0, -3.0, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [-3.0, 1.0, -3.0]])
     bias = torch.tensor([0.0, 0.5, 0.0, -0.5])
-    found = ilrg(Observation(Head(weight, bias), HeadGradient(weight, bias), batch_size=4))
+    found = ilrg(Observation(Head(weight, bias), HeadGradient(weight, bias), **told(batch_size=4)))
     bound = 1e10
     expected = [[bound, -bound, 0.0], [2.0, 4.0, 6.0], [0.0, 0.0, 0.0], [6.0, -2.0, 6.0]]
     assert found.class_embeddings.tolist() == expected
@@ -403,7 +409,7 @@ def test_nearly_singular_equations_are_flagged():
     gradient = HeadGradient(own, torch.ones(8, dtype=torch.float64))
     flags = {
         scale: ilrg(
-            Observation(Head(scale * own, torch.zeros(8).double()), gradient, batch_size=24)
+            Observation(Head(scale * own, torch.zeros(8).double()), gradient, **told(batch_size=24))
         ).flags
         for scale in (1.0, 20.0, 1e6)
     }
@@ -450,7 +456,7 @@ def test_counts_far_from_integers_are_flagged(fraction, flagged, absent):
     assert Flag.TOTAL_DOES_NOT_FIT not in found.flags
     known = replace(observation, present_classes=torch.arange(10 - absent))
     assert (Flag.NOT_INTEGRAL in ilrg(known).flags) == flagged
-    assert ilrg(replace(observation, batch_size=None)).flags == ()
+    assert ilrg(replace(observation, training=LocalTraining())).flags == ()
 
 
 def test_many_absent_classes_do_not_hide_what_is_wrong_with_the_others():

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from labelleak.attacks import restore
 from labelleak.attacks.published.signs import gradinversion, idlg, restore_set
 from labelleak.observation import Head, HeadGradient, Observation
-from synthetic import rng, untrained
+from synthetic import rng, told, untrained
 
 RULES = [idlg, gradinversion]
 
 
 def observation(rows, **knowledge):
     weight = torch.tensor(rows, dtype=torch.float64)
-    return Observation(Head(torch.ones_like(weight)), HeadGradient(weight), **knowledge)
+    return Observation(Head(torch.ones_like(weight)), HeadGradient(weight), **told(**knowledge))
 
 
 def classes_of(found):

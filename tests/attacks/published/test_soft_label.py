@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from labelleak.attacks import restore
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Head, HeadGradient, Observation
-from synthetic import rng, untrained
+from synthetic import rng, told, untrained
 
 
 def one_sample(target, seed=0, features=20, scale=1.0):
@@ -18,7 +18,7 @@ def one_sample(target, seed=0, features=20, scale=1.0):
     embedding = torch.randn(features, generator=generator).double()
     error = torch.softmax(weight @ embedding + bias, 0) - torch.tensor(target).double()
     gradient = HeadGradient(error[:, None] * embedding)
-    return Observation(Head(weight, bias), gradient, batch_size=1), embedding
+    return Observation(Head(weight, bias), gradient, **told(batch_size=1)), embedding
 
 
 def smoothed(classes, label, epsilon):
@@ -85,7 +85,9 @@ def test_a_head_without_a_bias():
     generator = rng(3)
     weight, embedding = torch.randn(8, 12, generator=generator).double(), torch.ones(12).double()
     error = torch.softmax(weight @ embedding, 0) - torch.tensor(target).double()
-    observation = Observation(Head(weight), HeadGradient(error[:, None] * embedding), batch_size=1)
+    observation = Observation(
+        Head(weight), HeadGradient(error[:, None] * embedding), **told(batch_size=1)
+    )
     check(observation, target, embedding)
 
 

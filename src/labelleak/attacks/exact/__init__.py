@@ -73,7 +73,7 @@ def exact(observation: Observation, *, time_limit: float = 60.0, seed: int = 0) 
     """
     if not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
-    if observation.local_steps > 1 or observation.label_smoothing:
+    if observation.local_steps > 1 or observation.loss.label_smoothing:
         raise MissingKnowledge(
             "exact restoration needs one local step and labels without smoothing: the gradient is "
             "no sum of one rank-one matrix per sample otherwise"
@@ -117,7 +117,7 @@ def _divisor(search: Search, observation: Observation) -> float | None:
     if not len(search.found):
         return None
     middle = float(search.found.inverse_weights.median())
-    if observation.class_weights is not None:
+    if observation.loss.class_weights is not None:
         return middle
     # Each says the number of samples, or a part of it if it is in the batch several times.
     return float(round(middle)) if abs(middle - round(middle)) < INTEGER * middle else None
@@ -163,7 +163,7 @@ def _conclude(observation: Observation, search: Search, judged: Judgement | None
         times = _times(search, divisor) if divisor is not None else torch.ones_like(atoms.labels)
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
-        by_divisor = observation.reduction == "mean" and observation.class_weights is None
+        by_divisor = observation.loss.averages and observation.loss.class_weights is None
         total = round(divisor) if by_divisor else int(times.sum())
     hidden = search.factors.rank - len(atoms)
     sure = _sure(search, atoms, times, divisor if search.is_complete else search.divisor)

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.attacks.exact.atoms import off_label
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.factors import errors
@@ -128,7 +127,7 @@ def layer_before(observation: Observation) -> Layer | None:
         gradient.to(place).double(),
         implied_rounding(found[0]),
         torch.cat([head.weight, head.bias[:, None]], dim=1).double(),
-        weights_of(observation, head.bias.double()),
+        observation.loss.weights(observation.classes, head.bias.double()),
         float(torch.finfo(head.weight.dtype).eps),
     )
 

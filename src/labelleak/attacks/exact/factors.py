@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 
@@ -200,7 +199,7 @@ def factorise(observation: Observation, rank: int | None) -> Factors:
             "and no more than features), and a gradient without noise: the rank of this one tells "
             "no samples apart"
         )
-    weights = weights_of(observation, offset)
+    weights = observation.loss.weights(observation.classes, offset)
     parts = (left[:, :size], values[:size], right[:size].T)
     epsilon = max(torch.finfo(head.weight.dtype).eps, _ARITHMETIC)
     return _assemble(epsilon, matrix, parts, noise, weight, offset, weights, affine=with_bias)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.attacks.published.ilrg import ilrg
 from labelleak.observation import HeadGradient, Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
+from labelleak.training import LocalTraining
 
 INTEGER = 0.02
 """Largest relative distance from a whole number that is taken for one."""
@@ -125,9 +125,9 @@ def weights_add_up(
     divisor: float,
 ) -> bool:
     """Whether the weights of the samples are together what a mean loss divides by."""
-    if observation.reduction != "mean":
+    if not observation.loss.averages:
         return True
-    weights = weights_of(observation, times.double())
+    weights = observation.loss.weights(observation.classes, times.double())
     weight = float((weights[labels] * times).sum())
     return abs(weight / divisor - 1.0) < INTEGER / max(1, int(times.sum()))
 
@@ -150,11 +150,15 @@ def estimated(
         number: Number of samples that it is made of.
     """
     classes = observation.classes
-    plain = observation.class_weights is None and left_over.shape[1] > observation.head.features
+    plain = (
+        observation.loss.class_weights is None and left_over.shape[1] > observation.head.features
+    )
     if plain and divisor is not None and classes <= _DENSE_CLASSES:
         scaled = left_over * (divisor / number)
         gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
-        raw = ilrg(Observation(observation.head, gradient, batch_size=number)).raw
+        raw = ilrg(
+            Observation(observation.head, gradient, training=LocalTraining(batch_size=number))
+        ).raw
         assert raw is not None
         return raw
     pull = (-left_over.sum(dim=1)).clamp_min(0.0)

@@ -12,9 +12,9 @@ from labelleak.restoration import Restoration
 
 def known_divisor(observation: Observation) -> float | None:
     """D, by which the loss divides the sum over its samples, where it is known beforehand."""
-    if observation.reduction == "sum":
+    if not observation.loss.averages:
         return 1.0
-    if observation.class_weights is not None or observation.batch_size is None:
+    if observation.loss.class_weights is not None or observation.batch_size is None:
         return None
     return float(observation.batch_size)
 
@@ -40,12 +40,12 @@ def by_layer(observation: Observation, layer: Layer, seed: int, clock: Clock) ->
     divisor = known_divisor(observation)
     if divisor is None:
         divisor = float(found.inverse_weights.median())
-        if observation.class_weights is None:
+        if observation.loss.class_weights is None:
             divisor = float(round(divisor))
     times = (divisor / found.inverse_weights).round().clamp_min(1.0).long()
     total = observation.batch_size
-    averaged = observation.reduction == "mean"
-    if total is None and search.is_complete and averaged and observation.class_weights is None:
+    averaged = observation.loss.averages
+    if total is None and search.is_complete and averaged and observation.loss.class_weights is None:
         total = round(divisor)
     assert observation.gradient.bias is not None
     gradient = torch.cat([observation.gradient.weight, observation.gradient.bias[:, None]], dim=1)

@@ -34,7 +34,7 @@ def fitting_batch_size(observation: Observation, mean: MeanPrediction) -> int | 
     Returns:
         The size, or None where no size stands out.
     """
-    steps = observation.local_steps // observation.local_epochs
+    steps = observation.local_steps // observation.training.epochs
     # Counts and their errors are linear in the size, of which two tell all others.
     one, two = (scattered_counts(observation, mean, size * steps, size) for size in (1, 2))
     per_raw, per_scatter, per_noise = (

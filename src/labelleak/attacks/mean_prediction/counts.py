@@ -26,7 +26,7 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
         mean_divisor(observation)  # refuses a summed loss, which then has no scale
     total = observation.num_instances
     if total is None and size is not None:
-        total = size * observation.local_steps // observation.local_epochs
+        total = size * observation.local_steps // observation.training.epochs
     found = scattered_counts(observation, mean, total or 1, size or 1)
     raw, errors = found.raw, found.standard_errors
     flags: tuple[Flag, ...] = ()

@@ -144,20 +144,16 @@ def _output_gradients(
         with hooked(layer, leaving=keep), recorded(head_of(observation, model)) as runs:
             model(inputs)
         logits = runs[0].left
-        errors = torch.softmax(logits.detach(), dim=1)
         labels = _likely_labels(observation, pooled, len(inputs)).to(logits.device)
-        errors[torch.arange(len(labels)), labels] -= 1.0
-        if observation.class_weights is not None:
-            errors *= observation.class_weights.to(errors)[labels, None]
-        (deltas,) = torch.autograd.grad(logits, kept[0], errors)
+        residual = observation.loss.residual(logits.detach(), labels)
+        (deltas,) = torch.autograd.grad(logits, kept[0], residual)
     return deltas.flatten(1).double().to(pooled.logits.device)
 
 
 def _likely_labels(observation: Observation, pooled: MeanLogits, number: int) -> Tensor:
     """Labels for dummy inputs: as often as `pooled` finds each in the batch, in random order."""
-    scale = observation.batch_size or 1 if observation.reduction == "sum" else 1
     prediction = torch.softmax(pooled.logits, dim=0)
-    share = (prediction - pooled.bias_gradient / scale).clamp_min(1e-6)
+    share = (prediction - pooled.bias_gradient / observation.scale).clamp_min(1e-6)
     ends = (share / share.sum()).cumsum(0) - _SAME_SHARE
     places = (torch.arange(number) + 0.5) / number
     labels = torch.searchsorted(ends, places.to(ends)).clamp_max(len(share) - 1)

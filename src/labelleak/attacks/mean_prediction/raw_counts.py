@@ -7,7 +7,6 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from labelleak.attacks.evidence import weights_of
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE
 
@@ -80,22 +79,21 @@ def raw_counts(
     Returns:
         Counts that sum to `instances` as far as the bias gradient sums to zero.
     """
-    smoothing, classes = observation.label_smoothing, observation.classes
-    keep = 1.0 - smoothing
-    scale = batch_size if observation.reduction == "sum" else 1.0
-    target = instances * bias_gradient / scale
-    weights = weights_of(observation, bias_gradient)[:, None]
+    loss, classes = observation.loss, observation.classes
+    smoothing, keep = loss.label_smoothing, 1.0 - loss.label_smoothing
+    target = instances * bias_gradient / loss.scale(batch_size)
+    weights = loss.weights(classes, bias_gradient)[:, None]
     # Both unknowns enter linearly: x = fixed + X per_x + N per_n.
     fixed, per_x = -target / keep, probabilities
     per_n = smoothing * (weights.mean() * probabilities - weights / classes) / keep
-    if observation.reduction == "sum":
+    if not loss.averages:
         constant = fixed + instances * per_n
         x = constant + per_x * (instances - (constant / weights).sum(0)) / (per_x / weights).sum(0)
         return x / weights
     constant = fixed + instances * per_x
     number = (constant / weights).sum(0) / (1.0 - (per_n / weights).sum(0))
     counts = (constant + number * per_n) / weights
-    if observation.class_weights is None:
+    if loss.class_weights is None:
         return counts
     sums = counts.sum(0)
     return torch.where(sums > 0, counts * (instances / sums), counts)
@@ -111,7 +109,7 @@ def scattered_counts(
     # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
     student = float(stdtrit(observation.classes - 1, 0.975))
     scatter = (others - raw[:, None]) * (student / NORMAL_QUANTILE)
-    weights = weights_of(observation, raw)
-    scale = batch_size if observation.reduction == "sum" else 1
-    slope = instances / (scale * (1.0 - observation.label_smoothing) * weights)
+    loss = observation.loss
+    weights = loss.weights(observation.classes, raw)
+    slope = instances / (loss.scale(batch_size) * (1.0 - loss.label_smoothing) * weights)
     return Scattered(raw, scatter, slope * mean.noise)

@@ -61,16 +61,15 @@ def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " cl
         observation: Of the loss and the batch size.
         bias_gradient: Given or restored, in the gradient's unit, float64.
     """
-    classes, smoothing = observation.classes, observation.label_smoothing
-    summed = observation.reduction == "sum"
-    scale = (observation.batch_size or 1) if summed else 1
+    classes, smoothing = observation.classes, observation.loss.label_smoothing
+    scale = observation.scale
     centered = (bias_gradient - bias_gradient.mean()) / scale
     squares = max(float(centered.square().sum()), 1e-300)
     share = ((1.0 - smoothing) / classes - centered).clamp_min(0.0)
     share = share / share.sum() if bool(share.any()) else torch.ones_like(share) / classes
     weight = torch.ones_like(share)
-    if observation.class_weights is not None:
-        weight = observation.class_weights.to(share)
+    if observation.loss.class_weights is not None:
+        weight = observation.loss.class_weights.to(share)
         weight = weight * (share / weight).sum()
     # Covariance of rows i and j: [i = j] x_i w_i - x_i x_j (w_i + w_j - mean w).
     mean, along = float(share @ weight), float(share @ centered)

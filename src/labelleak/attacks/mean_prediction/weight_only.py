@@ -60,8 +60,7 @@ def restored_bias_gradient(
     bias = torch.zeros_like(direction) if head.bias is None else head.bias.double()
     # No entry of the bias gradient of a mean loss exceeds one. At the other end the prediction goes
     # to a single class, whose counts are whole and wrong: logits shall not differ so much.
-    scale = size if observation.reduction == "sum" else 1
-    shortest = value * float(left.abs().max()) / scale
+    shortest = value * float(left.abs().max()) / observation.scale
     longest = max(_LOGITS / max(float(direction.std()), 1e-12), 4.0 * shortest)
     if length is not None:
         shortest, longest = length / _NEAR, length * _NEAR

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks.conclusion import are_integral, conclude
-from labelleak.attacks.evidence import bias_gradient, divisor_weights, mean_divisor, weights_of
+from labelleak.attacks.evidence import bias_gradient, mean_divisor
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.numerics import (
     minimum_norm_least_squares,
@@ -110,14 +110,14 @@ class _System:
     def of(
         cls, observation: Observation, probabilities: Float[Tensor, "classes classes"]
     ) -> "_System":
-        classes, smoothing = observation.classes, observation.label_smoothing
-        weights = weights_of(observation, probabilities)
+        classes, smoothing = observation.classes, observation.loss.label_smoothing
+        weights = observation.loss.weights(observation.classes, probabilities)
         scale = (1.0 - smoothing) + smoothing * weights.mean() / weights
         matrix = (probabilities * scale[:, None]).T.contiguous()
         matrix.diagonal().sub_(1.0 - smoothing)
         if smoothing:
             matrix -= smoothing / classes * torch.outer(weights, 1.0 / weights)
-        total_row = divisor_weights(observation, probabilities) / weights
+        total_row = observation.loss.divisor_weights(observation.classes, probabilities) / weights
         return cls(matrix, total_row, weights)
 
 
@@ -143,6 +143,6 @@ def _solve(
         solution[present] = minimum_norm_least_squares(rows, right)
         flags = ()
     counts = solution / system.weights
-    if observation.class_weights is not None and float(counts.sum()) > 0:
+    if observation.loss.class_weights is not None and float(counts.sum()) > 0:
         counts = counts * (total / counts.sum())
     return counts, flags

@@ -9,9 +9,7 @@ from torch import Tensor
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import (
     bias_gradient,
-    divisor_weights,
     mean_divisor,
-    mistakes,
 )
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.probe import class_means, probe
@@ -96,7 +94,7 @@ def solve(
         Shares, non-negative, summing to one, shape (classes,).
     """
     # The loss divides by the sum of the weights: solve for each class's part of it.
-    weights = divisor_weights(observation, gradient)
+    weights = observation.loss.divisor_weights(observation.classes, gradient)
     expected = expected_mistakes(observation, predictions) / weights[:, None]
     parts = least_squares_on_simplex(expected.T, gradient) / weights
     return parts / parts.sum()
@@ -110,7 +108,7 @@ def expected_mistakes(
     Row = true class. For the plain loss it is ``prediction - one-hot``.
     """
     classes = torch.arange(observation.classes, device=predictions.device)
-    return mistakes(observation, predictions, classes)
+    return observation.loss.mistakes(predictions, classes)
 
 
 def least_squares_on_simplex(
@@ -147,7 +145,7 @@ class _Simulation:
         logits: Float[Tensor, "samples classes"],
         labels: Int[Tensor, " samples"],
     ) -> None:
-        if observation.learning_rates is None:
+        if observation.training.step_sizes is None:
             raise MissingKnowledge(
                 f"attack 'rlu' on several steps needs {Need.LEARNING_RATES.value}"
             )
@@ -190,8 +188,13 @@ class _Simulation:
     ) -> tuple[Float[Tensor, "classes classes"], Float[Tensor, " classes"]]:
         """Predictions averaged over the steps, and how far the mean logits moved in all of them."""
         classes = self._observation.classes
-        rates = self._observation.learning_rates or ()
-        parts = shares / (shares * divisor_weights(self._observation, shares)).sum()
+        rates = self._observation.training.step_sizes or ()
+        parts = (
+            shares
+            / (
+                shares * self._observation.loss.divisor_weights(self._observation.classes, shares)
+            ).sum()
+        )
         drift, total = (
             torch.zeros_like(shares),
             torch.zeros(classes, classes, dtype=shares.dtype, device=shares.device),

@@ -14,9 +14,10 @@ from flwr.app import Array, Context, Message
 from torch import Tensor, nn
 
 from labelleak.errors import LabelLeakError
-from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.federated.flower.messages import (
     FRAMEWORK,
+    Known,
     all_keys,
     arrays_in,
     is_train,
@@ -27,6 +28,7 @@ from labelleak.federated.flower.messages import (
 from labelleak.federated.policy import Policy, read_policy
 from labelleak.metrics import counts_of
 from labelleak.restoration import Flag
+from labelleak.training import LocalTraining
 
 POLICY_KEY = "labelleak-policy"
 """Key of a node's configuration that names the site's own policy file."""
@@ -85,7 +87,7 @@ class LeakageAudit:
         model: nn.Module | None = None,
         head: str | None = None,
         label: str = "",
-        step: Step | None = None,
+        training: LocalTraining | None = None,
         keys: Mapping[str, tuple[str, ...]] | None = None,
         epsilon: float | None = None,
         delta: float | None = None,
@@ -99,8 +101,8 @@ class LeakageAudit:
             model: The network, for attacks that use all of it; see `Auditor`.
             head: Name of the final linear layer; None to find it.
             label: Where among the mods this is, ``"before noise"`` say.
-            step: What neither messages nor the run's configuration say of the local training:
-                ``Step(batch_size=32, momentum=0.9)``.
+            training: What neither messages nor the run's configuration say of the local training:
+                ``LocalTraining(batch_size=32, momentum=0.9)``.
             keys: Names of their entries where they differ from `KEYS`, field by field.
             epsilon: Of the differential privacy of one reply here, for the record.
             delta: The same.
@@ -118,7 +120,7 @@ class LeakageAudit:
         self._auditors = {self._auditor.policy: self._auditor}
         self._label, self._share = label, share
         self._epsilon, self._delta = epsilon, delta
-        self._step, self._keys = step or Step(), all_keys(keys)
+        self._training, self._keys = training or LocalTraining(), all_keys(keys)
 
     def __call__(
         self, message: Message, context: Context, call_next: Callable[[Message, Context], Message]
@@ -135,23 +137,25 @@ class LeakageAudit:
         """
         if not is_train(message):
             return call_next(message, context)
-        about: dict[str, Any] = {
-            "round": round_of(message),
-            "client": _client_name(context),
-            "label": self._label,
-            "framework": FRAMEWORK,
-        }
+        occasion = Occasion(
+            round_of(message),
+            _client_name(context),
+            self._label,
+            FRAMEWORK,
+            self._epsilon,
+            self._delta,
+        )
         inside_another = _labels.get() is not None
         try:
             auditor = self._auditor_for(context, inside_another)
         except LabelLeakError as error:
             refusing = Policy(action="refuse", records=self._auditor.policy.records)
-            return refusal(Auditor(refusing).failed(error, **about), message)
+            return refusal(Auditor(refusing).failed(error, occasion), message)
         # An app may change the message; the arrays themselves it cannot.
         received = arrays_in(message)
         with _holding_labels() as labels:
             reply = call_next(message, context)
-            decision = self._audit(auditor, message, context, received, reply, labels, about)
+            decision = self._audit(auditor, message, context, received, reply, labels, occasion)
         if not reply.has_content():
             return reply
         if not decision.send:
@@ -168,23 +172,21 @@ class LeakageAudit:
         received: list[dict[str, Array]],
         reply: Message,
         labels: list[Tensor],
-        about: dict[str, Any],
+        occasion: Occasion,
     ) -> Decision:
         try:
-            before, after, step = update_in(
-                reply, received, message, self._step, self._keys, context.run_config
-            )
-            counts = _counts(labels[0], auditor.classes(before)) if labels else None
+            known = Known(self._training, self._keys, context.run_config)
+            update = update_in(reply, received, message, known)
+            counts = _counts(labels[0], auditor.classes(update.before)) if labels else None
         except Exception as problem:  # whatever the app sent
-            return auditor.failed(problem, **about)
+            return auditor.failed(problem, occasion)
         return auditor.audit_update(
-            before,
-            after,
-            step,
+            update.before,
+            update.after,
+            update.training,
+            occasion,
+            instances=update.instances,
             true_counts=counts,
-            epsilon=self._epsilon,
-            delta=self._delta,
-            **about,
         )
 
     def _auditor_for(self, context: Context, inside_another: bool) -> Auditor:

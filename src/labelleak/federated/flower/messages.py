@@ -4,31 +4,33 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from flwr.app import Array, Error, Message
 from torch import Tensor
 
-from labelleak.federated.auditor import Decision, Step
+from labelleak.federated.auditor import Decision
+from labelleak.training import LocalTraining
 
 KEYS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr", "learning-rate"),
     "batch_size": ("batch-size",),
-    "local_steps": ("local-steps",),
-    "local_epochs": ("local-epochs",),
+    "steps": ("local-steps",),
+    "epochs": ("local-epochs",),
     "instances": ("num-examples",),
     "momentum": ("momentum",),
     "weight_decay": ("weight-decay",),
     "proximal": ("proximal-mu",),
 }
-"""Where a field of `Step` stands in Flower's records, the first that is there; ``_`` is as ``-``.
+"""Where a field of `LocalTraining` stands in Flower's records; ``_`` is as ``-``.
 
-``instances`` is looked up in the metrics of the reply; all others in the configuration that came
-with the message, then in the run's."""
+The first name that is there counts. ``instances``, the number of local samples, is looked up in the
+metrics of the reply; all others in the configuration that came with the message, then in the
+run's."""
 
 
 REFUSED = 1001
@@ -104,63 +106,73 @@ def weights_in(
     return weights
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of clients' training where messages and the run's configuration say nothing.
+
+    Attributes:
+        training: The recipe.
+        keys: As `KEYS`.
+        run_config: The run's configuration.
+    """
+
+    training: LocalTraining
+    keys: Mapping[str, tuple[str, ...]]
+    run_config: Mapping[str, Any]
+
+    def training_of(self, instruction: Message, reply: Message) -> tuple[LocalTraining, int | None]:
+        """The local training that a reply comes from, and the number of local samples.
+
+        Args:
+            instruction: The message that asked for it.
+            reply: The reply.
+
+        Raises:
+            ValueError: A value is no number.
+            InvalidObservation: A number is impossible.
+        """
+        configs = [*instruction.content.config_records.values(), self.run_config]
+        metrics = list(reply.content.metric_records.values())
+        found = {
+            field: value
+            for field, names in self.keys.items()
+            if (value := _look_up(metrics if field == "instances" else configs, names)) is not None
+        }
+        instances = found.pop("instances", None)
+        return replace(self.training, **found), instances
+
+
+class Update(NamedTuple):
+    """What an audit reads of a reply: weights before and after, recipe, number of samples."""
+
+    before: dict[str, Tensor | None]
+    after: dict[str, Tensor | None]
+    training: LocalTraining
+    instances: int | None
+
+
 def update_in(
-    reply: Message,
-    received: list[dict[str, Array]],
-    instruction: Message,
-    known: Step,
-    keys: Mapping[str, tuple[str, ...]],
-    run_config: Mapping[str, Any],
-) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None], Step]:
+    reply: Message, received: list[dict[str, Array]], instruction: Message, known: Known
+) -> Update:
     """What an audit reads of a reply.
 
     Args:
         reply: The reply.
         received: The records of arrays in the message that asked for it, as they were sent.
         instruction: That message.
-        known: See `step_of`, here and below.
-        keys: See there.
-        run_config: See there.
+        known: What holds for all messages.
 
     Returns:
         The weights before and after the local training, see `weights_in`, and what is known of it.
 
     Raises:
         ValueError: One of the messages cannot be read.
+        InvalidObservation: What it says of the training is impossible.
     """
     check_content(reply)
     before = weights_in(received, "the message to the client")
     after = weights_in(arrays_in(reply), "the reply", before)
-    return before, after, step_of(known, keys, instruction, run_config, reply)
-
-
-def step_of(
-    known: Step,
-    keys: Mapping[str, tuple[str, ...]],
-    instruction: Message,
-    run_config: Mapping[str, Any],
-    reply: Message,
-) -> Step:
-    """What is known of the local training that a reply comes from.
-
-    Args:
-        known: What holds where the messages and the run's configuration say nothing.
-        keys: As `KEYS`.
-        instruction: The message that asked for it.
-        run_config: The run's configuration.
-        reply: The reply.
-
-    Raises:
-        ValueError: A value is no number.
-    """
-    configs = [*instruction.content.config_records.values(), run_config]
-    metrics = list(reply.content.metric_records.values())
-    found = {
-        field: value
-        for field, names in keys.items()
-        if (value := _look_up(metrics if field == "instances" else configs, names)) is not None
-    }
-    return replace(known, **found)
+    return Update(before, after, *known.training_of(instruction, reply))
 
 
 def _look_up(records: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> Any:

@@ -1,6 +1,7 @@
 """A strategy for Flower's servers: audits what arrives."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,21 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from labelleak.federated.auditor import Auditor, Decision, Step
+from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.federated.flower.messages import (
     FRAMEWORK,
+    Known,
     all_keys,
     arrays_in,
     refusal,
-    step_of,
     update_in,
     weights_in,
 )
 from labelleak.federated.policy import Policy
-from labelleak.federated.steps import steps_of
+from labelleak.training import LocalTraining
 
 # What an average of clients can say only if it is the same for all of them.
-_ALIKE = ("learning_rate", "local_epochs", "momentum", "weight_decay", "proximal")
+_ALIKE = ("optimizer", "learning_rate", "epochs", "momentum", "weight_decay", "proximal")
 
 
 class AuditStrategy(Strategy):
@@ -43,7 +44,7 @@ class AuditStrategy(Strategy):
         model: nn.Module | None = None,
         head: str | None = None,
         label: str = "",
-        step: Step | None = None,
+        training: LocalTraining | None = None,
         keys: Mapping[str, tuple[str, ...]] | None = None,
         run_config: Mapping[str, Any] | None = None,
         **knowledge: Any,
@@ -52,14 +53,14 @@ class AuditStrategy(Strategy):
 
         Args:
             strategy: The strategy.
-            policy: See `LeakageAudit`, here and below.
+            policy: As of `LeakageAudit`, as are the following.
             secure_aggregation: Audit what `strategy` makes of all replies together, and none of
                 them. It must be their average weighted by the number of samples, as FedAvg's.
-            model: See there.
-            head: See there.
-            label: See there.
-            step: See there.
-            keys: See there.
+            model: The network, for attacks that use all of it.
+            head: Name of the final linear layer; None to find it.
+            label: Where this strategy stands, for the records.
+            training: What messages and configuration do not say of the local training.
+            keys: Names of their entries where they differ from `KEYS`.
             run_config: The run's configuration, ``context.run_config``.
             **knowledge: See `Auditor`.
 
@@ -71,8 +72,7 @@ class AuditStrategy(Strategy):
         self.strategy = strategy
         self._auditor = Auditor(policy, model=model, head=head, **knowledge)
         self._secure, self._label = secure_aggregation, label
-        self._step, self._keys = step or Step(), all_keys(keys)
-        self._run_config = dict(run_config or {})
+        self._known = Known(training or LocalTraining(), all_keys(keys), dict(run_config or {}))
         self._sent: dict[int, Message] = {}
         # Bound now: `start` may put this object's own in their place.
         self._configure, self._aggregate = strategy.configure_train, strategy.aggregate_train
@@ -128,18 +128,18 @@ class AuditStrategy(Strategy):
     def _passed(self, server_round: int, reply: Message) -> Message:
         """The reply after its audit, or the error in its place."""
         node = reply.metadata.src_node_id
-        about = self._about(server_round, f"node-{node}")
+        occasion = self._occasion(server_round, f"node-{node}")
         sent = self._sent.get(node)
         try:
             if sent is None:
                 raise ValueError(f"nothing was asked of node {node}")
-            before, after, step = update_in(
-                reply, arrays_in(sent), sent, self._step, self._keys, self._run_config
-            )
+            update = update_in(reply, arrays_in(sent), sent, self._known)
         except Exception as problem:  # whatever a client sent
-            decision = self._auditor.failed(problem, **about)
+            decision = self._auditor.failed(problem, occasion)
         else:
-            decision = self._auditor.audit_update(before, after, step, **about)
+            decision = self._auditor.audit_update(
+                update.before, update.after, update.training, occasion, instances=update.instances
+            )
         if decision.send or sent is None or not reply.has_content():
             return reply
         return refusal(decision, sent)
@@ -147,59 +147,52 @@ class AuditStrategy(Strategy):
     def _audit_aggregate(
         self, server_round: int, arrays: ArrayRecord, replies: list[Message]
     ) -> Decision:
-        about = self._about(server_round, "aggregate")
+        occasion = self._occasion(server_round, "aggregate")
         try:
             asked = [(self._sent[reply.metadata.src_node_id], reply) for reply in replies]
             asked = [(sent, reply) for sent, reply in asked if reply.has_content()]
-            steps = [
-                step_of(self._step, self._keys, sent, self._run_config, reply)
-                for sent, reply in asked
-            ]
+            clients = [self._known.training_of(sent, reply) for sent, reply in asked]
             before = weights_in(arrays_in(asked[0][0]), "the message to the client")
             after = weights_in([dict(arrays)], "the aggregate", before)
-            step = _step_of_average(steps)
+            training, instances = _average(clients)
+            occasion = replace(occasion, aggregate_of=len(clients))
         except Exception as problem:  # whatever the clients sent
-            return self._auditor.failed(problem, **about)
-        return self._auditor.audit_update(before, after, step, aggregate_of=len(steps), **about)
+            return self._auditor.failed(problem, occasion)
+        return self._auditor.audit_update(before, after, training, occasion, instances=instances)
 
-    def _about(self, server_round: int, client: str) -> dict[str, Any]:
-        return {
-            "round": server_round,
-            "client": client,
-            "label": self._label,
-            "framework": FRAMEWORK,
-        }
+    def _occasion(self, server_round: int, client: str) -> Occasion:
+        return Occasion(server_round, client, self._label, FRAMEWORK)
 
 
-def _step_of_average(steps: list[Step]) -> Step:
-    """The clients' training as if one had all their samples.
+def _average(clients: list[tuple[LocalTraining, int | None]]) -> tuple[LocalTraining, int]:
+    """The clients' training as if one had all their samples, and the number of those.
 
     Their average, weighted by numbers of samples, moved as far as their average number of steps;
     each step together is on a batch of each client. It is exact where all take the same number.
 
+    Args:
+        clients: Recipe and number of samples of each.
+
     Raises:
-        ValueError: The number of samples or of steps of a client is not known, or they trained in
-            different ways.
+        ValueError: The number of samples of a client is not known, or they trained in different
+            ways.
+        MissingKnowledge: The number of steps of a client is not known.
     """
-    if any(step.instances is None for step in steps):
-        raise ValueError("the numbers of local samples are not known: metrics lack num-examples")
+    first = clients[0][0]
     for what in _ALIKE:
-        if any(getattr(step, what) != getattr(steps[0], what) for step in steps):
+        if any(getattr(training, what) != getattr(first, what) for training, _ in clients):
             name = "learning rates" if what == "learning_rate" else what.replace("_", " ")
             raise ValueError(f"the clients' {name} differ")
-    total = sum(step.instances or 0 for step in steps)
-    average = sum((step.instances or 0) * steps_of(step, step.instances) for step in steps) / total
-    whole = max(1, round(average))
-    first = steps[0]
+    total, weighted = 0, 0
+    for training, instances in clients:
+        if instances is None:
+            raise ValueError(
+                "the numbers of local samples are not known: metrics lack num-examples"
+            )
+        total += instances
+        weighted += instances * (training.resolved(instances).steps or 0)
+    whole = max(1, round(weighted / total))
     rate = first.learning_rate
     if isinstance(rate, int | float):
-        rate = rate * average / whole
-    return Step(
-        learning_rate=rate,
-        local_steps=whole,
-        local_epochs=first.local_epochs,
-        instances=total,
-        momentum=first.momentum,
-        weight_decay=first.weight_decay,
-        proximal=first.proximal,
-    )
+        rate = rate * weighted / total / whole
+    return replace(first, learning_rate=rate, batch_size=None, steps=whole), total

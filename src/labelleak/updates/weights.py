@@ -1,0 +1,192 @@
+"""From the weights before and after a client's local training to an observation."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Integer
+from torch import Tensor, nn
+
+from labelleak.checks import is_plain, kind_of
+from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.loss import Loss
+from labelleak.numerics import machine_epsilon, root_mean_square
+from labelleak.observation import Auxiliary, Observation
+from labelleak.training import LocalTraining
+from labelleak.updates.heads import by_bare_name, named_head, parameter_name
+from labelleak.updates.parameters import (
+    StateDict,
+    gradient_of,
+    head_of,
+    inside_wrappers,
+    parameters_of,
+)
+
+# What BatchNorm counts is in the state dict, too, and no step of the optimizer changed it.
+_RUNNING = ("running_mean", "running_var")
+
+
+def observe_update(
+    model: nn.Module | None,
+    before: StateDict,
+    after: StateDict,
+    *,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    loss: Loss | str = "cross_entropy",
+    training: LocalTraining | None = None,
+    instances: int | None = None,
+    present_classes: Integer[Tensor, " present"] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    auxiliary: Auxiliary | None = None,
+    head: str | None = None,
+) -> Observation:
+    """What the server sees of a client that sends weights after local steps of SGD.
+
+    The change of the weights, divided by the `LocalTraining.reach` of the steps, is the mean of the
+    steps' gradients. With a schedule of learning rates or momentum it is a weighted mean. What
+    weight decay and FedProx's proximal term added is taken off, as if the weights had moved evenly
+    from the one model to the other; for one step that is exact.
+
+    Args:
+        model: The network, for attacks that use all of it; None when only weights are at hand.
+        before: State dict that the server handed out.
+        after: State dict that the client sent back.
+        learning_rate: Learning rate of one plain step of SGD, positive; anything else is told by
+            `training`.
+        batch_size: Number of samples K of that step; None where nobody told the server.
+        loss: The client's loss, or the name of its kind.
+        training: How the client trained, in place of `learning_rate` and `batch_size`.
+        instances: Number of different samples, see `Observation`, as are the following.
+        present_classes: Classes known to be in the batch, int64, shape (present,).
+        input_shape: Shape of one input of the model.
+        auxiliary: Labelled samples of the server's own.
+        head: Name of the final linear layer; None to find it.
+
+    Returns:
+        The observation; its gradients are float64. BatchNorm's running statistics, buffers and
+        integers are left out: the optimiser did not change them. A bias of the head that is not
+        among the weights afterwards counts as not sent. Names are without a wrapper's prefix, as
+        those of `observe`.
+
+    Raises:
+        AmbiguousHead: The head is not clear.
+        MissingKnowledge: The learning rate or the number of steps is not known.
+        InvalidObservation: A value is impossible, or the two state dicts do not fit.
+    """
+    training = _recipe(learning_rate, batch_size, training).resolved(instances)
+    before, after = by_bare_name(parameters_of(before)), by_bare_name(parameters_of(after))
+    layer = named_head({name: value.shape for name, value in before.items()}, head)
+    model = None if model is None else inside_wrappers(model)
+    buffers = set() if model is None else {name for name, _ in model.named_buffers()}
+    gradients = {}
+    for name, start in before.items():
+        end = after.get(name)
+        if name in buffers or name.endswith(_RUNNING) or end is None or end.shape != start.shape:
+            continue
+        if is_plain(start) and is_plain(end):
+            gradients[name] = _mean_gradient(name, start, end, training)
+    return observe_head_update(
+        before,
+        after,
+        layer,
+        training,
+        loss=Loss.of(loss),
+        instances=instances,
+        present_classes=present_classes,
+        model=model,
+        gradients=gradients,
+        after=after,
+        input_shape=input_shape,
+        auxiliary=auxiliary,
+    )
+
+
+def observe_head_update(
+    before: StateDict,
+    after: StateDict,
+    layer: str,
+    training: LocalTraining,
+    /,
+    **fields: Any,
+) -> Observation:
+    """The observation of the head of that name, from its weights before and after the steps.
+
+    Raises:
+        MissingKnowledge: The learning rate is not known.
+        InvalidObservation: The two do not fit, or a value is impossible.
+    """
+    reach = _reach_of(training)
+    weight, bias = parameter_name(layer, "weight"), parameter_name(layer, "bias")
+    gradients = {}
+    for name in (weight, bias):
+        start, end = before.get(name), after.get(name)
+        if start is None or (end is None and name == bias):
+            continue
+        if end is None or end.shape != start.shape:
+            raise InvalidObservation(
+                f"{name} is not the same tensor before and after: names or shapes do not match"
+            )
+        gradients[name] = _mean_gradient(name, start, end, training)
+    gradient = gradient_of(gradients, layer)
+    # The coarser of the two formats; zeros to begin with would fit in any.
+    epsilon = max(torch.finfo(before[weight].dtype).eps, machine_epsilon(after[weight]))
+    # The client rounded its weights, by at most epsilon / sqrt(12) of their size on average, and
+    # its gradient before that.
+    rounding = epsilon * (
+        4 * root_mean_square(gradient.weight) + 0.3 * root_mean_square(before[weight]) / reach
+    )
+    return Observation(
+        head=head_of(before, layer),
+        gradient=replace(gradient, rounding=rounding),
+        training=training,
+        **fields,
+    )
+
+
+def _mean_gradient(name: str, before: Tensor, after: Tensor, training: LocalTraining) -> Tensor:
+    """The mean gradient that led from one tensor to the other, float64."""
+    for when, tensor in (("before", before), ("after", after)):
+        if not is_plain(tensor):
+            raise InvalidObservation(
+                f"{name} {when} the steps is {kind_of(tensor)}: a plain tensor of floating-point "
+                "numbers is needed (16 bits or more)"
+            )
+    start, end = (tensor.detach().to(before.device, torch.float64) for tensor in (before, after))
+    gradient = (start - end) / _reach_of(training)
+    if training.weight_decay or training.proximal:
+        way = (training.mean_place or 0.0) * (start - end)
+        gradient -= training.weight_decay * (start - way) - training.proximal * way
+    return gradient
+
+
+def _reach_of(training: LocalTraining) -> float:
+    """How far the mean gradient moved the weights.
+
+    Raises:
+        MissingKnowledge: The learning rate is not known.
+    """
+    if training.reach is None:
+        raise MissingKnowledge(
+            "the learning rate is not known: without it the change of the weights cannot be put to "
+            "scale (learning_rate=F, on the command line --learning-rate F)"
+        )
+    return training.reach
+
+
+def _recipe(
+    learning_rate: float | None, batch_size: int | None, training: LocalTraining | None
+) -> LocalTraining:
+    """One plain step, or whatever else is told.
+
+    Raises:
+        InvalidObservation: A value is given twice.
+    """
+    if training is None:
+        return LocalTraining(learning_rate=learning_rate, batch_size=batch_size, steps=1)
+    if learning_rate is not None or batch_size is not None:
+        raise InvalidObservation(
+            "learning rate or batch size are given twice: beside training=..., they belong in "
+            "LocalTraining(learning_rate=..., batch_size=...)"
+        )
+    return training

@@ -123,3 +123,11 @@ def test_noise_makes_no_class_certain():
     for seed in range(5):
         gradient = noisy(batch.gradient(), 0.2, seed)
         assert not (diagnose(batch.observe(gradient)).certain & ~batch.present).any()
+
+
+def test_what_is_not_known_is_flagged():
+    batch = untrained(20, 40, 10)
+    assert diagnose(batch.observe()).flags == frozenset()
+    assert diagnose(batch.observe(bias=False)).flags == {Flag.NO_BIAS}
+    assert diagnose(batch.observe(batch_size=None)).flags == {Flag.UNKNOWN_BATCH_SIZE}
+    assert diagnose(batch.observe(batch_size=5, local_steps=2)).flags == {Flag.SEVERAL_STEPS}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from labelleak.attacks.cost import has_room, is_affordable, is_decomposable, is_dense
+from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import TRUSTED, Estimate, clipping_factor, judged
 from labelleak.attacks.mbi import moment
@@ -55,24 +55,27 @@ def automatic(
     Returns:
         What the attack that spoke restored.
     """
-    end = now() + time_limit
-    estimates = _estimates(observation, time_limit)
+    end, budget = now() + time_limit, Budget(observation, time_limit)
+    estimates = _estimates(observation, budget)
     best = min(estimates, key=lambda estimate: estimate.rank, default=None)
     measured = any(e.found.standard_errors is not None and e.is_credible for e in estimates)
     clear = measured and best is not None and best.error < TRUSTED
     seconds = max(_SEARCHING * (end - now()), _LEAST_SEARCH * time_limit)
     seconds = min(seconds, _CONFIRMING) if clear else seconds
-    samples = _search(observation, seconds) if _searchable(observation, diagnosis) else None
+    samples = None
+    # Nothing that was added to a gradient can be rebuilt.
+    if budget.allows_search and not diagnosis.is_treated and not _is_crowded(observation):
+        samples = _attempt(observation, "exact", time_limit=seconds)
     if samples is not None and (
         samples.certified
         or _lacks_batch_size_only(observation, samples)
         or (not measured and _mostly_found(samples))
     ):
         return samples
-    best = _fallback(observation, estimates, best)
+    best = _fallback(observation, budget, estimates, best)
     if best is None:
         known = samples is not None and samples.counts is not None
-        return samples if samples is not None and known else _set(observation)
+        return samples if samples is not None and known else _set(observation, budget)
     found = best.found
     if samples is not None:
         found = _with_samples(observation, found, samples, trusted=clear)
@@ -88,18 +91,15 @@ def _attempt(observation: Observation, name: str, **hyper_parameters: object) ->
         return None
 
 
-def _searchable(observation: Observation, diagnosis: Diagnosis) -> bool:
-    """Whether `exact` can take the gradient apart into single samples."""
+def _is_crowded(observation: Observation) -> bool:
+    """Whether there are more samples than `exact` can tell apart.
+
+    A batch larger than the head's rank can only be separated by the previous layer.
+    """
     size = observation.batch_size or 0
-    # A batch larger than the head's rank can only be separated by the previous layer.
-    crowded = size >= min(observation.classes, observation.head.features)
-    hopeless = crowded and observation.gradients is None
-    # Nothing that was added to a gradient can be rebuilt.
-    return is_decomposable(observation) and not hopeless and not diagnosis.is_treated
-
-
-def _search(observation: Observation, seconds: float) -> Restoration | None:
-    return _attempt(observation, "exact", time_limit=seconds)
+    return observation.gradients is None and size >= min(
+        observation.classes, observation.head.features
+    )
 
 
 def _lacks_batch_size_only(observation: Observation, samples: Restoration) -> bool:
@@ -114,12 +114,12 @@ def _mostly_found(samples: Restoration) -> bool:
     return 2 * len(samples.embedding_labels) >= int(samples.counts.sum())
 
 
-def _estimates(observation: Observation, seconds: float) -> list[Estimate]:
+def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
     """Estimates of the counts from whichever attack can make one, as judged."""
     found = [_judged_attempt(observation, "pooled")]
-    if is_dense(observation, seconds):
+    if budget.allows_equations:
         found.append(_judged_attempt(observation, "ilrg"))
-        if _worthwhile(observation, found[0]) and is_affordable(observation, seconds):
+        if _worthwhile(observation, found[0]) and budget.allows_calibrated:
             found.append(_judged_attempt(observation, "calibrated"))
         if observation.auxiliary is not None:
             likelihood = _judged_attempt(observation, "likelihood")
@@ -178,7 +178,7 @@ def _scaled(observation: Observation, factor: float) -> Observation:
 
 
 def _fallback(
-    observation: Observation, estimates: list[Estimate], best: Estimate | None
+    observation: Observation, budget: Budget, estimates: list[Estimate], best: Estimate | None
 ) -> Estimate | None:
     """The best estimate where it is credible, else that of an attack that asks less."""
     credible = best is not None and best.is_credible
@@ -188,7 +188,7 @@ def _fallback(
         return mistakes
     if not observation.has_bias and not (best is not None and best.error < TRUSTED):
         # Without a bias estimates are so weak that a set which is proven says more.
-        proven = _set(observation)
+        proven = _set(observation, budget)
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
@@ -198,9 +198,9 @@ def _fallback(
     return Estimate(found, math.inf)
 
 
-def _set(observation: Observation) -> Restoration:
+def _set(observation: Observation, budget: Budget) -> Restoration:
     """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
-    found = _attempt(observation, "rlg", strict=True) if has_room(observation) else None
+    found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
     return found or run_attack(observation, "gradinversion")
 
 

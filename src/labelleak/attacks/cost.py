@@ -1,6 +1,7 @@
 """What an attack costs before it is run: counted, so that no clock decides what is tried."""
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -20,29 +21,45 @@ _MOST_DECOMPOSED = 4e9
 _DUMMIES = 6_000
 
 
-def has_room(observation: Observation) -> bool:
-    """Whether there is memory for a matrix of classes x classes."""
-    return observation.classes <= _DENSE_CLASSES
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What there is room and time for.
 
+    Args:
+        observation: What the server sees.
+        seconds: That an attack may take, about.
+    """
 
-def is_dense(observation: Observation, seconds: float) -> bool:
-    """Whether there is room and time for equations between all classes."""
-    return has_room(observation) and observation.classes**3 <= _WORK_PER_SECOND * seconds
+    observation: Observation
+    seconds: float
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is memory for a matrix of classes x classes."""
+        return self.observation.classes <= _DENSE_CLASSES
 
-def is_decomposable(observation: Observation) -> bool:
-    """Whether the head's gradient is small enough to be decomposed again and again."""
-    few, many = sorted((observation.classes, observation.head.features + 1))
-    return few**2 * many <= _MOST_DECOMPOSED
+    @property
+    def allows_equations(self) -> bool:
+        """Whether there is room and time for equations between all classes."""
+        return self.has_room and self._allows(self.observation.classes**3)
 
+    @property
+    def allows_search(self) -> bool:
+        """Whether the head's gradient is small enough for `exact` to decompose again and again."""
+        few, many = sorted((self.observation.classes, self.observation.head.features + 1))
+        return few**2 * many <= _MOST_DECOMPOSED
 
-def is_affordable(observation: Observation, seconds: float) -> bool:
-    """Whether `calibrated` sends its inputs through the model in about that time."""
-    model, auxiliary = observation.model, observation.auxiliary
-    if model is None:
-        return False
-    inputs = _DUMMIES if auxiliary is None else len(auxiliary.inputs)
-    return inputs * _work(model, observation.input_shape) <= _WORK_PER_SECOND * seconds
+    @property
+    def allows_calibrated(self) -> bool:
+        """Whether the inputs of `calibrated` go through the model in that time."""
+        model, auxiliary = self.observation.model, self.observation.auxiliary
+        if model is None:
+            return False
+        inputs = _DUMMIES if auxiliary is None else len(auxiliary.inputs)
+        return self._allows(inputs * _work(model, self.observation.input_shape))
+
+    def _allows(self, multiplications: float) -> bool:
+        return multiplications <= _WORK_PER_SECOND * self.seconds
 
 
 def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:

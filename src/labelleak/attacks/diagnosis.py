@@ -8,6 +8,7 @@ from torch import Tensor
 
 from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square, row_blocks
 from labelleak.observation import Observation
+from labelleak.restoration import Flag
 
 # Sums over the classes of more than this share of the gradient's norm are not zero; nor are those
 # above what rounding leaves, which in half precision is more, up to the second share.
@@ -38,11 +39,13 @@ class Diagnosis:
             Clipping scales it as a whole, which only an estimate of the counts can show.
         certain: Classes that are in the batch for certain, bool, shape (classes,); all False where
             there is no bias gradient, or where nobody told a summed loss's batch size.
+        flags: What this, and what is not known of the update, say to a reader of any attack.
     """
 
     sums_are_zero: bool
     is_treated: bool
     certain: Bool[Tensor, " classes"]
+    flags: frozenset[Flag]
 
 
 def diagnose(observation: Observation) -> Diagnosis:
@@ -55,7 +58,15 @@ def diagnose(observation: Observation) -> Diagnosis:
         or _pruned(weight, observation.gradient.rounding)
         or any(_on_a_grid(tensor) for tensor in (weight, bias) if tensor is not None)
     )
-    return Diagnosis(undisturbed, treated, _certain_classes(observation, sums))
+    raised = {
+        Flag.SUMS_NOT_ZERO: not undisturbed,
+        Flag.DEFENCE_SUSPECTED: treated,
+        Flag.NO_BIAS: not observation.has_bias,
+        Flag.SEVERAL_STEPS: observation.local_steps > 1,
+        Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
+    }
+    flags = frozenset(flag for flag, is_raised in raised.items() if is_raised)
+    return Diagnosis(undisturbed, treated, _certain_classes(observation, sums), flags)
 
 
 def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " features"]:

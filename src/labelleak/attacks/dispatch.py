@@ -4,7 +4,7 @@ from dataclasses import replace
 from inspect import signature
 
 from labelleak.attacks.auto import TIME_LIMIT, automatic
-from labelleak.attacks.diagnosis import Diagnosis, diagnose
+from labelleak.attacks.diagnosis import diagnose
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -42,7 +42,12 @@ def restore(
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
     diagnosis = diagnose(observation)
-    _check_batch_size(observation, diagnosis)
+    total, certain = observation.num_instances, int(diagnosis.certain.sum())
+    if total is not None and certain > total:
+        raise InvalidObservation(
+            f"batch size {total} is too small: the gradient shows at least {certain} classes in "
+            "the batch"
+        )
     if attack == "auto":
         if hyper_parameters:
             raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
@@ -51,34 +56,14 @@ def restore(
         if time_limit is not None and _searches(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
-    flags = {*_flags(observation, diagnosis, found), *found.flags}
+    flags = {*diagnosis.flags, *found.flags}
+    if list_attacks()[found.attack].models_steps:
+        flags.discard(Flag.SEVERAL_STEPS)
+    if found.counts is None and found.proportions is None:
+        flags.add(Flag.SET_ONLY)
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
 
 
 def _searches(attack: str) -> bool:
     entry = list_attacks().get(attack)
     return entry is not None and "time_limit" in signature(entry.rule).parameters
-
-
-def _check_batch_size(observation: Observation, diagnosis: Diagnosis) -> None:
-    """Refuse a batch size below the number of classes that must be there."""
-    total, certain = observation.num_instances, int(diagnosis.certain.sum())
-    if total is not None and certain > total:
-        raise InvalidObservation(
-            f"batch size {total} is too small: the gradient shows at least {certain} classes in "
-            "the batch"
-        )
-
-
-def _flags(observation: Observation, diagnosis: Diagnosis, found: Restoration) -> list[Flag]:
-    """Flags of the gradient, of what is not known about it, and of what the attack gives."""
-    models_steps = list_attacks()[found.attack].models_steps
-    raised = {
-        Flag.SUMS_NOT_ZERO: not diagnosis.sums_are_zero,
-        Flag.DEFENCE_SUSPECTED: diagnosis.is_treated,
-        Flag.NO_BIAS: not observation.has_bias,
-        Flag.SEVERAL_STEPS: observation.local_steps > 1 and not models_steps,
-        Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
-        Flag.SET_ONLY: found.counts is None and found.proportions is None,
-    }
-    return [flag for flag, is_raised in raised.items() if is_raised]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from labelleak import defenses
 from labelleak.attacks import Need, list_attacks
 from labelleak.federated import train_locally
+from labelleak.hooks import hooked
 from labelleak.lab.datasets import Dataset, draw
 from labelleak.lab.definition import DefenseSetting, Experiment, Local
 from labelleak.lab.measures import ClassSums
@@ -174,14 +175,11 @@ def _watch(model: nn.Module, batch: Drawn, sums: ClassSums) -> Observation:
             passing[:] = [labels]
             yield inputs, labels
 
-    def look(_: nn.Module, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
-        sums.add(arguments[0], logits, passing[0])
+    def look(_: nn.Module, embeddings: Tensor, logits: Tensor) -> None:
+        sums.add(embeddings, logits, passing[0])
 
-    handle = model.get_submodule(find_head(module_shapes(model))).register_forward_hook(look)
-    try:
+    with hooked(model.get_submodule(find_head(module_shapes(model))), leaving=look):
         return capture(model, pieces())
-    finally:
-        handle.remove()
 
 
 def _defend(

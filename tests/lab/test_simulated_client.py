@@ -15,7 +15,7 @@ from labelleak.lab.definition import Batch, DefenseSetting, Local, Network, Trai
 from labelleak.lab.networks import build
 from labelleak.lab.pretraining import train, training_samples
 from labelleak.lab.seeds import derive_seed
-from labelleak.lab.simulated_client import Drawn
+from labelleak.lab.simulated_client import ClientSamples
 from labelleak.lab.trial import run_trial
 from labelleak.restoration import Flag
 from labelleak.training import LocalTraining
@@ -144,7 +144,7 @@ def test_photographs_are_streamed_and_cropped_anew(photographs, monkeypatch):
 
 def test_pieces_together_are_the_batch():
     digits = load("mnist-sample")
-    batch = Drawn(digits, torch.arange(150), None, "cpu")
+    batch = ClientSamples(digits, torch.arange(150), None, "cpu")
     pieces = list(batch.pieces())
     assert [len(labels) for _, labels in pieces] == [64, 64, 22]
     assert torch.equal(torch.cat([inputs for inputs, _ in pieces]), batch.inputs())

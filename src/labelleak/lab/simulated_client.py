@@ -32,7 +32,7 @@ _CHUNK_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ClientSamples:
     """A client's samples, decoded on demand, the same each time.
 
     Attributes:
@@ -67,7 +67,9 @@ class Drawn:
         return counts_of(self.dataset.labels[self.indices], self.dataset.classes)
 
 
-def drawn(experiment: Experiment, dataset: Dataset, seed: SeedFor, device: str) -> Drawn:
+def draw_samples(
+    experiment: Experiment, dataset: Dataset, seed: SeedFor, device: str
+) -> ClientSamples:
     """Draw the client's samples.
 
     Raises:
@@ -75,11 +77,15 @@ def drawn(experiment: Experiment, dataset: Dataset, seed: SeedFor, device: str) 
     """
     indices = _draw(experiment, dataset, seed("batch"))
     crops = seed("crops") if dataset.lazy and experiment.batch.replacement else None
-    return Drawn(dataset, indices, crops, device)
+    return ClientSamples(dataset, indices, crops, device)
 
 
-def observed(
-    experiment: Experiment, model: nn.Module, batch: Drawn, seed: SeedFor, sums: ClassSums | None
+def observe_client(
+    experiment: Experiment,
+    model: nn.Module,
+    batch: ClientSamples,
+    seed: SeedFor,
+    sums: ClassSums | None,
 ) -> Observation:
     """What the server sees of the client's update, as far as the attacks can use it.
 
@@ -108,7 +114,7 @@ def observed(
 
 
 def _after_training(
-    local: Local, size: int, model: nn.Module, batch: Drawn, seed: int
+    local: Local, size: int, model: nn.Module, batch: ClientSamples, seed: int
 ) -> Observation:
     """What the server sees when the client sends its weights after local steps."""
     inputs, labels = batch.inputs(), batch.dataset.labels[batch.indices].to(batch.device)
@@ -149,7 +155,9 @@ def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
     return wanted
 
 
-def _with_whole_gradient(observation: Observation, model: nn.Module, batch: Drawn) -> Observation:
+def _with_whole_gradient(
+    observation: Observation, model: nn.Module, batch: ClientSamples
+) -> Observation:
     """Add the gradients of all parameters; those of the head stay as captured."""
     gradients = whole_gradient(model, batch.pieces())
     name, gradient = observation.head.name, observation.gradient
@@ -166,7 +174,7 @@ def empty_class_sums(model: nn.Module) -> ClassSums:
     return ClassSums(classes, features, weight.device)
 
 
-def _watch(model: nn.Module, batch: Drawn, sums: ClassSums) -> Observation:
+def _watch(model: nn.Module, batch: ClientSamples, sums: ClassSums) -> Observation:
     """Capture the update, and collect embeddings and predictions during the forward pass."""
     passing: list[Tensor] = []
 
@@ -183,7 +191,7 @@ def _watch(model: nn.Module, batch: Drawn, sums: ClassSums) -> Observation:
 
 
 def _defend(
-    defense: DefenseSetting, observation: Observation, batch: Drawn, seed: int
+    defense: DefenseSetting, observation: Observation, batch: ClientSamples, seed: int
 ) -> Observation:
     if defense.name == "none":
         return observation
@@ -191,7 +199,7 @@ def _defend(
 
 
 def _defense(
-    defense: DefenseSetting, observation: Observation, batch: Drawn, seed: int
+    defense: DefenseSetting, observation: Observation, batch: ClientSamples, seed: int
 ) -> defenses.Defense:
     if defense.name == "sign":
         return defenses.sign

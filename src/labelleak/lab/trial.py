@@ -50,7 +50,13 @@ from labelleak.lab.image_reconstruction import reconstruct
 from labelleak.lab.measures import ClassSums, baseline, coverage, measure
 from labelleak.lab.pretraining import load_network
 from labelleak.lab.seeds import derive_seed
-from labelleak.lab.simulated_client import Drawn, SeedFor, drawn, empty_class_sums, observed
+from labelleak.lab.simulated_client import (
+    ClientSamples,
+    SeedFor,
+    draw_samples,
+    empty_class_sums,
+    observe_client,
+)
 from labelleak.lab.store import Record
 from labelleak.lab.threads import one_thread
 from labelleak.metrics import score
@@ -144,7 +150,7 @@ class _Scene:
 
     dataset: Dataset
     model: nn.Module
-    batch: Drawn
+    batch: ClientSamples
     sums: ClassSums | None
     observation: Observation
 
@@ -198,9 +204,9 @@ def _set_up(
     if network.seed == "per-trial":
         network = network.model_copy(update={"seed": seed("network")})
     model = _network(network, experiment.training, training_set(experiment, data_dir), device)
-    batch = drawn(experiment, dataset, seed, device)
+    batch = draw_samples(experiment, dataset, seed, device)
     sums = empty_class_sums(model) if experiment.of_ilrg else None
-    observation = observed(experiment, model, batch, seed, sums)
+    observation = observe_client(experiment, model, batch, seed, sums)
     if experiment.auxiliary_per_class is not None:
         others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
         number = experiment.auxiliary_per_class

@@ -20,6 +20,8 @@ SOURCE = Path(labelleak.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
+    "hooks": set(),
+    "isolation": set(),
     "storage": {"errors"},
     "numerics": {"errors"},
     "checks": {"errors", "numerics"},

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from command_line import labelleak
-from labelleak.lab.definition import read_grid
+from labelleak.lab.experiment_grid import read_grid
 from labelleak.lab.store import read_records
 
 GRID = """

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelleak.lab import paper
-from labelleak.lab.summary import summarise
+from labelleak.lab.summary import summarize
 from labelleak.report.experiments import study_page, summary_csv
 
 _ROW = re.compile(r'<tr( class="outside")?><th scope="row">(.*?)</th>(.*?)</tr>')
@@ -162,7 +162,7 @@ def test_csv_keeps_any_text(text):
 
 @pytest.mark.parametrize("name", ["table3", "figure5"])
 def test_the_studies_of_the_paper_are_pages(name, document):
-    summary = summarise(paper.study(name, "paper"), [])
+    summary = summarize(paper.study(name, "paper"), [])
     page = study_page([summary], "Run")
     published = [
         cell["published"]

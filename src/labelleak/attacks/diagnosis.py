@@ -1,7 +1,9 @@
-"""Flags that an observation raises by itself, whatever attack reads it."""
+"""What a gradient shows by itself, whatever attack reads it: computed once per observation."""
+
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square, row_blocks
@@ -12,6 +14,8 @@ from labelleak.restoration import Flag
 # above what rounding leaves, which in half precision is more, up to the second share.
 _SUM_TOLERANCE = 1e-3
 _ROUNDED_SUM_TOLERANCE = 0.1
+# Share of sums that are not zero which weight decay may leave unexplained.
+_UNDECAYED = 0.1
 # More entries than this share are zero though their feature and their class are not: pruned.
 _PRUNED = 0.01
 # A grid of 16 bits has so many steps either side of zero; so few entries may lie on one by chance.
@@ -19,40 +23,50 @@ _MOST_STEPS = 1 << 15
 _FEWEST_ENTRIES = 32
 # Entries of which a gradient without a grid has more levels than that.
 _TELLING = 1 << 17
+# A class is there for certain where its entry is below what absent ones have by more than so many
+# standard deviations of the noise, and by this share of the largest entry, for rounding.
+_DEVIATIONS = 6.0
+_ROUNDING_SHARE = 1e-5
 
 
-def observation_flags(observation: Observation, *, models_steps: bool) -> list[Flag]:
-    """Flags of the gradient, and of what is not known about it.
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What a gradient shows by itself.
 
-    Args:
-        observation: What the server sees.
-        models_steps: Whether the attack that spoke models several local steps.
+    Attributes:
+        sums_are_zero: Whether it sums to zero over the classes, but for rounding.
+        is_treated: Whether it looks defended: noise, sparsification, signs or quantization.
+            Clipping scales it as a whole, which only an estimate of the counts can show.
+        certain: Classes that are in the batch for certain, bool, shape (classes,); all False where
+            there is no bias gradient, or where nobody told a summed loss's batch size.
+        flags: What this, and what is not known of the update, say to a reader of any attack.
     """
-    flags = []
-    undisturbed = sums_are_zero(observation)
-    if not undisturbed:
-        flags.append(Flag.SUMS_NOT_ZERO)
-    if _treated(observation, undisturbed=undisturbed):
-        flags.append(Flag.DEFENCE_SUSPECTED)
-    if not observation.has_bias:
-        flags.append(Flag.NO_BIAS)
-    if observation.local_steps > 1 and not models_steps:
-        flags.append(Flag.SEVERAL_STEPS)
-    if observation.batch_size is None:
-        flags.append(Flag.UNKNOWN_BATCH_SIZE)
-    return flags
+
+    sums_are_zero: bool
+    is_treated: bool
+    certain: Bool[Tensor, " classes"]
+    flags: frozenset[Flag]
 
 
-def sums_are_zero(observation: Observation) -> bool:
-    """Whether the gradient sums to zero over the classes, but for rounding."""
-    gradient = observation.gradient
-    if _off_zero(gradient.weight, gradient.rounding):
-        return False
-    bias = gradient.bias
-    # The rounding of a difference of weights is about that of a difference of biases.
-    return bias is None or not _off_zero(
-        bias[:, None], max(gradient.rounding, implied_rounding(bias))
+def diagnose(observation: Observation) -> Diagnosis:
+    """Look at the head's gradient: a few passes over it, and memory of a part of it at most."""
+    weight, bias = observation.gradient.weight, observation.gradient.bias
+    sums = class_sums(weight)
+    undisturbed = _sums_are_zero(observation, sums)
+    treated = (
+        (not undisturbed and not _decayed(observation, sums))
+        or _pruned(weight, observation.gradient.rounding)
+        or any(_on_a_grid(tensor) for tensor in (weight, bias) if tensor is not None)
     )
+    raised = {
+        Flag.SUMS_NOT_ZERO: not undisturbed,
+        Flag.DEFENCE_SUSPECTED: treated,
+        Flag.NO_BIAS: not observation.has_bias,
+        Flag.SEVERAL_STEPS: observation.local_steps > 1,
+        Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
+    }
+    flags = frozenset(flag for flag, is_raised in raised.items() if is_raised)
+    return Diagnosis(undisturbed, treated, _certain_classes(observation, sums), flags)
 
 
 def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " features"]:
@@ -62,7 +76,19 @@ def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " f
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
 
 
-def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> bool:
+def _sums_are_zero(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
+    """Whether the gradient sums to zero over the classes, but for rounding."""
+    weight, bias = observation.gradient.weight, observation.gradient.bias
+    rounding = observation.gradient.rounding
+    if _off_zero(sums, weight, rounding):
+        return False
+    # The rounding of a difference of weights is about that of a difference of biases.
+    return bias is None or not _off_zero(
+        class_sums(bias[:, None]), bias, max(rounding, implied_rounding(bias))
+    )
+
+
+def _off_zero(sums: Float[Tensor, " features"], gradient: Tensor, rounding: float) -> bool:
     """Whether sums over the classes are more than rounding errors of that size leave.
 
     The norm of the sums, relative to that of the gradient, is the share of independent noise of
@@ -71,42 +97,23 @@ def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> b
     size = root_mean_square(gradient)
     if not size:
         return False
-    share = float(class_sums(gradient).norm()) / size / float(gradient.numel() ** 0.5)
+    share = float(sums.norm()) / size / float(gradient.numel() ** 0.5)
     return share > max(_SUM_TOLERANCE, min(rounding / size, _ROUNDED_SUM_TOLERANCE))
 
 
-def defence_suspected(observation: Observation) -> bool:
-    """Whether the head's gradient looks treated: noise, sparsification, signs or quantisation.
-
-    Clipping scales the gradient as a whole, which only an estimate of the counts can show.
-    """
-    return _treated(observation, undisturbed=sums_are_zero(observation))
-
-
-def _treated(observation: Observation, *, undisturbed: bool) -> bool:
-    """The same, where it is known whether the sums over the classes are zero."""
-    gradient = observation.gradient
-    tensors = [gradient.weight] if gradient.bias is None else [gradient.weight, gradient.bias]
-    return (
-        (not undisturbed and not _decayed(observation))
-        or _pruned(gradient.weight, gradient.rounding)
-        or any(_on_a_grid(tensor) for tensor in tensors)
-    )
-
-
-def _decayed(observation: Observation) -> bool:
+def _decayed(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
     """Whether weight decay explains that the sums over the classes are not zero.
 
     Decay adds a multiple of the head's own weight, and to the sums the same multiple of its sums.
     """
     gradient, head = observation.gradient, observation.head
-    sums, decay = class_sums(gradient.weight), class_sums(head.weight)
+    decay = class_sums(head.weight)
     bias = gradient.bias
     if bias is not None and head.bias is not None:
         sums = torch.cat([sums, class_sums(bias[:, None])])
         decay = torch.cat([decay, class_sums(head.bias[:, None])])
     left = sums - decay * (sums @ decay / decay.square().sum().clamp_min(1e-300))
-    return float(left.norm()) <= 0.1 * float(sums.norm())
+    return float(left.norm()) <= _UNDECAYED * float(sums.norm())
 
 
 def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
@@ -168,3 +175,23 @@ def _on_a_grid(tensor: Tensor) -> bool:
     # What underflows in half precision lies on the grid of its smallest numbers.
     half = torch.finfo(torch.float16)
     return step > 2.0 * half.smallest_normal * half.eps or machine_epsilon(tensor) < half.eps
+
+
+def _certain_classes(
+    observation: Observation, sums: Float[Tensor, " features"]
+) -> Bool[Tensor, " classes"]:
+    """Classes whose entry of the bias gradient no absent class can have.
+
+    ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
+    bound). What noise there is shows in the sums over the classes, which are zero without it.
+    """
+    bias, loss, classes = observation.gradient.bias, observation.loss, observation.classes
+    if bias is None or (observation.batch_size is None and not loss.averages):
+        return torch.zeros(classes, dtype=torch.bool, device=sums.device)
+    bias = bias.double() / observation.scale
+    weights = loss.weights(classes, bias)
+    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
+    noise = float((sums / observation.scale).square().mean().sqrt()) / classes**0.5
+    rounding = _ROUNDING_SHARE * float(bias.abs().max())
+    certain: Tensor = bias < -bound - _DEVIATIONS * noise - rounding
+    return certain

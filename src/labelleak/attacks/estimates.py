@@ -14,14 +14,19 @@ from labelleak.restoration import Restoration
 TRUSTED = 0.2
 """Error of a count, root mean square, above which rounding is little better than chance."""
 
+# Errors below this one are the same: nearly all such counts are right, and what is left of them is
+# rounding, which must not choose between estimates.
+_SAME_ERROR = 1e-3
 # Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
 # become sure of some classes, and no longer follow from a mean embedding.
 _FLAT = 0.85
 # Above this one, counts that are as near to whole numbers as that show that it does no harm:
-# untrained networks whose embeddings are far from zero favour some classes, too.
+# untrained networks whose embeddings are far from zero favor some classes, too.
 _UNEVEN, _WHOLE = 0.5, 0.1
 # A count nearer to zero than this tells nothing of its class but that it is absent.
 _ABSENT = 0.1
+# Distance of counts from counts that could be: at most so many standard errors, and so much beside.
+_CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
 # How much smaller a clipped gradient is at least and at most, and how many factors are tried.
 _LEAST_FACTOR = 1.1
 _LARGEST_FACTOR = 30.0
@@ -36,13 +41,31 @@ class Estimate:
         found: The restoration.
         error: Root mean square of the error of a count; infinite where assumptions do not hold.
         distance: The same of the distance from counts that could be; at most that is seen of it.
+        evenness: Perplexity of the mean prediction that standard errors assume to be even,
+            relative to the number of classes; 1 where there are none.
         unclipped: Whether it is of a gradient as it was before it was clipped.
     """
 
     found: Restoration
     error: float
     distance: float = math.inf
+    evenness: float = 1.0
     unclipped: bool = False
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the mean prediction that the counts stand for favors no classes."""
+        return self.evenness > _FLAT
+
+    @property
+    def is_credible(self) -> bool:
+        """Whether its assumptions hold, as far as that shows."""
+        return self.error < math.inf
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What estimates are sorted by, the best first; equal where rounding alone differs."""
+        return max(self.error, _SAME_ERROR), max(self.distance, _SAME_ERROR)
 
 
 def judged(observation: Observation, found: Restoration) -> Estimate:
@@ -51,14 +74,19 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
     Standard errors are believed where the mean prediction is even and the counts are as near to
     counts that could be as they claim. Without standard errors the distance from such counts is the
     error, if it is so small that chance does not explain it.
+
+    Args:
+        observation: What the attack saw.
+        found: Its estimate, with real-valued counts.
     """
     raw, errors = found.raw, found.standard_errors
     assert raw is not None, "an attack that estimates counts"
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
-    even = 1.0 if errors is None else evenness(observation, found)
+    even = 1.0 if errors is None else _evenness(observation, found)
     if total is None:
         # Shares have no distance from whole numbers: the sharper attack first.
-        return Estimate(found, math.inf, float(errors is None) if even > _FLAT else math.inf)
+        order = float(errors is None) if even > _FLAT else math.inf
+        return Estimate(found, math.inf, order, even)
     distance = _distance(raw, total)
     # Absent classes, rightly near zero, would hide what is wrong with the others.
     told = (raw.abs() > _ABSENT) | found.present
@@ -71,35 +99,36 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         return Estimate(found, of_told if right else math.inf, of_told)
     claimed = float(errors.square().mean().sqrt())
     follows = even > _FLAT or (even > _UNEVEN and of_told < _WHOLE)
-    credible = follows and distance < 2.0 * claimed + 0.05
-    return Estimate(found, max(distance, claimed) if credible else math.inf, distance)
+    credible = follows and distance < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
+    return Estimate(found, max(distance, claimed) if credible else math.inf, distance, even)
 
 
-def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
-    """From the nearest counts that could be, root mean square."""
-    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
-
-
-def clipping(observation: Observation, found: Restoration) -> float | None:
+def clipping_factor(observation: Observation, estimate: Estimate) -> float | None:
     """By which factor the gradient is too small, if there is one above 1 that makes counts whole.
 
     A gradient that was clipped is too small by one factor. The mean prediction does not change with
     it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
     """
-    plain = observation.loss.is_plain
+    found = estimate.found
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
-    if not plain or bias is None or raw is None or counts is None:
+    if not observation.loss.is_plain or bias is None or raw is None or counts is None:
         return None
-    if found.standard_errors is None or not is_even(observation, found):
+    if found.standard_errors is None or not estimate.is_even:
         return None
     total = int(counts.sum())
-    scale = observation.scale
-    seen = total * bias.double() / scale
+    seen = total * bias.double() / observation.scale
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
     least = min(distances)
-    factor = float(factors[distances.index(least)])
+    # Of factors that make counts as whole as each other, the one nearest to no clipping.
+    near = next(i for i, distance in enumerate(distances) if distance <= least + _SAME_ERROR)
+    factor = float(factors[near])
     return factor if factor > _LEAST_FACTOR and least < _by_chance(len(raw)) else None
+
+
+def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
+    """From the nearest counts that could be, root mean square."""
+    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
 
 
 def _by_chance(classes: int) -> float:
@@ -111,19 +140,13 @@ def _by_chance(classes: int) -> float:
     return max(0.05, min(TRUSTED, math.sqrt(max(0.0, least))))
 
 
-def is_even(observation: Observation, found: Restoration) -> bool:
-    """Whether the mean prediction that the counts stand for favours no classes."""
-    return evenness(observation, found) > _FLAT
-
-
-def evenness(observation: Observation, found: Restoration) -> float:
+def _evenness(observation: Observation, found: Restoration) -> float:
     """Perplexity of the mean prediction ``n / K + db``, relative to the number of classes."""
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
         return 1.0
-    scale = observation.scale
     total = 1 if found.counts is None else int(found.counts.sum())
-    prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
+    prediction = (raw / total + bias.double() / observation.scale).clamp_min(1e-12)
     prediction = prediction / prediction.sum()
     perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
     return perplexity / observation.classes

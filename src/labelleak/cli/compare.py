@@ -52,8 +52,8 @@ def compare_command(
     results hold the others).
     """  # noqa: D301
     check_extras()
-    from labelleak.lab.definition import read_grid
-    from labelleak.lab.summary import grid_study, summarise
+    from labelleak.lab.experiment_grid import grid_study, read_grid
+    from labelleak.lab.summary import summarize
     from labelleak.report.run import write_run
 
     experiments = read_grid(grid)
@@ -63,7 +63,7 @@ def compare_command(
     folder = Path("labelleak-runs") / grid.stem if out is None else out
     records, failed = run_experiments(experiments, folder, place)
     title = f"Comparison: {grid.stem}"
-    summary = summarise(grid_study(experiments, grid.stem, title), records)
+    summary = summarize(grid_study(experiments, grid.stem, title), records)
     page = write_run(folder, title, [summary])
     if output_format == "json":
         click.echo(json.dumps(summary, indent=2, allow_nan=False))

@@ -11,15 +11,11 @@ from labelleak.cli.experiments import Place, check_extras, run_experiments
 from labelleak.cli.options import PathOption, format_option, gathered
 from labelleak.cli.status import ExitStatus
 from labelleak.cli.tables import print_study
-
-STUDIES = (
-    "table1", "table3", "table4", "table5", "figure2", "figure3", "figure4", "figure5", "extras",
-)  # fmt: skip
-"""Names of the studies in `labelleak.lab.paper`, which the help cannot import without an extra."""
+from labelleak.lab.studies import NAMES
 
 
 @click.command("reproduce")
-@click.argument("name", type=click.Choice([*STUDIES, "all"]))
+@click.argument("name", type=click.Choice([*NAMES, "all"]))
 @click.option(
     "--scale",
     type=click.Choice(["smoke", "quick", "paper"]),
@@ -57,21 +53,22 @@ def reproduce_command(
     """
     check_extras()
     from labelleak.lab import paper
-    from labelleak.lab.summary import summarise
+    from labelleak.lab.sources import PUBLISHED_SOURCES, find_sources
+    from labelleak.lab.summary import summarize
     from labelleak.report.run import run_content, write_run
 
-    sources = paper.PUBLISHED_SOURCES if scale == "smoke" else paper.find_sources(place.data_dir)
+    sources = PUBLISHED_SOURCES if scale == "smoke" else find_sources(place.data_dir)
     folder = Path("labelleak-runs") / f"{name}-{scale}" if out is None else out
     title = f"Reproduction of iLRG, {name}, scale {scale}"
     summaries: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     page = folder / "report.html"
     target = console()
-    for study_name in STUDIES if name == "all" else (name,):
+    for study_name in NAMES if name == "all" else (name,):
         study = paper.study(study_name, scale, sources)
         records, failures = run_experiments(study.experiments, folder, place)
         failed |= failures
-        summaries.append(summarise(study, records))
+        summaries.append(summarize(study, records))
         # After each, so that a run that is stopped has a page of what it finished.
         page = write_run(folder, title, summaries)
         if output_format == "table":

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
+from labelleak.hooks import hooked
 from labelleak.inversion.task import Task
 
 
@@ -60,30 +61,22 @@ def _first_layer(task: Task) -> str:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((1, *task.image_shape), generator=generator)
     images = images.to(task.device, task.dtype)
+    names: dict[nn.Module, str] = {
+        module: name
+        for name, module in task.model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.bias" in task.gradients
+    }
     taking: list[str] = []
 
-    def note(name: str) -> "torch.utils.hooks._HookFunction":
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            if torch.equal(arguments[0], images.flatten(1)):
-                taking.append(name)
+    def note(layer: nn.Module, entered: Tensor) -> None:
+        if torch.equal(entered, images.flatten(1)):
+            taking.append(names[layer])
 
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(note(name))
-        for name, module in task.model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            task.model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    names = [name for name in taking if f"{name}.bias" in task.gradients]
-    if not names:
+    with torch.no_grad(), hooked(*names, entering=note):
+        task.model(images)
+    if not taking:
         raise InvalidObservation(
             "the analytic method needs a network whose first layer is fully connected, with a "
             "bias: no such layer takes in the images"
         )
-    return names[0]
+    return taking[0]

@@ -6,19 +6,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks.mean_prediction.counts import raw_counts
+from labelleak.attacks.mean_prediction.raw_counts import raw_counts
+from labelleak.attacks.mean_prediction.regression import SMALL_HEAD
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 
+# Lengths of the mean embedding that are tried for each sign, evenly spaced in their logarithm.
 _LENGTHS = 400
+# Standard deviation of the logits at the longest one: above, a softmax favors a single class.
 _LOGITS = 2.0
+# Mean over mean magnitude of the embedding's entries from which on they tell its sign.
 _ONE_SIGN = 0.3
-_SMALL_HEAD = 1 << 22
-# How far from a length that is about known another one may be, as a factor.
+# Search lengths within this factor of the estimate.
 _NEAR = 1.25
 # Mean squared distance from whole numbers at which those are no evidence: at random it is 1/12.
 _WHOLE = 0.06
+# Squared distances that differ by less are the same: a thousandth of a sample, far above rounding.
+_SAME = 1e-6
 
 
 def restored_bias_gradient(
@@ -33,8 +38,8 @@ def restored_bias_gradient(
 
     Args:
         observation: With a batch size.
-        length: About what the length is, where that is known: only lengths near it are rated, and
-            it stands itself where none of them makes counts whole.
+        length: Estimated length of e, where there is an estimate: only lengths near it are rated,
+            and it stands itself where none of them makes counts whole.
 
     Returns:
         The bias gradient of the best length, float64, shape (classes,), in the gradient's unit.
@@ -61,16 +66,18 @@ def restored_bias_gradient(
         shortest, longest = length / _NEAR, length * _NEAR
     lengths = torch.logspace(0, 1, _LENGTHS, base=longest / shortest, dtype=torch.float64)
     lengths = shortest * lengths.to(left.device)
-    # Embeddings after a ReLU are not negative, which tells the sign; others leave it open.
+    # Embeddings after a ReLU are not negative, which tells the sign; others leave it open. The
+    # decomposition's own sign is arbitrary, so both are tried from the same end.
     lean = float(right.sum() / right.abs().sum())
-    signs = (1.0, -1.0) if abs(lean) < _ONE_SIGN else (1.0 if lean > 0 else -1.0,)
-    best, least = 1.0, float("inf")
+    sign = math.copysign(1.0, lean)
+    signs = (sign, -sign) if abs(lean) < _ONE_SIGN else (sign,)
+    best, least = sign, math.inf
     for signed in [sign * near for sign in signs for near in lengths.tolist()]:
         prediction = torch.softmax(signed * direction + bias, dim=0)[:, None]
         gradient_of_bias = (value / signed * left)[:, None]
         raw = raw_counts(observation, prediction, gradient_of_bias, total, size)[:, 0]
         cost = float((raw - project_to_counts(raw, total)).square().sum())
-        if cost < least:
+        if cost < least - _SAME:
             best, least = signed, cost
     if length is not None and least > _WHOLE * observation.classes:
         best = math.copysign(length, best)
@@ -84,7 +91,7 @@ def _top_pair(
 
     By subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
     """
-    matrix = gradient if gradient.numel() > _SMALL_HEAD else gradient.double()
+    matrix = gradient if gradient.numel() > SMALL_HEAD else gradient.double()
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.float()
     generator = torch.Generator().manual_seed(0)

@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.parametrize("module", ["jinja2", "matplotlib"])
 def test_without_its_extra_nothing_is_written(tmp_path, monkeypatch, module):
     for name in list(sys.modules):
-        if name.startswith("labelleak.report"):
+        if name.startswith("labelleak.report."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     done = labelleak("demo", "--out", tmp_path / "out")

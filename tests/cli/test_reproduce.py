@@ -9,6 +9,7 @@ from find_published import find
 from labelleak.cli import reproduce as module
 from labelleak.lab import paper
 from labelleak.lab.studies import NAMES
+from labelleak.report import run as results
 
 
 def reproduce(*arguments):
@@ -80,7 +81,7 @@ def test_all_runs_every_study_and_its_page_grows_with_them(tmp_path, monkeypatch
         return folder / "report.html"
 
     monkeypatch.setattr(module, "run_experiments", run_experiments)
-    monkeypatch.setattr("labelleak.report.run.write_run", write_run)
+    monkeypatch.setattr(results, "write_run", write_run)
     arguments = ("--scale", "smoke", "--workers", 2, "--out", tmp_path, "--format", "json")
     done = reproduce("all", *arguments)
     assert done.status == 2  # something could not be run

@@ -40,6 +40,14 @@ def defend(observation: Observation, defense: Defense) -> Observation:
     Raises:
         InvalidObservation: The head cannot be found among the whole model's gradients, or the
             defence leaves nothing of the head's gradient.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from labelleak import Head, HeadGradient, Observation
+        >>> seen = Observation(Head(torch.zeros(2, 1)), HeadGradient(torch.tensor([[3.0], [-4.0]])))
+        >>> defend(seen, partial(clip_norm, max_norm=1.0)).gradient.weight.tolist()
+        [[0.6000000238418579], [-0.800000011920929]]
     """
     prefix = f"{observation.head.name}." if observation.head.name else ""
     weight, bias = f"{prefix}weight", f"{prefix}bias"
@@ -54,7 +62,7 @@ def defend(observation: Observation, defense: Defense) -> Observation:
             "the model (Head(..., name='fc')) or leave the gradients out"
         )
     defended = dict(defense(given))
-    # Rounding errors made before the defence are still in what it leaves, scaled as it scales.
+    # The rounding errors made before the defense remain, scaled as the defense scales.
     before = root_mean_square(observation.gradient.weight)
     shrinkage = min(1.0, root_mean_square(defended[weight]) / before) if before else 1.0
     gradient = HeadGradient(defended[weight], defended[bias] if bias in head else None)
@@ -86,6 +94,13 @@ def gaussian_noise(
     Raises:
         ValueError: `std` is negative or not finite, or a gradient is not floating, finite and
             non-empty.
+
+    Example:
+        >>> import torch
+        >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
+        >>> noisy = gaussian_noise(gradients, 0.01, generator=torch.Generator().manual_seed(0))
+        >>> bool((noisy["fc.weight"] - gradients["fc.weight"]).abs().max() < 0.05)
+        True
     """
     _check(gradients)
     if not (math.isfinite(std) and std >= 0):
@@ -119,6 +134,13 @@ def clip_norm(
     Raises:
         ValueError: `max_norm` is not positive and finite, or a gradient is not floating, finite and
             non-empty.
+
+    Example:
+        >>> import torch
+        >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
+        >>> clipped = clip_norm(gradients, 0.5)
+        >>> round(float(clipped["fc.weight"].norm()), 6)
+        0.5
     """
     _check(gradients)
     if not (math.isfinite(max_norm) and max_norm > 0):
@@ -158,6 +180,12 @@ def sparsify(
     Raises:
         ValueError: `percent` or `scope` is none of these, or a gradient is not floating, finite and
             non-empty.
+
+    Example:
+        >>> import torch
+        >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
+        >>> sparsify(gradients, 50)["fc.weight"].count_nonzero().item()
+        2
     """
     _check(gradients)
     _check_percent(percent)
@@ -202,6 +230,12 @@ def sign(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: A gradient is not floating, finite and non-empty.
+
+    Example:
+        >>> import torch
+        >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
+        >>> sign(gradients)["fc.weight"].tolist()
+        [[1.0, -1.0], [1.0, 1.0]]
     """
     _check(gradients)
     return {name: tensor.sign() for name, tensor in gradients.items()}
@@ -229,6 +263,12 @@ def quantize(
 
     Raises:
         ValueError: `bits` is out of range, or a gradient is not floating, finite and non-empty.
+
+    Example:
+        >>> import torch
+        >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
+        >>> [[round(x, 3) for x in row] for row in quantize(gradients, 2)["fc.weight"].tolist()]
+        [[0.0, -0.0], [0.0, 0.8]]
     """
     _check(gradients)
     if not 2 <= bits <= 16:
@@ -249,7 +289,7 @@ def _rounded(tensor: Tensor, levels: int, generator: torch.Generator | None) -> 
             tensor.shape, generator=generator, dtype=torch.float64, device=generator.device
         )
         steps.add_(lift.to(tensor.device)).floor_()
-    # In this order the outermost points are the largest magnitude itself, to the last bit.
+    # Dividing first makes the outermost points equal the largest magnitude exactly.
     return steps.div_(levels).mul_(largest).to(tensor.dtype)
 
 
@@ -282,6 +322,15 @@ def soteria_mask(
     References:
         Sun et al., "Soteria: Provable defense against privacy leakage in federated learning from
         representation perspective", CVPR 2021 (arXiv:2012.06043), algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential()
+        >>> model.add_module("body", torch.nn.Linear(6, 4))
+        >>> model.add_module("fc", torch.nn.Linear(4, 3))
+        >>> mask = soteria_mask(model.eval(), torch.rand(2, 6), 50, head="fc")
+        >>> int(mask.sum())
+        2
     """
     _check_percent(percent)
     if model.training:
@@ -301,7 +350,7 @@ def soteria_mask(
         (slopes,) = torch.autograd.grad(values.sum(), inputs, retain_graph=True)
         norms = torch.linalg.vector_norm(slopes.flatten(1), dim=1, dtype=torch.float64)
         ratios = norms / values.detach().abs().double()
-        # A feature that a ReLU has switched off has neither a value nor a slope.
+        # A feature that the ReLU switched off has value 0 and slope 0: it scores 0, not NaN.
         scores[feature] = torch.where(norms > 0, ratios, 0.0).sum()
     return ~_below(scores, percent)
 
@@ -329,6 +378,13 @@ def soteria(
 
     References:
         Sun et al., CVPR 2021 (arXiv:2012.06043), algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
+        >>> kept = torch.tensor([True, False])
+        >>> soteria(gradients, kept, "fc.weight")["fc.weight"][:, 1].tolist()
+        [0.0, 0.0]
     """
     _check(gradients)
     if weight_name not in gradients:

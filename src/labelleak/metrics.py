@@ -63,6 +63,15 @@ def score(
 
     Raises:
         ValueError: `true_counts` are no counts of these classes, or `use` is neither.
+
+    Example:
+        >>> import torch
+        >>> from labelleak import Restoration
+        >>> counts = torch.tensor([3, 1, 0, 2])
+        >>> found = Restoration(present=counts > 0, counts=counts)
+        >>> result = score(found, torch.tensor([2, 1, 1, 2]))
+        >>> round(result.accuracy, 3), result.lnacc, result.exact
+        (0.833, 0.5, False)
     """
     if use not in ("counts", "rounded"):
         raise ValueError(f"use={use!r}: choose 'counts' or 'rounded'")
@@ -91,6 +100,11 @@ def counts_of(labels: Integer[Tensor, " batch"], classes: int) -> Integer[Tensor
 
     Raises:
         ValueError: `labels` is not a list of integers, or one of them is not in 0..C-1.
+
+    Example:
+        >>> import torch
+        >>> counts_of(torch.tensor([0, 2, 2]), classes=4).tolist()
+        [1, 0, 2, 0]
     """
     if labels.ndim != 1 or not _is_integer(labels):
         raise ValueError(
@@ -119,6 +133,12 @@ def leacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"])
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> leacc(found, true)
+        0.75
     """
     found, true = _checked(found, true)
     return int(((found > 0) == (true > 0)).sum()) / true.numel()
@@ -138,6 +158,12 @@ def lnacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"])
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> lnacc(found, true)
+        0.5
     """
     found, true = _checked(found, true)
     return int((found == true).sum()) / true.numel()
@@ -158,6 +184,12 @@ def recall(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> recall(found, true)
+        0.8333333333333334
     """
     found, true = _checked(found, true)
     return int(torch.minimum(found, true).sum()) / int(true.sum())
@@ -177,6 +209,12 @@ def accuracy(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> accuracy(found, true)
+        0.8333333333333334
     """
     found, true = _checked(found, true)
     return int(torch.minimum(found, true).sum()) / max(int(true.sum()), int(found.sum()))
@@ -194,6 +232,12 @@ def exact(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"])
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> exact(found, true)
+        False
     """
     found, true = _checked(found, true)
     return torch.equal(found, true)
@@ -214,6 +258,12 @@ def existence_precision(
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> existence_precision(found, true)
+        1.0
     """
     found, true = _checked(found, true)
     claimed = int((found > 0).sum())
@@ -234,6 +284,12 @@ def existence_recall(
 
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
+
+    Example:
+        >>> import torch
+        >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
+        >>> existence_recall(found, true)
+        0.75
     """
     found, true = _checked(found, true)
     return int(((found > 0) & (true > 0)).sum()) / int((true > 0).sum())
@@ -259,6 +315,11 @@ def cosine_similarity(
 
     Raises:
         ValueError: The shapes differ, or `present` selects no row.
+
+    Example:
+        >>> import torch
+        >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
+        0.6
     """
     if found.ndim != 2 or found.shape != true.shape:
         raise ValueError(

@@ -14,7 +14,7 @@ from labelleak.loss import Loss
 from labelleak.numerics import implied_rounding
 from labelleak.training import LocalTraining
 
-# Below, every integer is a float64, in which counts are computed.
+# Counts are computed in float64, which holds every integer below this one.
 _TOO_MANY = 2**53
 
 
@@ -30,6 +30,12 @@ class Head:
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or there
             are fewer than two classes.
+
+    Example:
+        >>> import torch
+        >>> head = Head(torch.zeros(10, 300), torch.zeros(10), name="fc")
+        >>> head.classes, head.features
+        (10, 300)
     """
 
     weight: Float[Tensor, "classes features"]
@@ -67,6 +73,11 @@ class HeadGradient:
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or every
             entry is zero.
+
+    Example:
+        >>> import torch
+        >>> HeadGradient(torch.ones(10, 300), torch.ones(10)).rounding > 0
+        True
     """
 
     weight: Float[Tensor, "classes features"]
@@ -96,6 +107,11 @@ class Auxiliary:
     Raises:
         InvalidObservation: There are none, not one label for each input, or an input is NaN or
             infinite.
+
+    Example:
+        >>> import torch
+        >>> Auxiliary(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 2])).labels.tolist()
+        [0, 1, 1, 2]
     """
 
     inputs: Tensor
@@ -142,6 +158,15 @@ class Observation:
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
+
+    Example:
+        >>> import torch
+        >>> head = Head(torch.zeros(3, 2), torch.zeros(3))
+        >>> gradient = HeadGradient(torch.ones(3, 2), torch.tensor([-0.5, 0.2, 0.3]))
+        >>> training = LocalTraining(batch_size=8, steps=6, epochs=2)
+        >>> seen = Observation(head, gradient, training=training)
+        >>> seen.classes, seen.num_instances
+        (3, 24)
     """
 
     head: Head
@@ -213,7 +238,7 @@ class Observation:
                 f"{present.numel()} classes are said to be present among {self.num_instances} "
                 "instances: the batch size is too small"
             )
-        # Only as int64 do all of them index.
+        # torch indexes with int64; uint8 would be read as a mask.
         object.__setattr__(self, "present_classes", present.long())
 
     def _check_inputs(self) -> None:
@@ -308,8 +333,8 @@ def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
                 f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
                 "numbers is needed (16 bits or more)"
             )
-        # A sum is finite only if every term is, and needs no second copy of a large head; an
-        # overflowing sum of finite terms is looked at entry by entry.
+        # A finite sum proves finite terms and needs no copy of a large head. A sum of finite terms
+        # may overflow, so only then look at every entry.
         if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
             raise InvalidObservation(
                 f"the {what}'s {name} has NaN or infinite entries: the update is broken"

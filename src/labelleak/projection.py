@@ -16,9 +16,14 @@ def project_to_simplex(
 
     Returns:
         Shape (classes,), float64: ``max(values - t, 0)`` with the shift t that makes the sum right.
+
+    Example:
+        >>> import torch
+        >>> project_to_simplex(torch.tensor([0.75, 0.5, -0.25]), 1.0).tolist()
+        [0.625, 0.375, 0.0]
     """
-    # Entries `total` or more below the largest end at zero; cutting them there first keeps the
-    # sums exact however far out the values lie.
+    # Entries that lie `total` or more below the largest one end at zero. Clamp them first, so that
+    # sums stay exact for values of any size.
     values = (values.double() - values.max()).clamp_min(-total)
     ordered = values.sort(descending=True).values
     ranks = torch.arange(1, values.numel() + 1, device=values.device, dtype=torch.float64)
@@ -44,6 +49,11 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
 
     Raises:
         ValueError: `total` is negative or an entry of `values` is not finite.
+
+    Example:
+        >>> import torch
+        >>> project_to_counts(torch.tensor([2.4, -0.3, 1.7]), 4).tolist()
+        [2, 0, 2]
     """
     if total < 0:
         raise ValueError(f"counts cannot sum to {total}")
@@ -61,7 +71,7 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
             ranked = remainder.sort(descending=True, stable=True).indices
             counts[ranked[:missing]] += 1
         else:
-            # Rounding in `real` can lift an entry over an integer: take back the dearest unit.
+            # Rounding may lift an entry over an integer: take back the most expensive unit.
             held = torch.where(counts > 0, remainder, torch.inf)
             ranked = held.sort(stable=True).indices
             counts[ranked[:-missing]] -= 1

@@ -114,6 +114,14 @@ class Restoration:
         invisible: How many samples leave no trace in the gradient at its precision, or none that
             settles their label; None where it is not known.
         attack: Registered name of the attack that spoke, stamped by the table of attacks.
+
+    Example:
+        >>> import torch
+        >>> found = Restoration(present=torch.tensor([True, False]), counts=torch.tensor([2, 0]))
+        >>> found.labels().tolist()
+        [0, 0]
+        >>> found.unreliable
+        False
     """
 
     present: Bool[Tensor, " classes"]

@@ -2,11 +2,12 @@ from collections import Counter
 
 import pytest
 
-from labelleak.errors import UnreadableFile
+from find_published import find
 from labelleak.lab import paper
-from labelleak.lab.paper import PUBLISHED_SOURCES, Source, find_sources, names, study
-from labelleak.lab.published import find, published
-from labelleak.lab.summary import metric
+from labelleak.lab.metric_catalog import metric
+from labelleak.lab.paper import names, study
+from labelleak.lab.published_figures import published_runs
+from labelleak.lab.sources import PUBLISHED_SOURCES, Source
 
 AT_HAND = {
     "mnist": Source("mnist"),
@@ -18,7 +19,7 @@ every_scale = pytest.mark.parametrize("scale", paper.SCALES)
 
 # Published runs that two rows stand for, and why.
 TWICE = {
-    ("figure5", None): "the undefended run is where the curves of both defences start",
+    ("figure5", None): "the undefended run is where the curves of both defenses start",
 }
 
 
@@ -27,10 +28,9 @@ def published_of(scale):
 
 
 def test_every_published_run_is_compared_with_once():
-    uses = Counter((row.file, row.line) for row in published_of("paper"))
-    for row in published():
-        expected = 2 if (row.source, row.defense) in TWICE else 1
-        assert uses[row.file, row.line] == expected, row
+    uses = Counter(row.run for row in published_of("paper"))
+    for run, row in published_runs().items():
+        assert uses[run] == (2 if (row.source, row.defense) in TWICE else 1), row
 
 
 @every_study
@@ -203,52 +203,3 @@ def test_table5_has_the_classes_of_the_paper():
 def test_unknown_names_and_scales_are_refused(unchecked, name, scale):
     with pytest.raises(ValueError, match=r"unknown (study 'figure6'|scale 'tiny'): choose one of"):
         study(name, scale)
-
-
-@pytest.fixture
-def no_hub(monkeypatch, tmp_path):
-    monkeypatch.setenv("LABELLEAK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LABELLEAK_DATA", raising=False)
-
-
-def test_data_sets_are_found_or_replaced(no_hub, tmp_path):
-    assert find_sources(tmp_path) == {
-        "mnist": Source("mnist-sample"),
-        "cifar100": None,
-        "imagenet": None,
-    }
-    photographs = tmp_path / "imagenet" / "val"
-    for number in range(1000):
-        folder = photographs / f"n{number:08}"
-        folder.mkdir(parents=True)
-        (folder / "0.JPEG").touch()
-    assert find_sources(tmp_path)["imagenet"] == Source("imagenet", "test", replacement=True)
-    photographs.rename(tmp_path / "imagenet" / "train")
-    assert find_sources(tmp_path)["imagenet"] == Source("imagenet")
-
-
-def test_a_broken_data_set_is_not_replaced(no_hub, tmp_path):
-    (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"\0\0")
-    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"\0\0")
-    with pytest.raises(UnreadableFile):
-        find_sources(tmp_path)
-
-
-def test_imagenet_is_never_looked_for_on_the_hub(no_hub, monkeypatch):
-    asked = []
-
-    def load(name, *, split, data_dir):
-        asked.append((name, data_dir))
-        raise paper.DataNotFound(name)
-
-    monkeypatch.setattr(paper, "load", load)
-    assert set(find_sources(None).values()) == {None}
-    assert {name for name, _ in asked} == {
-        "mnist", "mnist-sample", "cifar100", "tiny-imagenet-100"
-    }  # fmt: skip
-    monkeypatch.setenv("LABELLEAK_DATA", "/photos")
-    asked.clear()
-    find_sources(None)
-    assert ("imagenet", "/photos") in asked
-    assert ("cifar100", None) in asked

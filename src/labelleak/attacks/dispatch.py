@@ -38,6 +38,17 @@ def restore(
         InvalidObservation: The batch size is below the number of classes that are certainly there.
         ValueError: No attack of that name, a hyper-parameter it does not have, or a time limit that
             is not positive.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> found = labelleak.restore(labelleak.capture(model, inputs, labels))
+        >>> found.attack, found.certified, found.counts.tolist()
+        ('pooled', False, [3, 2, 0, 2, 1])
+        >>> labelleak.restore(labelleak.capture(model, inputs, labels), "ilrg").present.tolist()
+        [True, True, False, True, True]
     """
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")

@@ -90,8 +90,8 @@ class Attack:
 
 
 _ATTACKS: dict[str, Attack] = {}
-# The order of lists for a reader: the iLRG paper's own comparison, the later attacks by the year of
-# their papers, and those of labelleak. What is in no list comes last.
+# The order in which lists show attacks: the iLRG paper's own comparison, later attacks by year, and
+# those of labelleak. An attack that is not named here comes last.
 _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",
@@ -111,7 +111,24 @@ def register(
     reference: str,
     models_steps: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Enter a rule in the table of attacks, which signs its restorations with the name."""
+    """Enter a rule in the table of attacks, which signs its restorations with the name.
+
+    Args:
+        name: Name of the attack, new in the table.
+        title: Name in the literature.
+        needs: What the observation must hold.
+        uses: What else it makes use of where the observation holds it.
+        gives: What the restoration holds.
+        assumes: What must be true of the network or the batch for the result to be right.
+        reference: Paper and place in it.
+        models_steps: Whether it models several local steps.
+
+    Returns:
+        A decorator for the rule: a function of an observation, with hyper-parameters as keywords.
+
+    Raises:
+        ValueError: There is an attack of that name.
+    """
 
     def enter(rule: RuleFunction) -> RuleFunction:
         if name in _ATTACKS:
@@ -130,7 +147,16 @@ def register(
 
 
 def list_attacks() -> Mapping[str, Attack]:
-    """All registered attacks by name, those of the literature first; read-only."""
+    """All registered attacks by name, those of the literature first; read-only.
+
+    Example:
+        >>> import labelleak
+        >>> attacks = labelleak.list_attacks()
+        >>> attacks["ilrg"].title
+        'iLRG (instance-wise label restoration)'
+        >>> [need.name for need in attacks["mbi"].needs]
+        ['BIAS', 'BATCH_SIZE', 'PLAIN_LOSS']
+    """
     places = {name: place for place, name in enumerate(_ORDER)}
     names = sorted(_ATTACKS, key=lambda name: places.get(name, len(places)))
     return MappingProxyType({name: _ATTACKS[name] for name in names})
@@ -150,6 +176,15 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
     Raises:
         MissingKnowledge: The observation lacks what the attack needs.
         ValueError: No attack of that name, or a hyper-parameter it does not have.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> from labelleak.attacks.registry import run_attack
+        >>> run_attack(labelleak.capture(model, inputs, labels), "pooled").counts.tolist()
+        [3, 2, 0, 2, 1]
     """
     entry = _ATTACKS.get(name)
     if entry is None:

@@ -50,6 +50,10 @@ class Occasion:
         epsilon: Of the differential privacy that the framework accounts for.
         delta: The same.
         aggregate_of: Number of clients that the update adds up.
+
+    Example:
+        >>> Occasion(round=3, client="hospital 3", label="before clipping").round
+        3
     """
 
     round: int
@@ -82,6 +86,29 @@ class Auditor:
     Nothing that a client sends makes it raise, changes what is passed in, or disturbs a generator
     of random numbers: training goes on as without it. It computes on the CPU, and reads the final
     layer alone unless there is a model or the attack needs more.
+
+    Example:
+        >>> import torch
+        >>> from labelleak import LocalTraining
+        >>> from labelleak.federated import train_locally
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> recipe = LocalTraining(learning_rate=0.1, batch_size=8)
+        >>> update = train_locally(model, inputs, labels, recipe, classes=5)
+        >>> import tempfile
+        >>> from labelleak.federated import Auditor, Occasion, Policy
+        >>> auditor = Auditor(Policy(action="refuse", threshold=0.5, records=tempfile.mkdtemp()))
+        >>> decision = auditor.audit_update(
+        ...     update.before,
+        ...     update.after,
+        ...     recipe,
+        ...     Occasion(round=1, client="hospital 3"),
+        ...     instances=8,
+        ...     true_counts=update.true_counts,
+        ... )
+        >>> decision.send, decision.record.verdict
+        (False, 'over')
     """
 
     def __init__(

@@ -26,6 +26,18 @@ class LocalUpdate:
         loss: The loss it minimized.
         true_counts: Number of samples of each class in the local data that took part, int64, shape
             (classes,). For the caller to score with: no part of an observation.
+
+    Example:
+        >>> import torch
+        >>> from labelleak import LocalTraining
+        >>> from labelleak.federated import train_locally
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> recipe = LocalTraining(learning_rate=0.1)
+        >>> update = train_locally(model, inputs, labels, recipe, classes=5)
+        >>> update.observe(model).num_instances
+        8
     """
 
     before: dict[str, Tensor] = field(repr=False)
@@ -80,6 +92,18 @@ def train_locally(
     Raises:
         ValueError: There is no data, not one label per input, a batch that is larger than the data,
             no learning rate, or another number of steps than the data have.
+
+    Example:
+        >>> import torch
+        >>> from labelleak import LocalTraining
+        >>> from labelleak.federated import train_locally
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> recipe = LocalTraining(learning_rate=0.1)
+        >>> update = train_locally(model, inputs, labels, recipe, classes=5)
+        >>> update.training.steps, update.true_counts.tolist()
+        (1, [3, 2, 0, 2, 1])
     """
     samples = labels.shape[0]
     if not samples or inputs.shape[:1] != labels.shape:

@@ -32,6 +32,16 @@ def whole_gradient(
     Raises:
         InvalidObservation: The batch is empty, or the model is in training mode, where pieces have
             no common BatchNorm statistics.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> from labelleak.updates import whole_gradient
+        >>> pieces = zip(inputs.split(3), labels.split(3))
+        >>> sorted(whole_gradient(model.eval(), pieces))
+        ['bias', 'weight']
     """
     if any(module.training for module in model.modules()):
         raise InvalidObservation("a batch in pieces needs a model in evaluation mode: model.eval()")

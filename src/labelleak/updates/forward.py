@@ -70,6 +70,14 @@ def capture(
     Raises:
         AmbiguousHead: The head is not clear.
         InvalidObservation: The model's output is not the head's, or labels do not fit.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> labelleak.restore(labelleak.capture(model, inputs, labels)).counts.tolist()
+        [3, 2, 0, 2, 1]
     """
     layer = named_head(module_shapes(model), head)
     _check_not_shared(model, layer)

@@ -63,6 +63,17 @@ def observe(
         AmbiguousHead: The head is not clear.
         InvalidObservation: The head's gradient is missing or cannot be right, or a value is
             impossible.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        >>> gradients = torch.autograd.grad(loss, list(model.parameters()))
+        >>> observation = labelleak.observe(model, gradients, batch_size=8)
+        >>> labelleak.restore(observation).counts.tolist()
+        [3, 2, 0, 2, 1]
     """
     parameters = parameters_of(model)
     if not isinstance(gradients, Mapping):

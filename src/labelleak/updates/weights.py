@@ -73,6 +73,19 @@ def observe_update(
         AmbiguousHead: The head is not clear.
         MissingKnowledge: The learning rate or the number of steps is not known.
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
+
+    Example:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> before = {name: value.clone() for name, value in model.state_dict().items()}
+        >>> torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> torch.optim.SGD(model.parameters(), lr=0.1).step()
+        >>> after = model.state_dict()
+        >>> seen = labelleak.observe_update(model, before, after, learning_rate=0.1, batch_size=8)
+        >>> labelleak.restore(seen).counts.tolist()
+        [3, 2, 0, 2, 1]
     """
     training = _recipe(learning_rate, batch_size, training).resolved(instances)
     before, after = by_bare_name(parameters_of(before)), by_bare_name(parameters_of(after))

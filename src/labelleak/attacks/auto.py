@@ -1,4 +1,4 @@
-"""The standard evaluation without knobs: what the observation allows, judged without the truth."""
+"""The standard evaluation without knobs: run what is possible, take the most credible result."""
 
 import math
 import time
@@ -18,18 +18,18 @@ from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
 
 TIME_LIMIT = 10.0
-"""Seconds that `auto` takes at most, about, where nobody says otherwise."""
+"""Seconds that `auto` takes at most, about, unless told otherwise."""
 
-# The search for single samples gets this share of the time that is left, and that share of the
-# whole at least; where estimates are clear, so many seconds for a certificate that confirms them.
+# Share of the remaining time for the search for single samples, its least share of the whole time,
+# and its seconds where estimates are clear and only a certificate is missing.
 _SEARCHING = 0.8
 _LEAST_SEARCH = 0.2
 _CONFIRMING = 2.0
-# An error of the counts (root mean square) under which another estimate is not needed.
+# Root mean square error of the counts below which no further estimate is needed.
 _PRECISE = 0.08
-# So many standard errors between two estimates of a count are no chance.
+# Standard errors between two estimates of a count that chance does not explain.
 _APART = 4.0
-# A bias gradient that spreads so much more than that of any even batch is no measure of an impact.
+# Largest moment for which `mbi` is believed: 1 is a network that knows nothing and an even batch.
 _MOST_MOMENT = 1.2
 
 
@@ -41,10 +41,10 @@ def automatic(
 ) -> Restoration:
     """Run what the observation allows and take what can be trusted most.
 
-    A certificate by `exact` ends it. Otherwise the estimators of counts are compared by what can be
-    measured without the truth: the standard errors that they claim, how far their real-valued
-    counts are from counts that could be (whole, not negative, of the right sum), and whether the
-    mean prediction is as even as their assumptions have it.
+    A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
+    without the true counts: the standard errors that they claim, the distance of their real-valued
+    counts from feasible ones (whole, non-negative, of the right sum), and whether the mean
+    prediction is as even as they assume.
 
     Args:
         observation: What the server sees.
@@ -66,16 +66,12 @@ def automatic(
     # Nothing that was added to a gradient can be rebuilt.
     if budget.allows_search and not diagnosis.is_treated and not _is_crowded(observation):
         samples = _attempt(observation, "exact", time_limit=seconds)
-    if samples is not None and (
-        samples.certified
-        or _lacks_batch_size_only(observation, samples)
-        or (not measured and _mostly_found(samples))
-    ):
+    if samples is not None and _suffice(observation, samples, measured=measured):
         return samples
     best = _fallback(observation, budget, estimates, best)
     if best is None:
-        known = samples is not None and samples.counts is not None
-        return samples if samples is not None and known else _set(observation, budget)
+        counted = samples is not None and samples.counts is not None
+        return samples if samples is not None and counted else _set(observation, budget)
     found = best.found
     if samples is not None:
         found = _with_samples(observation, found, samples, trusted=clear)
@@ -102,20 +98,22 @@ def _is_crowded(observation: Observation) -> bool:
     )
 
 
-def _lacks_batch_size_only(observation: Observation, samples: Restoration) -> bool:
-    """Whether a certificate lacks nothing but the batch size, which nobody told."""
-    return observation.batch_size is None and samples.counts is not None and not samples.flags
+def _suffice(observation: Observation, samples: Restoration, *, measured: bool) -> bool:
+    """Whether the samples that `exact` found need no estimate beside them.
 
-
-def _mostly_found(samples: Restoration) -> bool:
-    """Whether at least half of the samples were found one by one, so that few are estimated."""
-    if samples.counts is None or samples.embedding_labels is None:
-        return False
-    return 2 * len(samples.embedding_labels) >= int(samples.counts.sum())
+    They are certified, or would be if the batch size were known; or they are at least half of the
+    batch, and no estimate has standard errors that can be believed (`measured`).
+    """
+    if samples.certified or samples.counts is None:
+        return samples.certified
+    if observation.batch_size is None and not samples.flags:
+        return True
+    found = 0 if samples.embedding_labels is None else len(samples.embedding_labels)
+    return not measured and 2 * found >= int(samples.counts.sum())
 
 
 def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
-    """Estimates of the counts from whichever attack can make one, as judged."""
+    """Judged estimates of the counts, from every attack that can make one."""
     found = [_judged_attempt(observation, "pooled")]
     if budget.allows_equations:
         found.append(_judged_attempt(observation, "ilrg"))
@@ -133,9 +131,9 @@ def _judged_attempt(observation: Observation, name: str) -> Estimate | None:
 
 
 def _worthwhile(observation: Observation, pooled: Estimate | None) -> bool:
-    """Whether inputs sent through the model may tell more than the gradient's rows do alone.
+    """Whether inputs sent through the model may tell more than the gradient's rows alone.
 
-    Dummies say nothing of a network that has learned, and rows say enough where they agree.
+    Dummies tell nothing about a trained network, and rows suffice where their estimate is precise.
     """
     if pooled is None or observation.auxiliary is not None:
         return True
@@ -143,10 +141,10 @@ def _worthwhile(observation: Observation, pooled: Estimate | None) -> bool:
 
 
 def _unclipped(observation: Observation, plain: Estimate) -> Estimate:
-    """The estimate, or the one of a gradient as it was before it was clipped, if it was.
+    """The estimate, or that of the gradient before clipping, if it was clipped.
 
-    The attack itself confirms the factor: only of the right one does it find counts that are as
-    whole as its standard errors say.
+    The attack confirms the factor: only for the right one are its counts as whole as its standard
+    errors claim.
     """
     factor = None if plain.error < TRUSTED else clipping_factor(observation, plain)
     if factor is None:
@@ -180,14 +178,14 @@ def _scaled(observation: Observation, factor: float) -> Observation:
 def _fallback(
     observation: Observation, budget: Budget, estimates: list[Estimate], best: Estimate | None
 ) -> Estimate | None:
-    """The best estimate where it is credible, else that of an attack that asks less."""
+    """The best estimate if it is credible, else that of an attack that assumes less."""
     credible = best is not None and best.is_credible
     by_mistakes = (one for one in estimates if one.found.attack in ("likelihood", "rlu"))
     mistakes = next(by_mistakes, None)
     if mistakes is not None and (not credible or observation.local_steps > 1):
         return mistakes
     if not observation.has_bias and not (best is not None and best.error < TRUSTED):
-        # Without a bias estimates are so weak that a set which is proven says more.
+        # Without a bias, estimates are so weak that a proven set says more.
         proven = _set(observation, budget)
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
@@ -199,7 +197,7 @@ def _fallback(
 
 
 def _set(observation: Observation, budget: Budget) -> Restoration:
-    """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
+    """The set of classes: proven by the gradient's rank, or else suggested by its signs."""
     found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
     return found or run_attack(observation, "gradinversion")
 
@@ -207,7 +205,7 @@ def _set(observation: Observation, budget: Budget) -> Restoration:
 def _with_samples(
     observation: Observation, estimate: Restoration, samples: Restoration, *, trusted: bool
 ) -> Restoration:
-    """An estimate with what is certain of the samples that `exact` found: no count is below it."""
+    """An estimate with the samples that `exact` found for certain as lower bounds of its counts."""
     certain, total = samples.certain, observation.num_instances
     assert certain is not None, "exact says what it found"
     least = int(certain.sum())
@@ -237,9 +235,9 @@ def _with_samples(
 
 
 def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
-    """Whether another estimate contradicts the one that is taken, by more than both may be off.
+    """Whether another estimate differs from the best by more than the errors of both.
 
-    One that is not credible contradicts none that is; where none is, any difference counts.
+    A credible estimate is contradicted by credible ones only. Otherwise any difference counts.
     """
     counts = best.found.counts
     if counts is None or best.found.attack == "rlg":
@@ -249,7 +247,7 @@ def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
         if other.found.attack == best.found.attack or raw is None or other.found.counts is None:
             continue
         if best.unclipped and not other.unclipped:
-            # It is of a gradient that is known to be too small.
+            # The other estimate reads a gradient that is known to be too small.
             continue
         if not best.is_credible:
             if not torch.equal(other.found.counts, counts):

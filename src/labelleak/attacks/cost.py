@@ -1,4 +1,4 @@
-"""What an attack costs before it is run: counted, so that no clock decides what is tried."""
+"""What an attack will cost: counted beforehand, so that no clock decides what is tried."""
 
 import math
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from labelleak.hooks import hooked
 from labelleak.isolation import isolated
 from labelleak.observation import Observation
 
-# Multiplications of forward passes that one core does in a second: measured, 7e9 in the small
-# convolutions of LeNet-5 and 3e10 to 4e10 in larger layers.
+# Multiplications per second in forward passes on one core: measured, 7e9 in the small convolutions
+# of LeNet-5 and 3e10 to 4e10 in larger layers.
 _WORK_PER_SECOND = 1e10
-# A float64 matrix of so many classes squared takes 2 GB.
+# A float64 matrix of this many rows and columns takes 2 GB.
 _DENSE_CLASSES = 16_384
-# Of min(classes, features)^2 max(classes, features): a decomposition of that size takes seconds.
+# Largest min(C, m)^2 max(C, m) of C classes and m features: one decomposition takes seconds.
 _MOST_DECOMPOSED = 4e9
-# Inputs that `calibrated` sends through the model where it makes them up: 1,536 twice, and 2,200
-# for the mean that they are to have and its errors.
+# Dummies that `calibrated` sends through the model: 1,536 twice, and 2,200 for the mean that they
+# should have and its errors; rounded up.
 _DUMMIES = 6_000
 
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """What there is room and time for.
+    """What memory and time allow.
 
     Args:
         observation: What the server sees.
-        seconds: That an attack may take, about.
+        seconds: About as long an attack may take.
     """
 
     observation: Observation
@@ -51,7 +51,7 @@ class Budget:
 
     @property
     def allows_calibrated(self) -> bool:
-        """Whether the inputs of `calibrated` go through the model in that time."""
+        """Whether the inputs of `calibrated` can go through the model in that time."""
         model, auxiliary = self.observation.model, self.observation.auxiliary
         if model is None:
             return False

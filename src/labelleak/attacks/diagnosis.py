@@ -10,21 +10,21 @@ from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_squa
 from labelleak.observation import Observation
 from labelleak.restoration import Flag
 
-# Sums over the classes of more than this share of the gradient's norm are not zero; nor are those
-# above what rounding leaves, which in half precision is more, up to the second share.
+# Share of the gradient's norm up to which sums over the classes count as zero, and the largest
+# share that rounding may explain, as in half precision.
 _SUM_TOLERANCE = 1e-3
 _ROUNDED_SUM_TOLERANCE = 0.1
-# Share of sums that are not zero which weight decay may leave unexplained.
+# Share of nonzero sums that weight decay may leave unexplained.
 _UNDECAYED = 0.1
-# More entries than this share are zero though their feature and their class are not: pruned.
+# From this share of zeros on, in rows and columns that are not empty, a gradient is pruned.
 _PRUNED = 0.01
-# A grid of 16 bits has so many steps either side of zero; so few entries may lie on one by chance.
+# Steps of a 16-bit grid on either side of zero, and entries too few to rule out chance.
 _MOST_STEPS = 1 << 15
 _FEWEST_ENTRIES = 32
-# Entries of which a gradient without a grid has more levels than that.
+# Entries to look at first: those of a gradient without a grid have more levels than a grid.
 _TELLING = 1 << 17
-# A class is there for certain where its entry is below what absent ones have by more than so many
-# standard deviations of the noise, and by this share of the largest entry, for rounding.
+# Margins below the least entry of an absent class, for certainty: in standard deviations of the
+# noise, and as a share of the largest entry for rounding.
 _DEVIATIONS = 6.0
 _ROUNDING_SHARE = 1e-5
 
@@ -35,11 +35,11 @@ class Diagnosis:
 
     Attributes:
         sums_are_zero: Whether it sums to zero over the classes, but for rounding.
-        is_treated: Whether it looks defended: noise, sparsification, signs or quantization.
-            Clipping scales it as a whole, which only an estimate of the counts can show.
-        certain: Classes that are in the batch for certain, bool, shape (classes,); all False where
-            there is no bias gradient, or where nobody told a summed loss's batch size.
-        flags: What this, and what is not known of the update, say to a reader of any attack.
+        is_treated: Whether it shows a defense: noise, sparsification, signs or quantization. Not
+            clipping, which scales all of it: only an estimate of the counts shows that.
+        certain: Classes that are certainly in the batch, bool, shape (classes,). All False without
+            a bias gradient, or for a summed loss without a batch size.
+        flags: Flags of the gradient and of what is not known, whatever attack reads it.
     """
 
     sums_are_zero: bool
@@ -49,7 +49,7 @@ class Diagnosis:
 
 
 def diagnose(observation: Observation) -> Diagnosis:
-    """Look at the head's gradient: a few passes over it, and memory of a part of it at most."""
+    """Diagnose the head's gradient, in a few passes and with memory for a part of it."""
     weight, bias = observation.gradient.weight, observation.gradient.bias
     sums = class_sums(weight)
     undisturbed = _sums_are_zero(observation, sums)
@@ -71,8 +71,8 @@ def diagnose(observation: Observation) -> Diagnosis:
 
 def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " features"]:
     """Sum over the classes for every feature, float64."""
-    # As a product, because a sum in another precision costs ten times as much; the rounding of
-    # single precision is far below what is looked for.
+    # A product in the gradient's own precision: a sum in float64 takes ten times as long, and
+    # rounding is far below the tolerance.
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
 
 
@@ -91,8 +91,8 @@ def _sums_are_zero(observation: Observation, sums: Float[Tensor, " features"]) -
 def _off_zero(sums: Float[Tensor, " features"], gradient: Tensor, rounding: float) -> bool:
     """Whether sums over the classes are more than rounding errors of that size leave.
 
-    The norm of the sums, relative to that of the gradient, is the share of independent noise of
-    equal size in every entry.
+    For independent noise of one size in every entry, the norm of the sums relative to that of the
+    gradient is the share of the noise.
     """
     size = root_mean_square(gradient)
     if not size:
@@ -117,11 +117,11 @@ def _decayed(observation: Observation, sums: Float[Tensor, " features"]) -> bool
 
 
 def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
-    """Whether entries are zero that have no reason to be.
+    """Whether entries were set to zero.
 
-    A feature that no sample shows leaves a column of zeros, and a class that none is taken for a
-    row; any other zero is one that was too small for the number format, or put there. What is too
-    small is no larger than a rounding error, and then there are entries of that size left.
+    An inactive feature leaves a column of zeros, and a class without any probability a row. Other
+    zeros are underflow or pruning. With underflow, the smallest entries that are left are about as
+    large as a rounding error.
     """
     zeros = weight.numel() - int(torch.count_nonzero(weight))
     if not zeros:
@@ -143,11 +143,11 @@ def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
 
 
 def _on_a_grid(tensor: Tensor) -> bool:
-    """Whether all entries are whole multiples of one step, and few of it: signs or a grid of bits.
+    """Whether all entries are small multiples of one step: signs, or a quantization grid.
 
-    The step is the least magnitude that occurs, or the least difference of two.
+    The step is the least magnitude that occurs, or the least difference of two magnitudes.
     """
-    # Few rows tell nearly always, and all of a large head would take as much memory again.
+    # A few rows nearly always suffice; all of a large head would double the memory.
     for part in (tensor[: 1 + _TELLING * len(tensor) // tensor.numel()], tensor):
         magnitudes = part[part != 0].abs()
         levels = torch.unique(magnitudes).double()
@@ -156,12 +156,12 @@ def _on_a_grid(tensor: Tensor) -> bool:
     if magnitudes.numel() < _FEWEST_ENTRIES:
         return False
     steps = torch.cat([levels[:1], levels.diff()])
-    # Levels that differ by rounding only are the same.
+    # Levels that differ by rounding only are equal.
     steps = steps[steps > 1e-5 * float(levels[-1])]
     step = float(steps.min())
     if float(levels[-1]) > 1.01 * _MOST_STEPS * step:
         return False
-    # A difference of two large levels is a rough step: it is refined by more and more of them.
+    # The least difference is a rough step: larger and larger levels refine it.
     for reach in (30.0, 1e3, 4e4):
         near = levels[levels < reach * step]
         if not near.numel():
@@ -169,10 +169,10 @@ def _on_a_grid(tensor: Tensor) -> bool:
         multiples = (near / step).round()
         step = float(near @ multiples / multiples.square().sum().clamp_min(1.0))
     off = (levels / step - (levels / step).round()).abs()
-    # By chance the distances from whole numbers would be a quarter on average.
+    # By chance, the distance from whole numbers would be a quarter on average.
     if float(off.max()) >= 0.05:
         return False
-    # What underflows in half precision lies on the grid of its smallest numbers.
+    # Half precision itself is a grid near its smallest numbers.
     half = torch.finfo(torch.float16)
     return step > 2.0 * half.smallest_normal * half.eps or machine_epsilon(tensor) < half.eps
 
@@ -180,10 +180,10 @@ def _on_a_grid(tensor: Tensor) -> bool:
 def _certain_classes(
     observation: Observation, sums: Float[Tensor, " features"]
 ) -> Bool[Tensor, " classes"]:
-    """Classes whose entry of the bias gradient no absent class can have.
+    """Classes with an entry of the bias gradient that no absent class can have.
 
-    ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
-    bound). What noise there is shows in the sums over the classes, which are zero without it.
+    ``db_i = p_i - n_i / K`` is negative only if class i is present; label smoothing shifts that
+    bound. The sums over the classes, zero without noise, show the size of the noise.
     """
     bias, loss, classes = observation.gradient.bias, observation.loss, observation.classes
     if bias is None or (observation.batch_size is None and not loss.averages):

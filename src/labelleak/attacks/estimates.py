@@ -1,4 +1,4 @@
-"""How far an estimate of the counts may be off, judged by what shows without the truth."""
+"""How far an estimate of the counts may be off, judged without the true counts."""
 
 import math
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from labelleak.projection import project_to_counts
 from labelleak.restoration import Restoration
 
 TRUSTED = 0.2
-"""Error of a count, root mean square, above which rounding is little better than chance."""
+"""Root mean square error of a count above which rounding is little better than chance."""
 
-# Errors below this one are the same: nearly all such counts are right, and what is left of them is
-# rounding, which must not choose between estimates.
+# Errors below this one are equal: such counts round to the right ones, and the rest of the error
+# may be rounding of the gradient, which must not choose between estimates.
 _SAME_ERROR = 1e-3
-# Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
-# become sure of some classes, and no longer follow from a mean embedding.
+# Least perplexity of an even mean prediction, relative to the number of classes. Below, the network
+# is sure of some classes, and its mean prediction no longer follows from a mean embedding.
 _FLAT = 0.85
-# Above this one, counts that are as near to whole numbers as that show that it does no harm:
+# Down to this perplexity, an estimate is believed if its counts are this near to whole numbers:
 # untrained networks whose embeddings are far from zero favor some classes, too.
 _UNEVEN, _WHOLE = 0.5, 0.1
-# A count nearer to zero than this tells nothing of its class but that it is absent.
+# A count nearer to zero than this is that of an absent class.
 _ABSENT = 0.1
-# Distance of counts from counts that could be: at most so many standard errors, and so much beside.
+# Largest credible distance from feasible counts: in claimed standard errors, plus a margin.
 _CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
-# How much smaller a clipped gradient is at least and at most, and how many factors are tried.
+# Least and largest factor by which clipping is assumed to scale, and how many factors are tried.
 _LEAST_FACTOR = 1.1
 _LARGEST_FACTOR = 30.0
 _FACTORS = 500
@@ -35,15 +35,17 @@ _FACTORS = 500
 
 @dataclass(frozen=True)
 class Estimate:
-    """Counts, and by how much they are off, as far as that shows without the truth.
+    """Counts, and how far they are off, as far as that shows without the true counts.
+
+    Counts are feasible if they are whole, non-negative and of the right sum.
 
     Attributes:
         found: The restoration.
-        error: Root mean square of the error of a count; infinite where assumptions do not hold.
-        distance: The same of the distance from counts that could be; at most that is seen of it.
-        evenness: Perplexity of the mean prediction that standard errors assume to be even,
-            relative to the number of classes; 1 where there are none.
-        unclipped: Whether it is of a gradient as it was before it was clipped.
+        error: Root mean square error of a count; infinite if the attack's assumptions do not hold.
+        distance: Root mean square distance from the nearest feasible counts.
+        evenness: Perplexity of the mean prediction, relative to the number of classes; 1 for an
+            attack without standard errors, which does not assume it to be even.
+        unclipped: Whether it is of the gradient as it was before clipping.
     """
 
     found: Restoration
@@ -64,16 +66,16 @@ class Estimate:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What estimates are sorted by, the best first; equal where rounding alone differs."""
+        """Sorts estimates, the best first; equal where only rounding differs."""
         return max(self.error, _SAME_ERROR), max(self.distance, _SAME_ERROR)
 
 
 def judged(observation: Observation, found: Restoration) -> Estimate:
     """How far an estimate may be off.
 
-    Standard errors are believed where the mean prediction is even and the counts are as near to
-    counts that could be as they claim. Without standard errors the distance from such counts is the
-    error, if it is so small that chance does not explain it.
+    Standard errors are believed if the mean prediction is even and the counts are as near to
+    feasible ones as the errors claim. Without standard errors, the distance from feasible counts is
+    the error, if chance does not explain so small a distance.
 
     Args:
         observation: What the attack saw.
@@ -84,11 +86,11 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
     even = 1.0 if errors is None else _evenness(observation, found)
     if total is None:
-        # Shares have no distance from whole numbers: the sharper attack first.
+        # Shares have no distance from whole numbers: attacks with standard errors go first.
         order = float(errors is None) if even > _FLAT else math.inf
         return Estimate(found, math.inf, order, even)
     distance = _distance(raw, total)
-    # Absent classes, rightly near zero, would hide what is wrong with the others.
+    # Many absent classes, rightly near zero, would hide errors of the others.
     told = (raw.abs() > _ABSENT) | found.present
     apart = (raw - raw.round()).abs()
     if found.counts is not None:
@@ -104,10 +106,10 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
 
 
 def clipping_factor(observation: Observation, estimate: Estimate) -> float | None:
-    """By which factor the gradient is too small, if there is one above 1 that makes counts whole.
+    """The factor above 1 that makes counts whole, if there is one: the gradient was clipped.
 
-    A gradient that was clipped is too small by one factor. The mean prediction does not change with
-    it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
+    Clipping divides the gradient by one factor s and does not change the mean prediction. Only for
+    the right s is ``n = K (p - s db)`` whole and non-negative.
     """
     found = estimate.found
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
@@ -120,21 +122,21 @@ def clipping_factor(observation: Observation, estimate: Estimate) -> float | Non
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
     least = min(distances)
-    # Of factors that make counts as whole as each other, the one nearest to no clipping.
+    # Of factors with equally whole counts, the one nearest to no clipping.
     near = next(i for i, distance in enumerate(distances) if distance <= least + _SAME_ERROR)
     factor = float(factors[near])
     return factor if factor > _LEAST_FACTOR and least < _by_chance(len(raw)) else None
 
 
 def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
-    """From the nearest counts that could be, root mean square."""
+    """Root mean square distance from the nearest feasible counts."""
     return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
 
 
 def _by_chance(classes: int) -> float:
-    """Distance from whole numbers, root mean square, that chance reaches once in a thousand times.
+    """Root mean square distance from whole numbers that chance undercuts once in a thousand times.
 
-    Fractions without meaning have a mean square of 1/12 and a variance of it of 1/180.
+    The square of a uniform distance has mean 1/12 and variance 1/180.
     """
     least = 1.0 / 12.0 - 3.0 * math.sqrt(1.0 / (180.0 * classes))
     return max(0.05, min(TRUSTED, math.sqrt(max(0.0, least))))

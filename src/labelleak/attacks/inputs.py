@@ -1,4 +1,4 @@
-"""Inputs that the server holds or makes up: auxiliary data, constants, noise, and smooth noise."""
+"""Inputs that the server holds or makes up: auxiliary data, noise, constants, smooth noise."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ Dummies = Literal["random", "zeros", "ones"]
 
 # Share of the power that all color channels have in common, as in photographs.
 _COMMON = 0.9
-# Sides of square images, the usual ones first: the first that goes through the model is taken.
+# Usual sides of square images, tried in this order.
 _SIDES = (32, 28, 64, 96, 224, 128, 256)
 
 
 def auxiliary_of(observation: Observation, *, every_class: bool = True) -> Auxiliary:
-    """The auxiliary data, checked to hold every class where that is asked for.
+    """The auxiliary data, with at least one sample of every class unless told otherwise.
 
     Raises:
         MissingKnowledge: There is none, or a class has no sample in it.
@@ -56,7 +56,7 @@ def dummies(observation: Observation, kind: Dummies, samples: int) -> Float[Tens
         shape = tuple(observation.auxiliary.inputs.shape[1:])
     if kind == "random":
         return torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
-    # All the same: one is as good as many, and two keep BatchNorm going.
+    # All of them are equal, so one would do, but BatchNorm in training mode needs two.
     return torch.full((2, *shape), 0.0 if kind == "zeros" else 1.0)
 
 
@@ -66,8 +66,8 @@ def smooth_noise(
     """Gaussian noise of mean zero and mean square one with a spectrum like that of images.
 
     Amplitudes fall as ``frequency ** -slope`` (Field 1987: about 1 in natural images). The noise is
-    cut out of a field of twice the size, so that its ends do not meet. Inputs without two
-    dimensions of space are independent in every entry.
+    cut out of a field of twice the size, because a periodic one would have equal edges. Inputs
+    without two spatial dimensions are white noise.
 
     Args:
         shape: Of one input: (channels, height, width), or anything else.
@@ -76,7 +76,7 @@ def smooth_noise(
         generator: Source of the noise, on the CPU.
 
     Returns:
-        For every slope float32, shape (number, *shape), made of the same white noise.
+        One batch per slope, float32, shape (number, *shape), filtered from the same white noise.
     """
     if len(shape) != 3 or min(shape[1:]) < 2:
         return [torch.randn(number, *shape, generator=generator)] * len(slopes)
@@ -101,8 +101,8 @@ def smooth_noise(
 def guessed_shape(model: nn.Module, first: nn.Module) -> tuple[int, ...]:
     """The shape of one input that a model takes, guessed from its first layer.
 
-    The first square image of a usual size that goes through the model; for a fully connected layer
-    one with as many entries as the layer has inputs, or a plain vector.
+    It is the first square image of a usual size that goes through the model. For a fully connected
+    layer it is an image with as many entries as the layer has inputs, or a vector.
 
     Args:
         model: The network, in evaluation mode or one whose buffers may be written to.

@@ -26,13 +26,13 @@ from labelleak.restoration import Restoration
 # Auxiliary samples for each entry of a covariance's diagonal, and the most directions of the
 # embedding: chosen on seeds and networks other than those of benchmarks/local_steps.py.
 _SAMPLES_PER_ENTRY, _MOST_DIRECTIONS = 150, 4
-# Of the shares' Dirichlet prior: from nearly balanced to one class alone. The evidence weighs them.
+# Concentrations of the shares' Dirichlet prior: from nearly balanced to one class alone.
 _CONCENTRATIONS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 # Most iterations of L-BFGS for one concentration.
 _ITERATIONS = 100
-# Of a sample's second moments, so that the covariance stays regular whatever the samples are.
+# Ridge, relative to a sample's second moments: keeps the covariance regular.
 _RIDGE = 1e-6
-# Entries of all classes' covariances together: 128 MB, which 256 classes without directions fill.
+# Most entries of all covariances together: 128 MB, as for 256 classes without directions.
 _MOST_ENTRIES = 2**24
 
 

@@ -13,13 +13,13 @@ from labelleak.hooks import Passage, recorded
 from labelleak.isolation import isolated
 from labelleak.observation import Observation
 
-# Samples that go through the model at once, where the client's batch size does not matter.
+# Samples that go through the model at once where groups do not influence the result.
 _GROUP = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Inputs at the head: float64, on the device of the observation's head.
+    """What arrives at the head, and its logits: float64, on the device of the observation's head.
 
     Attributes:
         embeddings: Shape (samples, features).
@@ -47,8 +47,8 @@ def probe(
 ) -> Probe:
     """Run inputs through the model, in the mode it is in, and see what arrives at its head.
 
-    In training mode the inputs go through in random groups as large as the client's batches, for
-    BatchNorm's sake. The model itself, its buffers and the caller's random state stay as they are.
+    In training mode the inputs go through in random groups as large as the client's batches, since
+    BatchNorm mixes the samples of a group. The model and the caller's random state do not change.
 
     Args:
         observation: Brings the model and the head's name.
@@ -101,8 +101,8 @@ def passages(
         model: The network, in whatever mode it is to run in.
         layer: One of its modules.
         inputs: Shape (samples, ...), moved to the model's device and dtype group by group.
-        size: At most so many samples in a group; groups are of about equal size, because BatchNorm
-            may need more than one sample.
+        size: Most samples in a group. Groups are about equal: a last one of one sample would stop
+            BatchNorm in training mode.
 
     Yields:
         Every run of the layer, in the order of the inputs.

@@ -7,17 +7,17 @@ import torch
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction, scattered_counts
 from labelleak.observation import Observation
 
-# Sizes that are tried: up to here counts can still be told from each other.
+# Largest batch size that is tried.
 _LARGEST = 4096
-# Errors of counts grow with the size. At this one, every distance from a whole number is likely.
+# Errors of counts grow with the batch size. From this one on, whole numbers tell nothing.
 _LARGEST_ERROR = 0.2
-# Errors are not taken for smaller than this, whatever rounding leaves of them.
+# Floor of the error of a count, for rounding errors of the gradient.
 _LEAST_ERROR = 1e-4
-# Evidence (logarithm of odds) for a size that is taken, beyond that for the number of sizes tried.
+# Evidence (log odds) that a size needs, beyond the logarithm of the number of sizes tried so far.
 _EVIDENCE = 7.0
 # A multiple of the right size makes counts whole, too: a larger size needs so much more evidence.
 _MORE_EVIDENCE = 3.0
-# A count that is more than so many errors from a whole number is none.
+# A count farther from the nearest whole number, in standard errors, rules a size out.
 _MOST_ERRORS = 10.0
 
 
@@ -32,10 +32,10 @@ def fitting_batch_size(observation: Observation, mean: MeanPrediction) -> int | 
         mean: The mean prediction, which does not depend on the batch size.
 
     Returns:
-        The size, or None where no size stands out.
+        The size, or None where no size has enough evidence.
     """
     steps = observation.local_steps // observation.training.epochs
-    # Counts and their errors are linear in the size, of which two tell all others.
+    # Counts and their errors are linear in the size, so two sizes give all others.
     one, two = (scattered_counts(observation, mean, size * steps, size) for size in (1, 2))
     per_raw, per_scatter, per_noise = (
         two.raw - one.raw,
@@ -56,7 +56,7 @@ def fitting_batch_size(observation: Observation, mean: MeanPrediction) -> int | 
         raw = one.raw + (size - 1) * per_raw
         distances = raw - raw.round().clamp_min(0.0)
         if float(distances.abs().max()) > _MOST_ERRORS * error:
-            # Whole counts of many absent classes shall not outvote one that is not whole.
+            # Otherwise whole counts of many absent classes would outvote one that is not whole.
             continue
         density = torch.exp(-0.5 * (distances / error).square()) / (error * math.sqrt(2 * math.pi))
         evidence = float((density + 1e-9).log().sum())

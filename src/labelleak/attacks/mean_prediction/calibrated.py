@@ -27,16 +27,16 @@ from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE, Restoration
 
-# Spectra of the dummies: amplitudes fall as so many powers of the frequency. One is natural images
-# as they are, steeper ones are images that were made smaller or drawn with a broad pen.
+# Spectra of the dummies: amplitudes fall as the frequency to minus these powers. Natural images
+# have about 1; images that were scaled down or drawn with a broad pen are steeper.
 _SLOPES = (1.2, 1.3, 1.4, 1.5, 1.6, 1.7)
-# How far the power of the inputs may be off, as a standard deviation of its logarithm, and the mean
-# of a channel where no gradient shows it, in units of the root mean square.
+# Standard deviation of the logarithm of the inputs' power, and of the mean of a channel that no
+# gradient shows, in units of the root mean square.
 _POWER_SPREAD = 0.1
 _CHANNEL_SPREAD = 0.1
-# Share of the power that inputs keep beside their mean, however large that is.
+# Share of the power that inputs keep beside their mean, however large the mean is.
 _LEAST_POWER = 0.05
-# Dummies that show what an error of their mean changes: each once for every error.
+# Dummies that show what an error of their mean changes; they pass once per drawn error.
 _FEW = 64
 
 
@@ -53,17 +53,16 @@ _FEW = 64
 def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1.0) -> Restoration:
     """Restore the counts by ``n = K (p - db)`` with p from the whole model.
 
-    Inputs that resemble the batch go through the model, with BatchNorm in the mode that the client
-    runs it in, and their mean prediction stands for the batch's. They are smooth noise, and what
-    enters the first fully connected layer is given the mean that this layer's gradient reveals; or
-    they are the observation's auxiliary inputs. The mean logits are combined with those of `pooled`
-    by the variances of both.
+    Inputs that resemble the batch go through the model, with BatchNorm in the client's mode, and
+    their mean prediction stands for the batch's. They are the observation's auxiliary inputs, or
+    else smooth noise: then the first fully connected layer is fed the mean input that its gradient
+    reveals. The mean logits are combined with those of `pooled`, weighted by their variances.
 
     Args:
-        observation: Needs the model, and what `pooled` needs; without auxiliary inputs also the
-            gradients of the first fully connected layer, if no convolution comes before it.
-        dummies: Number of dummy inputs of each of six spectra.
-        power: Mean square of the inputs as the model takes them; 1 for normalized data.
+        observation: Needs the model, and what `pooled` needs. If the first layer is fully
+            connected, it also needs that layer's gradients or auxiliary inputs.
+        dummies: Number of dummy inputs for each of six spectra.
+        power: Mean square of the model's inputs; 1 for normalized data.
 
     Returns:
         As `pooled`.
@@ -107,12 +106,12 @@ def _see_auxiliary(
 
 
 class _Revealed(NamedTuple):
-    """The mean input of a layer that its gradient reveals.
+    """The mean input of a layer, as its gradient reveals it.
 
     Attributes:
         layer: The first that takes one vector per sample.
-        mean: Over the batch.
-        center: The mean as an input of the model, where it is the model's first layer, else None.
+        mean: Mean over the batch, with its error.
+        center: The mean as an input of the model if this is its first layer, else None.
     """
 
     layer: nn.Linear
@@ -173,7 +172,7 @@ def _revealed(
 def _inputs_about(
     center: Tensor, field: Float[Tensor, "samples *shape"], power: float
 ) -> Float[Tensor, "samples *shape"]:
-    """Inputs of that mean, float32, and that mean square where the mean leaves room for it."""
+    """Inputs of that mean and, if the mean leaves room for it, that mean square; float32."""
     rest = max(power - float(center.square().mean()), _LEAST_POWER * power)
     inputs: Tensor = center.float() + rest**0.5 * field
     return inputs
@@ -182,7 +181,7 @@ def _inputs_about(
 def _logits_with_mean(
     observation: Observation, model: nn.Module, revealed: _Revealed | None, inputs: Tensor
 ) -> Float[Tensor, "samples classes"]:
-    """Logits of inputs, with the mean that is revealed where they do not have it already."""
+    """Logits of inputs, of which the revealed layer is fed the revealed mean."""
     if revealed is None or revealed.center is not None:
         return logits_of(observation, model, inputs)
     before = entering(model, revealed.layer, inputs).mean(dim=0)
@@ -193,7 +192,7 @@ def _logits_with_mean(
 def _changes(
     observation: Observation, model: nn.Module, revealed: _Revealed, inputs: Tensor
 ) -> Float[Tensor, "classes draws"]:
-    """What errors of the revealed mean change of the mean logits, so scaled that squares add up."""
+    """Changes of the mean logits by errors of the revealed mean; squares sum to a variance."""
     layer, (values, errors), center = revealed
     before = None if center is not None else entering(model, layer, inputs).mean(dim=0)
 

@@ -1,4 +1,4 @@
-"""The mean prediction from two estimates of the mean logits: the gradient's and the model's."""
+"""The mean prediction from two estimates of the mean logits: of the gradient and of the model."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.observation import Observation
 
 _REPLICATES = 128
-# Squared distance of the dummies' mean logits from the truth that nothing else explains, in units
-# of the variance of single inputs.
+# Model discrepancy: variance of the difference between the mean logits of dummies and of real
+# inputs, relative to that of single inputs.
 _DISCREPANCY = 0.01
-# How often that is doubled at most, where the estimates contradict each other.
+# Most doublings of the discrepancy where the two estimates contradict each other.
 _DOUBLINGS = 23
-# Of the mean variance of the logits, so that their covariance is regular.
+# Ridge of the covariance of logits, relative to their mean variance.
 _RIDGE = 1e-4
-# Level of the F distribution at which two estimates contradict each other.
+# Level of the F test at which two estimates contradict each other.
 _CONTRADICTION = 0.99
 
 
@@ -30,10 +30,10 @@ class Seen(NamedTuple):
         logits: Mean over all inputs, shape (classes,).
         log_probabilities: Logarithm of the mean prediction, shape (classes,).
         covariance: Of the logits of single inputs, shape (classes, classes).
-        spread: How far the means over inputs of other spectra or power are from `logits`, shape
+        spread: Deviations of the mean logits for inputs of other spectra or power, shape
             (classes, alternatives), scaled so that the sum of squares is a variance.
-        shared: The same for errors of the inputs' mean, which come from the same samples as those
-            of the pooled embedding.
+        shared: Deviations for other means of the inputs, scaled likewise. These errors come from
+            the same samples as those of the pooled embedding.
         inputs: Number of independent inputs.
     """
 
@@ -51,7 +51,7 @@ def summary(
     shared: Float[Tensor, "classes _"],
     inputs: int,
 ) -> Seen:
-    """What is kept of the logits of all inputs; the other arguments are those of `Seen`."""
+    """Summarize the logits of all inputs; the other arguments are those of `Seen`."""
     centered = logits - logits.mean(dim=0)
     return Seen(
         logits.mean(dim=0),
@@ -66,13 +66,13 @@ def summary(
 def combined(observation: Observation, pooled: MeanLogits, seen: Seen) -> MeanPrediction:
     """Both estimates of the mean logits, weighted by their variances (a Kalman update).
 
-    The error of the pooled logits is taken to have the shape of the covariance of single inputs,
-    for the residuals of a few rows tell its size but not its shape. Where both rest on regressions
-    over the same samples, the error that they share is no reason to mix them, and is added at the
-    end.
+    The covariance of the pooled logits' error is assumed to be proportional to that of single
+    inputs, since the residuals of a few rows show its size but not its shape. The error that both
+    estimates share, from regressions over the same samples, does not enter the weights and is
+    added at the end.
     """
     classes = observation.classes
-    # Softmax is blind to a constant: logits are made to sum to zero.
+    # Softmax ignores a constant: logits are made to sum to zero.
     covariance, spread, shared = (
         _centered(seen.covariance, both=True), _centered(seen.spread), _centered(seen.shared)
     )  # fmt: skip
@@ -88,7 +88,7 @@ def combined(observation: Observation, pooled: MeanLogits, seen: Seen) -> MeanPr
     gain = torch.linalg.solve(prior + noise, prior).T
     logits = seen.logits + trust * (seen.log_probabilities - seen.logits)
     logits = logits + (gain @ difference)[:, 0]
-    # Where dummies are not to be trusted, the scatter of single samples is what rows show.
+    # Where dummies are not trusted, the rows show the scatter of single samples.
     shift, size = second_order(pooled)
     shift, size = (1.0 - trust) * shift, (1.0 - trust) * size
 
@@ -115,18 +115,18 @@ def _discrepancy(
     explained: Float[Tensor, "classes classes"],
     covariance: Float[Tensor, "classes classes"],
 ) -> float:
-    """By how much further off dummies are to be taken, in units of a covariance; 0 if by nothing.
+    """Additional model discrepancy of the dummies, in units of a covariance; 0 without conflict.
 
-    Dummies are no images. Where pooled contradicts them, they are taken for further off, until
-    both agree within their errors.
+    Dummies are not images. If the pooled estimate contradicts them, their assumed error grows until
+    both estimates agree within their errors.
 
     Args:
         difference: Of the two estimates.
-        explained: Covariance of the difference, as far as the estimates' own errors go.
+        explained: Covariance of the difference that the estimates' own errors explain.
         covariance: Of the logits of single inputs.
     """
     freedom = len(difference) - 1
-    # The size of pooled's error is itself estimated, from as many rows as there are classes.
+    # The size of the pooled error is itself estimated, from as many rows as there are classes.
     if _surplus(difference, explained) <= float(fdtri(freedom, freedom, _CONTRADICTION)):
         return 0.0
     for doublings in range(1, _DOUBLINGS + 1):
@@ -139,7 +139,7 @@ def _discrepancy(
 def _surplus(
     difference: Float[Tensor, "classes 1"], covariance: Float[Tensor, "classes classes"]
 ) -> float:
-    """Squared distance in units of what the covariance explains, one on average."""
+    """Squared Mahalanobis distance over its degrees of freedom: one on average."""
     solved = torch.linalg.solve(covariance, difference)
     return float((difference * solved).sum()) / (len(difference) - 1)
 

@@ -11,12 +11,12 @@ from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction, scatter
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
-# Where rounding is expected to get fewer of the counts right, they are flagged as guesses.
+# If rounding is expected to get a smaller share of the counts right, they are flagged as guesses.
 _RIGHT = 0.75
 
 
 def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
-    """Counts with standard errors; without a batch size the one that fits, or proportions.
+    """Counts with standard errors; without a batch size, those of the size that fits, or shares.
 
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
@@ -31,8 +31,8 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
     raw, errors = found.raw, found.standard_errors
     flags: tuple[Flag, ...] = ()
     if total is not None:
-        # The share of counts that rounding gets right, if errors are normal. Those of a bias
-        # gradient that was itself restored are larger, and not known.
+        # Expected share of counts that rounding gets right, for normal errors. A restored bias
+        # gradient has unknown errors of its own.
         right = float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean())
         if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
             flags = (Flag.NOT_INTEGRAL,)

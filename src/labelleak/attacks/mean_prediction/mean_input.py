@@ -14,9 +14,9 @@ from labelleak.observation import Observation
 
 # Draws of the mean's error.
 _ERRORS = 16
-# Of the mean eigenvalue of the second moments of the layer's deltas.
+# Ridge, relative to the mean eigenvalue of the second moments of the layer's deltas.
 _RIDGE = 0.1
-# Shares that differ by less are the same, so that rounding does not deal out the labels.
+# Shift of the limits between labels, above all rounding, so that no place lies on a limit.
 _SAME_SHARE = 1e-6
 
 
@@ -34,7 +34,7 @@ class LayerGradient(NamedTuple):
     bias: Float[Tensor, " outputs"]
 
     def simple_mean(self, noise: float) -> Float[Tensor, " inputs"]:
-        """The layer's mean input by plain least squares over its rows, less the noise's part."""
+        """The layer's mean input by ordinary least squares over its rows, corrected for noise."""
         squares = float(self.bias.square().sum())
         corrected = max(squares - len(self.bias) * noise**2, 0.1 * squares)
         return self.weight.T @ self.bias / corrected
@@ -76,10 +76,10 @@ def mean_input(
 ) -> MeanInput:
     """The batch's mean input to a layer by generalized least squares over the layer's rows.
 
-    With delta_k the gradient of sample k at the layer's output, ``a^T dW = sum_k (a^T delta_k) x_k
-    / K``. Least squares takes a along ``db``. Less noise has the a that makes ``a^T delta_k`` most
-    alike over the samples; it follows from the second moments of delta, and these from dummy inputs
-    with the labels that `pooled` restores.
+    Let delta_k be the gradient of sample k at the layer's output. Then ``a^T dW = sum_k (a^T
+    delta_k) x_k / K``. Ordinary least squares takes a along ``db``. The error is smallest for the a
+    that makes ``a^T delta_k`` most alike over the samples. It follows from the second moments of
+    delta, which are those of dummy inputs with the labels that `pooled` restores.
 
     Args:
         observation: What the server sees.
@@ -100,8 +100,8 @@ def mean_input(
     def normal(rows: int) -> Tensor:
         return torch.randn(rows, _ERRORS, generator=generator, dtype=torch.float64).to(bias)
 
-    # The first column is what is wanted; random ones show the inverse's trace (Hutchinson 1989),
-    # and the deltas' own how much each has pulled the combination towards itself.
+    # One solve for the combination, the inverse's trace by random signs (Hutchinson 1989), and
+    # the leverage of each delta.
     probes = normal(len(bias)).sign()
     solved = torch.linalg.solve(
         moments + ridge * torch.eye(len(bias)).to(moments),
@@ -110,16 +110,16 @@ def mean_input(
     combination, trace = solved[:, 0], float((probes * solved[:, 1 : 1 + _ERRORS]).sum() / _ERRORS)
     leverage = (deltas.T * solved[:, 1 + _ERRORS :]).sum(dim=0) / len(deltas)
     length = float(combination @ bias)
-    # Noise adds to the product of the bias gradient with itself (errors in variables).
+    # Noise adds to the square of the bias gradient (errors in variables).
     combination = combination / max(length - noise**2 * trace, 0.1 * length)
-    # Errors are what such combinations of other inputs scatter by, and what noise adds.
+    # Errors are drawn from the leave-one-out residuals of the dummies, and from the noise.
     uneven = (deltas @ combination) / (1.0 - leverage).clamp_min(0.1)
     uneven -= uneven.mean()
     values = weight.T @ combination
     inputs = entering(model, layer, typical).to(values)
     centered = inputs - inputs.mean(dim=0)
     errors = centered.T @ (uneven[:, None] * normal(len(uneven))) / (len(uneven) * size) ** 0.5
-    # Noise in the weight's gradient, and in the bias's, which scales the whole mean.
+    # Noise in the gradient of the bias scales the whole mean.
     noisy = normal(len(values)) - values[:, None] * normal(1)
     errors += noise * float(combination.norm()) * noisy
     return MeanInput(values, errors)
@@ -151,7 +151,7 @@ def _output_gradients(
 
 
 def _likely_labels(observation: Observation, pooled: MeanLogits, number: int) -> Tensor:
-    """Labels for dummy inputs: as often as `pooled` finds each in the batch, in random order."""
+    """Labels for dummy inputs in random order, each as often as `pooled` finds it in the batch."""
     prediction = torch.softmax(pooled.logits, dim=0)
     share = (prediction - pooled.bias_gradient / observation.scale).clamp_min(1e-6)
     ends = (share / share.sum()).cumsum(0) - _SAME_SHARE

@@ -1,4 +1,4 @@
-"""What the head makes of the batch's mean embedding, with replicates that show the error."""
+"""Logits of the batch's mean embedding, with replicates that show their error."""
 
 from typing import NamedTuple
 
@@ -17,18 +17,18 @@ from labelleak.attacks.mean_prediction.scatter import expected_scatter
 from labelleak.attacks.mean_prediction.weight_only import restored_bias_gradient
 from labelleak.observation import Observation
 
-# Replicates of a small head, and of a large one, where each takes a column of every product.
+# Replicates for a small head, and for a large one, where each costs a column of every product.
 _REPLICATES, _REPLICATES_LARGE = 128, 7
 _NOISY_ROWS = 4
 
 
 class MeanLogits(NamedTuple):
-    """What the head makes of the mean embedding.
+    """Logits of the mean embedding.
 
     Attributes:
         logits: float64, shape (classes,).
-        replicates: The same of every bootstrap replicate, float64, shape (classes, replicates).
-        samples: Logits of single samples less their mean, as they scatter, float64, shape
+        replicates: Logits of every bootstrap replicate, float64, shape (classes, replicates).
+        samples: Draws of the logits of single samples minus their mean, float64, shape
             (classes, replicates).
         bias_gradient: Given, or restored from the weight's; float64, shape (classes,), in the
             gradient's own unit.
@@ -56,14 +56,14 @@ def mean_logits(
     """Logits of the mean embedding, by least squares over the rows of the gradient.
 
     Replicates follow the wild bootstrap (Liu 1988; Mammen 1993): the residual of every row gets a
-    random sign, which leaves what rows scatter by and destroys what they have in common. Their
-    size is made that of the error (`Scatter`).
+    random sign, which keeps the scatter of rows and destroys what they have in common. `Scatter`
+    scales them to the size of the error.
 
     Args:
         observation: Needs the head and its weight gradient.
-        length: Estimated length of the mean embedding, which helps where there is no bias gradient.
-        small_head: Up to so many entries, everything is computed in float64.
-        block: Entries of the rows that are worked on at once.
+        length: Estimated length of the mean embedding; used only without a bias gradient.
+        small_head: Most entries for which everything is computed in float64.
+        block: Entries in one block of rows.
     """
     gradient, head = observation.gradient, observation.head
     double = gradient.weight.numel() <= small_head
@@ -94,15 +94,15 @@ def mean_logits(
 
 
 def second_order(found: MeanLogits) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"]]:
-    """Mean prediction of samples that scatter, less the prediction of their mean; and its error.
+    """The mean of softmax minus the softmax of the mean, for samples that scatter.
 
     Returns:
-        The shift of the mean prediction, and its standard error, shape (classes,).
+        This shift of the mean prediction, and its standard error, shape (classes,) each.
     """
     mean, plain = found.logits[:, None], torch.softmax(found.logits, dim=0)
     either = torch.cat([mean + found.samples, mean - found.samples], dim=1)
     shift = torch.softmax(either, dim=0).mean(dim=1) - plain
-    # The other extreme is the uniform mean; predictions near it are those of an untrained network.
+    # The other extreme is a uniform mean prediction, as of an untrained network.
     away = plain - 1.0 / len(plain)
     doubted = found.doubt * away * (len(plain) * away.abs()).clamp_max(1.0)
     return shift, (shift.square().mean() + doubted.square()).sqrt()

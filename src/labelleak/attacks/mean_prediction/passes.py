@@ -1,4 +1,4 @@
-"""Forward passes of made-up inputs, with the model in the modes that the client runs it in."""
+"""Forward passes with the model in the client's modes: logits, and what enters a layer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from labelleak.observation import Observation
 
 @contextmanager
 def as_the_client(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but for BatchNorm that the client trains with; afterwards as it was."""
+    """Evaluation mode, except for BatchNorm that the client trains; afterwards as before."""
     with isolated(model):
         normalizing = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
         model.eval()
@@ -60,7 +60,7 @@ def entering(
 def mean_set(
     layer: nn.Module, before: Float[Tensor, " features"], after: Float[Tensor, " features"]
 ) -> Iterator[None]:
-    """Let what enters a layer have another mean: scaled where it is positive, else shifted."""
+    """Give what enters a layer another mean: by scaling if both are positive, else by shifting."""
     positive = (before > 0) & (after > 0)
     factor = torch.where(positive, after / before.clamp_min(1e-30), 1.0).clamp(max=4.0)
     shift = torch.where(positive, 0.0, after.clamp_min(0.0) if bool((before >= 0).all()) else after)
@@ -74,7 +74,7 @@ def mean_set(
 
 
 def first_layer(model: nn.Module) -> nn.Module:
-    """The first layer that has weights and is fully connected or a convolution of images.
+    """The first layer that is fully connected or a convolution of images.
 
     Raises:
         MissingKnowledge: There is none.
@@ -93,8 +93,8 @@ def first_vector_layer(
 ) -> tuple[str, nn.Linear] | None:
     """Name and module of the first fully connected layer that takes one vector per sample.
 
-    Not one that runs on every token of a sample, nor one whose weights another module uses, as
-    `nn.MultiheadAttention` does.
+    Layers that run on every token of a sample are left out, and so are those that never run
+    because another module uses their weights, as in `nn.MultiheadAttention`.
     """
     layers = {m: name for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     shapes: dict[nn.Module, list[torch.Size]] = {layer: [] for layer in layers}

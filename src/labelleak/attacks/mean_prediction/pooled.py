@@ -25,13 +25,13 @@ def pooled(observation: Observation) -> Restoration:
     ``p = softmax(W e + b)``, and ``n = K (p - db)`` is exact but for the error of p. Time O(C m):
     one pass over the gradient and one over the head.
 
-    Without a bias gradient, db and e are the gradient's top singular pair; the one number that this
-    leaves open, the length of e, is the one that makes the counts whole and non-negative. Without
-    a batch size, the smallest one that makes them whole is taken, where there is evidence of it.
+    Without a bias gradient, db and e are the gradient's top singular pair. This leaves the length
+    of e open: it is the one that makes the counts whole and non-negative. Without a batch size, it
+    is the smallest one that makes the counts whole, if chance does not explain that.
 
     Args:
-        observation: Needs the head and its weight gradient. Without a batch size, and where the
-            gradient does not show it, proportions only.
+        observation: Needs the head and its weight gradient. If the batch size is not known and the
+            gradient does not show it, the result has proportions only.
 
     Returns:
         ``raw``, ``rounded``, ``counts`` and proportions, and a standard error of every count.
@@ -45,9 +45,9 @@ def pooled(observation: Observation) -> Restoration:
 def _mean_prediction(observation: Observation) -> MeanPrediction:
     """The mean prediction over the batch by pooling, with replicates that show its error.
 
-    The mean of softmax is not softmax of the mean: single samples scatter about the mean embedding
-    as rows do, which shifts the mean prediction. The shift is applied, and counted as an error of
-    its own size, since rows show the scatter within classes and between them only together.
+    The mean of softmax is not the softmax of the mean: samples scatter about the mean embedding,
+    which shifts the mean prediction. The shift is applied and counted as an error of its own size,
+    since rows do not show the scatter within classes and between them separately.
     """
     found = mean_logits(observation)
     shift, size = second_order(found)

@@ -1,4 +1,4 @@
-"""Real-valued counts that a mean prediction and a bias gradient stand for, and their errors."""
+"""Real-valued counts that a mean prediction and a bias gradient imply, and their errors."""
 
 from typing import NamedTuple
 
@@ -12,15 +12,15 @@ from labelleak.restoration import NORMAL_QUANTILE
 
 
 class MeanPrediction(NamedTuple):
-    """An estimate of the mean prediction, and what is needed to make counts of it.
+    """An estimate of the mean prediction over the batch, with what turns it into counts.
 
     Attributes:
         probabilities: float64, shape (classes,), summing to one. With class weights or smoothing
-            the mean is weighted as the samples are in the loss.
-        replicates: Estimates that scatter about the former as it does about the truth, float64,
-            shape (classes, replicates).
+            samples are weighted as in the loss.
+        replicates: Draws of the estimate that scatter about it as it scatters about the truth,
+            float64, shape (classes, replicates).
         bias_gradient: Gradient of the head's bias in its own unit, float64, shape (classes,).
-        noise: Standard deviation of the noise in an entry of a bias gradient that is given.
+        noise: Standard deviation of the noise in an entry of the bias gradient.
     """
 
     probabilities: Float[Tensor, " classes"]
@@ -30,15 +30,14 @@ class MeanPrediction(NamedTuple):
 
 
 class Scattered(NamedTuple):
-    """Real-valued counts, and what their errors are made of.
+    """Real-valued counts, and the two parts of their errors.
 
-    All three are linear in the batch size where instances are a multiple of it.
+    All three are linear in the batch size if the number of instances is a fixed multiple of it.
 
     Attributes:
         raw: float64, shape (classes,).
-        scatter: Deviations that scatter as the counts do about the truth, float64, shape
-            (classes, replicates).
-        noise: Standard deviation that noise in the bias gradient adds, float64, shape (classes,).
+        scatter: Draws of the error, float64, shape (classes, replicates).
+        noise: Standard error that noise in the bias gradient adds, float64, shape (classes,).
     """
 
     raw: Float[Tensor, " classes"]
@@ -58,7 +57,7 @@ def raw_counts(
     instances: float,
     batch_size: float,
 ) -> Float[Tensor, "classes estimates"]:
-    """Real-valued counts that mean prediction and bias gradient stand for.
+    """Real-valued counts that a mean prediction and a bias gradient imply.
 
     With class weights w and label smoothing a, one sample of class j adds
     ``w_j (1 - a)(p - y_j) + (a / C)(sum(w) p - w)`` to the loss's gradient. With x_j = n_j w_j,
@@ -66,8 +65,9 @@ def raw_counts(
 
         K db = ((1 - a) X + a mean(w) N) p - (1 - a) x - (a / C) w N
 
-    A mean loss divides by X, so X = K in its units and N follows from ``sum(x / w) = N``; for a
-    sum N = K and X follows from the same. Plain cross-entropy leaves ``x = K (p - db)``.
+    A mean loss divides by X, so X = K in its units, and N follows from ``sum(x / w) = N``. For a
+    summed loss N = K, and X follows from the same equation. Plain cross-entropy leaves
+    ``x = K (p - db)``.
 
     Args:
         observation: Of the loss: reduction, label smoothing, class weights.
@@ -102,11 +102,11 @@ def raw_counts(
 def scattered_counts(
     observation: Observation, mean: MeanPrediction, instances: int, batch_size: int
 ) -> Scattered:
-    """Real-valued counts of a mean prediction with what their errors are made of."""
+    """Real-valued counts of a mean prediction, and the two parts of their errors."""
     given = mean.bias_gradient[:, None]
     raw = raw_counts(observation, mean.probabilities[:, None], given, instances, batch_size)[:, 0]
     others = raw_counts(observation, mean.replicates, given, instances, batch_size)
-    # Few rows tell little about their own scatter: Student's quantile in place of the normal one.
+    # The scatter is estimated from as many rows as there are classes: Student's quantile.
     student = float(stdtrit(observation.classes - 1, 0.975))
     scatter = (others - raw[:, None]) * (student / NORMAL_QUANTILE)
     loss = observation.loss

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 SMALL_HEAD = 1 << 22
-"""Up to so many entries, all is computed in float64 with many replicates: 32 MB in that format."""
+"""Most entries of a head for which everything is computed in float64: 32 MB."""
 
 BLOCK = 1 << 23
-"""Entries of the rows that are worked on at once: more cost memory, fewer have threads wait."""
+"""Entries in one block of rows: larger blocks cost memory, smaller ones leave threads waiting."""
 
 
 def regress(
@@ -21,23 +21,22 @@ def regress(
     double: bool,
     block: int = BLOCK,
 ) -> tuple[Float[Tensor, "features estimates"], float]:
-    """The mean embedding by least squares, column 0, and sums of residuals; and the noise.
+    """The mean embedding by least squares, sums of residuals with random signs, and the noise.
 
-    The other columns are the residuals of all rows, summed with random signs. Noise in the
-    regressor adds its own variance to the sum of squares (errors in variables), which is taken off
-    again, down to a tenth of what was there.
+    Noise in the regressor adds its variance to the sum of squares (errors in variables). It is
+    subtracted again, down to a tenth of the sum.
 
     Args:
         weight_gradient: Shape (classes, features), any floating dtype.
         bias_gradient: float64, shape (classes,).
         replicates: Number of sums with random signs.
-        double: Whether to compute with float64 throughout, and not with float32 where the gradient
-            is that.
-        block: Entries of the rows that are worked on at once.
+        double: Whether to compute in float64 even if the gradient is float32.
+        block: Entries in one block of rows.
 
     Returns:
-        Estimate and sums, float64, shape (features, 1 + replicates), and the standard deviation of
-        independent noise in an entry, from sums over the classes that are zero without it.
+        The estimate (column 0) and the sums, float64, shape (features, 1 + replicates); and the
+        standard deviation of independent noise in an entry, from the sums over the classes, which
+        are zero without noise.
     """
     classes, features = weight_gradient.shape
     centered = bias_gradient - bias_gradient.mean()
@@ -46,7 +45,7 @@ def regress(
     signs = torch.randint(0, 2, (replicates, classes), generator=generator, dtype=torch.int8)
     signs = signs.to(bias_gradient.device)
 
-    # One pass for all: the estimate, its replicates, and the sums that are zero without noise.
+    # One pass computes the estimate, its replicates, and the sums over the classes.
     sums = torch.zeros(replicates + 2, features, dtype=torch.float64, device=centered.device)
     shared = torch.zeros(replicates, dtype=torch.float64, device=centered.device)
     for rows in _blocks(weight_gradient.shape, block):
@@ -66,7 +65,7 @@ def regress(
 def noisy_rows(
     embedding: Float[Tensor, "features 1"], noise: float, rows: int
 ) -> Float[Tensor, "features rows"]:
-    """What noise in the gradient leaves of a row beside its multiple of the mean embedding."""
+    """Draws of a row's residual that noise in weight and bias gradient makes."""
     generator = torch.Generator().manual_seed(6)
     draws = torch.randn(len(embedding) + 1, rows, generator=generator, dtype=torch.float64)
     draws = draws.to(embedding)
@@ -80,7 +79,7 @@ def apply_weight(
     double: bool,
     block: int = BLOCK,
 ) -> Float[Tensor, "classes estimates"]:
-    """Weight times embeddings, float64, block by block; the arguments are those of `regress`."""
+    """Weight times embeddings, float64, block by block; `double` and `block` as for `regress`."""
     logits = embeddings.new_empty(weight.shape[0], embeddings.shape[1])
     single = embeddings.float()
     for rows in _blocks(weight.shape, block):

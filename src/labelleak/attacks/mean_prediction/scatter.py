@@ -1,4 +1,4 @@
-"""How the gradient's rows scatter, and with them the mean embedding that is made of them."""
+"""How the gradient's rows scatter, and the mean embedding that is estimated from them."""
 
 import math
 from typing import NamedTuple
@@ -9,28 +9,28 @@ from torch import Tensor
 
 from labelleak.observation import Observation
 
-# Share of its expected square down to which a bias gradient is small by chance.
+# Down to this share of its expected square, a bias gradient may be small by chance.
 _SURE = 0.3
-# Rows of a batch of one class do not scatter: no more is made of what they do than this allows.
+# Floor of the scatter of rows: those of a batch of one class do not scatter at all.
 _LEAST_SCATTER = 1e-3
 
 
 class Scatter(NamedTuple):
-    """How rows, and the estimate made of them, scatter if labels do not depend on embeddings.
+    """How rows and their estimate scatter if labels do not depend on embeddings.
 
-    Row i then is ``db_i`` times the batch's mean embedding, less ``x_i`` times what the mean over
-    the class's samples differs from it by, with x_i the weight of the class in the batch.
+    Row i is then ``db_i`` times the batch's mean embedding, minus ``x_i`` times the difference
+    between the class's mean embedding and the batch's. x_i is the class's weight in the batch.
 
     Attributes:
-        rows: Expected sum of the squares of the residuals, in units of the variance of one sample's
-            embedding over the batch size.
+        rows: Expected sum of squared residuals, in units of the variance of one sample's embedding
+            over the batch size.
         estimate: Variance of the estimate, in the same unit.
         classes: Number of rows.
-        squares: Of the bias gradient.
-        size: Effective number of samples: the batch size, or more where the bias gradient is
-            smaller than that of so many samples that are predicted at random.
-        doubt: From 0 to 1, that the bias gradient is small because the network is sure of most
-            labels, so that the mean embedding is one of its mistakes and tells nothing.
+        squares: Sum of squares of the bias gradient.
+        size: Effective number of samples: the batch size, or more if the bias gradient is smaller
+            than that of a batch of this size that is predicted at random.
+        doubt: From 0 to 1: that the bias gradient is small because the network is sure of most
+            labels. The mean embedding is then that of its mistakes.
     """
 
     rows: float
@@ -41,7 +41,7 @@ class Scatter(NamedTuple):
     doubt: float
 
     def factors(self, noise: float) -> tuple[float, float]:
-        """What replicates are to be multiplied by to scatter as the estimate and as one sample.
+        """Factors that make replicates scatter as the estimate does, and as one sample does.
 
         Args:
             noise: Mean square of a noisy row over that of a replicate.
@@ -55,7 +55,7 @@ class Scatter(NamedTuple):
 
 
 def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " classes"]) -> Scatter:
-    """How rows scatter in a batch with such a bias gradient.
+    """How rows scatter in a batch with this bias gradient.
 
     Args:
         observation: Of the loss and the batch size.

@@ -22,9 +22,7 @@ from hypothesis import HealthCheck, settings
 jaxtyping.install_import_hook("labelleak", "typechecker.check")
 
 # A slow machine draws its examples slowly: that is no failure.
-settings.register_profile(
-    "labelleak", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("labelleak", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("labelleak")
 
 torch.set_num_threads(int(os.environ.get("LABELLEAK_TEST_THREADS", "1")))

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
+from labelleak.hooks import recorded
 from labelleak.numerics import root_mean_square
 from labelleak.observation import HeadGradient, Observation
 
@@ -337,20 +338,13 @@ def soteria_mask(
             "the model is in training mode, where samples influence each other: call model.eval()"
         )
     inputs = inputs.detach().requires_grad_()
-    seen: list[Tensor] = []
-    handle = model.get_submodule(head).register_forward_pre_hook(
-        lambda _, arguments: seen.append(arguments[0])
-    )
-    try:
-        with torch.enable_grad():
-            model(inputs)
-    finally:
-        handle.remove()
-    if len(seen) != 1 or seen[0].shape[:-1] != inputs.shape[:1]:
+    with torch.enable_grad(), recorded(model.get_submodule(head)) as runs:
+        model(inputs)
+    if len(runs) != 1 or runs[0].entered.shape[:-1] != inputs.shape[:1]:
         raise ValueError(
             f"layer {head!r} does not take one vector per sample once: name the final linear layer"
         )
-    representation = seen[0]
+    representation: Tensor = runs[0].entered
     scores = torch.zeros(representation.shape[1], dtype=torch.float64, device=inputs.device)
     for feature, values in enumerate(representation.unbind(dim=1)):
         (slopes,) = torch.autograd.grad(values.sum(), inputs, retain_graph=True)

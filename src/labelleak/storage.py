@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, and read back, with one clear error line."""
+"""Small files, written whole or not at all; every error is one line that names the file."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from labelleak.errors import UnreadableFile
 
 
 def check_writable(path: Path | str, inputs: Sequence[Path | str] = ()) -> None:
-    """Make sure, before any work, that `write_whole` can write a file.
+    """Check before any work that `write_whole` will be able to write a file.
 
     Args:
-        path: The file to be; it may be there already.
-        inputs: Files that must stay as they are.
+        path: The file to write; it may exist.
+        inputs: Files that must not be overwritten.
 
     Raises:
         UnreadableFile: The file cannot be written, or is one of the inputs.
@@ -32,14 +32,14 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
     """Write a file whole or not at all.
 
     Args:
-        path: The file; one that is there is replaced.
-        content: Its content; text is written as UTF-8, line breaks as they are.
+        path: The file; an existing one is replaced.
+        content: Text, which is written as UTF-8 with its line breaks as they are, or bytes.
 
     Raises:
         UnreadableFile: It cannot be written.
     """
     with _writing(path) as (place, partial):
-        # A name of a file, on Linux, may hold bytes that are no UTF-8.
+        # The name of a file on Linux may hold bytes that are no UTF-8.
         data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
         partial.write_bytes(data)
         partial.replace(place)
@@ -47,9 +47,9 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
 
 @contextmanager
 def _writing(path: Path | str) -> Iterator[tuple[Path, Path]]:
-    """Where a file really is, and where its content is gathered first; errors in one line."""
+    """The file that a path leads to, and a file beside it to write first; errors in one line."""
     try:
-        # What a link leads to is written, and the link stays.
+        # Of a link the target is written, and the link stays.
         place = Path(os.path.realpath(path))
         if place.exists() and not place.is_file():
             raise ValueError("it is a folder" if place.is_dir() else "it is no regular file")
@@ -72,17 +72,25 @@ def _reason(error: Exception) -> str:
 def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all.
 
+    Args:
+        path: The file; an existing one is replaced.
+        content: Plain data.
+
     Raises:
-        UnreadableFile: The place cannot be written to.
+        UnreadableFile: The file cannot be written.
+        ValueError: A number is NaN or infinite, which JSON has no word for.
     """
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
+
+    Args:
+        path: The file, UTF-8.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything else.
+        UnreadableFile: There is no such file, or it is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

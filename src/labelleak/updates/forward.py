@@ -1,10 +1,9 @@
 """The exact gradient of the head by a forward pass alone."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from labelleak.checks import INDICES
 from labelleak.errors import InvalidObservation
+from labelleak.hooks import recorded
+from labelleak.isolation import isolated
 from labelleak.loss import Loss
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.training import LocalTraining
@@ -85,7 +86,7 @@ def capture(
     loss.check_classes(found.classes)
     sums = _Sums(found.weight, loss)
     pieces = _pieces(model, inputs, labels)
-    with torch.no_grad(), _buffers_kept(model):
+    with isolated(model):
         for piece, truth in pieces:
             sums.add(_forward(model, found, piece), truth.to(found.weight.device))
     if not sums.samples:
@@ -203,50 +204,20 @@ def _mixes_samples(module: nn.Module) -> bool:
     return module.training or (isinstance(module, _BatchNorm) and module.running_mean is None)
 
 
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Let forward passes write to copies of the buffers, BatchNorm's running statistics say."""
-    # Not torch.func.functional_call, which takes no DataParallel and keeps no buffer that is None.
-    kept = [(module, dict(module._buffers)) for module in model.modules()]
-    copies: dict[Tensor, Tensor] = {}
-    for module, buffers in kept:
-        for name, value in buffers.items():
-            if value is not None:
-                module._buffers[name] = copies.setdefault(value, value.clone())
-    try:
-        yield
-    finally:
-        for module, buffers in kept:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
 def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
-    calls: list[tuple[Any, Any]] = []
-
-    def keep(
-        _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
-    ) -> None:
-        calls.append((output, next(iter((*arguments, *keywords.values())), None)))
-
     layer = head.name or ""
-    handle = model.get_submodule(layer).register_forward_hook(keep, with_kwargs=True)
-    try:
-        arguments = () if isinstance(inputs, Mapping) else (inputs,)
-        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
-        output = model(*arguments, **keywords)
-    finally:
-        handle.remove()
-    if len(calls) != 1:
+    with recorded(model.get_submodule(layer)) as runs:
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if len(runs) != 1:
         raise InvalidObservation(
-            f"layer {layer!r} ran {len(calls)} times in one forward pass: a classification head "
+            f"layer {layer!r} ran {len(runs)} times in one forward pass: a classification head "
             "runs once; name the right one with head=NAME"
         )
-    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in calls[0]):
+    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in runs[0]):
         raise InvalidObservation(
             f"layer {layer!r} does not map one embedding per sample to one vector of logits"
         )
-    seen = _Pass(*calls[0])
+    seen = _Pass(logits=runs[0].left, embeddings=runs[0].entered)
     if not torch.isfinite(seen.logits).all():
         raise InvalidObservation("the model puts out NaN or infinite logits: it is broken")
     logits = _logits(output)

@@ -182,17 +182,6 @@ def test_directions_in_which_embeddings_do_not_differ_are_left_out(dtype):
     torch.testing.assert_close(all_of_them.raw, two.raw, rtol=0, atol=1e-3)
 
 
-def test_another_order_of_the_classes_gives_the_same_counts():
-    batch, auxiliary = scattered(COUNTS, 100, 0)
-    order = torch.tensor([3, 1, 5, 0, 2, 4])
-    place = order.argsort()
-    shuffled = Batch(batch.weight[order], batch.bias[order], batch.embeddings, place[batch.labels])
-    moved = Auxiliary(auxiliary.inputs, place[auxiliary.labels])
-    found = restore(observed(batch, auxiliary), "likelihood")
-    again = restore(observed(shuffled, moved), "likelihood")
-    torch.testing.assert_close(again.raw, found.raw[order], rtol=0, atol=0.1)
-
-
 def test_what_is_missing_is_named():
     batch, auxiliary = scattered(COUNTS, 2, 0)
     once = Auxiliary(auxiliary.inputs[:6], auxiliary.labels[:6])

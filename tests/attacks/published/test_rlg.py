@@ -245,14 +245,6 @@ def test_positive_factors_per_class_change_nothing():
     assert torch.equal(rlg(scaled).present, batch.present)
 
 
-def test_renaming_the_classes_renames_the_set():
-    batch = untrained(20, 40, 6)
-    order = torch.randperm(20, generator=rng())
-    observation = batch.observe(bias=False)
-    renamed = replace(observation, gradient=HeadGradient(observation.gradient.weight[order]))
-    assert torch.equal(rlg(renamed).present, rlg(observation).present[order])
-
-
 def test_counts_follow_where_every_sample_has_a_class_of_its_own():
     batch = untrained(20, 40, 6)
     batch.labels = torch.tensor([3, 5, 7, 11, 13, 17])

@@ -1,8 +1,8 @@
 import dataclasses
 import json
+import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
-import re
 
 import pytest
 import torch

@@ -116,7 +116,7 @@ def is_number(value: object) -> bool:
     """Whether a value is a number of at most 64 bits. A subclass may carry more, and is none."""
     if type(value) not in _NUMBERS:
         return False
-    return type(value) is not int or -(2**63) <= value < 2**64  # type: ignore[operator]
+    return type(value) is not int or -(2**63) <= value < 2**64
 
 
 def shown(path: Iterable[object]) -> str:

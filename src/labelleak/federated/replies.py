@@ -124,8 +124,7 @@ def buffers_of(before: Mapping[str, Any], reply: Mapping[str, Any]) -> Buffers:
         before: State dict that the server handed out, or a snapshot of it.
         reply: State dict that is about to be sent back.
     """
-    snapshot = isinstance(before, Snapshot)
-    start = before.integers if snapshot else integers_in(by_bare_name(before))
+    start = before.integers if isinstance(before, Snapshot) else integers_in(by_bare_name(before))
     return read_buffers(start, by_bare_name(reply))
 
 

@@ -97,6 +97,11 @@ def answer(audit, update, *, message=None, after=None, given=None, **metrics):
     return made[0], left
 
 
+def wire(message):
+    """The bytes that Flower sends of a message, or of anything in it."""
+    return message.deflate() + b"".join(map(wire, (message.children or {}).values()))
+
+
 class InProcess(Grid):
     """Hands each message to its site's app, one after the other."""
 

@@ -8,7 +8,10 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.filter import FilterChainType, FilterContextKey
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.decomposers import numpy_decomposers
+from nvflare.fuel.utils import fobs
 from torch import nn
 
 from labelleak.federated import train_locally
@@ -16,6 +19,10 @@ from labelleak.federated.nvflare import LeakageAudit
 from labelleak.training import LocalTraining
 
 CLASSES, SAMPLES, RATE, ROUND = 5, 12, 0.1, 3
+
+
+flare_decomposers.register()
+numpy_decomposers.register()
 
 
 def made_update(**buffers):
@@ -90,3 +97,8 @@ def run(audit, update, result, data=None, task="train"):
 
 def weights(update, **meta):
     return DXO(DataKind.WEIGHTS, data=arrays(update.after), meta=meta).to_shareable()
+
+
+def wire(result):
+    """The bytes that FLARE sends of a result."""
+    return fobs.dumps(result)

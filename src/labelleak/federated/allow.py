@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-Pattern = tuple[re.Pattern[str], ...]
 Sizes = Mapping[str, int] | tuple[tuple[str, int], ...]
 
 _MEASURES = ("loss", "accuracy", "acc", "error", "f1", "auc", "auroc", "precision", "recall")
@@ -17,6 +16,7 @@ USUAL_NUMBERS = (
     *("lr", "learning_rate", "time", "*_time", "duration"),
     # What the frameworks add themselves, and what a shared audit adds.
     *("code", "norm_bit", "NUM_STEPS_CURRENT_ROUND"),
+    *("server_round", "current_round", "start_round", "total_rounds", "num_rounds"),
     "labelleak_*",
 )
 """Names of the numbers that an ordinary app sends: what a policy without ``[allow]`` allows."""
@@ -31,10 +31,11 @@ class Allow:
 
     A name is that of one entry, ``"loss"``, or its whole path, ``"metrics/loss"``. Case counts for
     nothing, and ``_`` is as ``-``. A ``*`` stands for at most 20 letters, digits, ``_``, ``-`` and
-    ``.``. An entry that is not listed, has another type or is longer must not leave.
+    ``.``, not for a ``/``. An entry that is not listed, is of another type or is longer must not
+    leave.
 
     Attributes:
-        numbers: Names of numbers: whole ones of at most 64 bits, floating-point ones, truth values.
+        numbers: Names of numbers: whole ones of at most 64 bits, others, and truth values.
         lists: Names of lists of numbers, and how many numbers each may hold.
         texts: Names of texts, and how many letters each may have.
         most: How many numbers one message may hold in all; 8 letters of a text count as one. Each
@@ -109,40 +110,30 @@ class Allow:
         return _largest(self._texts, path)
 
     @cached_property
-    def _numbers(self) -> list[Pattern]:
+    def _numbers(self) -> list[re.Pattern[str]]:
         return [_compiled(name) for name in self.numbers]
 
     @cached_property
-    def _lists(self) -> list[tuple[Pattern, int]]:
+    def _lists(self) -> list[tuple[re.Pattern[str], int]]:
         return [(_compiled(name), size) for name, size in dict(self.lists).items()]
 
     @cached_property
-    def _texts(self) -> list[tuple[Pattern, int]]:
+    def _texts(self) -> list[tuple[re.Pattern[str], int]]:
         return [(_compiled(name), size) for name, size in dict(self.texts).items()]
 
 
-def _largest(sizes: list[tuple[Pattern, int]], path: tuple[str, ...]) -> int | None:
+def _largest(sizes: list[tuple[re.Pattern[str], int]], path: tuple[str, ...]) -> int | None:
     return max((size for pattern, size in sizes if _fits(pattern, path)), default=None)
 
 
-def _fits(pattern: Pattern, path: tuple[str, ...]) -> bool:
-    """Whether a pattern is that of a path, part by part, or of its last part."""
-    parts = path[-1:] if len(pattern) == 1 else path
-    return len(parts) == len(pattern) and all(
-        expected.fullmatch(part.replace("_", "-"))
-        for expected, part in zip(pattern, parts, strict=True)
-    )
+def _fits(pattern: re.Pattern[str], path: tuple[str, ...]) -> bool:
+    """Whether a pattern is that of the last part of a path, or of the whole path."""
+    return any(pattern.fullmatch(name.replace("_", "-")) for name in (path[-1], "/".join(path)))
 
 
-def _compiled(name: str) -> Pattern:
-    """A regular expression for each part of a name."""
-    return tuple(
-        re.compile(
-            _FREE.join(re.escape(plain.replace("_", "-")) for plain in part.split("*")),
-            re.IGNORECASE | re.ASCII,
-        )
-        for part in name.split("/")
-    )
+def _compiled(name: str) -> re.Pattern[str]:
+    plain = [re.escape(part) for part in name.replace("_", "-").split("*")]
+    return re.compile(_FREE.join(plain), re.IGNORECASE | re.ASCII)
 
 
 def _is_name(value: object) -> bool:

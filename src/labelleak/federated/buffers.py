@@ -39,7 +39,7 @@ def integers_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value.detach().to("cpu", copy=True)
         for name, value in state.items()
-        if isinstance(value, Tensor) and (_is_counter(name) or not _has_fractions(value))
+        if isinstance(value, Tensor) and (is_counter(name) or not _has_fractions(value))
     }
 
 
@@ -62,7 +62,7 @@ def read_buffers(start: Mapping[str, Tensor], sent: Mapping[str, Any]) -> Buffer
         after = sent.get(name)
         if not isinstance(after, Tensor) or after.shape != before.shape:
             continue  # told as such elsewhere
-        if not _is_counter(name):
+        if not is_counter(name):
             if not _is_same(before, after):
                 changed.append(name)
         elif (move := _move(before, after)) is None:
@@ -91,7 +91,8 @@ def read_buffers(start: Mapping[str, Tensor], sent: Mapping[str, Any]) -> Buffer
     return Buffers(steps, tuple(notes), "; ".join(problems) or None, tuple(leaks))
 
 
-def _is_counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
+    """Whether a tensor of that name is BatchNorm's number of batches."""
     return name.rpartition(".")[2] == _COUNTER
 
 

@@ -20,7 +20,7 @@ _NUMBERS = (
 _GROUPS = (dict, OrderedDict)
 # Names of records and of nested tables, which no policy lists.
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_.-]{0,24}", re.ASCII)
-_MOST_GROUPS = 12
+_MOST_GROUPS = 8
 _DEEPEST = 4
 # A message of more entries is not read to its end.
 _MOST_READ = 2_000
@@ -170,8 +170,6 @@ class _Look:
         if any(type(part) is not str for part in path):
             return "its name is no text"
         groups = path[:-1]
-        if len(groups) > _DEEPEST:
-            return "nested too deep"
         for part in groups:
             if not _GROUP_NAME.fullmatch(part):
                 return "a table's name is too long or not plain"
@@ -226,14 +224,14 @@ class _Look:
 
 
 def _entries(tree: Mapping[Any, Any], path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """Every entry and its path; a ``/`` in a name is read as a table in a table."""
+    """Every entry and its path."""
     for name, value in tree.items():
-        parts = tuple(name.split("/")) if type(name) is str else (name,)
-        here = (*path, *parts)
-        if type(value) in _GROUPS and value and len(here) <= _DEEPEST:
+        here = (*path, name)
+        table = type(value) in _GROUPS and value
+        if table and len(here) <= _DEEPEST:
             yield from _entries(value, here)
         else:
-            yield here, Unreadable("nested too deep") if type(value) in _GROUPS and value else value
+            yield here, Unreadable("nested too deep") if table else value
 
 
 def _is_by_class(names: list[str]) -> bool:

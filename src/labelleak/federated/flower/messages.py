@@ -13,6 +13,7 @@ from flwr.app import Array, Error, Message
 from torch import Tensor
 
 from labelleak.federated.auditor import Decision
+from labelleak.federated.buffers import is_counter
 from labelleak.federated.flower.contents import header_of
 from labelleak.training import LocalTraining
 
@@ -102,8 +103,9 @@ def weights_in(
     Args:
         records: All records of arrays in a message.
         whose: Name of the message, for the error.
-        received: The weights that these are an update of. An average makes floats of integers
-            (BatchNorm's counters), and an app goes on to send integers: they are made floats, too.
+        received: The weights that these are an update of. An average makes floats of integers, and
+            an app goes on to send integers: BatchNorm's counters, and integers that are still the
+            same, are made floats, too.
 
     Raises:
         ValueError: There is not exactly one record: what is in a second one, nobody would audit.
@@ -115,9 +117,14 @@ def weights_in(
         before = None if received is None else received.get(name)
         if value is None or before is None or value.is_floating_point():
             continue
-        if before.is_floating_point():
+        if before.is_floating_point() and (is_counter(name) or _is_cut_off(before, value)):
             weights[name] = value.to(before.dtype)
     return weights
+
+
+def _is_cut_off(before: Tensor, value: Tensor) -> bool:
+    """Whether integers are floats without their fractions."""
+    return value.shape == before.shape and torch.equal(value, before.to(value.dtype))
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ def plain(message, after, **records):
     return reply
 
 
-def with_array(message, after, array, name="fc.bias"):
-    """An ordinary reply, one array of which is another."""
-    arrays = {key: Array(value.numpy()) for key, value in after.items()}
-    return plain(message, {}, arrays=ArrayRecord(OrderedDict({**arrays, name: array})))
+def with_array(message, after, make):
+    """An ordinary reply, one array of which is made of the one that belongs there."""
+    arrays = {name: Array(value.numpy()) for name, value in after.items()}
+    arrays["fc.bias"] = make(arrays["fc.bias"])
+    return plain(message, {}, arrays=ArrayRecord(OrderedDict(arrays)))
 
 
 def told(array, **fields):
@@ -57,19 +58,17 @@ def changed(message, after, **tensors):
     return plain(message, {**after, **named})
 
 
-def in_header(array):
-    """The secret in NumPy's header, which its reader passes over."""
-    data = array.data
-    spaces = data.index(b"}") + 1
-    hidden = SECRET.encode() + b" "
-    return told(array, data=data[:spaces] + b" #" + hidden + data[spaces + 2 + len(hidden) :])
+def with_header(array, text):
+    """The same numbers behind a header of other text, which NumPy's reader understands, too."""
+    text = text.encode() + b"\n"
+    begin = array.data.index(b"\n", 10) + 1  # two bytes before the text are its length
+    return told(
+        array, data=array.data[:8] + len(text).to_bytes(2, "little") + text + array.data[begin:]
+    )
 
 
-def spaced(array):
-    """A header made longer by spaces and tabs that stand for bits."""
-    start, text = array.data[:8], array.data[10:128].rstrip(b"\n")
-    text += b" \t" * 500 + b"\n"
-    return told(array, data=start + len(text).to_bytes(2, "little") + text + array.data[128:])
+def header(array):
+    return array.data[10 : array.data.index(b"\n", 10)].decode()
 
 
 def with_chunks(message, after):
@@ -126,7 +125,6 @@ def both(message, after):
     return reply
 
 
-FLOAT = Array(np.zeros(5, np.float32))
 MANY = {f"m{number}_loss": NUMBER for number in range(200)}
 
 TRAIN = {
@@ -179,21 +177,31 @@ TRAIN = {
         m, a, fc__bias=torch.full((5,), 0x7FC01234, dtype=torch.int32).view(torch.float32)
     ),
     "bytes after the numbers": lambda m, a: with_array(
-        m, a, told(FLOAT, data=FLOAT.data + SECRET.encode())
+        m, a, lambda array: told(array, data=array.data + SECRET.encode())
     ),
-    "text of the type": lambda m, a: with_array(m, a, told(FLOAT, dtype=f"float32 {SECRET}")),
-    "text of the format": lambda m, a: with_array(m, a, told(FLOAT, stype=SECRET)),
-    "another shape than the bytes'": lambda m, a: with_array(m, a, told(FLOAT, shape=(5, 1, 7))),
-    "text in the header of the bytes": lambda m, a: with_array(m, a, in_header(FLOAT)),
-    "spaces in the header of the bytes": lambda m, a: with_array(m, a, spaced(FLOAT)),
+    "text of the type": lambda m, a: with_array(
+        m, a, lambda array: told(array, dtype=f"float32 {SECRET}")
+    ),
+    "text of the format": lambda m, a: with_array(m, a, lambda array: told(array, stype=SECRET)),
+    "another shape than the bytes'": lambda m, a: with_array(
+        m, a, lambda array: told(array, shape=(5, 1, 7))
+    ),
+    "text in the header of the bytes": lambda m, a: with_array(
+        m, a, lambda array: with_header(array, f"{header(array)} # {SECRET}")
+    ),
+    "spaces in the header of the bytes": lambda m, a: with_array(
+        m, a, lambda array: with_header(array, header(array) + " \t" * 500)
+    ),
     "pickled objects": lambda m, a: with_array(
-        m, a, told(FLOAT, data=FLOAT.data.replace(b"'<f4'", b"'|O' ") + SECRET.encode())
+        m, a, lambda array: told(array, data=array.data.replace(b"'<f4'", b"'|O' "))
     ),
-    "texts as numbers": lambda m, a: with_array(m, a, Array(np.array([SECRET] * 5))),
+    "texts as numbers": lambda m, a: with_array(m, a, lambda _: Array(np.array([SECRET] * 5))),
     "fields with names": lambda m, a: with_array(
-        m, a, Array(np.zeros(5, np.dtype([(SECRET, np.float32)])))
+        m, a, lambda _: Array(np.zeros(5, np.dtype([(SECRET, np.float32)])))
     ),
-    "bytes that are no array": lambda m, a: with_array(m, a, told(FLOAT, data=SECRET.encode())),
+    "bytes that are no array": lambda m, a: with_array(
+        m, a, lambda array: told(array, data=SECRET.encode())
+    ),
     "a group in the metadata": lambda m, a: with_metadata(m, a, group_id=SECRET),
     "a type in the metadata": lambda m, a: with_metadata(m, a, message_type="train.the_labels"),
     "another receiver": lambda m, a: with_metadata(m, a, dst_node_id=99),
@@ -208,7 +216,7 @@ TRAIN = {
 HARMLESS = {
     "chunks that are not the bytes": with_chunks,
     "an array that says something else": lambda m, a: with_array(
-        m, a, Talkative(np.zeros(5, np.float32))
+        m, a, lambda array: Talkative(array.numpy())
     ),
     "records that change": lambda m, a: Message(Later(plain(m, a).content), reply_to=m),
     "text of an error": lambda m, _: Message(Error(2, SECRET), reply_to=m),
@@ -365,3 +373,19 @@ def test_ordinary_replies_pass(update, refusing, tmp_path, metrics, kind):
     left = left_of(refusing, update, make, kind)
     assert left.has_content()
     assert repr(dict(left.content["metrics"])) == repr(PASSING[metrics])
+
+
+def test_replies_of_older_clients_pass(update, refusing, tmp_path):
+    """As `NumPyClient` makes them of what an app returns."""
+
+    def make(message, _):
+        state = ConfigRecord({"code": 0, "message": "Success"})
+        records = {
+            "evaluateres.loss": MetricRecord({"loss": 0.5}),
+            "evaluateres.num_examples": MetricRecord({"num_examples": SAMPLES}),
+            "evaluateres.metrics": ConfigRecord({"accuracy": 0.5}),
+            "evaluateres.status": state,
+        }
+        return Message(RecordDict(records), reply_to=message)
+
+    assert left_of(refusing, update, make, "evaluate").has_content()

@@ -74,6 +74,24 @@ def test_the_message_comes_before_the_run_and_the_run_before_what_is_given(
     assert (step["batch_size"], step["instances"], step["epochs"]) == (8, 8, 1)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["adam", "Adam", "adamw"])
+def test_an_optimizer_that_cannot_be_read_is_said(update, policy, tmp_path, name):
+    message = instruction(update[0].before, lr=RATE, optimizer=name)
+    answer(LeakageAudit(policy()), update, message=message)
+    (record,) = records(tmp_path)
+    assert (record["verdict"], record["audit"]) == ("failed", None)
+    assert f"optimizer '{name.lower()}' cannot be read" in record["error"]
+
+
+def test_an_optimizer_that_was_told(update, policy, tmp_path):
+    answer(LeakageAudit(policy()), update)
+    assert (source(tmp_path)["optimizer"], source(tmp_path)["momentum"]) == (None, None)
+    message = instruction(update[0].before, lr=RATE, optimizer="SGD", momentum=0.0)
+    answer(LeakageAudit(policy()), update, message=message)
+    assert (source(tmp_path)["optimizer"], source(tmp_path)["momentum"]) == ("sgd", 0.0)
+
+
 def test_other_keys(update, policy, tmp_path):
     message = instruction(update[0].before, eta=0.1, lr=7.0)
     keys = {"learning_rate": ("eta",), "instances": ("samples",)}

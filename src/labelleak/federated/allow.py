@@ -21,6 +21,9 @@ USUAL_NUMBERS = (
 )
 """Names of the numbers that an ordinary app sends: what a policy without ``[allow]`` allows."""
 
+# The state of a reply of Flower's older clients: "Success".
+_USUAL_TEXTS = (("*.status/message", 7),)
+
 # A `*` in a name: an app chooses what stands for it, so that it must be short and plain.
 _FREE = "[A-Za-z0-9_.-]{0,20}"
 
@@ -54,7 +57,7 @@ class Allow:
 
     numbers: tuple[str, ...] = USUAL_NUMBERS
     lists: Sizes = ()
-    texts: Sizes = ()
+    texts: Sizes = _USUAL_TEXTS
     most: int = 32
 
     def __post_init__(self) -> None:

@@ -186,11 +186,13 @@ class _Look:
             return None if allow.number(path) else "a number"
         if type(value) is str:
             self._numbers += len(value) / _LETTERS_PER_NUMBER
-            fits = len(value) <= (allow.longest_text(path) or 0)
+            most = allow.longest_text(path)
+            fits = most is not None and len(value) <= most
             return None if fits else f"a text of {len(value)} letters"
         if type(value) in (list, tuple):
             self._numbers += len(value)
-            fits = len(value) <= (allow.longest_list(path) or 0) and all(map(is_number, value))
+            most = allow.longest_list(path)
+            fits = most is not None and len(value) <= most and all(map(is_number, value))
             return None if fits else _listed(value)
         return value.what if isinstance(value, Unreadable) else _typed(value)
 

@@ -16,7 +16,7 @@ class OtherEnd:
         layer: Its name.
         shape: Shape of its weight: (1, features), or (classes, features, 1, 1).
         is_last: Whether it is the layer that the model has last, as far as the names tell.
-        repeated: Whether other layers have the same name, digits aside.
+        repeated: Whether others of this kind have the same name, digits aside.
     """
 
     layer: str
@@ -53,15 +53,19 @@ def other_ends(shapes: Shapes) -> list[OtherEnd]:
         if name.rpartition(".")[2] == "weight" and len(shape) >= 2
     }
     taken = Counter(shape[1] for shape in weights.values() if len(shape) > 2)
-    patterns = {layer: re.sub(r"\d+", "#", layer) for layer in weights}
-    counts = Counter(patterns.values())
-    last = _last_layer(list(weights), in_order=list(shapes) != sorted(shapes))
-    return [
-        OtherEnd(layer, shape, layer == last, counts[patterns[layer]] > 1)
+    found = {
+        layer: shape
         for layer, shape in weights.items()
         if shape[1] > 1
         and (shape[0] == 1 if len(shape) == 2 else set(shape[2:]) == {1})
         and (shape[0] == 1 or taken[shape[0]] - (shape[0] == shape[1]) == 0)
+    }
+    patterns = {layer: re.sub(r"\d+", "#", layer) for layer in found}
+    counts = Counter(patterns.values())
+    last = _last_layer(list(weights), in_order=list(shapes) != sorted(shapes))
+    return [
+        OtherEnd(layer, shape, layer == last, counts[patterns[layer]] > 1)
+        for layer, shape in found.items()
     ]
 
 

@@ -98,9 +98,9 @@ class Pair:
             known = name.startswith(before) and other in model
             renamed[other if known else name] = value
         for kind in ("weight", "bias"):
-            value = self.tensor(Held(update), kind)
-            if value is not None:
-                renamed[parameter_name(self.layer, kind)] = value
+            own = self.tensor(Held(update), kind)
+            if own is not None:
+                renamed[parameter_name(self.layer, kind)] = own
         return renamed
 
 

@@ -190,6 +190,33 @@ def observe_head_update(
     )
 
 
+def observe_head_difference(
+    before: StateDict,
+    difference: StateDict,
+    layer: str,
+    training: LocalTraining,
+    /,
+    **fields: Any,
+) -> Observation:
+    """The observation of the head of that name, from its weights and how much the steps added.
+
+    Raises:
+        MissingKnowledge: The learning rate is not known.
+        InvalidObservation: The two do not fit, or a value is impossible.
+    """
+    # In double precision the sum loses nothing of the difference.
+    after = {
+        name: before[name].to(change.device).double() + change.double()
+        for name, change in difference.items()
+        if name in before and before[name].shape == change.shape
+    }
+    seen = observe_head_update(before, after, layer, training, **fields)
+    change = difference[parameter_name(layer, "weight")]
+    rounding = machine_epsilon(change) * 4 * root_mean_square(seen.gradient.weight)
+    gradient = replace(seen.gradient, rounding=seen.gradient.rounding + rounding)
+    return replace(seen, gradient=gradient)
+
+
 def _mean_gradient(name: str, before: Tensor, after: Tensor, training: LocalTraining) -> Tensor:
     """The mean gradient that led from one tensor to the other, float64."""
     for when, tensor in (("before", before), ("after", after)):

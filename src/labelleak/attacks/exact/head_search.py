@@ -166,7 +166,7 @@ class HeadSearch(SampleSearch):
         """Add the points that are accepted and compatible with the samples found before."""
         factors = self.factors
         # `refine_together` may have made two of them the same.
-        known = Samples.none(factors.matrix).join(self.found)
+        known = self.found.pick(self.found.is_first())
         every = known.join(accepted(factors, points, labels, self.divisor))
         self.found = every.pick(compatible(factors, len(known), every, factors.rank))
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
+from labelleak.hooks import recorded
 from labelleak.numerics import root_mean_square
 from labelleak.observation import HeadGradient, Observation
 
@@ -61,7 +62,7 @@ def defend(observation: Observation, defense: Defense) -> Observation:
             "the model (Head(..., name='fc')) or leave the gradients out"
         )
     defended = dict(defense(given))
-    # Rounding errors made before the defence are still in what it leaves, scaled as it scales.
+    # The rounding errors made before the defense remain, scaled as the defense scales.
     before = root_mean_square(observation.gradient.weight)
     shrinkage = min(1.0, root_mean_square(defended[weight]) / before) if before else 1.0
     gradient = HeadGradient(defended[weight], defended[bias] if bias in head else None)
@@ -288,7 +289,7 @@ def _rounded(tensor: Tensor, levels: int, generator: torch.Generator | None) -> 
             tensor.shape, generator=generator, dtype=torch.float64, device=generator.device
         )
         steps.add_(lift.to(tensor.device)).floor_()
-    # In this order the outermost points are the largest magnitude itself, to the last bit.
+    # Dividing first makes the outermost points equal the largest magnitude exactly.
     return steps.div_(levels).mul_(largest).to(tensor.dtype)
 
 
@@ -337,26 +338,19 @@ def soteria_mask(
             "the model is in training mode, where samples influence each other: call model.eval()"
         )
     inputs = inputs.detach().requires_grad_()
-    seen: list[Tensor] = []
-    handle = model.get_submodule(head).register_forward_pre_hook(
-        lambda _, arguments: seen.append(arguments[0])
-    )
-    try:
-        with torch.enable_grad():
-            model(inputs)
-    finally:
-        handle.remove()
-    if len(seen) != 1 or seen[0].shape[:-1] != inputs.shape[:1]:
+    with torch.enable_grad(), recorded(model.get_submodule(head)) as runs:
+        model(inputs)
+    if len(runs) != 1 or runs[0].entered.shape[:-1] != inputs.shape[:1]:
         raise ValueError(
             f"layer {head!r} does not take one vector per sample once: name the final linear layer"
         )
-    representation = seen[0]
+    representation: Tensor = runs[0].entered
     scores = torch.zeros(representation.shape[1], dtype=torch.float64, device=inputs.device)
     for feature, values in enumerate(representation.unbind(dim=1)):
         (slopes,) = torch.autograd.grad(values.sum(), inputs, retain_graph=True)
         norms = torch.linalg.vector_norm(slopes.flatten(1), dim=1, dtype=torch.float64)
         ratios = norms / values.detach().abs().double()
-        # A feature that a ReLU has switched off has neither a value nor a slope.
+        # A feature that the ReLU switched off has value 0 and slope 0: it scores 0, not NaN.
         scores[feature] = torch.where(norms > 0, ratios, 0.0).sum()
     return ~_below(scores, percent)
 

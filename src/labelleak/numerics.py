@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 _EPSILON = torch.finfo(torch.float64).eps
-# Floating-point formats to compute with, from the coarsest to the finest.
+# Floating-point formats that are read, coarsest first.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-# Entries that are converted at once: so many stay in a processor's cache.
+# Entries converted at once, few enough for a processor's cache.
 _BLOCK = 2**18
 
 
@@ -125,7 +125,7 @@ def numerical_rank(
         The rank; at least 1 for a matrix that is not zero.
     """
     noise = rounding * (shape[0] ** 0.5 + shape[1] ** 0.5)
-    # Nor can any be told from zero below the error of the decomposition itself.
+    # Values below the error of the decomposition itself cannot be told from zero either.
     if singular_values.numel():
         noise = max(noise, _EPSILON * max(shape) * float(singular_values.max()))
     return max(int((singular_values > noise).sum()), int(singular_values.any()))
@@ -147,7 +147,7 @@ def machine_epsilon(tensor: Tensor) -> float:
     own = torch.finfo(tensor.dtype).eps
     for dtype in DTYPES:
         epsilon = torch.finfo(dtype).eps
-        # A few entries tell nearly always.
+        # A few entries nearly always decide, so try them first.
         if epsilon > own and all(
             torch.equal(part.to(dtype).to(part.dtype), part)
             for part in (tensor[:1], *row_blocks(tensor))

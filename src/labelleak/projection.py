@@ -22,8 +22,8 @@ def project_to_simplex(
         >>> project_to_simplex(torch.tensor([0.75, 0.5, -0.25]), 1.0).tolist()
         [0.625, 0.375, 0.0]
     """
-    # Entries `total` or more below the largest end at zero; cutting them there first keeps the
-    # sums exact however far out the values lie.
+    # Entries that lie `total` or more below the largest one end at zero. Clamp them first, so that
+    # sums stay exact for values of any size.
     values = (values.double() - values.max()).clamp_min(-total)
     ordered = values.sort(descending=True).values
     ranks = torch.arange(1, values.numel() + 1, device=values.device, dtype=torch.float64)
@@ -71,7 +71,7 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
             ranked = remainder.sort(descending=True, stable=True).indices
             counts[ranked[:missing]] += 1
         else:
-            # Rounding in `real` can lift an entry over an integer: take back the dearest unit.
+            # Rounding may lift an entry over an integer: take back the most expensive unit.
             held = torch.where(counts > 0, remainder, torch.inf)
             ranked = held.sort(stable=True).indices
             counts[ranked[:-missing]] -= 1

@@ -90,8 +90,8 @@ class Attack:
 
 
 _ATTACKS: dict[str, Attack] = {}
-# The order of lists for a reader: the iLRG paper's own comparison, the later attacks by the year of
-# their papers, and those of labelleak. What is in no list comes last.
+# The order in which lists show attacks: the iLRG paper's own comparison, later attacks by year, and
+# those of labelleak. An attack that is not named here comes last.
 _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",

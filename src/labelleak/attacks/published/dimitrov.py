@@ -5,7 +5,8 @@ from typing import Literal, get_args
 import torch
 
 from labelleak.attacks.conclusion import conclude
-from labelleak.attacks.probe import Dummies, dummies, probe
+from labelleak.attacks.inputs import Dummies, dummies
+from labelleak.attacks.probe import probe
 from labelleak.attacks.published.zlg import counts_from, statistics
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation

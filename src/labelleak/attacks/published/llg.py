@@ -6,7 +6,8 @@ from torch import Tensor
 
 from labelleak.attacks.emission import emit_labels
 from labelleak.attacks.evidence import instances, row_sums
-from labelleak.attacks.probe import Dummies, auxiliary_of, class_means, dummies, probe
+from labelleak.attacks.inputs import Dummies, auxiliary_of, dummies
+from labelleak.attacks.probe import class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration

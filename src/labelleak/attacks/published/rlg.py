@@ -17,6 +17,8 @@ from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
 _MARGIN = 1e-6
+# A row of an orthonormal basis that is no longer than this is the rounding of a row of zeros.
+_ROUNDING = 1e-12
 
 
 @register(
@@ -32,7 +34,7 @@ def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
     The gradient is ``Q^T E`` with one row per sample in Q, negative at the sample's label only. Its
     row space over the classes is known from the singular value decomposition; class i is in the
     batch if some combination r of its basis is negative at i and non-negative everywhere else: one
-    linear programme per class (SciPy HiGHS), after cheap sufficient tests. The rank S is the
+    linear program per class (SciPy HiGHS), after cheap sufficient tests. The rank S is the
     numerical rank of the gradient, never the true batch size.
 
     The paper asks for S < min(classes, features), and so does this. But the columns of a gradient
@@ -71,7 +73,7 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
     """For each class, whether a hyperplane through the origin cuts its row off from all others.
 
     Two tests by projection decide most classes at once, one for either answer, and a linear
-    programme each of the others.
+    program each of the others.
 
     Args:
         basis: Orthonormal columns, shape (classes, rank), float64.
@@ -83,8 +85,10 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
     projector = basis @ basis.T
     found = _cut_off_by_regression(projector)
     undecided = ~found & ~_held_by_others(projector)
-    # Positive factors per class change no sign, and unit rows make one margin fit all.
-    rows = torch.nn.functional.normalize(basis, dim=1).cpu().numpy()
+    # A positive factor per row changes no sign. With unit rows one margin fits all.
+    # The rounding of a row of zeros must not be scaled up to a unit.
+    lengths = basis.norm(dim=1, keepdim=True)
+    rows = torch.where(lengths > _ROUNDING, basis / lengths, 0.0).cpu().numpy()
     classes, rank = rows.shape
     if not undecided.any():
         return found
@@ -136,7 +140,7 @@ def _held_by_others(projector: Float[Tensor, "classes classes"]) -> Bool[Tensor,
 
 
 def _cut_off_by_direction(points: np.ndarray, index: int) -> bool:
-    """The linear programme over the direction r: as many unknowns as the rank."""
+    """The linear program over the direction r: as many unknowns as the rank."""
     solved = linprog(
         points[index],
         A_ub=-np.delete(points, index, axis=0),

@@ -11,7 +11,8 @@ from labelleak.attacks.evidence import (
     bias_gradient,
     mean_divisor,
 )
-from labelleak.attacks.probe import auxiliary_of, class_means, probe
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.probe import class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
@@ -92,7 +93,7 @@ def solve(
     Returns:
         Shares, non-negative, summing to one, shape (classes,).
     """
-    # The loss divides by the sum of the weights: solve for each class's part of it.
+    # The loss divides by the sum of the weights, so solve for each class's part of that sum.
     weights = observation.loss.divisor_weights(observation.classes, gradient)
     expected = expected_mistakes(observation, predictions) / weights[:, None]
     parts = least_squares_on_simplex(expected.T, gradient) / weights

@@ -13,8 +13,8 @@ from labelleak.restoration import Restoration
 
 Kind = Literal["smoothing", "mixup"]
 
-# Lengths of the embedding that are tried, in units of one over a row of the head: beyond them the
-# head's predictions are certain or uniform.
+# Lengths of the embedding to try, in units of one over the norm of a row of the head. Beyond them
+# the head's predictions are certain or uniform.
 _SPAN, _GRID, _CANDIDATES, _REFINEMENTS = (1e-4, 1e4), 2000, 8, 60
 
 
@@ -102,7 +102,7 @@ class _Line:
         ranked = torch.where(minima, values, torch.inf).flatten().sort(stable=True)
         chosen = ranked.indices[: min(_CANDIDATES, int(minima.sum()))]
         side, middle = sides[chosen // _GRID], logs[chosen % _GRID]
-        # Golden sections, all candidates at once.
+        # Golden-section search, vectorized over all candidates.
         width = logs[1] - logs[0]
         left, right = middle - width, middle + width
         ratio = (5**0.5 - 1) / 2

@@ -1,7 +1,7 @@
 """What a client may do to an update before it sends it, to give away less.
 
-A defence is a function from gradients by name to gradients by the same names. Those here take their
-strength as further arguments: bind them with `functools.partial` to hand a defence around. Inputs
+A defense is a function from gradients by name to gradients by the same names. Those here take their
+strength as further arguments: bind them with `functools.partial` to hand a defense around. Inputs
 are never modified; dtypes and devices stay as they are.
 """
 

@@ -14,22 +14,22 @@ Defense = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 def defend(observation: Observation, defense: Defense) -> Observation:
-    """What the server sees if the client applies a defence.
+    """What the server sees if the client applies a defense.
 
-    Where the observation holds the whole model's gradients, the defence acts on those, as norms and
+    Where the observation holds the whole model's gradients, the defense acts on those, as norms and
     percentiles may be over all of them, and the head's gradient is taken from the result. Otherwise
     it acts on the head's gradient alone.
 
     Args:
         observation: The undefended update.
-        defense: The defence, e.g. ``functools.partial(clip_norm, max_norm=1.0)``.
+        defense: The defense, e.g. ``functools.partial(clip_norm, max_norm=1.0)``.
 
     Returns:
         The same observation with defended gradients.
 
     Raises:
         InvalidObservation: The head cannot be found among the whole model's gradients, or the
-            defence leaves nothing of the head's gradient.
+            defense leaves nothing of the head's gradient.
 
     Example:
         >>> import torch

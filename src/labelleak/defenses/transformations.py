@@ -143,8 +143,8 @@ def sparsify(
 def below(magnitudes: Float[Tensor, " entries"], percent: float) -> Bool[Tensor, " entries"]:
     """Which entries lie below the percentile of all.
 
-    The percentile lies between two neighbours in order, so what is below it is what is below the
-    upper neighbour, or below the lower one where it meets that exactly. Selecting that neighbour
+    The percentile lies between two neighbors in order, so what is below it is what is below the
+    upper neighbor, or below the lower one where it meets that exactly. Selecting that neighbor
     needs no interpolation, and has no limit of size as `torch.quantile` has.
     """
     upper = math.ceil(percent * (magnitudes.numel() - 1) / 100)
@@ -187,7 +187,7 @@ def quantize(
 
     Args:
         gradients: Gradients by name, any floating dtypes and shapes.
-        bits: Bits of one entry, 2 to 16 (`sign` is the defence of one bit).
+        bits: Bits of one entry, 2 to 16 (`sign` is the defense of one bit).
         generator: Source of the stochastic rounding, on any device; None to round to the nearest.
 
     Returns:

@@ -267,6 +267,7 @@ def _with_found(
         embeddings=partial.embeddings,
         embedding_labels=partial.embedding_labels,
         invisible=partial.invisible,
+        present=estimate.present | (certain > 0),
     )
     if not clear and found.counts is not None and found.attack != "rlg":
         found = replace(found, flags=(*found.flags, *partial.flags))

@@ -62,6 +62,11 @@ def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " f
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
 
 
+def gradient_noise(gradient: Float[Tensor, "classes features"]) -> float:
+    """Standard deviation of independent noise in an entry, from sums that are zero without it."""
+    return float(class_sums(gradient).norm()) / float(gradient.numel() ** 0.5)
+
+
 def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> bool:
     """Whether sums over the classes are more than rounding errors of that size leave.
 
@@ -71,7 +76,7 @@ def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> b
     size = root_mean_square(gradient)
     if not size:
         return False
-    share = float(class_sums(gradient).norm()) / size / float(gradient.numel() ** 0.5)
+    share = gradient_noise(gradient) / size
     return share > max(_SUM_TOLERANCE, min(rounding / size, _ROUNDED_SUM_TOLERANCE))
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 from inspect import signature
 
 from labelleak.attacks.auto import TIME_LIMIT, automatic
-from labelleak.attacks.diagnosis import class_sums, observation_flags
+from labelleak.attacks.diagnosis import observation_flags
+from labelleak.attacks.presence import proven_classes
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -63,22 +64,11 @@ def _searches(attack: str) -> bool:
 
 
 def _check_batch_size(observation: Observation) -> None:
-    """Refuse a batch size below the number of classes that must be there.
-
-    ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
-    bound). What noise there is shows in the sums over the classes, which are zero without it.
-    """
-    total, bias = observation.num_instances, observation.gradient.bias
-    if total is None or bias is None:
+    """Refuse a batch size below the number of classes that must be there."""
+    total = observation.num_instances
+    if total is None:
         return
-    loss, classes = observation.loss, observation.classes
-    bias = bias.double() / observation.scale
-    weights = loss.weights(classes, bias)
-    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
-    sums = class_sums(observation.gradient.weight) / observation.scale
-    noise = float(sums.square().mean().sqrt()) / observation.classes**0.5
-    rounding = 1e-5 * float(bias.abs().max())
-    certain = int((bias < -bound - 6 * noise - rounding).sum())
+    certain = int(proven_classes(observation, observation.scale).sum())
     if certain > total:
         raise InvalidObservation(
             f"batch size {total} is too small: the gradient shows at least {certain} classes in "

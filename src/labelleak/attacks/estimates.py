@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labelleak.numerics import perplexity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
-from labelleak.restoration import Restoration
+from labelleak.restoration import Flag, Restoration
 
 TRUSTED = 0.2
 """Error of a count, root mean square, above which rounding is little better than chance."""
@@ -55,10 +56,11 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
     raw, errors = found.raw, found.standard_errors
     assert raw is not None, "an attack that estimates counts"
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
-    even = 1.0 if errors is None else evenness(observation, found)
     if total is None:
-        # Shares have no distance from whole numbers: the sharper attack first.
-        return Estimate(found, math.inf, float(errors is None) if even > _FLAT else math.inf)
+        # Shares have no distance from whole numbers: a sure set first, then the sharper attack.
+        unsure = Flag.SET_NOT_SURE in found.flags
+        return Estimate(found, math.inf, 2.0 * unsure + float(errors is None))
+    even = 1.0 if errors is None else evenness(observation, found)
     distance = _distance(raw, total)
     # Absent classes, rightly near zero, would hide what is wrong with the others.
     told = (raw.abs() > _ABSENT) | found.present
@@ -124,6 +126,4 @@ def evenness(observation: Observation, found: Restoration) -> float:
     scale = observation.scale
     total = 1 if found.counts is None else int(found.counts.sum())
     prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
-    prediction = prediction / prediction.sum()
-    perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
-    return perplexity / observation.classes
+    return perplexity(prediction / prediction.sum()) / observation.classes

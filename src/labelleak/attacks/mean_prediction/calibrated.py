@@ -11,11 +11,11 @@ from scipy.special import fdtri, stdtrit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from labelleak.attacks.diagnosis import gradient_noise
 from labelleak.attacks.mean_prediction.counts import MeanPrediction, counts_of
 from labelleak.attacks.mean_prediction.dummies import dummy_inputs, guessed_shape
 from labelleak.attacks.mean_prediction.pooled import (
     MeanLogits,
-    gradient_noise,
     mean_logits,
     second_order,
 )

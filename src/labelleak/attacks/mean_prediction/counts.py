@@ -9,6 +9,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from labelleak.attacks.conclusion import are_integral, conclude
+from labelleak.attacks.presence import believable, favors_few
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE, Flag, Restoration
@@ -100,7 +101,7 @@ def counts_of(attack: str, observation: Observation, mean: MeanPrediction) -> Re
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
     size = observation.batch_size
-    if size is None:
+    if size is None and observation.classes > 2 and not favors_few(mean.probabilities):
         size = _batch_size_that_fits(observation, mean)
     if size is None and not observation.loss.averages:
         raise MissingKnowledge(
@@ -119,7 +120,14 @@ def counts_of(attack: str, observation: Observation, mean: MeanPrediction) -> Re
         if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
             flags = (Flag.NOT_INTEGRAL,)
     known = total is None or observation.has_bias
-    return conclude(raw, total, standard_errors=errors if known else None, flags=flags)
+    return conclude(
+        observation,
+        raw,
+        total,
+        standard_errors=errors if known else None,
+        errors=believable(errors, mean.probabilities),
+        flags=flags,
+    )
 
 
 def _with_errors(

@@ -150,13 +150,6 @@ def second_order(found: MeanLogits) -> tuple[Float[Tensor, " classes"], Float[Te
     return shift, (shift.square().mean() + doubted.square()).sqrt()
 
 
-def gradient_noise(weight_gradient: Float[Tensor, "classes features"]) -> float:
-    """Standard deviation of independent noise in an entry, from sums that are zero without it."""
-    classes, features = weight_gradient.shape
-    sums = (weight_gradient.new_ones(classes) @ weight_gradient).double()
-    return float(sums.norm()) / math.sqrt(classes * features)
-
-
 class _Scatter(NamedTuple):
     """How rows, and the estimate made of them, scatter if labels do not depend on embeddings.
 

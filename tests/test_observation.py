@@ -91,9 +91,21 @@ def test_an_untouched_head_may_be_all_zeros():
     assert Head(torch.zeros(4, 3)).classes == 4
 
 
-def test_finite_entries_whose_sum_overflows_are_no_error():
-    huge = torch.full((4, 3), torch.finfo(torch.float64).max, dtype=torch.float64)
-    assert torch.equal(Head(huge).weight, huge)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layer", [Head, HeadGradient])
+def test_entries_up_to_the_largest_of_single_precision(layer, dtype):
+    largest = torch.finfo(torch.float32).max
+    assert layer(torch.full((4, 3), -largest, dtype=dtype)).weight.dtype == dtype
+    huge = torch.full((4, 3), 1.0001 * largest, dtype=torch.float64)
+    with pytest.raises(InvalidObservation, match=r"entries of 3e\+38: at most 3e\+38 can be read"):
+        layer(huge)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-200, -1e-40])
+def test_a_bias_gradient_of_zeros_was_not_sent(value):
+    gradient = HeadGradient(WEIGHT, torch.full((4,), value, dtype=torch.float64))
+    assert gradient.bias is None
+    assert not Observation(Head(WEIGHT, BIAS), gradient).has_bias
 
 
 def on_meta_device():

@@ -48,7 +48,7 @@ def test_counts_are_as_near_as_any_composition_for_any_floats(values, total):
 
 
 def by_milp(values, total):
-    """Which of `total` unit increments per class to take, each at its cost: a linear programme."""
+    """Which of `total` unit increments per class to take, each at its cost: a linear program."""
     units = np.arange(1, total + 1)
     costs = (2 * units - 1)[None, :] - 2 * values[:, None]
     solved = milp(
@@ -62,7 +62,7 @@ def by_milp(values, total):
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_counts_are_those_of_an_integer_programme(seed):
+def test_counts_are_those_of_an_integer_program(seed):
     generator = np.random.default_rng(seed)
     classes, total = int(generator.integers(2, 40)), int(generator.integers(1, 40))
     values = generator.normal(total / classes, generator.uniform(0.1, 5), classes)

@@ -16,6 +16,9 @@ from labelleak.training import LocalTraining
 
 # Counts are computed in float64, which holds every integer below this one.
 _TOO_MANY = 2**53
+# Largest magnitude of an entry, and the least that is no zero: those of single precision. Powers of
+# larger and smaller ones leave double precision.
+_MOST, _LEAST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).smallest_normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +31,8 @@ class Head:
         name: Where the layer sits in the model, ``"fc"`` say; for messages and records only.
 
     Raises:
-        InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or there
-            are fewer than two classes.
+        InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
+            single precision, or there are fewer than two classes.
 
     Example:
         >>> import torch
@@ -66,13 +69,13 @@ class HeadGradient:
 
     Args:
         weight: Gradient of the weight, shape (classes, features), any floating dtype.
-        bias: Gradient of the bias, shape (classes,), or None.
+        bias: Gradient of the bias, shape (classes,), or None; zeros count as not sent.
         rounding: Typical rounding error of one entry of the weight, in the gradient's unit; NaN
             for `implied_rounding`, which then stands here. A difference of weights carries more.
 
     Raises:
-        InvalidObservation: The shapes do not belong together, a value is NaN or infinite, or every
-            entry is zero.
+        InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
+            single precision, or every entry is zero.
 
     Example:
         >>> import torch
@@ -87,7 +90,10 @@ class HeadGradient:
     def __post_init__(self) -> None:
         _check_layer("gradient", self.weight, self.bias)
         _detach(self)
-        if not self.weight.any() and (self.bias is None or not self.bias.any()):
+        if self.bias is not None and _largest(self.bias) < _LEAST:
+            # The bias is frozen: no batch has predictions that are right on average in every class.
+            object.__setattr__(self, "bias", None)
+        if self.bias is None and _largest(self.weight) < _LEAST:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
                 "(is it frozen, or is the update the model itself?)"
@@ -98,7 +104,7 @@ class HeadGradient:
 
 @dataclass(frozen=True, eq=False)
 class Auxiliary:
-    """Labelled samples that the server holds itself; none of them is the client's.
+    """Labeled samples that the server holds itself; none of them is the client's.
 
     Args:
         inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
@@ -154,7 +160,7 @@ class Observation:
         after: The state dict that the client sent back, where it sent weights.
         input_shape: Shape of one input of the model, ``(channels, height, width)`` of an image,
             when the server knows it.
-        auxiliary: Labelled samples of its own that the server holds, as far as it has any.
+        auxiliary: Labeled samples of its own that the server holds, as far as it has any.
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
@@ -333,9 +339,20 @@ def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
                 f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
                 "numbers is needed (16 bits or more)"
             )
-        # A finite sum proves finite terms and needs no copy of a large head. A sum of finite terms
-        # may overflow, so only then look at every entry.
-        if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
+        largest = _largest(tensor)
+        if not largest <= _MOST:
             raise InvalidObservation(
-                f"the {what}'s {name} has NaN or infinite entries: the update is broken"
+                f"the {what}'s {name} has "
+                + (
+                    f"entries of {largest:.0e}: at most {_MOST:.0e} can be read"
+                    if math.isfinite(largest)
+                    else "NaN or infinite entries"
+                )
+                + ": the update is broken"
             )
+
+
+def _largest(tensor: Tensor) -> float:
+    """Largest magnitude of an entry, NaN where there is one; without a copy of a large head."""
+    low, high = tensor.detach().aminmax()
+    return float(torch.maximum(-low, high))

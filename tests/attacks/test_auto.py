@@ -108,7 +108,7 @@ def test_clipping_is_seen_and_undone(share):
     clip = partial(defenses.clip_norm, max_norm=share * norm)
     clipped = defenses.defend(EVEN.observe(), clip)
     found = restore(clipped)
-    assert Flag.DEFENCE_SUSPECTED in found.flags
+    assert Flag.DEFENSE_SUSPECTED in found.flags
     assert torch.equal(found.counts, EVEN.counts)
     # What iLRG makes of the gradient as it came contradicts nothing.
     assert Flag.ATTACKS_DISAGREE not in found.flags

@@ -20,12 +20,12 @@ def scattered(counts, per_class, seed, features=8, spread=0.6):
     """A batch with these counts, and auxiliary samples that scatter about the same means."""
     generator = rng(seed)
     classes = len(counts)
-    centres = torch.rand(classes, features, generator=generator).double()
+    centers = torch.rand(classes, features, generator=generator).double()
     weight = 2.0 * torch.randn(classes, features, generator=generator).double()
 
     def draw(labels):
         noise = torch.randn(len(labels), features, generator=generator).double()
-        return centres[labels] + spread * noise
+        return centers[labels] + spread * noise
 
     labels = torch.arange(classes).repeat_interleave(torch.tensor(counts))
     batch = Batch(weight, torch.zeros(classes).double(), draw(labels), labels)

@@ -118,7 +118,7 @@ def test_logits_of_a_sequence():
             self.score = nn.Linear(12, CLASSES, bias=False)
 
         def forward(self, tokens):
-            return self.score(self.embeddings(tokens))[:, -1]
+            return self.score(self.embeddings(tokens))
 
     tokens, labels = torch.arange(10).reshape(5, 2), torch.arange(5)
     with pytest.raises(InvalidObservation, match="one embedding per sample"):

@@ -117,7 +117,7 @@ class TestBrokenPickles:
             lambda: torch.ones(5, 6, device="meta"),
             lambda: torch.quantize_per_tensor(torch.ones(5, 6), 0.1, 0, torch.qint8),
         ],
-        ids=["sparse", "compressed", "meta", "quantised"],
+        ids=["sparse", "compressed", "meta", "quantized"],
     )
     @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
     @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

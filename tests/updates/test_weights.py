@@ -63,7 +63,7 @@ class TestObserveUpdate:
         assert observation.gradient.bias[counts.argmax()] < 0 < observation.gradient.bias.max()
 
     @pytest.mark.parametrize("with_model", [True, False])
-    def test_what_no_optimiser_changes_is_left_out(self, model, with_model):
+    def test_what_no_optimizer_changes_is_left_out(self, model, with_model):
         model.register_buffer("moments", torch.ones(3))
         after, gradients = train(model, 1, 0.1)
         after["moments"] = 2.0 * after["moments"]

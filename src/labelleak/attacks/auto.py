@@ -153,7 +153,7 @@ def _unclipped(observation: Observation, plain: Estimate) -> Estimate:
     whole = _judged_attempt(larger, plain.found.attack)
     if whole is None or whole.error >= TRUSTED:
         return plain
-    flags = (*whole.found.flags, Flag.DEFENCE_SUSPECTED)
+    flags = (*whole.found.flags, Flag.DEFENSE_SUSPECTED)
     return replace(whole, found=replace(whole.found, flags=flags), unclipped=True)
 
 

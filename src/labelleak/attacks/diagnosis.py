@@ -60,7 +60,7 @@ def diagnose(observation: Observation) -> Diagnosis:
     )
     raised = {
         Flag.SUMS_NOT_ZERO: not undisturbed,
-        Flag.DEFENCE_SUSPECTED: treated,
+        Flag.DEFENSE_SUSPECTED: treated,
         Flag.NO_BIAS: not observation.has_bias,
         Flag.SEVERAL_STEPS: observation.local_steps > 1,
         Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,

@@ -213,7 +213,8 @@ def audit_command(
     )
     content = record.as_dict()
     if output is not None:
-        write_json(output, content)
+        # It may hold the true counts.
+        write_json(output, content, private=True)
     if output_format == "json":
         click.echo(json.dumps(content, indent=2))
     else:

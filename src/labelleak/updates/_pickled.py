@@ -116,21 +116,37 @@ def _look_through(path: Path, pickled: bytes) -> None:
 
 
 def _named_tensors(content: object) -> dict[str, Tensor] | None:
+    """The state dict in what a file holds, by name; of several each behind its own name.
+
+    Of several state dicts the one is taken that checkpoints usually call so, if just one has such a
+    name. Otherwise all of them are there, to be told apart by what the client trained or by the
+    caller: a teacher and a student.
+    """
     if not isinstance(content, Mapping):
         return None
-    nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-    # What a checkpoint calls otherwise comes last, and counts beside its statistics all the same.
-    others = [value for value in content.values() if isinstance(value, Mapping)]
-    found = [
-        tensors
-        for mapping in (*nested, content, *others)
-        if (
-            tensors := {
-                name: value
-                for name, value in mapping.items()
-                if isinstance(name, str) and isinstance(value, Tensor)
-            }
-        )
-    ]
-    matrices = [tensors for tensors in found if any(value.ndim == 2 for value in tensors.values())]
-    return next(iter(matrices or found), None)
+    nested = {str(key): value for key, value in content.items() if isinstance(value, Mapping)}
+    found = {key: _tensors_in(value) for key, value in {**nested, "": content}.items()}
+    found = {key: tensors for key, tensors in found.items() if tensors}
+    # Statistics that stand beside a state dict have no matrices.
+    whole = {
+        key: tensors
+        for key, tensors in found.items()
+        if any(value.ndim == 2 for value in tensors.values())
+    }
+    usual = [key for key in _NESTED if key in (whole or found)]
+    if len(whole) < 2:
+        return next((found[key] for key in [*usual, "", *found] if key in (whole or found)), None)
+    chosen = usual if len(usual) == 1 else list(whole)
+    return {
+        f"{key}.{name}" if key else name: value
+        for key in chosen
+        for name, value in whole[key].items()
+    }
+
+
+def _tensors_in(mapping: Mapping[object, object]) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in mapping.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }

@@ -1,34 +1,75 @@
-"""Reading an update from files that a stranger sent: nothing is unpickled, only the head is read.
+"""Opening files of named tensors that a stranger sent: nothing is unpickled, values are read late.
 
-``.safetensors`` files are memory-mapped and only the head's tensors are touched. So are ``.pt``
-files; they go through ``torch.load(weights_only=True)``, which runs no code.
+``.safetensors`` files are memory-mapped and only the tensors that are asked for are touched. So are
+``.pt`` files; they go through ``torch.load(weights_only=True)``, which runs no code. Of ``.npz``
+files, too, one array is read at a time, without pickles.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
 from labelleak.checks import is_plain, kind_of
-from labelleak.errors import InvalidObservation, LabelLeakError, MissingKnowledge, UnreadableFile
-from labelleak.loss import Loss
-from labelleak.observation import Observation
-from labelleak.training import LocalTraining
+from labelleak.errors import LabelLeakError, UnreadableFile
+from labelleak.storage import read_json
+from labelleak.updates._arrays import read_in_archive, shapes_in_archive
 from labelleak.updates._pickled import load_pickled
-from labelleak.updates.gradients import observe_head
-from labelleak.updates.heads import named_head, parameter_name, strip_wrappers
-from labelleak.updates.weights import observe_head_update
-
-Kind = Literal["gradients", "weights"]
+from labelleak.updates.heads import strip_wrappers
+from labelleak.updates.layout import Stored, as_torch
+from labelleak.updates.limits import LIMITS, Limits, check_archive, check_names
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-_LONGEST_NAME = 500
+_INDEX = ".index.json"
+_ARRAYS = "save arrays by name instead, numpy.savez('update.npz', **arrays)"
+# What else people have, and how to make of it what is read.
+_REFUSED = {
+    **dict.fromkeys(
+        (".h5", ".hdf5", ".keras"),
+        "weights of Keras: save them as arrays instead, "
+        "numpy.savez('update.npz', **{w.path: w.numpy() for w in model.weights})",
+    ),
+    **dict.fromkeys(
+        (".msgpack", ".flax"),
+        "parameters of Flax in MessagePack: save them as .safetensors instead, "
+        "safetensors.flax.save_file(flax.traverse_util.flatten_dict(params, sep='.'), path)",
+    ),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".joblib", ".dill"),
+        f"a pickle, and reading it could run its code: {_ARRAYS}, or .safetensors",
+    ),
+    ".npy": f"one array without a name: {_ARRAYS}",
+    **dict.fromkeys(
+        (".onnx", ".pb", ".tflite", ".gguf", ".mlmodel"),
+        "a network made for inference, which is not read: save the weights of the network that "
+        "was trained, as .safetensors, .pt or .npz",
+    ),
+}
 
+_Shapes = dict[str, tuple[int, ...]]
 _Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """The tensors of a file as they are kept.
+
+    Attributes:
+        path: The file.
+        shapes: Shape of every tensor by the name that is kept, in the file's order.
+        read: Reads one by that name.
+        largest: Bytes that no tensor can exceed.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    read: _Read
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -37,8 +78,8 @@ class TensorFile:
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
-    _stored_names: Mapping[str, str]
-    _read: _Read
+    _stored: Mapping[str, Stored]
+    _tensors: StoredTensors
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, on the CPU.
@@ -47,126 +88,85 @@ class TensorFile:
             UnreadableFile: Its data cannot be read, or it is no plain tensor of floating-point
                 numbers.
         """
-        with _clear(self.path):
-            tensor = self._read(self._stored_names[name])
+        stored = self._stored[name]
+        with clear(self.path):
+            tensor = self._tensors.read(stored.name)
             if not is_plain(tensor):
                 raise UnreadableFile(
                     f"{self.path}: {name!r} is {kind_of(tensor)}: a plain tensor of floating-point "
                     "numbers is needed (16 bits or more)"
                 )
             # A tensor may repeat its few numbers without end (stride 0).
-            if math.prod(tensor.shape) * tensor.itemsize > self.path.stat().st_size:
+            if math.prod(tensor.shape) * tensor.itemsize > self._tensors.largest:
                 raise UnreadableFile(f"{self.path}: {name!r} claims to be larger than its file")
-            return tensor.detach()
+            return tensor.detach().permute(stored.axes(tensor.ndim))
 
 
-def open_tensors(path: Path | str) -> TensorFile:
+def open_tensors(path: Path | str, *, limits: Limits = LIMITS) -> TensorFile:
     """Open a file of named tensors without reading their values.
 
     Args:
-        path: A ``.safetensors`` file, or a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file that
-            holds a state dict (possibly one level down, under ``"state_dict"`` say).
+        path: A ``.safetensors`` file; a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file that holds a
+            state dict (possibly one level down, under ``"state_dict"`` say); an ``.npz`` file of
+            arrays; or the index of shards, ``model.safetensors.index.json``.
+        limits: What the file may claim at most.
 
     Returns:
-        Its tensors; a prefix that a wrapper put on every name is taken off.
+        Its tensors by the names and with the axes that torch would give them. A prefix that a
+        wrapper put on every name is taken off.
 
     Raises:
         UnreadableFile: It does not exist, is damaged, or holds no named tensors, or loading it
-            would have to run code.
+            would have to run code; or it is of a format that is not read.
     """
-    path = Path(path)
-    with _clear(path):
-        if not path.is_file():
-            raise UnreadableFile(f"{path}: no such file")
-        pickled = path.suffix.lower() in _PICKLED
-        shapes, read = _open_pickled(path) if pickled else _open_safetensors(path)
-    if not shapes:
-        raise UnreadableFile(f"{path}: holds no named tensors")
-    if not all(name.isprintable() and len(name) <= _LONGEST_NAME for name in shapes):
-        raise UnreadableFile(f"{path}: a tensor's name is too long or not printable")
-    bare = strip_wrappers(list(shapes))
-    return TensorFile(
-        path=path,
-        shapes={bare[name]: shape for name, shape in shapes.items()},
-        _stored_names={short: name for name, short in bare.items()},
-        _read=read,
-    )
+    return by_name(open_stored(path, limits))
 
 
-def read_observation(
-    before: Path | str,
-    update: Path | str,
-    *,
-    kind: Kind = "gradients",
-    loss: Loss | str = "cross_entropy",
-    training: LocalTraining | None = None,
-    instances: int | None = None,
-    head: str | None = None,
-) -> Observation:
-    """The observation that two files hold: the model handed out and what came back.
+def by_name(tensors: StoredTensors, names: Sequence[str] | None = None) -> TensorFile:
+    """The tensors by torch's names, without the prefix of a wrapper.
 
     Args:
-        before: File of the model's state dict before the step.
-        update: File of the gradients by parameter name, or of the weights after local training.
-        kind: Which of the two `update` holds.
-        loss: The client's loss, or the name of its kind.
-        training: How the client trained; weights need its learning rate and number of steps.
-        instances: Number of different samples, see `Observation`.
-        head: Name of the final linear layer; None to find it in the model's file.
+        tensors: As the file keeps them.
+        names: What they are called, in the order of the file; None for the names that are kept.
+    """
+    kept = dict(zip(names or tensors.shapes, tensors.shapes, strict=True))
+    plain = as_torch({name: tensors.shapes[key] for name, key in kept.items()})
+    bare = strip_wrappers(list(plain))
+    stored = {bare[name]: Stored(kept[at.name], at.is_kernel) for name, at in plain.items()}
+    shapes = {name: at.shape(tensors.shapes[at.name]) for name, at in stored.items()}
+    return TensorFile(tensors.path, shapes, stored, tensors)
 
-    Returns:
-        The observation of the head alone.
+
+def open_stored(path: Path | str, limits: Limits = LIMITS) -> StoredTensors:
+    """Open a file, whatever its format, and look at what it claims to hold.
 
     Raises:
-        UnreadableFile: A file is damaged, or the two do not fit.
-        AmbiguousHead: The head is not clear.
-        MissingKnowledge: Weights, and no learning rate or number of steps.
-        InvalidObservation: A value is impossible.
+        UnreadableFile: As `open_tensors`.
     """
-    if kind not in get_args(Kind):
-        raise InvalidObservation(f"kind {kind!r}: use one of {', '.join(get_args(Kind))}")
-    told = LocalTraining() if training is None else training
-    told = told.resolved(instances, one_step=kind == "gradients")
-    if kind == "weights" and told.learning_rate is None:
-        raise MissingKnowledge(
-            "weights need the learning rate of the local steps to become a gradient "
-            "(on the command line --learning-rate F)"
-        )
-    model, sent = open_tensors(before), open_tensors(update)
-    layer = named_head(model.shapes, head)
-    start, end = _read_layer(model, sent, layer)
-    more: dict[str, Any] = {"loss": Loss.of(loss), "instances": instances}
-    if kind == "weights":
-        return observe_head_update(start, end, layer, told, **more)
-    return observe_head(start, end, layer, training=told, **more)
+    path = Path(path)
+    with clear(path):
+        if not path.is_file():
+            raise UnreadableFile(f"{path}: no such file")
+        if path.name.lower().endswith(_INDEX):
+            return _open_shards(path, limits)
+        ending = path.suffix.lower()
+        if ending in _REFUSED:
+            raise UnreadableFile(f"{path}: {ending} files hold {_REFUSED[ending]}")
+        check_archive(path, limits)
+        shapes, read = _open(path, ending)
+        check_names(path, list(shapes), limits)
+        largest = limits.unpacked_bytes if ending == ".npz" else path.stat().st_size
+        return StoredTensors(path, shapes, read, largest)
 
 
-def _read_layer(
-    model: TensorFile, sent: TensorFile, layer: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    names = [parameter_name(layer, kind) for kind in ("weight", "bias")]
-    names = [name for name in names if name in model.shapes]
-    for name in names:
-        shape = sent.shapes.get(name)
-        if shape is None and name.endswith("weight"):
-            raise UnreadableFile(
-                f"{sent.path}: has no tensor {name!r}, the head of {model.path.name}; it holds "
-                f"{', '.join(list(sent.shapes)[:4])}{', ...' if len(sent.shapes) > 4 else ''}"
-            )
-        if shape is not None and shape != model.shapes[name]:
-            raise UnreadableFile(
-                f"{sent.path}: {name!r} is {'x'.join(map(str, shape))}, and "
-                f"{'x'.join(map(str, model.shapes[name]))} in {model.path.name}: "
-                "they are not of the same model"
-            )
-    return (
-        {name: model.tensor(name) for name in names},
-        {name: sent.tensor(name) for name in names if name in sent.shapes},
-    )
+def _open(path: Path, ending: str) -> tuple[_Shapes, _Read]:
+    if ending == ".npz":
+        return shapes_in_archive(path), partial(read_in_archive, path)
+    return _open_pickled(path) if ending in _PICKLED else _open_safetensors(path)
 
 
 @contextmanager
-def _clear(path: Path) -> Iterator[None]:
+def clear(path: Path) -> Iterator[None]:
     """Turn whatever a reader throws at a damaged file into one line about that file."""
     try:
         yield
@@ -181,7 +181,7 @@ def _clear(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], _Read]:
+def _open_safetensors(path: Path) -> tuple[_Shapes, _Read]:
     from safetensors import safe_open
 
     file: Any = safe_open(path, framework="pt", device="cpu")
@@ -189,6 +189,41 @@ def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], _Read]:
     return shapes, file.get_tensor
 
 
-def _open_pickled(path: Path) -> tuple[dict[str, tuple[int, ...]], _Read]:
+def _open_pickled(path: Path) -> tuple[_Shapes, _Read]:
     tensors = load_pickled(path)
     return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
+
+
+def _open_shards(path: Path, limits: Limits) -> StoredTensors:
+    """The tensors that an index says which of the files beside it hold.
+
+    Raises:
+        UnreadableFile: It is no such index, names files that are elsewhere or of another format,
+            or tensors that are not where it says.
+    """
+    if path.stat().st_size > limits.index_bytes:
+        raise UnreadableFile(f"{path}: an index of at most {limits.index_bytes} bytes is read")
+    content = read_json(path)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UnreadableFile(f"{path}: is no index of shards: it has no weight_map")
+    check_names(path, list(places), limits)
+    files = sorted(set(places.values()))
+    if len(files) > limits.shards:
+        raise UnreadableFile(f"{path}: names {len(files)} files: at most {limits.shards} are read")
+    for file in files:
+        ending = Path(file).suffix.lower()
+        if file != Path(file).name or ending not in (".safetensors", *_PICKLED):
+            raise UnreadableFile(
+                f"{path}: names {file[:60]!a}: shards are .safetensors or .bin files beside it"
+            )
+    shards = {file: open_stored(path.parent / file, limits) for file in files}
+    for name, file in places.items():
+        if name not in shards[file].shapes:
+            raise UnreadableFile(f"{path}: {name!r} is not in {file!a}, as it says")
+    return StoredTensors(
+        path,
+        {name: shards[file].shapes[name] for name, file in places.items()},
+        lambda name: shards[places[name]].read(name),
+        max(shard.largest for shard in shards.values()),
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from labelleak.checks import INDICES
 from labelleak.errors import InvalidObservation
-from labelleak.hooks import recorded
+from labelleak.hooks import hooked
 from labelleak.isolation import isolated
 from labelleak.loss import Loss
 from labelleak.observation import Head, HeadGradient, Observation
@@ -32,10 +32,10 @@ _CHUNK = 64
 
 
 class _Pass(NamedTuple):
-    """What one forward pass leaves at the head: float64 logits, and embeddings as they came."""
+    """What one forward pass leaves at the head: a row per sample, or per token of every sample."""
 
-    logits: Float[Tensor, "samples classes"]
-    embeddings: Float[Tensor, "samples features"]
+    logits: Float[Tensor, "*samples classes"]
+    embeddings: Float[Tensor, "*samples features"]
 
 
 def capture(
@@ -81,7 +81,7 @@ def capture(
     """
     layer = named_head(module_shapes(model), head)
     _check_not_shared(model, layer)
-    found = deepcopy(head_of(dict(model.named_parameters()), layer))
+    found = deepcopy(head_of(dict(model.named_parameters(remove_duplicate=False)), layer))
     loss = Loss.of(loss)
     loss.check_classes(found.classes)
     sums = _Sums(found.weight, loss)
@@ -205,33 +205,74 @@ def _mixes_samples(module: nn.Module) -> bool:
 
 
 def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
-    layer = head.name or ""
-    with recorded(model.get_submodule(layer)) as runs:
-        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    if len(runs) != 1:
+    name = head.name or ""
+    output, seen = _run(model, name, inputs)
+    logits = _logits(output)
+    if seen.logits.ndim == 3 and logits is not None and logits.ndim == 2:
+        seen = _of_one_token(model, name, inputs, logits, seen)
+    if not all(value.ndim == 2 for value in seen):
         raise InvalidObservation(
-            f"layer {layer!r} ran {len(runs)} times in one forward pass: a classification head "
-            "runs once; name the right one with head=NAME"
+            f"layer {name!r} does not map one embedding per sample to one vector of logits"
         )
-    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in runs[0]):
-        raise InvalidObservation(
-            f"layer {layer!r} does not map one embedding per sample to one vector of logits"
-        )
-    seen = _Pass(logits=runs[0].left, embeddings=runs[0].entered)
     if not torch.isfinite(seen.logits).all():
         raise InvalidObservation("the model puts out NaN or infinite logits: it is broken")
-    logits = _logits(output)
     if logits is None or not _same_predictions(logits, seen.logits):
         raise InvalidObservation(
-            f"the model's output is not what layer {layer!r} puts out: name the final linear "
+            f"the model's output is not what layer {name!r} puts out: name the final linear "
             "layer with head=NAME"
         )
     if not _is_linear(head, seen):
         raise InvalidObservation(
-            f"layer {layer!r} does more than weight @ embedding + bias: its gradient says nothing "
+            f"layer {name!r} does more than weight @ embedding + bias: its gradient says nothing "
             "certain about labels"
         )
     return _Pass(seen.logits.double(), seen.embeddings)
+
+
+def _run(
+    model: nn.Module, layer: str, inputs: Inputs, logits: Tensor | None = None
+) -> tuple[Any, _Pass]:
+    """The model's output, and what its head took in and put out, or shall seem to put out."""
+    passages: list[tuple[Any, Any]] = []
+
+    def note(_: nn.Module, entered: Any, left: Any) -> Tensor | None:
+        passages.append((left, entered))
+        return logits
+
+    with hooked(model.get_submodule(layer), leaving=note):
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if len(passages) != 1:
+        raise InvalidObservation(
+            f"layer {layer!r} ran {len(passages)} times in one forward pass: a classification head "
+            "runs once; name the right one with head=NAME"
+        )
+    if not all(isinstance(value, Tensor) for value in passages[0]):
+        raise InvalidObservation(f"layer {layer!r} does not map a tensor to a tensor")
+    return output, _Pass(*passages[0])
+
+
+def _of_one_token(
+    model: nn.Module, layer: str, inputs: Inputs, output: Tensor, seen: _Pass
+) -> _Pass:
+    """Embedding and logits of the token that the model goes by, as GPT-2 by the last one.
+
+    Its head runs on every token of a sample, padding among them, and the logits of one are put out.
+    """
+    tokens = seen.logits.shape[1]
+    if output.shape[1:] != seen.logits.shape[2:] or len(output) != len(seen.logits):
+        return seen
+    match = (seen.logits == output[:, None, :]).all(dim=2)
+    if match.sum(dim=1).gt(1).any():
+        # Tokens of the same logits: the model shows where it looks when logits are numbered.
+        numbers = torch.arange(tokens, dtype=torch.float64, device=output.device)
+        shown = _logits(
+            _run(model, layer, inputs, numbers[None, :, None].expand_as(seen.logits))[0]
+        )
+        match &= numbers == (output if shown is None else shown)[:, :1]
+    if not match.any(dim=1).all():
+        return seen
+    samples, token = torch.arange(len(match), device=match.device), match.int().argmax(dim=1)
+    return _Pass(seen.logits[samples, token], seen.embeddings[samples, token])
 
 
 def _is_linear(head: Head, seen: _Pass) -> bool:

@@ -11,13 +11,18 @@ from labelleak.loss import Loss
 from labelleak.numerics import root_mean_square
 from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
-from labelleak.updates.heads import by_bare_name, named_head, parameter_name
+from labelleak.updates.heads import by_bare_name, parameter_name
+from labelleak.updates.matching import Held, find_pair
 from labelleak.updates.parameters import (
     StateDict,
+    Values,
+    flat_tensors,
     gradient_of,
     head_of,
+    in_order,
     inside_wrappers,
     parameters_of,
+    turned,
 )
 
 # No gradient is so near to the weights that it belongs to, relative to their size.
@@ -25,8 +30,8 @@ _NEAR = 0.5
 
 
 def observe(
-    model: nn.Module | StateDict,
-    gradients: Mapping[str, Tensor | None] | Sequence[Tensor | None],
+    model: nn.Module | Values,
+    gradients: Values,
     *,
     batch_size: int | None = None,
     loss: Loss | str = "cross_entropy",
@@ -40,9 +45,10 @@ def observe(
     """What the server sees of a client that sends gradients.
 
     Args:
-        model: The model before the step, or its state dict.
-        gradients: One gradient per parameter: by name, or in the order of ``model.parameters()``.
-            Entries that are None (frozen parameters) count as not sent.
+        model: The model before the step, or its state dict: tensors, or arrays of NumPy.
+        gradients: One gradient per parameter, tensors or arrays: by name, or in the order of
+            ``model.parameters()`` or of its state dict. Entries that are None (frozen parameters)
+            count as not sent. Kernels of Keras and Flax are transposed.
         batch_size: Number of samples K of the one step that led to the gradient; None where nobody
             told the server.
         loss: The client's loss, or the name of its kind.
@@ -51,18 +57,19 @@ def observe(
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
         input_shape: Shape of one input of the model.
-        auxiliary: Labelled samples of the server's own.
+        auxiliary: Labeled samples of the server's own.
         head: Name of the final linear layer; None to find it.
 
     Returns:
-        The observation. It shares memory with the given tensors. Names are without the prefix that
-        a wrapper (DataParallel, compile, Opacus) puts on all of them, and the model is the one
-        inside it.
+        The observation. It shares memory with the given tensors. Names are those of the model,
+        without the prefix that a wrapper (DataParallel, compile, Opacus) puts on all of them, and
+        the model is the one inside it. Of copies of the head (a teacher, what PEFT keeps) the one
+        that has a gradient is read.
 
     Raises:
         AmbiguousHead: The head is not clear.
         InvalidObservation: The head's gradient is missing or cannot be right, or a value is
-            impossible.
+            impossible; or the head is tied to a table of embeddings.
 
     Example:
         >>> import torch, labelleak
@@ -76,32 +83,15 @@ def observe(
         [3, 2, 0, 2, 1]
     """
     parameters = parameters_of(model)
-    if not isinstance(gradients, Mapping):
-        if not isinstance(gradients, Sequence):
-            raise InvalidObservation(
-                f"gradients are a {type(gradients).__name__}: pass a dict by name, or a list with "
-                "one entry per parameter (list(...) makes one)"
-            )
-        if not isinstance(model, nn.Module):
-            raise InvalidObservation(
-                "gradients in a list are matched by the order of model.parameters(): pass the "
-                "model itself, or the gradients by name"
-            )
-        if len(gradients) != len(parameters):
-            raise InvalidObservation(
-                f"{len(gradients)} gradients for {len(parameters)} parameters: pass one per "
-                "parameter in the order of model.parameters(), or a dict by name"
-            )
-        gradients = dict(zip(parameters, gradients, strict=True))
-    sent = by_bare_name(
-        {name: value.detach() for name, value in gradients.items() if value is not None}
+    sent = _sent(model, gradients)
+    pair = find_pair(
+        Held(parameters), Held(sent), head, changed=lambda _, gradient: bool(gradient.any())
     )
-    parameters = by_bare_name(parameters)
-    layer = named_head({name: value.shape for name, value in parameters.items()}, head)
+    sent = pair.by_model_names(sent, parameters)
     return observe_head(
         parameters,
         sent,
-        layer,
+        pair.layer,
         loss=Loss.of(loss),
         training=_recipe(batch_size, training),
         instances=instances,
@@ -111,6 +101,52 @@ def observe(
         input_shape=input_shape,
         auxiliary=auxiliary,
     )
+
+
+def _sent(model: nn.Module | Values, gradients: Values) -> dict[str, Tensor]:
+    """The gradients that were sent, by bare name as torch has them.
+
+    Raises:
+        InvalidObservation: There is not one for each parameter, where they come in order.
+    """
+    if isinstance(gradients, Mapping):
+        return by_bare_name(turned(flat_tensors(gradients)))
+    if not isinstance(gradients, Sequence) or isinstance(gradients, str):
+        raise InvalidObservation(
+            f"gradients are a {type(gradients).__name__}: pass a dict by name, or a list with "
+            "one entry per parameter (list(...) makes one)"
+        )
+    if not isinstance(model, nn.Module):
+        return _in_order_of_a_state_dict(model, gradients)
+    names = [name for name, _ in model.named_parameters()]
+    if len(gradients) != len(names):
+        state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        if len(gradients) == len(state) and not any(value is None for value in gradients):
+            return by_bare_name(turned(in_order(gradients, state)))
+        raise InvalidObservation(
+            f"{len(gradients)} gradients for {len(names)} parameters: pass one per "
+            "parameter in the order of model.parameters(), or a dict by name"
+        )
+    return by_bare_name(flat_tensors(dict(zip(names, gradients, strict=True))))
+
+
+def _in_order_of_a_state_dict(model: Values, gradients: Sequence[Any]) -> dict[str, Tensor]:
+    """Gradients in a list by the names of a state dict, or in the order of a list.
+
+    Raises:
+        InvalidObservation: Some are missing, so that the order does not tell.
+    """
+    if any(value is None for value in gradients) or (
+        isinstance(model, Mapping) and len(gradients) != len(flat_tensors(model))
+    ):
+        raise InvalidObservation(
+            "gradients in a list are matched by the order of model.parameters(): pass the "
+            "model itself, or the gradients by name"
+        )
+    if not isinstance(model, Mapping):
+        return by_bare_name(turned(in_order(gradients, None)))
+    shapes = {name: tuple(value.shape) for name, value in flat_tensors(model).items()}
+    return by_bare_name(turned(in_order(gradients, shapes)))
 
 
 def observe_head(parameters: StateDict, sent: StateDict, layer: str, **fields: Any) -> Observation:

@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 from torch import nn
 
 from labelleak.errors import AmbiguousHead
+from labelleak.updates.ends import OtherEnd, other_ends
 
 Shapes = Mapping[str, Sequence[int]]
 Value = TypeVar("Value")
 
-# Matrices that are no candidates: look-up tables, projections fused from several ones, and the
-# auxiliary classifiers that some networks train with.
+# Matrices that are no candidates: look-up tables, projections fused from several ones, the low-rank
+# factors of LoRA, and the auxiliary classifiers that some networks train with.
 _NOT_A_HEAD = re.compile(
     r"embed|emb\.|wte|wpe|relative_attention_bias|qkv|query_key_value|(^|\.)(kv|to_kv|c_attn)\."
-    r"|(^|\.)shared\.$|(^|\.)aux"
+    r"|(^|\.)shared\.$|(^|\.)aux|(^|\.)lora_"
 )
 # A weight matrix as it is, or the tensor that weight_norm or spectral_norm makes it from.
 _WEIGHT = re.compile(r"(^|\.)(weight|weight_v|weight_orig|parametrizations\.weight\.original1?)$")
@@ -32,6 +33,10 @@ _USUAL_NAMES = frozenset(
 # ... or at least a part of its name: my_head, head_dist, cls_classifier, logits_proj.
 _USUAL_PARTS = frozenset({"head", "classifier", "classification", "logits", "output", "final"})
 _WRAPPERS = ("module.", "_orig_mod.", "_module.")
+# PEFT moves a layer one level down, into the copy that is trained and into one that stays as it is.
+_PEFT = re.compile(r"(^|\.)(modules_to_save\.[^.]+|original_module|base_layer)(?=\.|$)")
+_CHOOSE = "choose one with head=NAME (on the command line --head NAME)"
+_MOST_LISTED = 12
 
 
 def strip_wrappers(names: Sequence[str]) -> dict[str, str]:
@@ -64,6 +69,16 @@ def without_wrappers(name: str) -> str:
     return name
 
 
+def without_peft(name: str) -> str:
+    """One name as the base model has it, without the level that PEFT adds.
+
+    Example:
+        >>> without_peft("classifier.modules_to_save.default.weight")
+        'classifier.weight'
+    """
+    return _PEFT.sub("", name).removeprefix(".")
+
+
 def find_head(shapes: Shapes) -> str:
     """The name of the final linear layer, such as ``"fc"`` or ``"classifier.6"``.
 
@@ -79,51 +94,66 @@ def find_head(shapes: Shapes) -> str:
         string for a network that is a single linear layer.
 
     Raises:
-        AmbiguousHead: No candidate, or several with the same right; the message lists them.
+        AmbiguousHead: No candidate, or several with the same right; the message lists them. Or the
+            last layer is one that cannot be read: one logit, a 1x1 convolution, a table that the
+            model looks tokens up in.
+
+    Example:
+        >>> find_head({"fc1.weight": (64, 392), "fc2.weight": (10, 64)})
+        'fc2'
     """
-    matrices = {
-        name[: match.start()]: (shape[0], shape[1])
-        for name, shape in shapes.items()
-        if (match := _WEIGHT.search(name)) and len(shape) == 2 and shape[0] >= 2
-    }
-    layers = {name: s for name, s in matrices.items() if not _NOT_A_HEAD.search(name.lower() + ".")}
+    found = head_candidates(shapes)
+    if len(found) > 1:
+        raise not_clear({name: shapes[parameter_name(name, "weight")] for name in found})
+    return found[0]
+
+
+def head_candidates(shapes: Shapes) -> list[str]:
+    """The layers that may be the head: one where it is clear, more where names have to be told.
+
+    Raises:
+        AmbiguousHead: There is none, or the last layer is one that cannot be read.
+    """
+    layers = _layers(shapes)
     if not layers:
-        convolutions = [layer_of(name) for name, s in shapes.items() if tuple(s[2:]) == (1, 1)]
         raise AmbiguousHead(
             f"no final linear layer (a 2-D weight) was found among {len(shapes)} tensors: only a "
-            "fully connected head can be read"
-            + "".join(f", and {name} is a 1x1 convolution" for name in _usual(convolutions)[:1])
+            f"fully connected head can be read{_instead(shapes)}"
         )
-    ends = _ends(layers)
-    unique = _not_repeated(ends)
-    found = next((c for c in (ends, unique, _usual(unique or ends)) if len(c) == 1), [])
-    if not _usual(found or unique):
-        # A hidden layer as wide as the head's output hides the head from `_ends`, but not its
-        # name; what lies deeper than the layers that were found is of their own making.
-        found = found or unique
-        depth = max((name.count(".") for name in found), default=None)
-        named = _usual(_not_repeated(_without_chains(layers)))
-        found = [*found, *(name for name in named if depth is None or name.count(".") <= depth)]
-    if len(found) == 1 and parameter_name(found[0], "weight") not in shapes:
+    found, listed = _found(layers)
+    ends = [end for end in other_ends(shapes) if not _NOT_A_HEAD.search(end.layer.lower() + ".")]
+    hidden = {
+        name: end for name in found or listed for end in ends if _is_behind(end, name, layers)
+    }
+    if hidden.keys() >= set(found or listed):
+        end = next(iter(hidden.values()))
         raise AmbiguousHead(
-            f"the weight of the head {found[0]} is made from other tensors (weight_norm, "
-            "spectral_norm): remove that parametrisation on both sides of the update"
+            f"the last layer cannot be read yet: {end.text}; where it is not the head, "
+            f"candidates are: {_listed({name: layers[name] for name in hidden})}; {_CHOOSE}"
         )
-    if len(found) == 1:
-        return found[0]
-    listed = found or _usual(unique or ends) or sorted(layers, key=_repeats(layers).__getitem__)
-    raise AmbiguousHead(
-        "the classification head is not clear, candidates are: "
-        + ", ".join(f"{name or '(top level)'} ({layers[name][0]} classes)" for name in listed[:12])
-        + (" and more" if len(listed) > 12 else "")
-        + "; choose one with head=NAME (on the command line --head NAME)"
+    found = [name for name in found or listed if name not in hidden]
+    made = [name for name in found if parameter_name(name, "weight") not in shapes]
+    if made:
+        raise AmbiguousHead(
+            f"the weight of the head {made[0]} is made from other tensors (weight_norm, "
+            "spectral_norm): remove that parametrization on both sides of the update"
+        )
+    return found
+
+
+def not_clear(layers: Shapes, reason: str = "") -> AmbiguousHead:
+    """The error that lists layers by the shapes of their weights."""
+    return AmbiguousHead(
+        f"the classification head is not clear{reason}, candidates are: {_listed(layers)}; "
+        f"{_CHOOSE}"
     )
 
 
 def named_head(shapes: Shapes, head: str | None) -> str:
     """The head that the caller named, checked, or the one that `find_head` finds.
 
-    The prefix of a wrapper may stand in the given name only, or among the tensors only.
+    A prefix, and the level that PEFT adds, may stand in the given name only, or among the tensors
+    only.
 
     Raises:
         AmbiguousHead: The named layer does not exist or is no linear layer, or none was found.
@@ -132,15 +162,18 @@ def named_head(shapes: Shapes, head: str | None) -> str:
         return find_head(shapes)
     name = layer_of(head) if head.rpartition(".")[2] in ("weight", "bias") else head
     if parameter_name(name, "weight") not in shapes:
-        bare = without_wrappers(parameter_name(name, "weight"))
-        same = [layer_of(other) for other in shapes if without_wrappers(other) == bare]
+        same = _same_layer(shapes, name)
         name = same[0] if len(same) == 1 else name
     shape = shapes.get(parameter_name(name, "weight"))
+    ends = [end for end in other_ends(shapes) if end.layer == name]
+    if ends:
+        raise AmbiguousHead(f"head {head!r} cannot be read yet: {ends[0].text}")
     if shape is None or len(shape) != 2:
         matrices = [layer_of(n) for n, s in shapes.items() if len(s) == 2 and n.endswith("weight")]
         problem = "is not among the tensors" if shape is None else "has no weight matrix"
         raise AmbiguousHead(
-            f"head {head!r} {problem}; layers with one: {', '.join(matrices[-12:]) or 'none'}"
+            f"head {head!r} {problem}; layers with one: "
+            f"{', '.join(matrices[-_MOST_LISTED:]) or 'none'}"
         )
     return name
 
@@ -156,8 +189,96 @@ def parameter_name(layer: str, kind: str) -> str:
 
 
 def module_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of a model by its name."""
-    return {name: tuple(value.shape) for name, value in model.named_parameters()}
+    """Shape of every parameter of a model by its name; one that is shared has all its names."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: tuple(value.shape) for name, value in named}
+
+
+def _layers(shapes: Shapes) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of every linear layer that may be a head, by name."""
+    matrices = {
+        name[: match.start()]: (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if (match := _WEIGHT.search(name)) and len(shape) == 2 and shape[0] >= 2
+    }
+    trained = {without_peft(name) for name in matrices if "modules_to_save." in name}
+    return {
+        name: sizes
+        for name, sizes in matrices.items()
+        if not _NOT_A_HEAD.search(name.lower() + ".")
+        and not ("original_module" in name and without_peft(name) in trained)
+    }
+
+
+def _found(layers: Mapping[str, tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """The layers that may be the head, if any; and those to list where there are none."""
+    ends = _ends(layers)
+    unique = _not_repeated(ends)
+    found = next((c for c in (ends, unique, _usual(unique or ends)) if len(c) == 1), [])
+    if not _usual(found or unique):
+        # A hidden layer as wide as the head's output hides the head from `_ends`, but not its
+        # name; what lies deeper than the layers that were found is of their own making.
+        found = found or unique
+        depth = max((_depth(name) for name in found), default=None)
+        named = _usual(_not_repeated(_without_chains(layers)))
+        found = [*found, *(name for name in named if depth is None or _depth(name) <= depth)]
+    listed = _usual(unique or ends) or sorted(layers, key=_repeats(layers).__getitem__)
+    return found, listed
+
+
+def _is_behind(end: OtherEnd, name: str, layers: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a layer of another kind comes after a linear one, which is hidden then.
+
+    It takes in what the linear layer puts out, or looks like a head where the other does not. Two
+    heads of one embedding stand beside each other.
+    """
+    outputs, inputs = layers[name]
+    if end.repeated or end.outputs in {taken for _, taken in layers.values()} - {1}:
+        return False
+    if end.inputs == outputs:
+        return True
+    usual, own = bool(_usual([end.layer])), bool(_usual([name]))
+    if end.inputs == inputs and own:
+        return False
+    return (
+        (usual and not own)
+        or (end.is_last and (usual or not own))
+        or (usual and _depth(end.layer) < _depth(name))
+    )
+
+
+def _instead(shapes: Shapes) -> str:
+    """What there is in place of a linear head, for a message."""
+    ends = other_ends(shapes)
+    named = set(_usual([end.layer for end in ends]))
+    likely = [end for end in ends if end.layer in named or end.is_last]
+    return f", and {likely[-1].text}" if likely else ""
+
+
+def _listed(layers: Shapes) -> str:
+    names = list(layers)[:_MOST_LISTED]
+    more = " and more" if len(layers) > _MOST_LISTED else ""
+    return (
+        ", ".join(f"{name or '(top level)'} ({layers[name][0]} classes)" for name in names) + more
+    )
+
+
+def _same_layer(shapes: Shapes, name: str) -> list[str]:
+    """Layers that bear the name but for wrappers and PEFT's level, or else for any prefix."""
+    layers = [layer_of(other) for other in shapes if other.rpartition(".")[2] == "weight"]
+    bare = without_wrappers(name)
+    same = [other for other in layers if without_wrappers(other) == bare]
+    if not same:
+        plain = without_peft(bare)
+        trained = [other for other in layers if "original_module" not in other]
+        same = [other for other in trained if without_peft(without_wrappers(other)) == plain]
+        same = same or [
+            other
+            for other in trained
+            if f".{without_peft(other)}".endswith(f".{plain}")
+            or (other and f".{plain}".endswith(f".{without_peft(other)}"))
+        ]
+    return same
 
 
 def _ends(layers: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -168,6 +289,10 @@ def _ends(layers: Mapping[str, tuple[int, int]]) -> list[str]:
         for name, (outputs, inputs) in layers.items()
         if taken[outputs] - (inputs == outputs) == 0
     ]
+
+
+def _depth(name: str) -> int:
+    return without_peft(name).count(".")
 
 
 def _repeats(names: Iterable[str]) -> dict[str, int]:
@@ -183,7 +308,7 @@ def _not_repeated(candidates: Iterable[str]) -> list[str]:
 
 def _usual(candidates: list[str]) -> list[str]:
     """Candidates of which the last word of the name, digits aside, is a usual one for a head."""
-    return [name for name in candidates if _is_usual(name.lower().split("."))]
+    return [name for name in candidates if _is_usual(without_peft(name).lower().split("."))]
 
 
 def _is_usual(words: list[str]) -> bool:

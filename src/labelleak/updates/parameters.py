@@ -1,21 +1,105 @@
-"""Parameters and gradients by name, of a module or a state dict, and those of its head."""
+"""Parameters and gradients by name, of a module, a dict or a list, and those of its head."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient
-from labelleak.updates.heads import parameter_name, strip_wrappers
+from labelleak.updates.heads import by_bare_name, parameter_name, strip_wrappers
+from labelleak.updates.layout import as_torch, matched_in_order, names_in_order
 
 StateDict = Mapping[str, Tensor]
+# Tensors of torch, or arrays of NumPy or of whatever makes one (JAX, TensorFlow): by name, the
+# names nested as those of Flax may be, or in order.
+Values = Mapping[str, Any] | Sequence[Any]
+
+_DEEPEST = 20
 
 
-def parameters_of(model: nn.Module | StateDict) -> dict[str, Tensor]:
-    """The parameters of a module, or the tensors of a state dict, by name."""
+def parameters_of(model: nn.Module | Values) -> dict[str, Tensor]:
+    """The parameters of a module, or the tensors of a state dict, by bare name as torch has them.
+
+    Raises:
+        InvalidObservation: An array is no array of numbers.
+    """
     if isinstance(model, nn.Module):
-        return {name: value.detach() for name, value in model.named_parameters()}
-    return {name: value for name, value in model.items() if isinstance(value, Tensor)}
+        named = model.named_parameters(remove_duplicate=False)
+        return by_bare_name({name: value.detach() for name, value in named})
+    tensors = flat_tensors(model) if isinstance(model, Mapping) else in_order(model, None)
+    return by_bare_name(turned(tensors))
+
+
+def flat_tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """All that are tensors or arrays, as tensors by name; what is nested has dots in its name.
+
+    Raises:
+        InvalidObservation: An array is no array of numbers, or dicts are nested without end.
+    """
+    return {name: as_tensor(name, value) for name, value in _flat(values, "", _DEEPEST)}
+
+
+def _flat(values: Mapping[Any, Any], prefix: str, deepest: int) -> Iterator[tuple[str, Any]]:
+    if not deepest:
+        raise InvalidObservation("tensors by name are nested too deeply: pass a flat dict of them")
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.", deepest - 1)
+        elif isinstance(value, Tensor) or hasattr(value, "__array__"):
+            yield f"{prefix}{key}", value
+
+
+def in_order(values: Sequence[Any], model: Mapping[str, Sequence[int]] | None) -> dict[str, Tensor]:
+    """Tensors or arrays in the order of a model's state dict, by its names.
+
+    Args:
+        values: One for each of its tensors.
+        model: Shape of every tensor of the model by name; None where there are no names.
+
+    Raises:
+        InvalidObservation: Their number or a shape is another one.
+    """
+    tensors = [as_tensor(f"array {number}", value) for number, value in enumerate(values)]
+    shapes = [tensor.shape for tensor in tensors]
+    names = names_in_order(shapes) if model is None else matched_in_order("update", shapes, model)
+    return dict(zip(names, tensors, strict=True))
+
+
+def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by torch's names, kernels of Keras and Flax transposed; they share memory."""
+    stored = as_torch({name: value.shape for name, value in tensors.items()})
+    return {
+        plain: tensors[kept.name].permute(kept.axes(tensors[kept.name].ndim))
+        if kept.is_kernel
+        else tensors[kept.name]
+        for plain, kept in stored.items()
+    }
+
+
+def as_tensor(what: str, value: Any) -> Tensor:
+    """A tensor or an array as a tensor without history; it shares memory where it can.
+
+    Raises:
+        InvalidObservation: It is an array of something else than numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    array = np.asarray(value)
+    try:
+        if array.dtype.name == "bfloat16":
+            # A type of JAX, which NumPy does not have itself.
+            bits = np.require(array, requirements=["C", "W"]).view(np.int16)
+            return torch.from_numpy(bits).view(torch.bfloat16)
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except (TypeError, ValueError):
+        raise InvalidObservation(
+            f"{what} is an array of {array.dtype}: an array of floating-point numbers is needed "
+            "(float16, bfloat16, float32 or float64)"
+        ) from None
 
 
 def inside_wrappers(model: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """From the weights before and after a client's local training to an observation."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,17 @@ from labelleak.loss import Loss
 from labelleak.numerics import machine_epsilon, root_mean_square
 from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
-from labelleak.updates.heads import by_bare_name, named_head, parameter_name
+from labelleak.updates.heads import by_bare_name, parameter_name
+from labelleak.updates.matching import Held, find_pair
 from labelleak.updates.parameters import (
     StateDict,
+    Values,
+    flat_tensors,
     gradient_of,
     head_of,
+    in_order,
     inside_wrappers,
-    parameters_of,
+    turned,
 )
 
 # What BatchNorm counts is in the state dict, too, and no step of the optimizer changed it.
@@ -28,8 +33,8 @@ _RUNNING = ("running_mean", "running_var")
 
 def observe_update(
     model: nn.Module | None,
-    before: StateDict,
-    after: StateDict,
+    before: Values,
+    after: Values,
     *,
     learning_rate: float | None = None,
     batch_size: int | None = None,
@@ -50,8 +55,9 @@ def observe_update(
 
     Args:
         model: The network, for attacks that use all of it; None when only weights are at hand.
-        before: State dict that the server handed out.
-        after: State dict that the client sent back.
+        before: State dict that the server handed out: tensors or arrays of NumPy, by name; or in a
+            list, in the order of the model's state dict.
+        after: What the client sent back, the same way.
         learning_rate: Learning rate of one plain step of SGD, positive; anything else is told by
             `training`.
         batch_size: Number of samples K of that step; None where nobody told the server.
@@ -60,13 +66,13 @@ def observe_update(
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
         input_shape: Shape of one input of the model.
-        auxiliary: Labelled samples of the server's own.
+        auxiliary: Labeled samples of the server's own.
         head: Name of the final linear layer; None to find it.
 
     Returns:
         The observation; its gradients are float64. BatchNorm's running statistics, buffers and
-        integers are left out: the optimiser did not change them. A bias of the head that is not
-        among the weights afterwards counts as not sent. Names are without a wrapper's prefix, as
+        integers are left out: the optimizer did not change them. A bias of the head that is not
+        among the weights afterward counts as not sent. Names are without a wrapper's prefix, as
         those of `observe`.
 
     Raises:
@@ -88,31 +94,58 @@ def observe_update(
         [3, 2, 0, 2, 1]
     """
     training = _recipe(learning_rate, batch_size, training).resolved(instances)
-    before, after = by_bare_name(parameters_of(before)), by_bare_name(parameters_of(after))
-    layer = named_head({name: value.shape for name, value in before.items()}, head)
+    start, end = _states(model, before, after)
+    pair = find_pair(Held(start), Held(end), head, changed=_differ)
+    end = pair.by_model_names(end, start)
     model = None if model is None else inside_wrappers(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
     gradients = {}
-    for name, start in before.items():
-        end = after.get(name)
-        if name in buffers or name.endswith(_RUNNING) or end is None or end.shape != start.shape:
+    for name, value in start.items():
+        moved = end.get(name)
+        if name in buffers or name.endswith(_RUNNING) or moved is None:
             continue
-        if is_plain(start) and is_plain(end):
-            gradients[name] = _mean_gradient(name, start, end, training)
+        if moved.shape == value.shape and is_plain(value) and is_plain(moved):
+            gradients[name] = _mean_gradient(name, value, moved, training)
     return observe_head_update(
-        before,
-        after,
-        layer,
+        start,
+        end,
+        pair.layer,
         training,
         loss=Loss.of(loss),
         instances=instances,
         present_classes=present_classes,
         model=model,
         gradients=gradients,
-        after=after,
+        after=end,
         input_shape=input_shape,
         auxiliary=auxiliary,
     )
+
+
+def _states(
+    model: nn.Module | None, before: Values, after: Values
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both state dicts by bare name as torch has them; lists go by the order of the other names.
+
+    Raises:
+        InvalidObservation: A list has not one tensor for each of the model.
+    """
+    named = next((state for state in (before, after) if isinstance(state, Mapping)), None)
+    if model is not None and not isinstance(before, Mapping):
+        named = model.state_dict()
+    shapes = named and {name: value.shape for name, value in flat_tensors(named).items()}
+    start, end = (
+        by_bare_name(
+            turned(flat_tensors(state) if isinstance(state, Mapping) else in_order(state, shapes))
+        )
+        for state in (before, after)
+    )
+    return start, end
+
+
+def _differ(before: Tensor, after: Tensor) -> bool:
+    """Whether two tensors of one shape hold different numbers."""
+    return not torch.equal(before.to(after), after)
 
 
 def observe_head_update(
@@ -155,6 +188,33 @@ def observe_head_update(
         training=training,
         **fields,
     )
+
+
+def observe_head_difference(
+    before: StateDict,
+    difference: StateDict,
+    layer: str,
+    training: LocalTraining,
+    /,
+    **fields: Any,
+) -> Observation:
+    """The observation of the head of that name, from its weights and how much the steps added.
+
+    Raises:
+        MissingKnowledge: The learning rate is not known.
+        InvalidObservation: The two do not fit, or a value is impossible.
+    """
+    # In double precision the sum loses nothing of the difference.
+    after = {
+        name: before[name].to(change.device).double() + change.double()
+        for name, change in difference.items()
+        if name in before and before[name].shape == change.shape
+    }
+    seen = observe_head_update(before, after, layer, training, **fields)
+    change = difference[parameter_name(layer, "weight")]
+    rounding = machine_epsilon(change) * 4 * root_mean_square(seen.gradient.weight)
+    gradient = replace(seen.gradient, rounding=seen.gradient.rounding + rounding)
+    return replace(seen, gradient=gradient)
 
 
 def _mean_gradient(name: str, before: Tensor, after: Tensor, training: LocalTraining) -> Tensor:

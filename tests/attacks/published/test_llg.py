@@ -13,7 +13,7 @@ def rows(batch):
 
 
 def dummy_row_sums(batch, inputs, label, size):
-    """Row sums of a batch of the given inputs, all labelled alike, by autograd."""
+    """Row sums of a batch of the given inputs, all labeled alike, by autograd."""
     labels = torch.full((len(inputs),), label)
     made_up = Batch(batch.weight, batch.bias, inputs.double(), labels)
     return made_up.autograd().weight.sum(dim=1).tolist()

@@ -42,7 +42,7 @@ def dimitrov(
         observation: Needs the weight gradient, both models and the inputs' shape. Without a batch
             size, proportions only.
         steps: Which steps are averaged: ``"all"``, or only the ``"first"`` or ``"last"``.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:

@@ -35,7 +35,7 @@ def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 
     Args:
         observation: Needs the weight gradient, the model and the inputs' shape. Without a batch
             size, proportions only.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:

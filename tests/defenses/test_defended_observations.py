@@ -83,7 +83,7 @@ def test_a_head_that_is_not_in_the_update_is_refused(gradients, message):
         defend(observation(gradients=gradients), sign)
 
 
-def test_a_defence_that_leaves_nothing_of_the_head_is_said():
+def test_a_defense_that_leaves_nothing_of_the_head_is_said():
     gradients = {"conv.weight": torch.full((1000,), 99.0), **head_gradients()}
     with pytest.raises(InvalidObservation, match="zero everywhere"):
         defend(observation(gradients=gradients), partial(sparsify, percent=50, scope="global"))

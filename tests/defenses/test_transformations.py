@@ -208,7 +208,7 @@ def test_sign_by_hand():
     assert signs["w"].tolist() == [[1, 0], [-1, 1]]
 
 
-def test_quantisation_by_hand():
+def test_quantization_by_hand():
     gradients = {
         "w": torch.tensor([6.0, -6.0, 1.2, 0.9, 0.0, -3.1]),  # 3 bits: steps of 2
         "b": torch.tensor([0.3, -0.1, -0.6]),  # 2 bits: steps of 0.6
@@ -217,16 +217,16 @@ def test_quantisation_by_hand():
     torch.testing.assert_close(quantize(gradients, 2)["b"], torch.tensor([0.0, 0.0, -0.6]))
 
 
-def test_quantisation_keeps_the_largest_magnitude_to_the_last_bit():
+def test_quantization_keeps_the_largest_magnitude_to_the_last_bit():
     for tensor in torch.randn(200, 5, generator=rng(), dtype=torch.float64):
         assert quantize({"w": tensor}, 3)["w"].abs().max() == tensor.abs().max()
 
 
-def test_quantisation_of_zeros():
+def test_quantization_of_zeros():
     zeros = torch.zeros(3)
-    quantised = quantize({"w": zeros}, 2, generator=rng())["w"]
-    assert quantised.tolist() == [0, 0, 0]
-    assert quantised.data_ptr() != zeros.data_ptr()
+    quantized = quantize({"w": zeros}, 2, generator=rng())["w"]
+    assert quantized.tolist() == [0, 0, 0]
+    assert quantized.data_ptr() != zeros.data_ptr()
 
 
 @given(
@@ -235,20 +235,20 @@ def test_quantisation_of_zeros():
     st.booleans(),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_quantisation_is_on_the_grid_near_and_idempotent(values, bits, stochastic, dtype):
+def test_quantization_is_on_the_grid_near_and_idempotent(values, bits, stochastic, dtype):
     tensor = torch.tensor(values, dtype=dtype)
     generator = rng() if stochastic else None
-    quantised = quantize({"w": tensor}, bits, generator=generator)["w"]
+    quantized = quantize({"w": tensor}, bits, generator=generator)["w"]
     largest = float(tensor.abs().max())
     step = largest / (2 ** (bits - 1) - 1)
-    error = (quantised.double() - tensor.double()).abs().max()
+    error = (quantized.double() - tensor.double()).abs().max()
     assert error <= step * (1 if stochastic else 0.5) + 1e-6 * largest
     if step:
-        places = quantised.double() / step
+        places = quantized.double() / step
         assert (places - places.round()).abs().max() < 0.01
         assert places.abs().max().round() == 2 ** (bits - 1) - 1
-    again = quantize({"w": quantised}, bits, generator=generator)["w"]
-    assert torch.equal(again, quantised)
+    again = quantize({"w": quantized}, bits, generator=generator)["w"]
+    assert torch.equal(again, quantized)
 
 
 def test_stochastic_rounding_is_right_on_average():

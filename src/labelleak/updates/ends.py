@@ -1,0 +1,81 @@
+"""Last layers that are no matrix with a row per class: one logit, and 1x1 convolutions."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class OtherEnd:
+    """A layer that may be the head, and is none that can be read.
+
+    Attributes:
+        layer: Its name.
+        shape: Shape of its weight: (1, features), or (classes, features, 1, 1).
+        is_last: Whether it is the layer that the model has last, as far as the names tell.
+        repeated: Whether others of this kind have the same name, digits aside.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    is_last: bool
+    repeated: bool
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.shape[1]
+
+    @property
+    def text(self) -> str:
+        """What it is, in words."""
+        size = "x".join(map(str, self.shape))
+        if self.outputs == 1:
+            what = f"one logit ({size}), as of a binary classifier with BCEWithLogitsLoss"
+        else:
+            what = f"a {'x'.join(map(str, self.shape[2:]))} convolution ({size})"
+        return f"{self.layer or '(top level)'} is {what}"
+
+
+def other_ends(shapes: Shapes) -> list[OtherEnd]:
+    """Layers of one output, and 1x1 convolutions whose outputs no other convolution takes in."""
+    weights = {
+        name.rpartition(".")[0]: tuple(shape)
+        for name, shape in shapes.items()
+        if name.rpartition(".")[2] == "weight" and len(shape) >= 2
+    }
+    taken = Counter(shape[1] for shape in weights.values() if len(shape) > 2)
+    found = {
+        layer: shape
+        for layer, shape in weights.items()
+        if shape[1] > 1
+        and (shape[0] == 1 if len(shape) == 2 else set(shape[2:]) == {1})
+        and (shape[0] == 1 or taken[shape[0]] - (shape[0] == shape[1]) == 0)
+    }
+    patterns = {layer: re.sub(r"\d+", "#", layer) for layer in found}
+    counts = Counter(patterns.values())
+    last = _last_layer(list(weights), in_order=list(shapes) != sorted(shapes))
+    return [
+        OtherEnd(layer, shape, layer == last, counts[patterns[layer]] > 1)
+        for layer, shape in found.items()
+    ]
+
+
+def _last_layer(layers: list[str], *, in_order: bool) -> str | None:
+    """The layer that the model has last; None where the names are sorted and do not tell."""
+    if in_order and layers:
+        return layers[-1]
+    # Layers of a Sequential are numbered.
+    parents = {layer.rpartition(".")[0] for layer in layers}
+    numbers = {layer: layer.rpartition(".")[2] for layer in layers}
+    if len(parents) == 1 and all(number.isdecimal() for number in numbers.values()):
+        return max(layers, key=lambda layer: int(numbers[layer]))
+    return None

@@ -117,11 +117,12 @@ def test_several_steps_are_simulated():
     static = restore(observed(batch, auxiliary, gradient), "rlu")
     found = restore(observation, "rlu")
     error, before = ((x.raw - batch.counts).abs().sum() for x in (found, static))
-    assert float(error) < 0.6 * float(before)
+    assert float(error) < 0.7 * float(before)
     # Where the client's model shows the way that the logits went, the shares get better still.
     after = {"fc.weight": batch.weight, "fc.bias": drift}
     searched = restore(replace(observation, after=after), "rlu", searches=30)
-    assert float((searched.raw - batch.counts).abs().sum()) <= float(error) + 1e-9
+    # Over thirty batches the first ratio is 0.34 to 0.61, and the second 0.02 to 0.39.
+    assert float((searched.raw - batch.counts).abs().sum()) < 0.6 * float(error)
 
 
 def test_without_searches_the_client_s_model_plays_no_part():
@@ -130,7 +131,7 @@ def test_without_searches_the_client_s_model_plays_no_part():
     observation = observed(batch, auxiliary, **knowledge)
     found = restore(observation, "rlu")
     again = restore(replace(observation, after=batch.after(0.1)), "rlu", searches=0)
-    assert torch.equal(found.raw, again.raw)
+    torch.testing.assert_close(found.raw, again.raw)
 
 
 def test_what_is_missing_is_named():

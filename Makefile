@@ -24,8 +24,8 @@ smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smal
 	LABELLEAK_CACHE=labelleak-runs/cache $(BIN)/labelleak reproduce all --scale smoke
 
 federation: $(VENV)/federation.stamp ## run the examples of audited federations
-	$(BIN)/python examples/flower/run.py --defence none local-dp sparsification --refuse 2
-	$(BIN)/python examples/flower/run.py --defence none local-dp sparsification --simulation
+	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --refuse 2
+	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --simulation
 
 lint: $(VENV)/lint.stamp ## check style and types
 	$(BIN)/ruff check

@@ -32,7 +32,7 @@ NAMES = ("capture", "step", "step-chunks")
 
 
 def prepared(batch_size: int) -> Mapping[str, Callable[[], tuple[Tensor, Tensor]]]:
-    """The calls to be measured; each gives the gradient of the head's weight and bias."""
+    """The calls to measure; each returns the gradient of the head's weight and bias."""
     model = networks.build("resnet18", classes=CLASSES, image_shape=IMAGE_SHAPE, seed=0).eval()
     random = torch.Generator().manual_seed(batch_size)
     inputs = torch.randn(batch_size, *IMAGE_SHAPE, generator=random)
@@ -63,7 +63,7 @@ def prepared(batch_size: int) -> Mapping[str, Callable[[], tuple[Tensor, Tensor]
 
 
 def measure(batch_size: int, name: str) -> tuple[Row, tuple[Tensor, Tensor]]:
-    """Seconds and peak bytes of one call, and what it gave (run in a fresh process)."""
+    """Seconds, peak bytes and result of one call (run in a fresh process)."""
     torch.set_num_threads(1)
     prepared(2)[name]()
     call = prepared(batch_size)[name]
@@ -74,7 +74,7 @@ def measure(batch_size: int, name: str) -> tuple[Row, tuple[Tensor, Tensor]]:
 
 
 def turn(batch_size: int) -> dict[str, Row]:
-    """Measure all three, and see to it that they computed the same."""
+    """Measure all three, and check that they computed the same."""
     found = {name: in_own_process(measure, batch_size, name) for name in NAMES}
     for _, gradient in found.values():
         torch.testing.assert_close(gradient, found["capture"][1], rtol=1e-3, atol=1e-6)

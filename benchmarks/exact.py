@@ -1,4 +1,4 @@
-"""What exact restoration finds and certifies, and how long it takes; false certificates above all.
+"""Exact restoration: what it finds and certifies, its time, and above all false certificates.
 
     python benchmarks/exact.py [--whole] [--batches 70] [--data-dir DIR] [--heads FILE ...]
                                [--output FILE]
@@ -9,7 +9,7 @@ here; and those in files: npz with the arrays `weight`, `bias`, `embeddings`, `l
 network. With --whole the server sees the whole update of FCN-3 on MNIST instead, earlier layers and
 all; rows of other settings stay in FILE. Of more than 8 samples, and of heads in files, 20 batches
 are taken. Gradients are autograd's, in single precision. In the defended settings every batch is
-defended by noise, sparsification, quantisation, clipping, signs or half precision in turn. Time is
+defended by noise, sparsification, quantization, clipping, signs or half precision in turn. Time is
 the processor's, in one thread.
 """
 
@@ -42,7 +42,7 @@ INVISIBLE = 1e-6
 
 
 class Pooled(nn.Module):
-    """A small convolutional network whose embeddings are averages: without zeros."""
+    """A small convolutional network whose embeddings are averages, and so never zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,27 +62,27 @@ class Pooled(nn.Module):
 
 
 class Samples(NamedTuple):
-    """A head, and what reaches it of some samples."""
+    """A head, and the embeddings of some samples."""
 
     head: Head
     embeddings: Tensor
     labels: Tensor
 
     def accuracy(self) -> float:
-        """Share of the samples that the network predicts rightly."""
+        """Share of the samples that the network predicts correctly."""
         return float((self.logits().argmax(dim=1) == self.labels).double().mean())
 
     def logits(self) -> Tensor:
-        """Of every sample."""
+        """Logits of every sample."""
         assert self.head.bias is not None
         return self.embeddings @ self.head.weight.T + self.head.bias
 
     def pick(self, chosen: Tensor) -> "Samples":
-        """Some of them."""
+        """A selection of the samples."""
         return Samples(self.head, self.embeddings[chosen], self.labels[chosen])
 
     def observe(self) -> Observation:
-        """One step on all of them."""
+        """What the server sees of one step on all samples."""
         assert self.head.bias is not None
         weight = self.head.weight.clone().requires_grad_()
         bias = self.head.bias.clone().requires_grad_()
@@ -92,14 +92,14 @@ class Samples(NamedTuple):
         return Observation(self.head, gradient, training=LocalTraining(batch_size=len(self.labels)))
 
     def weakest(self) -> float:
-        """Least 1 - p of a label, without cancellation."""
+        """Smallest 1 - p of a label, computed without cancellation."""
         logits = self.logits().double()
         others = logits.scatter(1, self.labels[:, None], -torch.inf).logsumexp(dim=1)
         return float(torch.sigmoid(others - logits.gather(1, self.labels[:, None])[:, 0]).min())
 
 
 def pairs(data_dir: str | None) -> tuple[Tensor, Tensor]:
-    """Images of two garments side by side, and which of 100 pairs of classes they are."""
+    """Images of two garments side by side, in one of 100 classes, the pairs of their classes."""
     images, labels = load_data("fashion-mnist", data_dir=data_dir).batch(torch.arange(20_000))
     generator = torch.Generator().manual_seed(0)
     one, two = torch.randint(20_000, (2, 20_000), generator=generator)
@@ -107,7 +107,7 @@ def pairs(data_dir: str | None) -> tuple[Tensor, Tensor]:
 
 
 def trained(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int) -> nn.Module:
-    """The network after so many steps of SGD on batches of 64."""
+    """The network after a number of steps of SGD on batches of 64."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
@@ -122,7 +122,7 @@ def trained(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int) -> nn.
 
 
 def embedded(model: nn.Module, inputs: Tensor, labels: Tensor) -> Samples:
-    """What reaches the head of the first samples."""
+    """The head and the embeddings of the first samples."""
     model.eval()
     layer = model.fc
     assert isinstance(layer, nn.Linear)
@@ -144,7 +144,7 @@ def from_file(path: Path) -> Samples:
 
 
 def defended(seen: Observation, number: int) -> Observation:
-    """The gradient as one of the defences leaves it, stronger and weaker ones in turn."""
+    """The gradient after one of the defenses, of varying strength."""
     generator = torch.Generator().manual_seed(number)
     size = float(seen.gradient.weight.square().mean().sqrt())
     ways: list[defenses.Defense] = [
@@ -161,12 +161,12 @@ def defended(seen: Observation, number: int) -> Observation:
 
 
 def half_precision(gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Rounded to 16 bits, as to send less."""
+    """The gradient rounded to 16 bits, as if to send less."""
     return {name: value.bfloat16().to(value.dtype) for name, value in gradient.items()}
 
 
 class WholeModel(NamedTuple):
-    """A network whose whole update is seen, and samples for it."""
+    """A network whose whole update is visible, and samples for it."""
 
     model: nn.Module
     inputs: Tensor
@@ -174,16 +174,16 @@ class WholeModel(NamedTuple):
     at_head: Samples
 
     def accuracy(self) -> float:
-        """Share of the samples that the network predicts rightly."""
+        """Share of the samples that the network predicts correctly."""
         return self.at_head.accuracy()
 
     def pick(self, chosen: Tensor) -> "WholeModel":
-        """Some of the samples."""
+        """A selection of the samples."""
         at_head = self.at_head.pick(chosen)
         return WholeModel(self.model, self.inputs[chosen], self.labels[chosen], at_head)
 
     def observe(self) -> Observation:
-        """One step on all of them."""
+        """What the server sees of one step on all samples."""
         loss = nn.functional.cross_entropy(self.model(self.inputs), self.labels)
         gradients = torch.autograd.grad(loss, list(self.model.parameters()))
         names = [name for name, _ in self.model.named_parameters()]
@@ -192,14 +192,14 @@ class WholeModel(NamedTuple):
         )
 
     def weakest(self) -> float:
-        """Least 1 - p of a label."""
+        """Smallest 1 - p of a label."""
         return self.at_head.weakest()
 
 
 def measure(
     samples: Samples | WholeModel, size: int, batches: int, *, defend: bool
 ) -> dict[str, Any]:
-    """Figures over the batches of one setting, iLRG's on the same beside them."""
+    """Figures over the batches of one setting, beside those of iLRG on the same batches."""
     totals: Counter[str] = Counter()
     seconds, accuracy, lnacc, ilrg_accuracy, ilrg_lnacc = [], [], [], [], []
     for number in range(batches):
@@ -246,7 +246,7 @@ def measure(
 def heads(
     data_dir: str | None, files: list[Path]
 ) -> Iterator[tuple[str, Samples, tuple[int, ...]]]:
-    """Every head by name, and its batch sizes."""
+    """Every head with its name and its batch sizes."""
     digits = load_data("mnist", data_dir=data_dir)
     mnist = digits.batch(torch.arange(len(digits)))
     fcn = partial(build, "fcn-3", seed=0)
@@ -265,7 +265,7 @@ def heads(
 
 
 def whole(data_dir: str | None) -> Iterator[tuple[str, WholeModel, tuple[int, ...]]]:
-    """FCN-3 by name, and its batch sizes."""
+    """FCN-3 with its name and its batch sizes."""
     digits = load_data("mnist", data_dir=data_dir)
     mnist = digits.batch(torch.arange(len(digits)))
     pool = tuple(part[:POOL] for part in mnist)
@@ -279,7 +279,7 @@ def whole(data_dir: str | None) -> Iterator[tuple[str, WholeModel, tuple[int, ..
 
 
 def main() -> None:
-    """Measure every setting, print a line each, and write the figures as they come."""
+    """Measure every setting, print a line for each, and write the figures as they come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--batches", type=int, default=70)

@@ -1,4 +1,4 @@
-"""Memory of a large batch of photographs, and what a second worker saves.
+"""Memory of a large batch of photographs, and time saved by a second worker.
 
     python benchmarks/experiments.py memory --data-dir ~/data [--output results/....json]
     python benchmarks/experiments.py workers [--output results/....json]
@@ -113,14 +113,14 @@ def run_digits(way: Way, trials: int) -> tuple[float, str]:
 
 @contextlib.contextmanager
 def workers_of(way: Way) -> Iterator[str | None]:
-    """What the workers need; gives the address of the Dask scheduler, where there is one."""
+    """Starts and ends the workers; yields the address of the Dask scheduler, if there is one."""
     if way.dask:
         with cluster(way.workers) as address:
             yield address
         return
     yield None
     if way.workers > 1:
-        # Else joblib's idle processes keep this one from its end for minutes.
+        # Otherwise joblib's idle processes keep this one running for minutes.
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor().shutdown()
@@ -142,8 +142,8 @@ def cluster(workers: int) -> Iterator[str]:
         try:
             start("scheduler", "--host", "127.0.0.1", "--port", "0")
             for _ in range(workers):
-                # A nanny has memory handed back at once (MALLOC_TRIM_THRESHOLD_): networks then
-                # take about a fifth longer.
+                # A nanny returns memory to the system at once (MALLOC_TRIM_THRESHOLD_), which makes
+                # networks about a fifth slower.
                 start("worker", "--no-nanny", "--nthreads", "1")
             file = Path(folder, "scheduler")
             while not file.exists():

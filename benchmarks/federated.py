@@ -27,19 +27,20 @@ from torch import Tensor
 
 from labelleak.federated import Auditor, Occasion, Policy
 from labelleak.lab import networks
+from labelleak.training import LocalTraining
 from measuring import Row, in_own_process, load, peak, reset_peak, write
 
 IMAGES, BATCH, CLASSES = 1000, 64, 100
 RATE = 0.01
 TRAINING = LocalTraining(learning_rate=RATE, batch_size=BATCH)
 TURNS, MEMORY_TURNS = 1, 3
-# The peak of a training is that of its first steps.
+# A training reaches its memory peak in its first steps.
 FEW = 2 * BATCH
 STEP, EPOCH = "audit-step", "audit-epoch"
 
 
 def turn(seed: int, audits: Sequence[str], images: int = IMAGES) -> Row:
-    """One round: the training, and those audits (run in a fresh process)."""
+    """One round: the training and the given audits (run in a fresh process)."""
     torch.set_num_threads(1)
     model = networks.build("resnet18", classes=CLASSES, image_shape=(3, 32, 32), seed=seed).train()
     random = torch.Generator().manual_seed(seed)
@@ -52,7 +53,7 @@ def turn(seed: int, audits: Sequence[str], images: int = IMAGES) -> Row:
         before = auditor.snapshot(model.state_dict()) if audits else {}
         row["kept_bytes"] = sum(value.nbytes for value in before.values())
         if audits:
-            # Imports, and what libraries set up when they are first used.
+            # Imports, and what libraries set up at first use.
             warm = model.state_dict() | {name: value * 1.001 for name, value in before.items()}
             auditor.audit_update(before, warm, TRAINING, Occasion(0, "a"), instances=2)
         row["training"] = 0.0

@@ -40,13 +40,13 @@ LEARNING_RATE = 0.1
 
 
 def public_reconstructor(folder: Path) -> Any:
-    """The class of the public code, from a checkout; only what it runs is imported."""
+    """The class of the public code, imported from a checkout with the least that it needs."""
     root = folder / "inversefed"
     if not (root / "reconstruction_algorithms.py").is_file():
         raise SystemExit(f"{folder} is no checkout of invertinggradients")
     package, networks = ModuleType("inversefed"), ModuleType("inversefed.nn")
     package.__path__ = [str(root)]
-    # For several local steps, and for scores by Inception: neither is measured here.
+    # These are for local steps and Inception scores, which are not measured here.
     networks.MetaMonkey = None  # type: ignore[attr-defined]
     sys.modules |= {"inversefed": package, "inversefed.nn": networks}
     sys.modules.setdefault("torchvision", ModuleType("torchvision"))
@@ -97,14 +97,14 @@ class Case:
 
 def rate(run: Callable[[int], None], iterations: int) -> float:
     """Iterations per second of one round."""
-    synchronise()
+    synchronize()
     start = time.perf_counter()
     run(iterations)
-    synchronise()
+    synchronize()
     return iterations / (time.perf_counter() - start)
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

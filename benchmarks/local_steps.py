@@ -26,7 +26,7 @@ from labelleak.projection import project_to_counts
 from measuring import Row, load, write
 
 ATTACKS = ("likelihood", "rlu", "ilrg")
-# Batches begin at this seed: the attack's constants were chosen on lower ones.
+# The first seed of the batches: the attack's constants were chosen on lower seeds.
 FIRST_SEED = 10_000
 
 
@@ -73,7 +73,7 @@ SETTINGS = (
 
 @cache
 def samples(data: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
-    """All of the test split."""
+    """The whole test split."""
     dataset = load_data(data, split="test", data_dir=data_dir)
     images, labels = dataset.batch(torch.arange(len(dataset)))
     return images, labels
@@ -102,7 +102,7 @@ def trained(network: Network, data_dir: Path | None) -> tuple[nn.Module, float]:
 
 
 def divided(labels: Tensor, auxiliary: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of so many samples of each class, and of all others."""
+    """Indices of a number of samples of each class, and of all others."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     sizes = torch.bincount(labels)

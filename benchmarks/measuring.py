@@ -1,4 +1,4 @@
-"""What the benchmarks share: a process for each measurement, its peak memory, the file of figures.
+"""Shared by the benchmarks: a process for each measurement, its peak memory, the output file.
 
 Memory is read from `/proc`: Linux only.
 """
@@ -26,20 +26,20 @@ Result = TypeVar("Result")
 def in_own_process(
     function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result:
-    """Call a function in a fresh process that ends with it, so that no memory is handed on."""
+    """Call a function in a fresh process, so that no memory of earlier calls counts."""
     # Not a Pool: its workers are daemons, which may not start processes of their own.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
 def reset_peak() -> int:
-    """Make the kernel count the peak from now on; returns the resident set as it is."""
+    """Restart the kernel's count of the peak, and return the resident set in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Largest resident set since `reset_peak`, or of the process's whole life, in bytes."""
+    """Largest resident set since `reset_peak`, or since the start of the process, in bytes."""
     return _status("VmHWM")
 
 
@@ -51,7 +51,7 @@ def _status(key: str) -> int:
 
 
 def load() -> float:
-    """Processes that ran or waited to run on this machine, mean of the last minute."""
+    """Load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 

@@ -1,7 +1,7 @@
-"""iLRG as one reads it (Ma et al., ICLR 2023, Algorithm 1): the baselines of the benchmarks.
+"""A literal iLRG (Ma et al., ICLR 2023, Algorithm 1): the baselines of the benchmarks.
 
-One class after the other, one equation after the other, and the Moore-Penrose inverse of all of
-them. Written for comparison only.
+It takes one class after the other, and solves all equations by the Moore-Penrose inverse. It is
+here for comparison only.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ Array = NDArray[np.float64]
 
 
 def entry_by_entry(row: Array, divisor: float) -> Array:
-    """The quotient as the published procedure takes it: decimal mantissas and exponents apart.
+    """The quotient of the published procedure: decimal mantissas and exponents separately.
 
-    The difference of the exponents is bounded at ten either way.
+    The difference of the exponents is limited to ten in either direction.
     """
     mantissa, _, exponent = f"{divisor:e}".partition("e")
     quotients = []
@@ -27,7 +27,7 @@ def entry_by_entry(row: Array, divisor: float) -> Array:
 
 
 def row_by_row(row: Array, divisor: float) -> Array:
-    """The quotient as NumPy takes it: one division per class."""
+    """The quotient by NumPy: one division per class."""
     return row / divisor
 
 

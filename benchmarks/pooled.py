@@ -2,7 +2,7 @@
 
     python benchmarks/pooled.py [--output results/....json] [--classes 128000] [--features 4096]
 
-The head is fresh from its initialisation, and the gradient that of 64 samples whose embeddings
+The head is fresh from its initialization, and the gradient that of 64 samples whose embeddings
 resemble each other, both in single precision. `sum` reads both matrices once. `pooled` is the
 attack alone, `restore` with the checks and flags that come before and after every attack. They
 take turns; ratios are medians over the turns, of the time that passes and of processor time.
@@ -26,7 +26,7 @@ NAMES = ("sum", "pooled", "restore")
 
 
 def observation(classes: int, features: int, batch: int = 64) -> labelleak.Observation:
-    """An untrained head, and the gradient of a batch whose embeddings resemble each other."""
+    """An untrained head, and the gradient of a batch with similar embeddings."""
     random = torch.Generator().manual_seed(0)
     bound = features**-0.5
     weight = torch.empty(classes, features).uniform_(-bound, bound, generator=random)

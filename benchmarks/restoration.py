@@ -1,4 +1,4 @@
-"""Time and peak memory of the attacks on a head, as ratios to a plain reading of iLRG in one run.
+"""Time and peak memory of the attacks on a head, as ratios to a plain iLRG in the same run.
 
     python benchmarks/restoration.py [--output results/benchmark-restoration.json]
 
@@ -28,7 +28,7 @@ _LONGEST = 3.0
 
 
 def observation(classes: int, features: int, batch: int) -> labelleak.Observation:
-    """An untrained head with non-negative embeddings that resemble each other, float32."""
+    """An untrained head with similar, non-negative embeddings, float32."""
     random = torch.Generator().manual_seed(classes + features + batch)
     bound = features**-0.5
     weight = torch.empty(classes, features).uniform_(-bound, bound, generator=random)
@@ -71,7 +71,7 @@ def measure(size: tuple[int, int, int], what: str) -> dict[str, Any]:
 
 
 def prepared(size: tuple[int, int, int], what: str) -> Callable[[], object]:
-    """The call to be measured, its inputs made beforehand."""
+    """The call to measure, with its inputs already made."""
     if what == PINV:
         matrix = np.random.default_rng(0).standard_normal((size[0] + 1, size[0]))
         return lambda: np.linalg.pinv(matrix)

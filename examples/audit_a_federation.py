@@ -12,7 +12,7 @@ import torch
 from labelleak.federated import Auditor, Occasion, Policy, read_rounds, train_locally
 from labelleak.lab.datasets import load
 from labelleak.lab.networks import build
-from labelleak.report import rounds_page
+from labelleak.report.rounds import rounds_page
 from labelleak.training import LocalTraining
 
 CLIENTS, ROUNDS, SAMPLES, BATCH, RATE, NOISE = 3, 5, 48, 24, 0.05, 2e-3

@@ -1,9 +1,16 @@
 """Flower's messages and rounds in this process: no SuperLink, no Ray, no network."""
 
+from collections import OrderedDict
 from typing import NamedTuple
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from torch import nn
+
+from labelleak.federated import Policy, train_locally
+from labelleak.federated.flower import provide_labels
+from labelleak.training import LocalTraining
 
 try:  # from 1.3x on a message knows the process that it comes from
     from flwr.supercore.task_identity import TaskIdentity
@@ -11,6 +18,9 @@ except ImportError:
     pass
 else:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+CLASSES, RATE, SAMPLES = 5, 0.1, 8
 
 
 class Site(NamedTuple):
@@ -43,6 +53,53 @@ def reply_to(message, state=None, **metrics):
     if state is not None:
         records["arrays"] = ArrayRecord(state)
     return Message(RecordDict(records), reply_to=message)
+
+
+def made_update(**buffers):
+    """A model with BatchNorm, and one step on inputs that differ so little that iLRG is right."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = OrderedDict(
+            body=nn.Linear(6, 16), norm=nn.BatchNorm1d(16), act=nn.ReLU(), fc=nn.Linear(16, CLASSES)
+        )
+        model = nn.Sequential(layers).eval()
+    for name, value in buffers.items():
+        model.register_buffer(name, value)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    inputs = 1 + 0.02 * torch.randn(SAMPLES, 6, generator=generator)
+    found = train_locally(model, inputs, labels, LocalTraining(learning_rate=RATE), classes=CLASSES)
+    # What BatchNorm counts moves, too: it is no part of the gradient.
+    found.after["norm.num_batches_tracked"] += 1
+    found.after["norm.running_mean"] += 5
+    return found, labels
+
+
+def made_policy(folder, action="warn", **fields):
+    """A policy whose records go below a folder."""
+    return Policy(action, records=str(folder / "r"), **{"attack": "ilrg", **fields})
+
+
+def answer(audit, update, *, message=None, after=None, given=None, **metrics):
+    """One training under an audit: the app's reply, and what leaves."""
+    found, labels = update
+    if message is None:
+        message = instruction(found.before, lr=RATE, server_round=3)
+    made = []
+
+    def app(message, _):
+        provide_labels(labels if given is None else given)
+        metrics.setdefault("num_examples", SAMPLES)
+        made.append(reply_to(message, found.after if after is None else after, **metrics))
+        return made[0]
+
+    left = audit(message, context(batch_size=SAMPLES), app)
+    return made[0], left
+
+
+def wire(message):
+    """The bytes that Flower sends of a message, or of anything in it."""
+    return message.deflate() + b"".join(map(wire, (message.children or {}).values()))
 
 
 class InProcess(Grid):

@@ -142,7 +142,7 @@ class Batch:
 
 
 def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=torch.float64):
-    """A head fresh from its initialisation: non-negative embeddings that differ little.
+    """A head fresh from its initialization: non-negative embeddings that differ little.
 
     Head and embeddings are exact in the given dtype, so that a gradient in it is as well rounded
     as a client's.

@@ -2,8 +2,10 @@
 
 import ast
 import graphlib
+import importlib
 import importlib.metadata
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ SOURCE = Path(labelleak.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
-    "views": set(),
+    "hooks": set(),
+    "isolation": set(),
     "storage": {"errors"},
     "numerics": {"errors"},
     "checks": {"errors", "numerics"},
@@ -28,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"errors", "checks"},
     "observation": {"errors", "checks", "numerics", "loss", "training"},
 }
-GROUND = set(ALLOWED) - {"views"}
+GROUND = set(ALLOWED)
 ALLOWED["metrics"] = {"errors", "restoration"}
 ALLOWED["updates"] = set(GROUND)
 ALLOWED["defenses"] = set(GROUND)
@@ -37,9 +40,9 @@ ALLOWED["__init__"] = {*GROUND, "metrics", "updates", "defenses", "attacks"}
 ALLOWED["audit"] = {*GROUND, "metrics", "attacks"}
 ALLOWED["inversion"] = {*GROUND, "metrics", "updates", "attacks"}
 ALLOWED["federated"] = {*GROUND, "metrics", "updates", "defenses", "attacks", "audit"}
-ALLOWED["lab"] = set(ALLOWED) - {"views"}
+ALLOWED["lab"] = set(ALLOWED)
 # Views of records: nothing is computed there.
-ALLOWED["report"] = {"errors", "_version", "views"}
+ALLOWED["report"] = {"errors", "_version", "storage"}
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}
 
@@ -142,8 +145,12 @@ def loaded_by(statement: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(output)} - sys.stdlib_module_names
 
 
-def test_import_is_light() -> None:
-    loaded = loaded_by("import labelleak")
+def test_the_package_alone_loads_nothing() -> None:
+    assert loaded_by("import labelleak") - loaded_by("pass") == {"labelleak"}
+
+
+def test_its_names_are_light() -> None:
+    loaded = loaded_by("from labelleak import *")
     assert {"labelleak", "torch", "scipy", "numpy", "jaxtyping"} <= loaded
     heavy = {"click", "rich", "matplotlib", "pandas", "flwr", "safetensors", "datasets", "PIL"}
     assert not loaded & heavy
@@ -156,6 +163,43 @@ def test_public_names_are_sorted_and_there() -> None:
     assert names == sorted(names)
     assert len(names) == len(set(names))
     assert [name for name in names if not hasattr(labelleak, name)] == []
+    assert set(names) <= set(dir(labelleak))
+
+
+def test_names_are_loaded_from_where_type_checkers_see_them() -> None:
+    """Three lists say what is public: what is exported, what is loaded, and what is declared."""
+    tree = ast.parse(Path(labelleak.__file__).read_text())
+    declared = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if str(node.module).startswith("labelleak.")
+    }
+    assert set(declared) == set(labelleak.__all__)
+    for name, module in declared.items():
+        assert getattr(labelleak, name) is getattr(importlib.import_module(str(module)), name)
+
+
+def test_names_survive_pickling() -> None:
+    for name in labelleak.__all__:
+        value = getattr(labelleak, name)
+        assert pickle.loads(pickle.dumps(value)) is value or name == "__version__"
+
+
+def test_modules_are_found_without_being_imported_first() -> None:
+    program = "import labelleak; print(labelleak.defenses.__name__, labelleak.attacks.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["labelleak.defenses", "labelleak.attacks"]
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    assert not hasattr(labelleak, "nothing")
+    assert not hasattr(labelleak, "__wrapped__")
+    with pytest.raises(ImportError, match="nothing"):
+        exec("from labelleak import nothing")
 
 
 def test_version_is_the_installed_one() -> None:

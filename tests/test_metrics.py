@@ -25,7 +25,7 @@ def restoration(counts, **more):
         (metrics.lnacc, 2 / 5),  # classes 0 and 4 are right
         (metrics.recall, 4 / 5),  # 2 + 0 + 0 + 2
         (metrics.accuracy, 4 / 6),  # six instances were claimed
-        (metrics.exact, False),
+        (metrics.exact_match, False),
         (metrics.existence_precision, 2 / 3),  # 0, 2 and 3 claimed, 2 is not there
         (metrics.existence_recall, 2 / 3),  # 0, 1 and 3 are there, 1 was missed
     ],
@@ -168,7 +168,7 @@ def test_wrong_true_counts_are_refused_in_one_line(true, message, unchecked):
         metrics.lnacc,
         metrics.recall,
         metrics.accuracy,
-        metrics.exact,
+        metrics.exact_match,
         metrics.existence_precision,
         metrics.existence_recall,
     ],

@@ -111,3 +111,12 @@ def test_the_mean_place_of_even_steps():
     """Steps start at 0, 1/4, 2/4 and 3/4 of the way; the place of a step is its beginning."""
     assert LocalTraining(learning_rate=0.1, steps=4).mean_place == pytest.approx(3 / 8)
     assert LocalTraining(learning_rate=0.1, steps=1).mean_place == 0.0
+
+
+def test_what_nobody_told_is_not_known():
+    recipe = LocalTraining(learning_rate=0.1, steps=3)
+    assert (recipe.optimizer, recipe.momentum) == (None, None)
+    # It is read as plain SGD.
+    told = LocalTraining("sgd", learning_rate=0.1, steps=3, momentum=0.0)
+    assert recipe.step_sizes == told.step_sizes
+    assert recipe != told

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from labelleak.lab import paper
-from labelleak.lab.definition import read_grid
-from labelleak.lab.paper import Source
-from labelleak.lab.summary import grid_study, summarise
+from labelleak.lab.experiment_grid import grid_study, read_grid
+from labelleak.lab.sources import Source
+from labelleak.lab.summary import summarize
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "results" / "quick"
@@ -39,7 +39,7 @@ def test_every_trial_is_recorded_and_the_summary_follows_from_them(name, records
     keys = {record["key"] for record in records}
     for experiment in study.experiments:
         assert all(experiment.trial_key(index) in keys for index in range(experiment.trials))
-    expected = summarise(study, records)
+    expected = summarize(study, records)
     found = dict(recorded[name])
     # Where it was recorded is the one thing that no record tells.
     del expected["environment"], found["environment"]
@@ -59,6 +59,6 @@ def test_the_leaderboard_follows_from_its_records():
     assert {record["key"] for record in made} <= keys
     assert len({record["key"] for record in made}) == len(made)
     (found,) = json.loads((LEADERBOARD / "summary.json").read_text(encoding="utf-8"))["studies"]
-    expected = summarise(grid_study(experiments, "leaderboard", found["title"]), made)
+    expected = summarize(grid_study(experiments, "leaderboard", found["title"]), made)
     del expected["environment"], found["environment"]
     assert found == json.loads(json.dumps(expected))

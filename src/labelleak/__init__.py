@@ -4,23 +4,30 @@ An update goes in, the labels it gives away come out, with how sure we are and w
 
     observation = labelleak.observe(model, gradients, batch_size=24)
     labelleak.restore(observation).counts
+
+A name is loaded on first use: `labelleak --help` needs no torch.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from labelleak._version import __version__
-from labelleak.attacks import list_attacks, restore
-from labelleak.errors import (
-    AmbiguousHead,
-    InvalidObservation,
-    LabelLeakError,
-    MissingKnowledge,
-    UnreadableFile,
-)
-from labelleak.loss import Loss
-from labelleak.metrics import Score, score
-from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
-from labelleak.restoration import Flag, Restoration
-from labelleak.training import LocalTraining
-from labelleak.updates import capture, observe, observe_update
+
+if TYPE_CHECKING:
+    from labelleak.attacks import list_attacks, restore
+    from labelleak.errors import (
+        AmbiguousHead,
+        InvalidObservation,
+        LabelLeakError,
+        MissingKnowledge,
+        UnreadableFile,
+    )
+    from labelleak.loss import Loss
+    from labelleak.metrics import Score, score
+    from labelleak.observation import Auxiliary, Head, HeadGradient, Observation
+    from labelleak.restoration import Flag, Restoration
+    from labelleak.training import LocalTraining
+    from labelleak.updates import capture, observe, observe_update
 
 __all__ = [
     "AmbiguousHead",
@@ -45,3 +52,41 @@ __all__ = [
     "restore",
     "score",
 ]
+
+# The modules that the names above are imported from; a test holds the two together.
+_MODULES = {
+    "attacks": ("list_attacks", "restore"),
+    "errors": (
+        "AmbiguousHead",
+        "InvalidObservation",
+        "LabelLeakError",
+        "MissingKnowledge",
+        "UnreadableFile",
+    ),
+    "loss": ("Loss",),
+    "metrics": ("Score", "score"),
+    "observation": ("Auxiliary", "Head", "HeadGradient", "Observation"),
+    "restoration": ("Flag", "Restoration"),
+    "training": ("LocalTraining",),
+    "updates": ("capture", "observe", "observe_update"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name, or a module of the package, on first use (PEP 562)."""
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(import_module(f"labelleak.{module}"), name)
+            globals()[name] = value
+            return value
+    if not name.startswith("_"):
+        try:
+            return import_module(f"labelleak.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"labelleak.{name}":
+                raise
+    raise AttributeError(f"module 'labelleak' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,25 +1,6 @@
-"""Entry point of the command line; says what to install where its extra is missing."""
+"""Entry point of the command line, as `labelleak` and as `python -m labelleak`."""
 
-import sys
-
-
-def main() -> None:
-    """Run the command line."""
-    try:
-        from labelleak.cli import run
-    except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich"):
-            raise
-        print(
-            "labelleak: the command line needs its extra: pip install 'labelleak[cli]'",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("labelleak: interrupted", file=sys.stderr)
-        sys.exit(130)
-    run()
-
+from labelleak.cli.entry import main
 
 if __name__ == "__main__":
     main()

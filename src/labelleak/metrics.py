@@ -82,7 +82,7 @@ def score(
         lnacc=None if counts is None else lnacc(counts, true_counts),
         recall=None if counts is None else recall(counts, true_counts),
         accuracy=None if counts is None else accuracy(counts, true_counts),
-        exact=None if counts is None else exact(counts, true_counts),
+        exact=None if counts is None else exact_match(counts, true_counts),
         existence_precision=existence_precision(present, true_counts),
         existence_recall=existence_recall(present, true_counts),
     )
@@ -220,7 +220,7 @@ def accuracy(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes
     return int(torch.minimum(found, true).sum()) / max(int(true.sum()), int(found.sum()))
 
 
-def exact(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> bool:
+def exact_match(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> bool:
     """Whether every single count is right; the mean over batches is the exact-batch rate.
 
     Args:
@@ -236,7 +236,7 @@ def exact(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"])
     Example:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
-        >>> exact(found, true)
+        >>> exact_match(found, true)
         False
     """
     found, true = _checked(found, true)

@@ -104,7 +104,7 @@ class HeadGradient:
 
 @dataclass(frozen=True, eq=False)
 class Auxiliary:
-    """Labelled samples that the server holds itself; none of them is the client's.
+    """Labeled samples that the server holds itself; none of them is the client's.
 
     Args:
         inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
@@ -160,7 +160,7 @@ class Observation:
         after: The state dict that the client sent back, where it sent weights.
         input_shape: Shape of one input of the model, ``(channels, height, width)`` of an image,
             when the server knows it.
-        auxiliary: Labelled samples of its own that the server holds, as far as it has any.
+        auxiliary: Labeled samples of its own that the server holds, as far as it has any.
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.

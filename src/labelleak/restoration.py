@@ -13,10 +13,10 @@ class Flag(Enum):
 
     SUMS_NOT_ZERO = (
         "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "
-        "noise, sparsification, quantisation, weight decay or an adaptive optimiser (Adam) in the "
+        "noise, sparsification, quantization, weight decay or an adaptive optimizer (Adam) in the "
         "client's steps, another loss or another layer"
     )
-    DEFENCE_SUSPECTED = (
+    DEFENSE_SUSPECTED = (
         "the gradient looks treated: noise was added, entries were set to zero or rounded to a "
         "grid, or it was scaled down (clipped)"
     )
@@ -31,7 +31,7 @@ class Flag(Enum):
     )
     NOT_INTEGRAL = (
         "the restored counts lie far from whole numbers before they are rounded: "
-        "the estimate is about as coarse as a guess between neighbours"
+        "the estimate is about as coarse as a guess between neighbors"
     )
     SEVERAL_STEPS = (
         "the update adds up several local steps; the attack treats them as one step on all their "

@@ -2,9 +2,11 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from labelleak.errors import UnreadableFile
@@ -20,62 +22,167 @@ def check_writable(path: Path | str, inputs: Sequence[Path | str] = ()) -> None:
     Raises:
         UnreadableFile: The file cannot be written, or is one of the inputs.
     """
-    with _writing(path) as (place, partial):
+    with _one_line(path):
+        place = _place(path)
         for other in map(Path, inputs):
             if place.exists() and other.exists() and place.samefile(other):
                 raise UnreadableFile(f"{path}: is read here, and would be overwritten")
-        partial.touch()
-        partial.unlink()
+        _partial(place, b"", private=True).unlink()
 
 
-def write_whole(path: Path | str, content: str | bytes) -> None:
-    """Write a file whole or not at all.
+def write_whole(path: Path | str, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all, from any number of threads and processes.
 
     Args:
-        path: The file; one that is there is replaced.
+        path: The file; one that is there is replaced. A link is replaced, too, and never followed:
+            somebody else may have put it there.
         content: Its content; text is written as UTF-8, line breaks as they are.
+        private: Let the owner alone read it, because it holds true counts.
 
     Raises:
         UnreadableFile: It cannot be written.
     """
-    with _writing(path) as (place, partial):
-        # A name of a file, on Linux, may hold bytes that are no UTF-8.
-        data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
-        partial.write_bytes(data)
-        partial.replace(place)
+    # A name of a file, on Linux, may hold bytes that are no UTF-8.
+    data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+    with _one_line(path):
+        place = _place(path)
+        partial = _partial(place, data, private)
+        try:
+            partial.replace(place)
+        except BaseException:
+            partial.unlink()
+            raise
+
+
+def append_line(folder: Path | str, name: str, line: bytes) -> Path:
+    """Append a line to a file that its owner alone may read, from any threads and processes.
+
+    Args:
+        folder: The file's folder; made for its owner alone if it is not there.
+        name: Name of the file in it; made if it is not there.
+        line: The line, with its line break. What an interruption left of the line before stays a
+            line of its own.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnreadableFile: It cannot be written, or what is there was put there by somebody else: a
+            link, another user's file, or anything that is no regular file.
+    """
+    folder, path = Path(folder), Path(folder, name)
+    with _one_line(path):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | _flags("O_NONBLOCK")
+        with os.fdopen(_opened_in(folder, name, flags), "r+b", buffering=0) as file:
+            _make_private(file.fileno())
+            _lock(file.fileno())
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            if file.write(line) != len(line):
+                raise OSError(0, "the disk took a part of the line only")
+    return path
+
+
+def _flags(*names: str) -> int:
+    """Flags of `os.open` that not every system has; those that every new descriptor gets."""
+    flags = 0
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", *names):
+        flags |= getattr(os, name, 0)
+    return flags
+
+
+def _opened_in(folder: Path, name: str, flags: int) -> int:
+    """A file of a folder, opened without following a link; the folder is looked up once."""
+    if os.open not in os.supports_dir_fd:
+        return os.open(folder / name, flags | _flags(), 0o600)
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.open(name, flags | _flags(), 0o600, dir_fd=inside)
+    finally:
+        os.close(inside)
+
+
+def _make_private(descriptor: int) -> None:
+    """Let the owner alone read an open file.
+
+    Raises:
+        ValueError: It is not a regular file that this user made.
+    """
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no regular file")
+    if not hasattr(os, "geteuid"):
+        return
+    if about.st_uid != os.geteuid() or about.st_nlink != 1:
+        raise ValueError("it is another user's file, or has a second name")
+    if stat.S_IMODE(about.st_mode) & 0o077:
+        os.fchmod(descriptor, 0o600)
+
+
+def _lock(descriptor: int) -> None:
+    """Let no other thread or process append until the file is closed, where the system can."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass
 
 
 @contextmanager
-def _writing(path: Path | str) -> Iterator[tuple[Path, Path]]:
-    """Where a file really is, and where its content is gathered first; errors in one line."""
+def _one_line(path: Path | str) -> Iterator[None]:
+    """Errors of the file system in one line that names the file."""
     try:
-        # What a link leads to is written, and the link stays.
-        place = Path(os.path.realpath(path))
-        if place.exists() and not place.is_file():
-            raise ValueError("it is a folder" if place.is_dir() else "it is no regular file")
-        partial = place.with_name(f".labelleak-{os.getpid()}.partial")
+        yield
+    except UnreadableFile:
+        raise
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"{path}: cannot be written: {_reason(error)}") from None
+
+
+def _place(path: Path | str) -> Path:
+    place = Path(os.path.realpath(Path(path).parent), Path(path).name)
     try:
-        yield place, partial
-    except OSError as error:
-        raise UnreadableFile(f"{path}: cannot be written: {_reason(error)}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        mode = place.stat().st_mode
+    except FileNotFoundError:
+        return place
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
+    return place
+
+
+def _partial(place: Path, data: bytes, private: bool) -> Path:
+    """A new file beside the one to be, under a name that nobody can foresee."""
+    partial = place.with_name(f".labelleak-{token_hex(8)}.partial")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags()
+    descriptor = os.open(partial, flags, 0o600 if private else 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except BaseException:
+        partial.unlink()
+        raise
+    return partial
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
+def write_json(path: Path | str, content: Mapping[str, Any], *, private: bool = False) -> None:
     """Write a JSON file whole or not at all.
+
+    Args:
+        path: As of `write_whole`, as is `private`.
+        content: Its content.
+        private: Let the owner alone read it.
 
     Raises:
         UnreadableFile: The place cannot be written to.
     """
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n", private=private)
 
 
 def read_json(path: Path | str) -> Any:

@@ -11,7 +11,7 @@ from labelleak.errors import InvalidObservation, MissingKnowledge
 Optimizer = Literal["sgd"]
 
 # A rate is kept for every step, and a client claims how many there were.
-_MOST_STEPS = 100_000
+MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,15 @@ class LocalTraining:
     """How a client trained between two models: the recipe, as far as the server knows it.
 
     Args:
-        optimizer: ``"sgd"``, as ``torch.optim.SGD`` without dampening.
+        optimizer: ``"sgd"``, as ``torch.optim.SGD`` without dampening. None: not known, and read as
+            ``"sgd"``.
         learning_rate: Learning rate, positive: one for all steps, or one for each. None: not known.
         batch_size: Samples in one step, K; None: not known. A smaller last batch of an epoch is
             allowed for.
         steps: Number of optimizer steps in all epochs together; None to count them from
             `batch_size`, `epochs` and the number of local samples.
         epochs: Passes over the local data; a divisor of `steps`.
-        momentum: In [0, 1).
+        momentum: In [0, 1). None: not known, and read as 0.
         weight_decay: On all parameters, at least 0.
         proximal: FedProx's factor mu of ``mu / 2 * |weights - before|^2``, at least 0.
 
@@ -41,17 +42,17 @@ class LocalTraining:
         [0.1875, 0.175, 0.15, 0.1]
     """
 
-    optimizer: Optimizer = "sgd"
+    optimizer: Optimizer | None = None
     learning_rate: float | Sequence[float] | None = None
     batch_size: int | None = None
     steps: int | None = None
     epochs: int = 1
-    momentum: float = 0.0
+    momentum: float | None = None
     weight_decay: float = 0.0
     proximal: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in get_args(Optimizer):
+        if self.optimizer not in (None, *get_args(Optimizer)):
             raise InvalidObservation(
                 f"optimizer {self.optimizer!r} cannot be read: use "
                 f"{' or '.join(map(repr, get_args(Optimizer)))}"
@@ -66,7 +67,8 @@ class LocalTraining:
                 f"{self.epochs} local epochs in {self.steps} local steps: every epoch has the same "
                 "number of steps, at least 1"
             )
-        if not (_is_number(self.momentum) and 0.0 <= self.momentum < 1.0):
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if not (_is_number(momentum) and 0.0 <= momentum < 1.0):
             raise InvalidObservation(f"momentum {self.momentum}: it must be at least 0 and below 1")
         for what, value in (
             ("weight decay", self.weight_decay),
@@ -131,8 +133,8 @@ class LocalTraining:
                     "the number of local samples (instances)"
                 )
             steps = self.epochs
-        if steps > _MOST_STEPS:
-            raise InvalidObservation(f"{steps} local steps: at most {_MOST_STEPS} can be audited")
+        if steps > MOST_STEPS:
+            raise InvalidObservation(f"{steps} local steps: at most {MOST_STEPS} can be audited")
         size = self.batch_size
         if instances is not None:
             size = math.ceil(instances * self.epochs / steps) if size is None else size
@@ -160,7 +162,8 @@ class LocalTraining:
         sizes: list[float] = []
         later = 0.0
         for step in reversed(range(steps)):
-            later = (rates[step] if isinstance(rates, Sequence) else rates) + self.momentum * later
+            rate = rates[step] if isinstance(rates, Sequence) else rates
+            later = rate + (self.momentum or 0.0) * later
             sizes.append(later)
         return tuple(reversed(sizes))
 

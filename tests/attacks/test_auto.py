@@ -1,6 +1,8 @@
-"""What auto chooses, on observations of which it is known what is right."""
+"""What auto chooses, on observations of which it is known what is right.
 
-import importlib
+No clock decides: the search for single samples ends by itself, or is left out of the table.
+"""
+
 import math
 from dataclasses import replace
 from functools import partial
@@ -9,15 +11,42 @@ import pytest
 import torch
 
 from labelleak import defenses
-from labelleak.attacks import estimates, restore
-from labelleak.attacks.auto import affordable, automatic
-from labelleak.attacks.registry import run_attack
+from labelleak.attacks import estimates, list_attacks, registry, restore
+from labelleak.attacks.auto import automatic
+from labelleak.attacks.diagnosis import diagnose
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag, Restoration
-from labelleak.training import LocalTraining
 from synthetic import Batch, one_embedding, rng, untrained
 
-auto = importlib.import_module("labelleak.attacks.auto")
+
+def absent(observation, **hyper_parameters):
+    raise MissingKnowledge("not this one")
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Puts other rules in the places of attacks, for one test."""
+
+    def put(**rules):
+        for name, rule in rules.items():
+            entry = replace(list_attacks()[name], needs=(), rule=rule)
+            monkeypatch.setitem(registry._ATTACKS, name, entry)
+
+    return put
+
+
+@pytest.fixture
+def unhurried(table):
+    """The search for single samples ends by itself."""
+    rule = list_attacks()["exact"].rule
+    table(exact=lambda observation, *, time_limit: rule(observation, time_limit=1e9))
+
+
+@pytest.fixture
+def no_search(table):
+    """Nobody searches for single samples."""
+    table(exact=absent)
+
 
 SMALL = untrained(20, 40, 6)
 # More samples than features: no attack by rank.
@@ -37,6 +66,7 @@ def accuracy(found, batch):
     return int(torch.minimum(found.counts, batch.counts).sum()) / len(batch.labels)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_certificate_ends_it():
     found = restore(SMALL.observe())
     assert (found.attack, found.certified) == ("exact", True)
@@ -44,6 +74,7 @@ def test_a_certificate_ends_it():
     assert found.flags == ()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_samples_that_are_all_found_tell_the_batch_size_too():
     found = restore(SMALL.observe(batch_size=None))
     assert found.attack == "exact"
@@ -63,7 +94,7 @@ def test_a_network_that_has_learned_is_left_to_the_bias_gradient():
     better, doubted = 0, 0
     for seed in range(6):
         batch = trained(seed=seed)
-        found = restore(batch.observe(), time_limit=0.5)
+        found = restore(batch.observe())
         assert found.attack == "mbi"
         doubted += Flag.ATTACKS_DISAGREE in found.flags
         better += accuracy(found, batch) > accuracy(restore(batch.observe(), "ilrg"), batch)
@@ -77,50 +108,76 @@ def test_clipping_is_seen_and_undone(share):
     clip = partial(defenses.clip_norm, max_norm=share * norm)
     clipped = defenses.defend(EVEN.observe(), clip)
     found = restore(clipped)
-    assert Flag.DEFENCE_SUSPECTED in found.flags
+    assert Flag.DEFENSE_SUSPECTED in found.flags
     assert torch.equal(found.counts, EVEN.counts)
     # What iLRG makes of the gradient as it came contradicts nothing.
     assert Flag.ATTACKS_DISAGREE not in found.flags
     assert not torch.equal(restore(clipped, "pooled").counts, EVEN.counts)
 
 
-def test_no_count_is_below_what_is_certain():
+def test_no_count_is_below_what_is_certain(table):
     """The search leaves samples that are certain, whatever the estimate says of their class."""
-    batch = EVEN
+    batch = one_embedding(10, 30, 8)
+    batch.labels = torch.tensor([0, 0, 1, 1, 2, 3, 4, 5])
     certain = batch.counts.clone()
     certain[certain > 0] -= 1
-
-    def run(observation, name, **_):
-        if name == "exact":
-            return Restoration(
-                attack="exact",
-                present=certain > 0,
-                certain=certain,
-                embeddings=batch.embeddings[:1],
-                embedding_labels=batch.labels[:1],
-                invisible=0,
-                flags=(Flag.INCOMPLETE,),
-            )
-        if name == "mbi":
-            wrong = batch.counts.roll(3)
-            return Restoration(wrong > 0, wrong, attack="mbi")
-        raise MissingKnowledge("not this one")
-
-    # A gradient of 25 samples or more of ten classes would have no room for a search.
-    seen = batch.observe(batch_size=None)
-    object.__setattr__(seen, "training", LocalTraining(batch_size=24, steps=1))
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(auto, "_search", lambda *_: run(None, "exact"))
-    monkey.setattr(auto, "run_attack", run)
-    found = automatic(seen)
-    monkey.undo()
+    wrong = batch.counts.roll(3)
+    assert (wrong < certain).any()
+    partly = Restoration(
+        attack="exact",
+        present=certain > 0,
+        certain=certain,
+        embeddings=batch.embeddings[:1],
+        embedding_labels=batch.labels[:1],
+        invisible=0,
+        flags=(Flag.INCOMPLETE,),
+    )
+    table(
+        exact=lambda observation, *, time_limit: partly,
+        mbi=lambda observation: Restoration(wrong > 0, wrong, attack="mbi"),
+        pooled=absent,
+        ilrg=absent,
+    )
+    found = restore(batch.observe())
     assert found.attack == "mbi"
     assert bool((found.counts >= certain).all())
-    assert int(found.counts.sum()) == 24
+    assert int(found.counts.sum()) == 8
     assert Flag.INCOMPLETE in found.flags
     assert torch.equal(found.certain, certain)
 
 
+@pytest.mark.parametrize(
+    ("batch", "takes", "limit"),
+    [
+        # The counts are clear: two seconds for a certificate.
+        (one_embedding(10, 30, 6), 0.0, 2.0),
+        # Nothing is clear: four fifths of what is left, or a fifth of all where little is left.
+        (untrained(10, 30, 6, scale=8.0, spread=3.0), 0.0, 8.0),
+        (untrained(10, 30, 6, scale=8.0, spread=3.0), 5.0, 4.0),
+        (untrained(10, 30, 6, scale=8.0, spread=3.0), 9.0, 2.0),
+    ],
+)
+def test_the_search_gets_a_share_of_the_time_that_is_left(table, batch, takes, limit):
+    limits = []
+
+    def search(observation, *, time_limit):
+        limits.append(time_limit)
+        raise MissingKnowledge("not this one")
+
+    table(exact=search)
+    times = iter([100.0, 100.0 + takes])
+    seen = batch.observe()
+    automatic(seen, diagnose(seen), 10.0, lambda: next(times))
+    assert limits == [pytest.approx(limit)]
+
+
+def test_nothing_that_was_added_to_a_gradient_is_searched(table):
+    table(exact=lambda observation, *, time_limit: pytest.fail("it was searched"))
+    noise = partial(defenses.gaussian_noise, std=1e-3, generator=rng())
+    assert restore(defenses.defend(SMALL.observe(), noise)).attack != "exact"
+
+
+@pytest.mark.usefixtures("no_search")
 def test_counts_near_zero_everywhere_are_not_taken_for_whole():
     """A head without a bias, far more classes than samples: an estimate says nothing there."""
     generator = rng(1)
@@ -132,44 +189,42 @@ def test_counts_near_zero_everywhere_are_not_taken_for_whole():
     pooled = restore(seen, "pooled")
     assert accuracy(pooled, batch) < 0.5
     assert estimates.judged(seen, pooled).error == math.inf
-    found = restore(seen, time_limit=0.1)
-    assert found.attack in ("rlg", "exact")
+    found = restore(seen)
+    assert found.attack == "rlg"
     assert torch.equal(found.present, batch.present)
 
 
-def test_equations_between_all_classes_are_left_out_where_they_take_too_long():
-    seen = untrained(300, 8, 4).observe()
-    assert auto.dense(seen, 10.0)
-    assert not auto.dense(seen, 1e-4)
-
-
+@pytest.mark.usefixtures("no_search")
 def test_without_counts_there_is_a_set():
     seen = SMALL.observe(bias=False, batch_size=None)
-    found = restore(seen, time_limit=0.5)
-    assert found.attack in ("exact", "rlg")
+    found = restore(seen)
+    assert found.attack == "rlg"
     assert torch.equal(found.present, SMALL.present)
     unscaled = LARGE.observe(reduction="sum", batch_size=None)
-    assert restore(unscaled, time_limit=0.5).attack in ("rlg", "gradinversion")
+    assert restore(unscaled).attack in ("rlg", "gradinversion")
 
 
+@pytest.mark.usefixtures("no_search")
 @pytest.mark.parametrize(("classes", "size"), [(10, 24), (10, 9)])
 def test_a_set_of_all_classes_that_any_batch_would_have_is_no_answer(classes, size):
     batch = untrained(classes, 300, size, seed=1, spread=1.0)
     batch.labels %= 5
-    assert restore(batch.observe(bias=False), time_limit=0.5).attack != "rlg"
+    assert restore(batch.observe(bias=False)).attack != "rlg"
 
 
-def test_many_classes_are_left_to_pooled(monkeypatch):
+def test_many_classes_are_left_to_pooled(table):
     asked = []
 
-    def run(observation, name, **hyper_parameters):
-        asked.append(name)
-        return run_attack(observation, name, **hyper_parameters)
+    def noted(name, rule):
+        def run(observation, **hyper_parameters):
+            asked.append(name)
+            return rule(observation, **hyper_parameters)
 
-    monkeypatch.setattr(auto, "run_attack", run)
-    many = one_embedding(17_000, 4, 24)
+        return run
+
+    table(**{name: noted(name, entry.rule) for name, entry in list_attacks().items()})
     # No room for a certificate: more samples than features.
-    assert automatic(many.observe()).attack == "pooled"
+    assert restore(one_embedding(17_000, 4, 24).observe()).attack == "pooled"
     assert asked == ["pooled"]
 
 
@@ -187,28 +242,3 @@ def test_several_steps_with_auxiliary_data_are_left_to_what_models_them(batch_si
     found = restore(seen)
     assert found.attack == attack
     assert Flag.SEVERAL_STEPS not in found.flags
-
-
-def test_dummies_go_through_small_models_only():
-    seen = replace(SMALL.observe(), model=SMALL.model(), input_shape=(40,))
-    assert affordable(seen, 10.0)
-    # 800 multiplications for each of 6000 inputs.
-    assert not affordable(seen, 800 * 6000 / 2e10)
-    assert not affordable(SMALL.observe(), 10.0)
-    assert not affordable(replace(seen, input_shape=(41,)), 10.0)
-
-
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
-def test_fractions_without_meaning_are_seldom_taken_for_counts(classes):
-    """Uniform fractions of counts that are far from zero: less than one in fifty is let pass."""
-    bound = estimates._by_chance(classes)
-    fractions = torch.rand(2000, classes, generator=rng()).double()
-    distances = (fractions - fractions.round()).square().mean(dim=1).sqrt()
-    assert float((distances < bound).double().mean()) < 0.02
-
-
-def test_an_estimate_far_from_what_it_claims_is_not_believed():
-    found = restore(EVEN.observe(), "pooled")
-    assert estimates.judged(EVEN.observe(), found).error < 0.05
-    shifted = replace(found, raw=found.raw + torch.linspace(-0.5, 0.5, 10).double())
-    assert estimates.judged(EVEN.observe(label_smoothing=1e-9), shifted).error == math.inf

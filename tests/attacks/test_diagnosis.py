@@ -7,10 +7,10 @@ import torch
 
 from labelleak import defenses
 from labelleak.attacks import restore
-from labelleak.attacks.diagnosis import defence_suspected, sums_are_zero
+from labelleak.attacks.diagnosis import diagnose
 from labelleak.observation import HeadGradient
 from labelleak.restoration import UNRELIABLE, Flag
-from synthetic import rng, untrained
+from synthetic import losses, rng, untrained
 
 FORMATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -23,7 +23,18 @@ def noise(share):
     return add
 
 
-DEFENCES = {
+def noisy(gradient, share, seed):
+    """A gradient with noise of that share of a typical entry."""
+    deviation = share * float(gradient.weight.square().mean().sqrt())
+    return HeadGradient(
+        *(
+            tensor + deviation * torch.randn(tensor.shape, generator=rng(seed), dtype=tensor.dtype)
+            for tensor in (gradient.weight, gradient.bias)
+        )
+    )
+
+
+DEFENSES = {
     "noise": noise(0.02),
     "sparsify 5 %": partial(defenses.sparsify, percent=5.0),
     "sparsify 80 %": partial(defenses.sparsify, percent=80.0),
@@ -35,12 +46,12 @@ DEFENCES = {
 }
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("defense", DEFENSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_defence_is_suspected(defence, dtype):
+def test_a_defense_is_suspected(defense, dtype):
     for seed in range(3):
         seen = untrained(20, 80, 16, seed, dtype=torch.float32).observe(dtype=dtype)
-        assert defence_suspected(defenses.defend(seen, DEFENCES[defence]))
+        assert diagnose(defenses.defend(seen, DEFENSES[defense])).is_treated
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
@@ -50,7 +61,7 @@ def test_nothing_is_suspected_of_a_gradient_as_it_is(classes, size, scale, dtype
     """Features that are always zero, one sample, few classes, sure predictions, coarse formats."""
     for seed in range(3):
         batch = untrained(classes, 64, size, seed, scale=scale, spread=1.0)
-        assert not defence_suspected(batch.observe(dtype=dtype))
+        assert not diagnose(batch.observe(dtype=dtype)).is_treated
 
 
 def test_a_difference_of_weights_is_not_pruned_where_it_is_too_small():
@@ -63,22 +74,60 @@ def test_a_difference_of_weights_is_not_pruned_where_it_is_too_small():
     rounding = float((difference - batch.gradient().weight).square().mean().sqrt())
     bias = batch.gradient(torch.float32).bias
     seen = batch.observe(HeadGradient(difference, bias, rounding), dtype=torch.float32)
-    assert not defence_suspected(seen) or not sums_are_zero(seen)
+    found = diagnose(seen)
+    assert not found.is_treated or not found.sums_are_zero
 
 
-def test_weight_decay_is_no_defence():
+def test_weight_decay_is_no_defense():
     batch = untrained(20, 64, 8)
     gradient = batch.gradient()
     decayed = HeadGradient(gradient.weight + 0.01 * batch.weight, gradient.bias + 0.01 * batch.bias)
     seen = batch.observe(decayed)
-    assert not sums_are_zero(seen)
-    assert not defence_suspected(seen)
+    assert not diagnose(seen).sums_are_zero
+    assert not diagnose(seen).is_treated
     found = restore(seen, "idlg")
     assert Flag.SUMS_NOT_ZERO in found.flags
-    assert Flag.DEFENCE_SUSPECTED not in found.flags
+    assert Flag.DEFENSE_SUSPECTED not in found.flags
 
 
 def test_what_makes_a_verdict_unreliable():
-    """A defence alone does not: clipping is undone, and the audit still counts what came out."""
+    """A defense alone does not: clipping is undone, and the audit still counts what came out."""
     assert Flag.ATTACKS_DISAGREE in UNRELIABLE
-    assert Flag.DEFENCE_SUSPECTED not in UNRELIABLE
+    assert Flag.DEFENSE_SUSPECTED not in UNRELIABLE
+
+
+@pytest.mark.parametrize("loss", losses(20), ids=str)
+def test_classes_that_are_certain_are_there(loss):
+    """Under every loss; of a network that is not sure of anything, nearly all of them are."""
+    batch = untrained(20, 40, 10, scale=0.1)
+    batch.labels = torch.arange(0, 20, 2)
+    certain = diagnose(batch.observe_under(loss)).certain
+    assert not (certain & ~batch.present).any()
+    # Classes of little weight may hide behind what the predictions of the others leave.
+    assert int(certain.sum()) >= (10 if loss["weight"] is None else 6)
+    for seed in range(5):
+        sure = untrained(20, 40, 7, seed, scale=20.0, spread=1.0)
+        assert not (diagnose(sure.observe_under(loss)).certain & ~sure.present).any()
+
+
+def test_no_class_is_certain_without_a_bias_or_a_scale():
+    batch = untrained(20, 40, 10)
+    assert diagnose(batch.observe()).certain.any()
+    assert not diagnose(batch.observe(bias=False)).certain.any()
+    unscaled = batch.observe(batch.autograd(reduction="sum"), reduction="sum", batch_size=None)
+    assert not diagnose(unscaled).certain.any()
+
+
+def test_noise_makes_no_class_certain():
+    batch = untrained(20, 80, 16)
+    for seed in range(5):
+        gradient = noisy(batch.gradient(), 0.2, seed)
+        assert not (diagnose(batch.observe(gradient)).certain & ~batch.present).any()
+
+
+def test_what_is_not_known_is_flagged():
+    batch = untrained(20, 40, 10)
+    assert diagnose(batch.observe()).flags == frozenset()
+    assert diagnose(batch.observe(bias=False)).flags == {Flag.NO_BIAS}
+    assert diagnose(batch.observe(batch_size=None)).flags == {Flag.UNKNOWN_BATCH_SIZE}
+    assert diagnose(batch.observe(batch_size=5, local_steps=2)).flags == {Flag.SEVERAL_STEPS}

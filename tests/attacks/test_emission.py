@@ -94,3 +94,39 @@ def test_one_impact_stands_for_all_classes():
     evidence, impact = tensors([-3.0, 1.0, -1.0], [-1.0] * 3)
     found = emit_labels(evidence, evidence.new_tensor(-1.0), 6)
     assert torch.equal(found.counts, emit_labels(evidence, impact, 6).counts)
+
+
+@pytest.mark.parametrize("total", [50, 1000, 30_000])
+@pytest.mark.parametrize("seed", range(3))
+def test_many_labels_are_those_of_one_by_one(total, seed):
+    generator = torch.Generator().manual_seed(seed)
+    evidence = torch.randn(12, generator=generator, dtype=torch.float64)
+    impact = -0.01 - torch.rand(12, generator=generator, dtype=torch.float64)
+    offset = 0.1 * torch.randn(12, generator=generator, dtype=torch.float64)
+    found = emit_labels(evidence, impact, total, offset).counts
+    assert found.tolist() == emitted_by_hand(
+        evidence.tolist(), impact.tolist(), total, offset.tolist()
+    )
+
+
+@pytest.mark.parametrize("total", [10**9, 2**53 - 1])
+def test_any_number_of_labels_leaves_all_classes_at_one_level(total):
+    evidence, impact = tensors([-3.0, 0.5, -1.5, 0.25], [-1.0, -0.5, -2.0, -1.0])
+    counts = emit_labels(evidence, impact, total).counts
+    assert int(counts.sum()) == total
+    left = evidence - counts * impact
+    # The next emission of any class would stand above the last one of every other.
+    assert bool((left[:, None] >= (left + impact)[None, :] - 1e-9 * total).all())
+
+
+def test_steps_that_vanish_beside_the_evidence_still_end():
+    evidence, impact = tensors([-1e200, 1e200, 0.0], [-1e-9] * 3)
+    assert emit_labels(evidence, impact, 10**9).counts.tolist() == [10**9, 0, 0]
+
+
+@given(problem=problems, stuck=st.integers(0, 7), step=st.sampled_from([0.0, 0.25]))
+def test_a_class_whose_evidence_does_not_rise_takes_what_is_left(problem, stuck, step):
+    evidence, impact, total, offset = problem
+    impact = [step if label == stuck else value for label, value in enumerate(impact)]
+    found = emit_labels(*tensors(evidence, impact), 40 * total, *tensors(offset))
+    assert found.counts.tolist() == emitted_by_hand(evidence, impact, 40 * total, offset)

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from labelleak import capture
-from labelleak.attacks.probe import auxiliary_of, class_means, dummies, probe
+from labelleak.attacks.probe import class_means, probe
 from labelleak.errors import InvalidObservation, MissingKnowledge
-from labelleak.observation import Auxiliary
-from synthetic import rng, untrained
+from synthetic import rng
 
 
 @pytest.fixture
@@ -84,36 +83,6 @@ def test_what_is_missing_is_named(model):
         probe(replace(observation, head=replace(observation.head, name=None)), inputs(2))
     with pytest.raises(MissingKnowledge, match="whole model is missing"):
         probe(replace(observation, model=None), inputs(2))
-    with pytest.raises(MissingKnowledge, match="auxiliary data is missing"):
-        auxiliary_of(observation)
-    with pytest.raises(MissingKnowledge, match="shape of one input"):
-        dummies(replace(observation, input_shape=None), "random", 3)
-
-
-def test_dummies(model):
-    observation = observed(model, input_shape=(2, 3))
-    noise = dummies(observation, "random", 4000)
-    assert noise.shape == (4000, 2, 3)
-    assert abs(float(noise.mean())) < 0.05
-    assert abs(float(noise.std()) - 1) < 0.05
-    assert torch.equal(noise, dummies(observation, "random", 4000))
-    assert dummies(observation, "zeros", 9).eq(0).all()
-    assert dummies(observation, "ones", 9).eq(1).all()
-
-
-def test_the_shape_of_the_auxiliary_data_will_do():
-    batch = untrained(4, 6, 8)
-    observation = batch.observe(auxiliary=batch.auxiliary())
-    assert dummies(observation, "random", 5).shape == (5, 6)
-
-
-def test_classes_that_are_absent():
-    batch = untrained(4, 6, 8)
-    auxiliary = Auxiliary(torch.ones(2, 6), torch.tensor([1, 1]))
-    observation = batch.observe(auxiliary=auxiliary)
-    assert auxiliary_of(observation, every_class=False) is auxiliary
-    with pytest.raises(MissingKnowledge, match=r"no sample of 3 classes \(0, 2, 3\)"):
-        auxiliary_of(observation)
 
 
 def test_means_of_classes():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import labelleak as ll
-from labelleak.attacks.mean_prediction.dummies import dummy_inputs
+from labelleak.attacks.inputs import smooth_noise
 from labelleak.lab.networks import build
 from synthetic import rng
 
@@ -15,7 +15,7 @@ ATTACKS = ("ilrg", "pooled", "calibrated")
 def client(model, size, seed=0, side=16, **loss):
     """What a client sends after one batch of images with two classes that are frequent."""
     classes = 12
-    (images,) = dummy_inputs((3, side, side), size, (1.5,), rng(seed))
+    (images,) = smooth_noise((3, side, side), size, (1.5,), rng(seed))
     labels = torch.randint(classes, (size,), generator=rng(seed + 1))
     labels[: size // 3] = 4
     labels[size // 3 : size // 2] = 7

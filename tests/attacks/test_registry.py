@@ -49,20 +49,6 @@ def test_hyper_parameters_are_keywords_with_defaults(name):
 
 
 @pytest.mark.parametrize("name", list_attacks())
-def test_every_attack_signs_and_yields_what_it_says(name):
-    attack = list_attacks()[name]
-    observation = BATCH.observe_for((*attack.needs, Need.BATCH_SIZE))
-    found = attack.rule(observation)
-    assert found.attack == name
-    assert found.present.dtype == torch.bool
-    if Gives.COUNTS in attack.gives:
-        assert int(found.counts.sum()) == observation.num_instances
-        assert torch.equal(found.present, found.counts > 0)
-    assert (found.class_embeddings is not None) == (Gives.EMBEDDINGS in attack.gives)
-    assert (found.class_probabilities is not None) == (Gives.PROBABILITIES in attack.gives)
-
-
-@pytest.mark.parametrize("name", list_attacks())
 def test_a_need_that_is_not_declared_is_none(name):
     """Every attack runs on the least that it says it needs."""
     observation = BATCH.observe_for(list_attacks()[name].needs)

@@ -127,7 +127,7 @@ def test_an_exact_gradient_raises_no_flag():
     ("flag", "observation"),
     [
         (Flag.SUMS_NOT_ZERO, EXACT.observe(noisy(EXACT, 0.1))),
-        (Flag.DEFENCE_SUSPECTED, EXACT.observe(noisy(EXACT, 0.1))),
+        (Flag.DEFENSE_SUSPECTED, EXACT.observe(noisy(EXACT, 0.1))),
         (Flag.NO_BIAS, EXACT.observe(bias=False)),
         (Flag.NO_BIAS, EXACT.observe(HeadGradient(EXACT.gradient().weight))),
         (Flag.SEVERAL_STEPS, EXACT.observe(batch_size=12, local_steps=2)),
@@ -173,7 +173,7 @@ FORMATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("classes", [2, 10, 500])
 def test_rounding_is_no_sum_that_is_not_zero(classes, dtype, stored):
-    """Nor where a coarse gradient was stored in a finer format afterwards."""
+    """Nor where a coarse gradient was stored in a finer format afterward."""
     for size in (1, 16, 64):
         exact = untrained(classes, 64, size).gradient(dtype)
         gradient = HeadGradient(exact.weight.to(stored or dtype), exact.bias.to(stored or dtype))

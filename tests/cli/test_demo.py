@@ -4,23 +4,20 @@ import shlex
 import sys
 
 import pytest
-from click.testing import CliRunner
 
+from command_line import labelleak
 from labelleak.attacks import Need, list_attacks
-from labelleak.cli import labelleak, run
-from labelleak.errors import UnreadableFile
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    done = CliRunner().invoke(labelleak, ["demo", "--out", str(folder)], catch_exceptions=False)
-    return done, folder
+    return labelleak("demo", "--out", folder), folder
 
 
 def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
     done, folder = demo
-    assert done.exit_code == 0
+    assert done.status == 0
     record = json.loads((folder / "record.json").read_text())
     # Which of the two is the more sure of itself here.
     assert record["attack"] in ("pooled", "ilrg")
@@ -29,7 +26,7 @@ def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
         zip(record["true_counts"], record["counts"], strict=True)
     ):
         if true or restored:
-            assert re.search(rf"│\s+{label} │\s+{true} │\s+{restored} │", done.output)
+            assert re.search(rf"│\s+{label} │\s+{true} │\s+{restored} │", done.out)
     enough = {Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS}
     possible = {name for name, entry in list_attacks().items() if enough.issuperset(entry.needs)}
     # Only the gradient itself shows that 24 samples of ten classes are too many for it.
@@ -37,7 +34,7 @@ def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
     assert {"idlg", "rlg", "ilrg", "llg", "ebi"} <= possible
     assert len(list(folder.glob("record-*.json"))) == len(possible)
     for name in possible:
-        assert re.search(rf"│ {name}\s+│", done.output)
+        assert re.search(rf"│ {name}\s+│", done.out)
         assert json.loads((folder / f"record-{name}.json").read_text())["attack"] == name
 
 
@@ -53,19 +50,15 @@ def test_the_page_shows_the_same(demo):
     assert not re.search(r'(src|href)\s*=\s*"(?!#)', page)
 
 
-def invoke(*words):
-    return CliRunner().invoke(labelleak, list(map(str, words)))
-
-
 def test_the_command_at_the_end_repeats_the_audit(demo):
     done, folder = demo
     # The program is named as it can be called here.
-    line = done.output.splitlines()[-1]
+    line = done.out.splitlines()[-1]
     assert shlex.split(line)[1] == "audit"
-    again = invoke(*shlex.split(line)[1:], "--format", "json")
-    assert again.exit_code == 0
+    again = labelleak(*shlex.split(line)[1:], "--format", "json")
+    assert again.status == 0
     first = json.loads((folder / "record.json").read_text())
-    second = json.loads(again.stdout)
+    second = json.loads(again.out)
     for key in ("attack", "counts", "rounded", "score", "flags", "verdict"):
         assert second[key] == first[key]
 
@@ -73,28 +66,25 @@ def test_the_command_at_the_end_repeats_the_audit(demo):
 @pytest.mark.parametrize("name", ["model.safetensors", "labels.txt", "report.html"])
 def test_what_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
-    error = invoke("demo", "--out", tmp_path).exception
-    assert isinstance(error, UnreadableFile)
-    assert str(error) == f"{tmp_path / name}: cannot be written: it is a folder"
+    done = labelleak("demo", "--out", tmp_path)
+    assert done.status == 2
+    assert done.err == f"labelleak: {tmp_path / name}: cannot be written: it is a folder\n"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    error = invoke("demo", "--out", tmp_path / "file" / "out").exception
-    assert isinstance(error, UnreadableFile)
-    assert str(error).endswith("cannot be written: Not a directory")
+    done = labelleak("demo", "--out", tmp_path / "file" / "out")
+    assert done.status == 2
+    assert done.err.endswith("cannot be written: Not a directory\n")
 
 
 @pytest.mark.parametrize("module", ["jinja2", "matplotlib"])
-def test_without_its_extra_nothing_is_written(tmp_path, monkeypatch, capsys, module):
+def test_without_its_extra_nothing_is_written(tmp_path, monkeypatch, module):
     for name in list(sys.modules):
-        if name.startswith("labelleak.report"):
+        if name.startswith("labelleak.report."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(sys, "argv", ["labelleak", "demo", "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as end:
-        run()
-    assert end.value.code == 2
+    done = labelleak("demo", "--out", tmp_path / "out")
     needed = f"labelleak: this command needs {module}: pip install 'labelleak[cli,report]'\n"
-    assert capsys.readouterr().err == needed
+    assert done == (2, "", needed)
     assert list(tmp_path.iterdir()) == []

@@ -1,27 +1,20 @@
 import json
 import re
-import sys
 
 import pytest
-from click.testing import CliRunner
+import torch
 
+from command_line import labelleak
 from labelleak.audit.running import audit_observation
-from labelleak.cli import labelleak
-from labelleak.cli.running import write_results
-from labelleak.errors import UnreadableFile
+from labelleak.federated import Policy, RoundRecord, append_record
 from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.report.run import write_run
 from labelleak.storage import write_json
 from synthetic import told
 
 
-def _report(*words):
-    return CliRunner().invoke(labelleak, ["report", *map(str, words)])
-
-
 @pytest.fixture
 def record(tmp_path):
-    import torch
-
     torch.manual_seed(0)
     classes, features, size = 4, 6, 3
     weight, inputs = torch.randn(classes, features), torch.randn(size, features).abs()
@@ -55,19 +48,63 @@ def run(tmp_path):
     }
     folder = tmp_path / "run"
     folder.mkdir()
-    write_results(folder, "My run", [study])
+    write_run(folder, "My run", [study])
     return folder
+
+
+@pytest.fixture
+def rounds(tmp_path):
+    folder = tmp_path / "records"
+    for client in "ab":
+        record = RoundRecord(
+            1, client, "", "flower", "warned", "failed", "no labels", Policy().as_dict()
+        )
+        append_record(folder, record)
+    return folder
+
+
+def assert_refused(done, words):
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("labelleak: ")
+    assert done.err.count("\n") == 1
+    assert words in done.err
+
+
+# One audit
 
 
 def test_a_record_becomes_a_page_beside_it(record):
     path, content = record
-    done = _report(path)
-    assert done.exit_code == 0
     page = path.with_suffix(".html")
-    assert done.output == f"Page: {page}\n"
+    assert labelleak("report", path) == (0, f"Page: {page}\n", "")
     text = page.read_text(encoding="utf-8")
     for true, restored in zip(content["true_counts"], content["counts"], strict=True):
         assert re.search(rf"<td>{true}</td>\s*<td>{restored}</td>", text)
+
+
+def test_what_is_no_record_is_one_line(record):
+    path, content = record
+    for changed in ({"schema": "other"}, {"counts": "many"}):
+        path.write_text(json.dumps(content | changed))
+        assert_refused(labelleak("report", path), str(path))
+        assert not path.with_suffix(".html").exists()
+
+
+def test_a_record_is_never_overwritten_by_its_page(record):
+    path, _ = record
+    page = path.rename(path.with_suffix(".html"))
+    before = page.read_bytes()
+    assert_refused(labelleak("report", page), "would be overwritten")
+    assert page.read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_is_named(record):
+    path, _ = record
+    path.with_suffix(".html").mkdir()
+    assert_refused(labelleak("report", path), "record.html: cannot be written: it is a folder")
+
+
+# A run
 
 
 @pytest.mark.parametrize("by", ["folder", "file"])
@@ -76,77 +113,70 @@ def test_a_run_is_rendered_as_it_was(run, by):
     assert set(before) == {"summary.json", "mine.csv", "report.html"}
     (run / "report.html").unlink()
     (run / "mine.csv").unlink()
-    done = _report(run if by == "folder" else run / "summary.json")
-    assert done.exit_code == 0
-    assert done.output == f"Page: {run / 'report.html'}\n"
+    done = labelleak("report", run if by == "folder" else run / "summary.json")
+    assert done == (0, f"Page: {run / 'report.html'}\n", "")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "is no summary"),
-        ({"schema": "labelleak/run/2"}, "is no summary"),
-        ({"studies": 3}, "has studies of another schema"),
-        ({"studies": [{"schema": "other"}]}, "has studies of another schema"),
-        ({"studies": [{"schema": "labelleak/study/1"}]}, "has a name that no file can have"),
-        ({"name": "../mine"}, "has a name that no file can have"),
-        ({"name": "/tmp/mine"}, "has a name that no file can have"),
-        ({"rows": 3}, "does not hold what its schema says"),
-        ({"rows": [{}]}, "does not hold what its schema says"),
-        ({"interval": {"of": 3}}, "does not hold what its schema says"),
-    ],
-)
-def test_what_is_no_run_is_one_line_and_writes_nothing(run, content, message):
+@pytest.mark.parametrize("content", [{"rows": 3}, {"rows": [{}]}, {"interval": {"of": 3}}])
+def test_a_run_that_lacks_something_is_one_line_and_writes_nothing(run, content):
     path = run / "summary.json"
-    text = content
-    if isinstance(content, dict):
-        whole = json.loads(path.read_text())
-        if not content.keys() & {"schema", "studies"}:
-            content = {"studies": [whole["studies"][0] | content]}
-        text = json.dumps(whole | content)
+    whole = json.loads(path.read_text())
     for other in ("report.html", "mine.csv"):
         (run / other).unlink()
-    path.write_text(text)
-    done = _report(run)
-    assert isinstance(done.exception, UnreadableFile)
-    assert message in str(done.exception)
-    assert str(path) in str(done.exception)
-    assert "\n" not in str(done.exception)
+    path.write_text(json.dumps(whole | {"studies": [whole["studies"][0] | content]}))
+    assert_refused(labelleak("report", run), f"{path}: does not hold what its schema says")
     assert [file.name for file in run.iterdir()] == ["summary.json"]
 
 
-def test_what_is_no_record_is_one_line(record):
-    path, content = record
-    for changed in ({"schema": "other"}, {"counts": "many"}):
-        path.write_text(json.dumps(content | changed))
-        assert isinstance(_report(path).exception, UnreadableFile)
-        assert not path.with_suffix(".html").exists()
+def test_the_page_of_a_run_stays_in_its_folder(run, tmp_path):
+    done = labelleak("report", run, "--out", tmp_path / "page.html")
+    assert_refused(done, "stay in its folder")
 
 
-def test_a_record_is_never_overwritten_by_its_page(record):
-    path, _ = record
-    page = path.rename(path.with_suffix(".html"))
-    before = page.read_bytes()
-    assert "would be overwritten" in str(_report(page).exception)
-    assert page.read_bytes() == before
+# The rounds of a federation
 
 
-def test_a_page_that_cannot_be_written_is_named(record):
-    path, _ = record
-    path.with_suffix(".html").mkdir()
-    assert str(_report(path).exception).endswith("record.html: cannot be written: it is a folder")
+def test_a_folder_of_records_becomes_a_page(rounds):
+    assert labelleak("report", rounds) == (0, f"Page: {rounds / 'report.html'}\n", "")
+    page = (rounds / "report.html").read_text()
+    assert "2 audits of 2 clients in 1 round" in page
 
 
-def test_the_studies_are_of_the_schema_that_summaries_have():
-    from labelleak.lab.summary import SUMMARY_SCHEMA
+def test_the_page_goes_where_it_is_told(rounds, tmp_path):
+    out = tmp_path / "page.html"
+    done = labelleak("report", rounds / "client-a.jsonl", "--out", out)
+    assert done.out == f"Page: {out}\n"
+    assert "1 audit of 1 client" in out.read_text()
+    assert not (rounds / "report.html").exists()
 
-    assert sys.modules["labelleak.cli.report"]._STUDY_SCHEMA == SUMMARY_SCHEMA
+
+def test_records_are_not_overwritten(rounds):
+    path = rounds / "client-a.jsonl"
+    content = path.read_bytes()
+    for source in (rounds, path):
+        assert_refused(labelleak("report", source, "--out", path), "would be overwritten")
+    assert path.read_bytes() == content
 
 
-def test_what_is_not_there_is_named(tmp_path):
-    for path in (tmp_path / "none", tmp_path / "none.json"):
-        done = _report(path)
-        assert isinstance(done.exception, UnreadableFile)
-        assert str(done.exception).startswith(f"{path}: No such file")
+def test_a_broken_line_is_told_and_left_out(rounds):
+    path = rounds / "client-b.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"schema": "labelleak/rou')
+    done = labelleak("report", rounds)
+    assert done.status == 0
+    assert "client-b.jsonl, line 2: is no record, left out" in done.err
+
+
+def test_records_that_lack_something(rounds):
+    (rounds / "client-c.jsonl").write_text('{"schema": "labelleak/round/1", "round": 1}\n')
+    assert_refused(labelleak("report", rounds), "does not hold what its schema says")
+    assert not (rounds / "report.html").exists()
+
+
+def test_a_folder_without_records(tmp_path):
+    assert_refused(labelleak("report", tmp_path), "holds no records of rounds")
+
+
+@pytest.mark.parametrize("name", ["none", "none.json"])
+def test_what_is_not_there_is_named(tmp_path, name):
+    assert_refused(labelleak("report", tmp_path / name), f"{tmp_path / name}: No such file")

@@ -3,16 +3,17 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
 
-from labelleak.cli import labelleak
-from labelleak.cli.reproduce import STUDIES
+from command_line import labelleak
+from find_published import find
+from labelleak.cli import reproduce as module
 from labelleak.lab import paper
-from labelleak.lab.published import find
+from labelleak.lab.studies import NAMES
+from labelleak.report import run as results
 
 
 def reproduce(*arguments):
-    return CliRunner().invoke(labelleak, ["reproduce", *map(str, arguments)])
+    return labelleak("reproduce", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def run(tmp_path_factory):
 
 def test_every_row_is_run_on_the_embedded_digits(run):
     done, folder = run
-    assert done.exit_code == 0, done.output
+    assert done.status == 0, done.err
     summary = json.loads((folder / "summary.json").read_text())
     (study,) = summary["studies"]
     assert [row["label"] for row in study["rows"]] == [
@@ -45,7 +46,7 @@ def test_every_row_is_run_on_the_embedded_digits(run):
 
 def test_ours_is_printed_beside_the_published(run):
     done, folder = run
-    text = " ".join(done.output.split())
+    text = done.text
     assert "Table 1: restored labels on untrained networks" in text
     assert "0.994" in text
     assert "Left out, shrunk or replaced" in text
@@ -62,9 +63,9 @@ def test_nothing_that_is_there_is_run_again(run, monkeypatch):
     monkeypatch.setattr("labelleak.lab.runner.run_trial", None)  # cannot be called
     arguments = ("--scale", "smoke", "--workers", 1, "--out", folder, "--format", "json")
     done = reproduce("table1", *arguments)
-    assert done.exit_code == 0
+    assert done.status == 0
     assert (folder / "records.jsonl").read_bytes() == before
-    assert json.loads(done.stdout) == json.loads((folder / "summary.json").read_text())
+    assert json.loads(done.out) == json.loads((folder / "summary.json").read_text())
 
 
 def test_all_runs_every_study_and_its_page_grows_with_them(tmp_path, monkeypatch):
@@ -75,29 +76,23 @@ def test_all_runs_every_study_and_its_page_grows_with_them(tmp_path, monkeypatch
         assert place.workers == 2
         return [], {"Some experiment": "its data is broken"} if len(folders) == 3 else {}
 
-    def write_results(folder, title, summaries):
+    def write_run(folder, title, summaries):
         pages.append([summary["name"] for summary in summaries])
         return folder / "report.html"
 
-    # Of the package's attributes, the command hides the module of the same name.
-    module = sys.modules["labelleak.cli.reproduce"]
     monkeypatch.setattr(module, "run_experiments", run_experiments)
-    monkeypatch.setattr(module, "write_results", write_results)
+    monkeypatch.setattr(results, "write_run", write_run)
     arguments = ("--scale", "smoke", "--workers", 2, "--out", tmp_path, "--format", "json")
     done = reproduce("all", *arguments)
-    assert done.exit_code == 2  # something could not be run
-    assert folders == [tmp_path] * len(STUDIES)
-    assert pages == [list(STUDIES[:number]) for number in range(1, len(STUDIES) + 1)]
-    assert [study["name"] for study in json.loads(done.stdout)["studies"]] == list(STUDIES)
-
-
-def test_the_studies_are_those_of_the_paper_module():
-    assert paper.names() == STUDIES
+    assert done.status == 2  # something could not be run
+    assert folders == [tmp_path] * len(NAMES)
+    assert pages == [list(NAMES[:number]) for number in range(1, len(NAMES) + 1)]
+    assert [study["name"] for study in json.loads(done.out)["studies"]] == list(NAMES)
 
 
 def test_figure4_shows_its_pictures(tmp_path):
     done = reproduce("figure4", "--scale", "smoke", "--workers", 1, "--out", tmp_path)
-    assert done.exit_code == 0, done.output
+    assert done.status == 0, done.err
     (study,) = json.loads((tmp_path / "summary.json").read_text())["studies"]
     rows = {(row["network"], row["label"].partition(" labels ")[2]): row for row in study["rows"]}
     # Counts restored by calibrated, for FCN-3, and four ways for each network.
@@ -116,8 +111,7 @@ def test_figure4_shows_its_pictures(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 * len(rows)
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(rows)
-    report = CliRunner().invoke(labelleak, ["report", str(tmp_path)])
-    assert report.exit_code == 0
+    assert labelleak("report", tmp_path).status == 0
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 

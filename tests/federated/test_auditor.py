@@ -1,3 +1,4 @@
+import math
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -8,6 +9,8 @@ from torch import nn
 
 from labelleak import MissingKnowledge
 from labelleak.federated import Auditor, Occasion, Policy, read_rounds, train_locally
+from labelleak.federated.allow import Allow
+from labelleak.federated.contents import look_at
 from labelleak.training import LocalTraining
 
 CLASSES = 5
@@ -74,6 +77,85 @@ def test_the_labels_of_one_step_are_found_and_written_down(model, auditor, tmp_p
     assert written["audit"]["counts"] == found.true_counts.tolist()
     assert written["audit"]["head"] == "fc"
     assert (written["label"], written["framework"], written["epsilon"]) == ("before", "flower", 3.0)
+
+
+def test_a_record_says_which_run_and_what_was_asked(model, auditor, tmp_path):
+    audit(auditor(), update(model), occasion=Occasion(1, "a", run="run 7", task="train"))
+    (written,) = read_rounds(tmp_path / "r")
+    assert (written["run"], written["task"]) == ("run 7", "train")
+
+
+def test_what_nobody_told_is_not_known_in_the_record(model, auditor):
+    training = LocalTraining(learning_rate=RATE, batch_size=8)
+    source = audit(auditor(), update(model), training=training).record.audit["source"]
+    assert source["training"]["optimizer"] is None
+    assert source["training"]["momentum"] is None
+    assert "the optimizer is not known: it is taken for SGD" in source["approximations"]
+
+
+def counted(found, steps):
+    before = {**found.before, "norm.num_batches_tracked": torch.tensor(7)}
+    return before, {**found.after, "norm.num_batches_tracked": torch.tensor(7 + steps)}
+
+
+def test_the_steps_that_batchnorm_counted_are_used(model, auditor):
+    found = update(model, batch_size=4, epochs=2)
+    before, after = counted(found, 4)
+    training = LocalTraining("sgd", learning_rate=RATE, momentum=0.0)
+    for start in (before, auditor().snapshot(before)):
+        record = audit(auditor(), found, after, before=start, training=training).record
+        assert record.audit["local_steps"] == 4
+        assert record.audit["source"]["approximations"] == []
+        assert record.leaks[0]["what"] == "number of local steps"
+
+
+def test_a_count_that_contradicts_what_was_told_is_noted(model, auditor):
+    found = update(model, batch_size=4, epochs=2)
+    before, after = counted(found, 4)
+    training = replace(training_of(found), epochs=1)
+    record = audit(auditor(), found, after, before=before, training=training).record
+    assert record.audit["local_steps"] == 4
+    assert record.audit["source"]["approximations"] == [
+        "2 local steps were told or follow, and BatchNorm counted 4: 2 epochs are assumed"
+    ]
+
+
+def test_a_count_that_cannot_be_is_an_audit_that_failed(model, auditor):
+    found = update(model)
+    before, after = counted(found, 3)
+    training = LocalTraining("sgd", learning_rate=RATE, epochs=2)
+    record = audit(auditor(), found, after, before=before, training=training).record
+    assert record.verdict == "failed"
+    assert "2 local epochs in 3 local steps" in record.error
+    before, after = counted(found, 2**40)
+    decision = audit(auditor("refuse", threshold=1.0), found, after, before=before)
+    assert (decision.record.verdict, decision.send) == ("failed", False)
+    assert "no count of local steps: norm.num_batches_tracked" in decision.record.error
+
+
+def test_what_leaves_beside_the_weights(model, auditor):
+    found = update(model)
+    contents = look_at({"m": {"x": 1, "num_examples": 8}}, Allow(("num_examples",)))
+    for action, taken in (("record", "sent"), ("warn", "warned"), ("refuse", "refused")):
+        decision = audit(auditor(action, threshold=1.0), found, contents=contents)
+        record = decision.record
+        assert (record.verdict, record.action) == ("failed", taken)
+        assert record.unaudited == ["m/x (a number)"]
+        assert record.leaks[0]["what"] == "number of local samples"
+        assert record.audit["score"]["exact"]
+
+
+def test_a_message_without_weights(auditor, tmp_path):
+    nothing = look_at({"m": {"loss": 1.0, "num_examples": 8}}, Allow())
+    assert auditor("refuse").audit_message(nothing, OCCASION) is None
+    assert not (tmp_path / "r").exists()
+    by_class = look_at({"m": {"class_0_accuracy": math.nan}}, Allow())
+    decision = auditor("refuse").audit_message(by_class, OCCASION)
+    assert (decision.send, decision.record.verdict) == (True, "within")
+    assert "NaN" in decision.record.leaks[0]["why"]
+    decision = auditor("refuse").audit_message(look_at({"x": b"1"}, Allow()), OCCASION)
+    assert (decision.send, decision.record.verdict) == (False, "failed")
+    assert len(read_rounds(tmp_path / "r")) == 2
 
 
 def test_a_gradient_instead_of_weights(model, auditor):

@@ -37,7 +37,7 @@ def labels_of(node, samples=8):
     return torch.randint(CLASSES, (samples,), generator=torch.Generator().manual_seed(node))
 
 
-def site(node, answer=None, samples=8):
+def site(node, answer=None, samples=8, evaluated=None):
     """One step on inputs that differ little: iLRG is right then."""
     app = ClientApp()
 
@@ -54,9 +54,13 @@ def site(node, answer=None, samples=8):
 
     @app.evaluate()
     def evaluate(message, _):
-        return reply_to(message, num_examples=8, accuracy=0.5)
+        return (evaluated or measured)(message)
 
     return Site(app, context(node))
+
+
+def measured(message):
+    return reply_to(message, num_examples=8, accuracy=0.5)
 
 
 def grid(**others):
@@ -156,6 +160,34 @@ def test_what_the_strategy_does_not_take_is_its_business(policy, tmp_path):
     assert sum(r["verdict"] == "failed" for r in read_rounds(tmp_path / "r")) == 1
 
 
+def labeled(message, after):
+    return reply_to(message, after, num_examples=8, labels=3)
+
+
+def test_what_is_beside_the_weights_is_looked_at(policy, tmp_path):
+    found = run(audited(FedAvg(), policy("refuse", measure="exact")), grid(n12=labeled), rounds=1)
+    failed = [r for r in read_rounds(tmp_path / "r") if r["verdict"] == "failed"]
+    assert [(r["client"], r["unaudited"]) for r in failed] == [
+        ("node-12", ["metrics/labels (a number)"])
+    ]
+    assert {(r["run"], r["task"]) for r in read_rounds(tmp_path / "r")} == {("1", "train")}
+    assert "labels" not in found.train_metrics_clientapp.get(1, {})
+
+
+def with_weights(message):
+    return reply_to(message, network().state_dict(), num_examples=8, accuracy=0.25)
+
+
+@pytest.mark.parametrize(("action", "accuracy"), [("record", 0.4166667), ("refuse", 0.5)])
+def test_replies_to_evaluate_are_looked_at(policy, tmp_path, action, accuracy):
+    sites = {node: site(node, evaluated=with_weights if node == 12 else None) for node in NODES}
+    found = run(audited(FedAvg(), policy(action, threshold=1.0)), InProcess(sites), rounds=1)
+    assert found.evaluate_metrics_clientapp[1]["accuracy"] == pytest.approx(accuracy)
+    (record,) = [r for r in read_rounds(tmp_path / "r") if r["task"] == "evaluate"]
+    assert (record["client"], record["verdict"]) == ("node-12", "failed")
+    assert record["unaudited"] == ["arrays (a record of 4 arrays)"]
+
+
 def test_a_reply_that_nobody_asked_for(policy, tmp_path):
     strategy = audited(FedAvg(), policy("refuse"))
     arrays = ArrayRecord(network().state_dict())
@@ -231,7 +263,7 @@ def test_a_start_of_its_own_is_kept(policy, tmp_path):
     assert strategy.started
     assert weights(found) == weights(run(FedAvg()))
     assert len(read_rounds(tmp_path / "r")) == 6
-    # And it is itself again afterwards.
+    # And it is itself again afterward.
     run(strategy)
     assert len(read_rounds(tmp_path / "r")) == 6
 

@@ -2,6 +2,7 @@ import pytest
 
 from labelleak import UnreadableFile
 from labelleak.federated import Policy, read_policy
+from labelleak.federated.allow import Allow
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -27,6 +28,23 @@ def test_every_key_is_read(tmp_path):
     assert read_policy(path) == Policy("refuse", "accuracy", 0.25, "ilrg", 5.0, "here")
 
 
+def test_the_allow_list_is_a_table(tmp_path):
+    text = """
+action = "refuse"
+
+[allow]
+numbers = ["loss", "val_*"]
+lists = { auc = 10 }
+texts = { status = 8 }
+most = 4
+"""
+    policy = read_policy(written(tmp_path, text))
+    assert policy.allow == Allow(("loss", "val_*"), {"auc": 10}, {"status": 8}, 4)
+    # A record holds it where it is not the usual one.
+    assert policy.as_dict()["allow"]["lists"] == {"auc": 10}
+    assert "allow" not in Policy().as_dict()
+
+
 def test_exact_has_no_threshold(tmp_path):
     assert read_policy(written(tmp_path, 'measure = "exact"')).threshold is None
 
@@ -50,6 +68,9 @@ def test_exact_has_no_threshold(tmp_path):
         ('records = ""', "records = ''"),
         ("records = 1", "records = 1"),
         ("action =", "is not TOML"),
+        ("allow = 3", "allow = 3: a table is needed"),
+        ("[allow]\nnames = []", "allow.names is no key of a policy"),
+        ("[allow]\nmost = -1", "allow.most = -1"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line_with_file_and_key(tmp_path, text, words):

@@ -238,6 +238,7 @@ def test_wrapped_names_are_the_same_names(tmp_path):
         assert decision.record.audit["counts"] == expected
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_whole_model_is_read_and_left_alone(tmp_path):
     model = network()
     kept = copies(model.state_dict())

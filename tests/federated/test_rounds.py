@@ -1,8 +1,10 @@
 import json
 import math
+import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,6 +55,43 @@ def test_numbers_of_numpy_and_torch_become_plain_ones(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
 def test_only_the_owner_reads_them(tmp_path):
     assert stat.S_IMODE(append_record(tmp_path, record()).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+def test_a_folder_made_for_records_is_the_owners_alone(tmp_path):
+    path = append_record(tmp_path / "records", record())
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    # A file that others could read no longer lets them.
+    path.chmod(0o644)
+    append_record(tmp_path / "records", record())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to", "fifo", "folder"])
+def test_what_somebody_planted_is_not_written_to(tmp_path, kind):
+    folder, victim = tmp_path / "records", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("kept")
+    place = folder / "client-a.jsonl"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        getattr(place, kind)(victim)
+    with pytest.raises(UnreadableFile, match="cannot be written"):
+        append_record(folder, record())
+    assert victim.read_text() == "kept"
+
+
+def test_records_of_before_there_were_runs_are_read(tmp_path):
+    path = append_record(tmp_path, record(run="7", task="train"))
+    content = json.loads(path.read_text())
+    new = {"run", "task", "unaudited", "leaks"}
+    path.write_text(json.dumps({key: content[key] for key in content.keys() - new}) + "\n")
+    (found,) = read_rounds(path)
+    assert {key: found[key] for key in new} == {"run": "", "task": "", "unaudited": [], "leaks": []}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +160,15 @@ def test_several_processes_write_whole_lines(tmp_path):
         rounds = [entry["round"] for entry in found if entry["label"] == letter * 5000]
         assert rounds == list(range(100))
     assert len(found) == 300
+
+
+def test_several_threads_write_whole_lines(tmp_path):
+    def write(number):
+        append_record(tmp_path, record(number, label="x" * 5000))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(400)))
+    assert sorted(entry["round"] for entry in read_rounds(tmp_path)) == list(range(400))
 
 
 def test_a_record_is_one_line_of_json(tmp_path):

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from labelleak import InvalidObservation, observe_update, restore
-from labelleak.federated.samples import approximations, instances_of
+from labelleak.federated.samples import (
+    approximations,
+    instances_of,
+    unknown,
+    with_counted_steps,
+)
 from labelleak.training import LocalTraining
 from synthetic import rng, untrained
 
@@ -90,3 +95,42 @@ def test_a_short_last_batch_weighs_more_and_evens_out_over_epochs():
     assert float(raw.sum()) == pytest.approx(100, abs=0.1)
     raw, _ = restored(100, 32, 30, rate=1e-5)
     assert float((raw - true).abs().max()) < once / 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "instances", "counted", "steps", "epochs", "notes"),
+    [
+        # Nobody counted, or all agree.
+        ({"steps": 3}, 100, None, 3, 1, 0),
+        ({"batch_size": 32, "epochs": 2}, 100, 8, None, 2, 0),
+        # Nobody told.
+        ({}, None, 5, 5, 1, 0),
+        ({"epochs": 5}, None, 10, 10, 5, 0),
+        ({"batch_size": 32}, None, 5, 5, 1, 0),
+        # The last batch is left out.
+        ({"batch_size": 32, "epochs": 2}, 100, 6, 6, 2, 0),
+        # Other epochs than told.
+        ({"batch_size": 32}, 100, 20, 20, 5, 1),
+        ({"batch_size": 32, "epochs": 2}, 100, 9, 9, 3, 1),
+        # What cannot be explained, and what was told outright.
+        ({"batch_size": 32, "epochs": 2}, 100, 7, None, 2, 1),
+        ({"steps": 3}, 100, 4, 3, 1, 1),
+        ({"learning_rate": (0.1, 0.2)}, 100, 4, None, 1, 1),
+    ],
+)
+def test_steps_that_batchnorm_counted(recipe, instances, counted, steps, epochs, notes):
+    found, said = with_counted_steps(LocalTraining(**recipe), instances, counted)
+    assert (found.steps, found.epochs, len(said)) == (steps, epochs, notes)
+    assert all(f"BatchNorm counted {counted}" in note for note in said)
+
+
+def test_a_count_that_cannot_be():
+    with pytest.raises(InvalidObservation, match="2 local epochs in 5 local steps"):
+        with_counted_steps(LocalTraining(epochs=2), None, 5)
+
+
+def test_what_of_a_recipe_is_not_known():
+    assert len(unknown(LocalTraining(steps=2))) == 2
+    # One step has no momentum yet.
+    assert unknown(LocalTraining(steps=1)) == ("the optimizer is not known: it is taken for SGD",)
+    assert unknown(LocalTraining("sgd", momentum=0.9)) == ()

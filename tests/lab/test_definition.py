@@ -6,60 +6,18 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from labelleak.errors import UnreadableFile
+from experiments import experiment
 from labelleak.lab.definition import (
     Batch,
-    Defense,
+    DefenseSetting,
     Experiment,
     Local,
     Network,
     Training,
-    derive_seed,
-    problem_lines,
-    read_grid,
 )
+from labelleak.lab.experiment_grid import problem_lines
 
 STAGE = Training(unit="iterations", steps=100, total=1000)
-
-
-def experiment(**fields):
-    given = {
-        "name": "a",
-        "data": "mnist-sample",
-        "network": Network(name="fcn-3"),
-        "batch": Batch(size=24),
-        "attacks": ("ilrg",),
-        "trials": 3,
-    }
-    return Experiment(**(given | fields))
-
-
-@pytest.fixture
-def grid(tmp_path):
-    """Read a grid from its text."""
-
-    def read(text):
-        path = tmp_path / "grid.toml"
-        path.write_text(text, encoding="utf-8")
-        return read_grid(path)
-
-    return read
-
-
-def problems(grid, text):
-    with pytest.raises(UnreadableFile) as raised:
-        grid(text)
-    return str(raised.value)
-
-
-SMALL = """
-[defaults]
-name = "a"
-data = "mnist-sample"
-network = { name = "fcn-3" }
-attacks = ["ilrg"]
-trials = 3
-"""
 
 
 class TestKey:
@@ -81,7 +39,7 @@ class TestKey:
             {"training": STAGE},
             {"batch": Batch(size=25)},
             {"batch": Batch(size=24, replacement=True)},
-            {"defense": Defense(name="sign")},
+            {"defense": DefenseSetting(name="sign")},
             {"attacks": ("rlg",)},
             {"attacks": ("ilrg", "rlg")},
             {"known_classes": True},
@@ -122,7 +80,7 @@ class TestKey:
 
 
 def test_definitions_are_data():
-    full = experiment(training=STAGE, defense=Defense(name="clip_norm", value=1.0))
+    full = experiment(training=STAGE, defense=DefenseSetting(name="clip_norm", value=1.0))
     assert Experiment.model_validate(json.loads(full.model_dump_json())) == full
     assert len({full, experiment(), experiment()}) == 2
     with pytest.raises(ValidationError, match="frozen"):
@@ -175,19 +133,23 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
         ({"defense": {"name": "clip_norm", "value": 0}}, "defense", "above 0"),
         ({"defense": {"name": "quantize", "value": 2.5}}, "defense", "number of bits, 2 to 16"),
         ({"defense": {"name": "gaussian_noise", "value": "nan"}}, "defense.value", "finite"),
-        ({"local": {"steps": 3, "epochs": 2, "learning_rate": 1}}, "local", "as many in each"),
+        (
+            {"local": {"steps": 3, "epochs": 2, "learning_rate": 1}},
+            "local",
+            "not a multiple of epochs",
+        ),
         ({"local": {"steps": 3}}, "local.learning_rate", "is missing"),
         (
             {"local": {"steps": 2, "learning_rate": 1}, "defense": {"name": "sign"}},
             "definition",
-            "without defense",
+            "cannot be combined with defense",
         ),
         (
             {"local": {"steps": 2, "learning_rate": 1}, "measures": ["cossim"]},
             "definition",
-            "without the measure 'cossim'",
+            "cannot be combined with the measure 'cossim'",
         ),
-        ({"auxiliary_per_class": 5, "data_split": "test"}, "definition", "the batches are"),
+        ({"auxiliary_per_class": 5, "data_split": "test"}, "definition", "both be from the split"),
         ({"attacks": ["ilrg", "irlg"]}, "attacks.1", "auto, ilrg, rlg"),
         ({"attacks": []}, "attacks", "at least 1 item"),
         ({"attacks": ["ilrg", "ilrg"]}, "attacks", "twice"),
@@ -195,7 +157,7 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
         ({"measures": ["cosine"]}, "measures.0", "'cossim', 'approximations'"),
         ({"trials": 0}, "trials", "greater than or equal to 1"),
         ({"name": ""}, "name", "at least 1 character"),
-        ({"colour": "red"}, "colour", "name, data, stands_in_for"),
+        ({"color": "red"}, "color", "name, data, stands_in_for"),
     ],
     ids=str,
 )
@@ -212,83 +174,3 @@ def test_options_are_what_the_functions_take():
     assert Network(name="lenet5", batchnorm=True).options == {
         "activation": "relu", "batchnorm": True, "dropout": None, "stem": None, "seed": 13
     }  # fmt: skip
-
-
-def test_seeds_are_apart_for_each_purpose():
-    seeds = [derive_seed(seed, i, word) for seed in (0, 1) for i in range(50) for word in "ab"]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(1, 2) != derive_seed(12)
-
-
-class TestGrid:
-    def test_tables_are_merged_and_combined(self, grid):
-        found = grid(
-            SMALL.replace('name = "a"\n', "")
-            + """
-            batch = { sampler = "balanced", size = 8 }
-            [[experiment]]
-            name = "plain"
-            [[experiment]]
-            name = "noise"
-            defense = { name = "gaussian_noise", value = 0.5 }
-            network.activation = "swish"
-            [grid]
-            batch.size = [8, 24]
-            seed = [0, 1]
-            """
-        )
-        assert [e.name for e in found] == [
-            f"{name}, batch.size={size}, seed={seed}"
-            for name in ("plain", "noise")
-            for size in (8, 24)
-            for seed in (0, 1)
-        ]
-        assert found[-1] == experiment(
-            name="noise, batch.size=24, seed=1",
-            batch=Batch(sampler="balanced", size=24),
-            network=Network(name="fcn-3", activation="swish"),
-            defense=Defense(name="gaussian_noise", value=0.5),
-            seed=1,
-        )
-
-    def test_the_defaults_alone_are_an_experiment(self, grid):
-        assert grid(SMALL + "batch.size = 24") == [experiment()]
-
-    def test_whole_tables_are_alternatives_too(self, grid):
-        text = SMALL + 'batch.size = 24\n[grid]\ndefense = [{name = "none"}, {name = "sign"}]'
-        assert [e.defense.name for e in grid(text)] == ["none", "sign"]
-
-    def test_every_problem_has_a_line_of_its_own(self, grid):
-        text = SMALL + 'batch.size = 24\ntrails = 4\n[grid]\nnetwork.activation = ["relu", "tanh"]'
-        lines = problems(grid, text).splitlines()
-        fields = [line.partition("grid.toml: experiment 'a': ")[2].split(":")[0] for line in lines]
-        assert fields == ["trails", "network.activation"]
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("a = ", "is not TOML"),
-            ("", "there is no experiment"),
-            ("[experiments]", "the tables are [defaults], [[experiment]] and [grid]"),
-            ("defaults = 3", "write [defaults]"),
-            ("[experiment]", "write [[experiment]]"),
-            ("experiment = []", "there is no experiment"),
-            (SMALL + "[grid]\nbatch.size = 24", "grid.batch.size: a list"),
-            (SMALL + "[grid]\nseed = []", "grid.seed: a list"),
-            (SMALL + "batch.size = 24\n[[grid]]\nseed = [1]", "write [grid]"),
-            (SMALL + "batch.size = 2\n[[experiment]]\n[[experiment]]", "there are 2 of this name"),
-            ("[[experiment]]\ntrials = 2", "experiment 1: name: is missing"),
-        ],
-    )
-    def test_what_is_no_grid_is_refused(self, grid, text, message):
-        assert message in problems(grid, text)
-
-    def test_no_file(self, tmp_path):
-        with pytest.raises(UnreadableFile, match="No such file"):
-            read_grid(tmp_path / "grid.toml")
-
-    def test_no_text(self, tmp_path):
-        (tmp_path / "grid.toml").write_bytes(b"\xff\xfe")
-        with pytest.raises(UnreadableFile, match="is not TOML"):
-            read_grid(tmp_path / "grid.toml")

@@ -2,11 +2,12 @@ from collections import Counter
 
 import pytest
 
-from labelleak.errors import UnreadableFile
+from find_published import find
 from labelleak.lab import paper
-from labelleak.lab.paper import PUBLISHED_SOURCES, Source, find_sources, names, study
-from labelleak.lab.published import find, published
-from labelleak.lab.summary import metric
+from labelleak.lab.metric_catalog import metric
+from labelleak.lab.paper import names, study
+from labelleak.lab.published_figures import published_runs
+from labelleak.lab.sources import Source
 
 AT_HAND = {
     "mnist": Source("mnist"),
@@ -18,7 +19,7 @@ every_scale = pytest.mark.parametrize("scale", paper.SCALES)
 
 # Published runs that two rows stand for, and why.
 TWICE = {
-    ("figure5", None): "the undefended run is where the curves of both defences start",
+    ("figure5", None): "the undefended run is where the curves of both defenses start",
 }
 
 
@@ -27,10 +28,9 @@ def published_of(scale):
 
 
 def test_every_published_run_is_compared_with_once():
-    uses = Counter((row.file, row.line) for row in published_of("paper"))
-    for row in published():
-        expected = 2 if (row.source, row.defense) in TWICE else 1
-        assert uses[row.file, row.line] == expected, row
+    uses = Counter(row.run for row in published_of("paper"))
+    for run, row in published_runs().items():
+        assert uses[run] == (2 if (row.source, row.defense) in TWICE else 1), row
 
 
 @every_study
@@ -124,58 +124,6 @@ def test_the_axes_of_the_figures():
     assert sparsification.x_labels == ("none", "10", "20", "40", "80")
 
 
-@every_study
-def test_smoke_runs_on_the_embedded_digits_alone(name):
-    found = study(name, "smoke", dict.fromkeys(PUBLISHED_SOURCES))
-    assert len(found.rows) == len(study(name, "paper").rows)
-    for row in found.rows:
-        assert row.experiment.data == "mnist-sample"
-        assert row.experiment.stands_in_for in ("mnist", "cifar100", "imagenet")
-        assert row.experiment.trials == (1 if name == "figure4" else 3)
-        assert not row.experiment.network.name.startswith("vgg")
-        training = row.experiment.training
-        assert training is None or training.total * training.batch_size <= 1000
-
-
-@every_study
-def test_quick_lists_everything_that_it_shrinks(name):
-    full = {row.label: row for row in study(name, "paper").rows}
-    found = study(name, "quick", AT_HAND)
-    for row in found.rows:
-        ours, theirs = row.experiment, full[row.label].experiment
-        ignored = {"name", "data", "data_split", "stands_in_for", "batch"}
-        same = ours.model_dump(exclude=ignored) == theirs.model_dump(exclude=ignored)
-        assert same == (row.shrunk == full[row.label].shrunk)
-        assert ours.batch.size == theirs.batch.size
-        assert ours.network == theirs.network
-        assert (ours.stands_in_for is not None) == (theirs.data == "cifar100")
-        again = theirs.batch.replacement or "images used several times" in row.shrunk
-        assert ours.batch.replacement == (theirs.data == "imagenet" or again)
-        for text in row.shrunk:
-            assert any(text in line for line in found.omitted)
-        # The quick stages are as far along as the published ones.
-        if theirs.training is not None:
-            share = theirs.training.steps / theirs.training.total
-            assert ours.training.steps / ours.training.total == pytest.approx(share, abs=1e-9)
-
-
-def test_table1_at_the_quick_scale_has_all_trials_on_mnist_and_its_stand_in():
-    rows = study("table1", "quick", AT_HAND).rows
-    trials = {(row.experiment.data, row.experiment.trials) for row in rows}
-    assert trials == {("mnist", 50), ("tiny-imagenet-100", 50), ("imagenet", 10)}
-    fcn = rows[0].experiment
-    assert (fcn.network.name, fcn.network.seed, fcn.batch.size) == ("fcn-3", 13, 24)
-    assert fcn.attacks == ("ilrg", "idlg", "gradinversion", "rlg")
-
-
-def test_rows_without_images_are_left_out_and_listed():
-    found = study("table1", "quick", {**AT_HAND, "imagenet": None})
-    assert {row.experiment.data for row in found.rows} == {"mnist", "tiny-imagenet-100"}
-    left = sum(r.experiment.data == "imagenet" for r in study("table1", "paper").rows)
-    text = f"left out: there are no images for ImageNet ({left} of {len(found.rows) + left} rows)"
-    assert text in found.omitted
-
-
 def test_the_same_batches_are_run_once():
     found = study("figure3", "paper")
     # FCN-3 at K = 64 and ResNet-50 at K = 2048 are points of two panels each.
@@ -203,52 +151,3 @@ def test_table5_has_the_classes_of_the_paper():
 def test_unknown_names_and_scales_are_refused(unchecked, name, scale):
     with pytest.raises(ValueError, match=r"unknown (study 'figure6'|scale 'tiny'): choose one of"):
         study(name, scale)
-
-
-@pytest.fixture
-def no_hub(monkeypatch, tmp_path):
-    monkeypatch.setenv("LABELLEAK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LABELLEAK_DATA", raising=False)
-
-
-def test_data_sets_are_found_or_replaced(no_hub, tmp_path):
-    assert find_sources(tmp_path) == {
-        "mnist": Source("mnist-sample"),
-        "cifar100": None,
-        "imagenet": None,
-    }
-    photographs = tmp_path / "imagenet" / "val"
-    for number in range(1000):
-        folder = photographs / f"n{number:08}"
-        folder.mkdir(parents=True)
-        (folder / "0.JPEG").touch()
-    assert find_sources(tmp_path)["imagenet"] == Source("imagenet", "test", replacement=True)
-    photographs.rename(tmp_path / "imagenet" / "train")
-    assert find_sources(tmp_path)["imagenet"] == Source("imagenet")
-
-
-def test_a_broken_data_set_is_not_replaced(no_hub, tmp_path):
-    (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"\0\0")
-    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(b"\0\0")
-    with pytest.raises(UnreadableFile):
-        find_sources(tmp_path)
-
-
-def test_imagenet_is_never_looked_for_on_the_hub(no_hub, monkeypatch):
-    asked = []
-
-    def load(name, *, split, data_dir):
-        asked.append((name, data_dir))
-        raise paper.DataNotFound(name)
-
-    monkeypatch.setattr(paper, "load", load)
-    assert set(find_sources(None).values()) == {None}
-    assert {name for name, _ in asked} == {
-        "mnist", "mnist-sample", "cifar100", "tiny-imagenet-100"
-    }  # fmt: skip
-    monkeypatch.setenv("LABELLEAK_DATA", "/photos")
-    asked.clear()
-    find_sources(None)
-    assert ("imagenet", "/photos") in asked
-    assert ("cifar100", None) in asked

@@ -123,12 +123,11 @@ def test_dask_gives_the_same_records_bit_for_bit(alone, folder, cluster, monkeyp
     assert list(took_part.values()) == [True, True]
 
 
-def test_no_scheduler(folder, monkeypatch):
-    monkeypatch.setattr(runner, "_CONNECT_SECONDS", 0.5)
+def test_no_scheduler(folder):
     with pytest.raises(LabelLeakError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        records([experiment()], folder, dask="tcp://127.0.0.1:9")
+        records([experiment()], folder, dask="tcp://127.0.0.1:9", connect_seconds=0.5)
     with pytest.raises(LabelLeakError, match="no Dask scheduler answers at nowhere"):
-        records([experiment()], folder, dask="nowhere://x")
+        records([experiment()], folder, dask="nowhere://x", connect_seconds=0.5)
 
 
 def test_without_a_gpu_nothing_is_tried(folder, monkeypatch):

@@ -118,7 +118,7 @@ def test_a_broken_line_is_named(folder, line):
     path.write_text("\n".join([*lines[:2], line, *lines[2:], ""]), encoding="utf-8")
     content = path.read_bytes()
     for attempt in (lambda: read_records(folder), Store(folder).__enter__):
-        with pytest.raises(UnreadableFile, match="line 3 is no record"):
+        with pytest.raises(UnreadableFile, match="line 3 is not a record"):
             attempt()
     assert path.read_bytes() == content
 

@@ -14,9 +14,9 @@ def _rows(number, known=True):
     ]
 
 
-def _bars(svg, colour):
-    """Heights of the bars of a colour, in points."""
-    paths = re.findall(rf'<path d="([^"]*)" clip-path="[^"]*" style="fill: {colour}', svg)
+def _bars(svg, color):
+    """Heights of the bars of a color, in points."""
+    paths = re.findall(rf'<path d="([^"]*)" clip-path="[^"]*" style="fill: {color}', svg)
     heights = []
     for path in paths:
         ys = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)]

@@ -1,6 +1,6 @@
 import re
 
-from labelleak.report import audit_page
+from labelleak.report.audit import audit_page
 
 
 def _rows(page):

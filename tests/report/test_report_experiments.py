@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelleak.lab import paper
-from labelleak.lab.summary import summarise
-from labelleak.report import study_page, summary_csv
-from labelleak.report.experiments import _number
+from labelleak.lab.summary import summarize
+from labelleak.report.experiments import study_page, summary_csv
 
 _ROW = re.compile(r'<tr( class="outside")?><th scope="row">(.*?)</th>(.*?)</tr>')
 
@@ -125,25 +124,6 @@ def test_a_comparison_without_published_figures_has_no_columns_for_them(table, d
     assert "RLG LeAcc" not in [title for title, *_ in _cells(page)]
 
 
-@pytest.mark.parametrize(
-    ("value", "fixed", "signed", "text"),
-    [
-        (None, True, False, "–"),
-        (0.9996, True, False, "1.000"),
-        (-0.0004, True, True, "0.000"),
-        (-0.25, True, True, "−0.250"),
-        (-0.25, True, False, "−0.250"),
-        (0.25, True, True, "+0.250"),
-        (0, False, True, "0"),
-        (155, False, False, "155"),
-        (6.1e-16, False, False, "6.1e-16"),
-        (-9.64e-5, False, True, "−9.6e-5"),
-    ],
-)
-def test_numbers(value, fixed, signed, text):
-    assert _number(value, fixed, signed) == text
-
-
 def test_csv_has_every_figure_in_full(table):
     lines = list(csv.DictReader(StringIO(summary_csv(table), newline="")))
     assert [(line["label"], line["metric"]) for line in lines] == [
@@ -182,7 +162,7 @@ def test_csv_keeps_any_text(text):
 
 @pytest.mark.parametrize("name", ["table3", "figure5"])
 def test_the_studies_of_the_paper_are_pages(name, document):
-    summary = summarise(paper.study(name, "paper"), [])
+    summary = summarize(paper.study(name, "paper"), [])
     page = study_page([summary], "Run")
     published = [
         cell["published"]

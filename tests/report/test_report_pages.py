@@ -1,6 +1,7 @@
 import pytest
 
-from labelleak.report import audit_page, study_page
+from labelleak.report.audit import audit_page
+from labelleak.report.experiments import study_page
 from labelleak.report.pages import typeset
 
 _HOSTILE = (

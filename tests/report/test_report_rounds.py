@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from labelleak.report import rounds_page
+from labelleak.report.rounds import rounds_page
 
 _HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\u2028&amp;"
 
@@ -48,7 +48,7 @@ def made(record):
 
 @pytest.fixture
 def several(made):
-    """Two clients in three rounds, one of them before and after a defence, and a failure."""
+    """Two clients in three rounds, one of them before and after a defense, and a failure."""
     records = [made(number, "a", 0.9, label="before") for number in (1, 2, 3)]
     records += [
         made(number, "a", 0.3, label="after", epsilon=1.5 * number, delta=1e-5)
@@ -131,9 +131,8 @@ def test_without_true_counts_nothing_is_private(made, record):
     assert data_of(page)["rows"][0][19][0] == [0, 0.5, None]
 
 
-def test_many_classes_stay_in_the_records(made, monkeypatch):
-    monkeypatch.setattr("labelleak.report.rounds._MOST_CLASSES", 2)
-    page = rounds_page([made()])
+def test_many_classes_stay_in_the_records(made):
+    page = rounds_page([made()], most_classes=2)
     assert data_of(page)["rows"][0][19] == []
     assert "are left out of this page" in page
 

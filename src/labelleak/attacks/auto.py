@@ -1,4 +1,4 @@
-"""The standard evaluation without knobs: what the observation allows, judged without the truth."""
+"""The standard evaluation without knobs: run what is possible, take the most credible result."""
 
 import math
 import time
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
-from labelleak.attacks.diagnosis import defence_suspected
-from labelleak.attacks.estimates import TRUSTED, Estimate, clipping, is_even, judged
+from labelleak.attacks.cost import Budget
+from labelleak.attacks.diagnosis import Diagnosis
+from labelleak.attacks.estimates import TRUSTED, Estimate, clipping_factor, judged
 from labelleak.attacks.mbi import moment
 from labelleak.attacks.registry import run_attack
 from labelleak.errors import MissingKnowledge
@@ -18,82 +18,66 @@ from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
 
 TIME_LIMIT = 10.0
-"""Seconds that `auto` takes at most, about, where nobody says otherwise."""
+"""Seconds that `auto` takes at most, about, unless told otherwise."""
 
-# The search for a certificate gets this share of what is left of it, and that of all of it at
-# least; where the counts are clear without a certificate, so many seconds.
+# Share of the remaining time for the search for single samples, its least share of the whole time,
+# and its seconds where estimates are clear and only a certificate is missing.
 _SEARCHING = 0.8
 _LEAST_SEARCH = 0.2
 _CONFIRMING = 2.0
-# Decompositions for a certificate, and matrices classes x classes, are held back above these sizes:
-# seconds, and 2 GB each.
-_MOST_DECOMPOSED = 4e9
-_DENSE_CLASSES = 16_384
-# Multiplications of one forward pass of the dummies in a second of one core, to be on the safe
-# side, and how many dummies `calibrated` sends through the model.
-_WORK_PER_SECOND = 1e10
-_DUMMIES = 6_000
-# An error of the counts (root mean square) under which another estimate is not needed.
+# Root mean square error of the counts below which no further estimate is needed.
 _PRECISE = 0.08
-# So many standard errors between two estimates of a count are no chance.
+# Standard errors between two estimates of a count that chance does not explain.
 _APART = 4.0
-# A bias gradient that spreads so much more than that of any even batch is no measure of an impact.
+# Largest moment for which `mbi` is believed: 1 is a network that knows nothing and an even batch.
 _MOST_MOMENT = 1.2
 
 
 def automatic(
     observation: Observation,
+    diagnosis: Diagnosis,
     time_limit: float = TIME_LIMIT,
     now: Callable[[], float] = time.monotonic,
 ) -> Restoration:
     """Run what the observation allows and take what can be trusted most.
 
-    A certificate by `exact` ends it. Otherwise the estimators of counts are compared by what can be
-    measured without the truth: the standard errors that they claim, how far their real-valued
-    counts are from counts that could be (whole, not negative, of the right sum), and whether the
-    mean prediction is as even as their assumptions have it.
+    A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
+    without the true counts: the standard errors that they claim, the distance of their real-valued
+    counts from feasible ones (whole, non-negative, of the right sum), and whether the mean
+    prediction is as even as they assume.
 
     Args:
         observation: What the server sees.
+        diagnosis: What its gradient shows by itself.
         time_limit: Seconds, positive.
         now: Reads the clock, in seconds.
 
     Returns:
         What the attack that spoke restored.
     """
-    end = now() + time_limit
-    estimates = _estimates(observation, time_limit)
-    best = min(estimates, key=lambda one: (one.error, one.distance), default=None)
-    clear = best is not None and best.error < TRUSTED and _sure(estimates)
-    share = max(_SEARCHING * (end - now()), _LEAST_SEARCH * time_limit)
-    partial = _search(observation, min(share, _CONFIRMING) if clear else share)
-    if partial is not None and (partial.certified or _all_but_proven(observation, partial)):
-        return partial
-    if partial is not None and _mostly_found(partial) and not _sure(estimates):
-        return partial
-    best = _coarse(observation, estimates, best)
+    end, budget = now() + time_limit, Budget(observation, time_limit)
+    estimates = _estimates(observation, budget)
+    best = min(estimates, key=lambda estimate: estimate.rank, default=None)
+    measured = any(e.found.standard_errors is not None and e.is_credible for e in estimates)
+    clear = measured and best is not None and best.error < TRUSTED
+    seconds = max(_SEARCHING * (end - now()), _LEAST_SEARCH * time_limit)
+    seconds = min(seconds, _CONFIRMING) if clear else seconds
+    samples = None
+    # Nothing that was added to a gradient can be rebuilt.
+    if budget.allows_search and not diagnosis.is_treated and not _is_crowded(observation):
+        samples = _attempt(observation, "exact", time_limit=seconds)
+    if samples is not None and _suffice(observation, samples, measured=measured):
+        return samples
+    best = _fallback(observation, budget, estimates, best)
     if best is None:
-        known = partial is not None and partial.counts is not None
-        return partial if partial is not None and known else _set(observation)
-    found = best.found if partial is None else _with_found(observation, best.found, partial, clear)
-    if _disagree(best, estimates):
+        counted = samples is not None and samples.counts is not None
+        return samples if samples is not None and counted else _set(observation, budget)
+    found = best.found
+    if samples is not None:
+        found = _with_samples(observation, found, samples, trusted=clear)
+    if _contradicted(best, estimates):
         found = replace(found, flags=(*found.flags, Flag.ATTACKS_DISAGREE))
     return found
-
-
-def _search(observation: Observation, seconds: float) -> Restoration | None:
-    """What `exact` finds, where the gradient is one that it can take apart."""
-    classes, features = observation.classes, observation.head.features
-    few, many = sorted((classes, features + 1))
-    size = observation.batch_size or 0
-    # More samples than the head has room for, it tells apart by the layer before, if at all.
-    crowded = size >= min(classes, features) and observation.gradients is None
-    if few**2 * many > _MOST_DECOMPOSED or crowded:
-        return None
-    if defence_suspected(observation):
-        # Nothing that was added to a gradient can be rebuilt.
-        return None
-    return _attempt(observation, "exact", time_limit=seconds)
 
 
 def _attempt(observation: Observation, name: str, **hyper_parameters: object) -> Restoration | None:
@@ -103,40 +87,73 @@ def _attempt(observation: Observation, name: str, **hyper_parameters: object) ->
         return None
 
 
-def _estimates(observation: Observation, seconds: float) -> list[Estimate]:
-    """Estimates of the counts from whichever attack can make one."""
-    found = [_attempt(observation, "pooled")]
-    if dense(observation, seconds):
-        found.append(_attempt(observation, "ilrg"))
-        if _worthwhile(observation, found[0]) and affordable(observation, seconds):
-            found.append(_attempt(observation, "calibrated"))
+def _is_crowded(observation: Observation) -> bool:
+    """Whether there are more samples than `exact` can tell apart.
+
+    A batch larger than the head's rank can only be separated by the previous layer.
+    """
+    size = observation.batch_size or 0
+    return observation.gradients is None and size >= min(
+        observation.classes, observation.head.features
+    )
+
+
+def _suffice(observation: Observation, samples: Restoration, *, measured: bool) -> bool:
+    """Whether the samples that `exact` found need no estimate beside them.
+
+    They are certified, or would be if the batch size were known; or they are at least half of the
+    batch, and no estimate has standard errors that can be believed (`measured`).
+    """
+    if samples.certified or samples.counts is None:
+        return samples.certified
+    if observation.batch_size is None and not samples.flags:
+        return True
+    found = 0 if samples.embedding_labels is None else len(samples.embedding_labels)
+    return not measured and 2 * found >= int(samples.counts.sum())
+
+
+def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
+    """Judged estimates of the counts, from every attack that can make one."""
+    found = [_judged_attempt(observation, "pooled")]
+    if budget.allows_equations:
+        found.append(_judged_attempt(observation, "ilrg"))
+        if _worthwhile(observation, found[0]) and budget.allows_calibrated:
+            found.append(_judged_attempt(observation, "calibrated"))
         if observation.auxiliary is not None:
-            found.append(_attempt(observation, "likelihood") or _attempt(observation, "rlu"))
+            likelihood = _judged_attempt(observation, "likelihood")
+            found.append(likelihood or _judged_attempt(observation, "rlu"))
     return [_unclipped(observation, one) for one in found if one is not None]
 
 
-def dense(observation: Observation, seconds: float) -> bool:
-    """Whether there is room and time for equations between all classes."""
-    classes = observation.classes
-    return classes <= _DENSE_CLASSES and classes**3 <= _WORK_PER_SECOND * seconds
+def _judged_attempt(observation: Observation, name: str) -> Estimate | None:
+    found = _attempt(observation, name)
+    return None if found is None else judged(observation, found)
 
 
-def _unclipped(observation: Observation, found: Restoration) -> Estimate:
-    """The estimate, or the one of a gradient as it was before it was clipped, if it was.
+def _worthwhile(observation: Observation, pooled: Estimate | None) -> bool:
+    """Whether inputs sent through the model may tell more than the gradient's rows alone.
 
-    The attack itself confirms the factor: only of the right one does it find counts that are as
-    whole as its standard errors say.
+    Dummies tell nothing about a trained network, and rows suffice where their estimate is precise.
     """
-    plain = judged(observation, found)
-    factor = None if plain.error < TRUSTED else clipping(observation, found)
+    if pooled is None or observation.auxiliary is not None:
+        return True
+    return pooled.is_even and pooled.error >= _PRECISE
+
+
+def _unclipped(observation: Observation, plain: Estimate) -> Estimate:
+    """The estimate, or that of the gradient before clipping, if it was clipped.
+
+    The attack confirms the factor: only for the right one are its counts as whole as its standard
+    errors claim.
+    """
+    factor = None if plain.error < TRUSTED else clipping_factor(observation, plain)
     if factor is None:
         return plain
     larger = _scaled(observation, factor)
-    again = _attempt(larger, found.attack)
-    whole = plain if again is None else judged(larger, again)
-    if whole.error >= TRUSTED:
+    whole = _judged_attempt(larger, plain.found.attack)
+    if whole is None or whole.error >= TRUSTED:
         return plain
-    flags = (*whole.found.flags, Flag.DEFENCE_SUSPECTED)
+    flags = (*whole.found.flags, Flag.DEFENSE_SUSPECTED)
     return replace(whole, found=replace(whole.found, flags=flags), unclipped=True)
 
 
@@ -158,83 +175,18 @@ def _scaled(observation: Observation, factor: float) -> Observation:
     )
 
 
-def _worthwhile(observation: Observation, pooled: Restoration | None) -> bool:
-    """Whether inputs sent through the model may tell more than the gradient's rows do alone.
-
-    Dummies say nothing of a network that has learned, and rows say enough where they agree.
-    """
-    if pooled is None or observation.auxiliary is not None:
-        return True
-    return is_even(observation, pooled) and judged(observation, pooled).error >= _PRECISE
-
-
-def affordable(observation: Observation, seconds: float) -> bool:
-    """Whether `calibrated` sends its inputs through the model in about that time."""
-    model, auxiliary = observation.model, observation.auxiliary
-    if model is None:
-        return False
-    inputs = _DUMMIES if auxiliary is None else len(auxiliary.inputs)
-    return inputs * _work(model, observation.input_shape) <= _WORK_PER_SECOND * seconds
-
-
-def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:
-    """Multiplications of a forward pass of one input; counted, so that no clock decides."""
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    if shape is None:
-        plain = all(isinstance(layer, nn.Linear) for layer in layers)
-        return float(sum(p.numel() for p in model.parameters())) if plain else math.inf
-    total = 0.0
-
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal total
-        weight = layer.get_parameter("weight")
-        total += output.numel() * weight.numel() / weight.shape[0]
-
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    training = [module for module in model.modules() if module.training]
-    try:
-        with torch.no_grad():
-            model.eval()(next(model.parameters()).new_zeros(1, *shape))
-    except RuntimeError:
-        return math.inf
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in training:
-            module.training = True
-    return total
-
-
-def _all_but_proven(observation: Observation, partial: Restoration) -> bool:
-    """Whether a certificate lacks nothing but the batch size, which nobody told."""
-    found = partial.counts is not None and not partial.flags
-    return observation.batch_size is None and found
-
-
-def _mostly_found(partial: Restoration) -> bool:
-    """Whether at least half of the samples were found one by one, so that few are estimated."""
-    if partial.counts is None or partial.embedding_labels is None:
-        return False
-    return 2 * len(partial.embedding_labels) >= int(partial.counts.sum())
-
-
-def _sure(estimates: list[Estimate]) -> bool:
-    """Whether there are standard errors that can be believed."""
-    return any(one.found.standard_errors is not None and one.error < math.inf for one in estimates)
-
-
-def _coarse(
-    observation: Observation, estimates: list[Estimate], best: Estimate | None
+def _fallback(
+    observation: Observation, budget: Budget, estimates: list[Estimate], best: Estimate | None
 ) -> Estimate | None:
-    """What remains where no estimate is credible: attacks that ask less of the network."""
-    credible = best is not None and best.error < math.inf
+    """The best estimate if it is credible, else that of an attack that assumes less."""
+    credible = best is not None and best.is_credible
     by_mistakes = (one for one in estimates if one.found.attack in ("likelihood", "rlu"))
     mistakes = next(by_mistakes, None)
     if mistakes is not None and (not credible or observation.local_steps > 1):
         return mistakes
     if not observation.has_bias and not (best is not None and best.error < TRUSTED):
-        # Without a bias estimates are so weak that a set which is proven says more.
-        proven = _set(observation)
+        # Without a bias, estimates are so weak that a proven set says more.
+        proven = _set(observation, budget)
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
@@ -244,19 +196,17 @@ def _coarse(
     return Estimate(found, math.inf)
 
 
-def _set(observation: Observation) -> Restoration:
-    """Which classes there are: as the gradient's rank proves it, or as its signs suggest it."""
-    found = None
-    if observation.classes <= _DENSE_CLASSES:
-        found = _attempt(observation, "rlg", strict=True)
+def _set(observation: Observation, budget: Budget) -> Restoration:
+    """The set of classes: proven by the gradient's rank, or else suggested by its signs."""
+    found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
     return found or run_attack(observation, "gradinversion")
 
 
-def _with_found(
-    observation: Observation, estimate: Restoration, partial: Restoration, clear: bool
+def _with_samples(
+    observation: Observation, estimate: Restoration, samples: Restoration, *, trusted: bool
 ) -> Restoration:
-    """An estimate with what is certain of the samples that `exact` found: no count is below it."""
-    certain, total = partial.certain, observation.num_instances
+    """An estimate with the samples that `exact` found for certain as lower bounds of its counts."""
+    certain, total = samples.certain, observation.num_instances
     assert certain is not None, "exact says what it found"
     least = int(certain.sum())
     if total is not None and least > total:
@@ -264,12 +214,12 @@ def _with_found(
     found = replace(
         estimate,
         certain=certain,
-        embeddings=partial.embeddings,
-        embedding_labels=partial.embedding_labels,
-        invisible=partial.invisible,
+        embeddings=samples.embeddings,
+        embedding_labels=samples.embedding_labels,
+        invisible=samples.invisible,
     )
-    if not clear and found.counts is not None and found.attack != "rlg":
-        found = replace(found, flags=(*found.flags, *partial.flags))
+    if not trusted and found.counts is not None and found.attack != "rlg":
+        found = replace(found, flags=(*found.flags, *samples.flags))
     values = estimate.raw if estimate.raw is not None else estimate.counts
     if values is None or estimate.counts is None or total is None or not least:
         return found
@@ -284,10 +234,10 @@ def _with_found(
     )
 
 
-def _disagree(best: Estimate, estimates: list[Estimate]) -> bool:
-    """Whether another estimate contradicts the one that is taken, by more than both may be off.
+def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
+    """Whether another estimate differs from the best by more than the errors of both.
 
-    One that is not credible contradicts none that is; where none is, any difference counts.
+    A credible estimate is contradicted by credible ones only. Otherwise any difference counts.
     """
     counts = best.found.counts
     if counts is None or best.found.attack == "rlg":
@@ -297,12 +247,12 @@ def _disagree(best: Estimate, estimates: list[Estimate]) -> bool:
         if other.found.attack == best.found.attack or raw is None or other.found.counts is None:
             continue
         if best.unclipped and not other.unclipped:
-            # It is of a gradient that is known to be too small.
+            # The other estimate reads a gradient that is known to be too small.
             continue
-        if best.error == math.inf:
+        if not best.is_credible:
             if not torch.equal(other.found.counts, counts):
                 return True
-        elif other.error < math.inf:
+        elif other.is_credible:
             own = errors if errors is not None else torch.full_like(raw, other.distance)
             if bool(((raw - counts).abs() > 0.5 + _APART * own).any()):
                 return True

@@ -1,120 +1,127 @@
-"""Flags that an observation raises by itself, whatever attack reads it."""
+"""What a gradient shows by itself, whatever attack reads it: computed once per observation."""
+
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square, row_blocks
 from labelleak.observation import Observation
 from labelleak.restoration import Flag
 
-# Sums over the classes of more than this share of the gradient's norm are not zero; nor are those
-# above what rounding leaves, which in half precision is more, up to the second share.
+# Share of the gradient's norm up to which sums over the classes count as zero, and the largest
+# share that rounding may explain, as in half precision.
 _SUM_TOLERANCE = 1e-3
 _ROUNDED_SUM_TOLERANCE = 0.1
-# More entries than this share are zero though their feature and their class are not: pruned.
+# Share of nonzero sums that weight decay may leave unexplained.
+_UNDECAYED = 0.1
+# From this share of zeros on, in rows and columns that are not empty, a gradient is pruned.
 _PRUNED = 0.01
-# A grid of 16 bits has so many steps either side of zero; so few entries may lie on one by chance.
+# Steps of a 16-bit grid on either side of zero, and entries too few to rule out chance.
 _MOST_STEPS = 1 << 15
 _FEWEST_ENTRIES = 32
-# Entries of which a gradient without a grid has more levels than that.
+# Entries to look at first: those of a gradient without a grid have more levels than a grid.
 _TELLING = 1 << 17
+# Margins below the least entry of an absent class, for certainty: in standard deviations of the
+# noise, and as a share of the largest entry for rounding.
+_DEVIATIONS = 6.0
+_ROUNDING_SHARE = 1e-5
 
 
-def observation_flags(observation: Observation, *, models_steps: bool) -> list[Flag]:
-    """Flags of the gradient, and of what is not known about it.
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What a gradient shows by itself.
 
-    Args:
-        observation: What the server sees.
-        models_steps: Whether the attack that spoke models several local steps.
+    Attributes:
+        sums_are_zero: Whether it sums to zero over the classes, but for rounding.
+        is_treated: Whether it shows a defense: noise, sparsification, signs or quantization. Not
+            clipping, which scales all of it: only an estimate of the counts shows that.
+        certain: Classes that are certainly in the batch, bool, shape (classes,). All False without
+            a bias gradient, or for a summed loss without a batch size.
+        flags: Flags of the gradient and of what is not known, whatever attack reads it.
     """
-    flags = []
-    undisturbed = sums_are_zero(observation)
-    if not undisturbed:
-        flags.append(Flag.SUMS_NOT_ZERO)
-    if _treated(observation, undisturbed=undisturbed):
-        flags.append(Flag.DEFENCE_SUSPECTED)
-    if not observation.has_bias:
-        flags.append(Flag.NO_BIAS)
-    if observation.local_steps > 1 and not models_steps:
-        flags.append(Flag.SEVERAL_STEPS)
-    if observation.batch_size is None:
-        flags.append(Flag.UNKNOWN_BATCH_SIZE)
-    return flags
+
+    sums_are_zero: bool
+    is_treated: bool
+    certain: Bool[Tensor, " classes"]
+    flags: frozenset[Flag]
 
 
-def sums_are_zero(observation: Observation) -> bool:
-    """Whether the gradient sums to zero over the classes, but for rounding."""
-    gradient = observation.gradient
-    if _off_zero(gradient.weight, gradient.rounding):
-        return False
-    bias = gradient.bias
-    # The rounding of a difference of weights is about that of a difference of biases.
-    return bias is None or not _off_zero(
-        bias[:, None], max(gradient.rounding, implied_rounding(bias))
+def diagnose(observation: Observation) -> Diagnosis:
+    """Diagnose the head's gradient, in a few passes and with memory for a part of it."""
+    weight, bias = observation.gradient.weight, observation.gradient.bias
+    sums = class_sums(weight)
+    undisturbed = _sums_are_zero(observation, sums)
+    treated = (
+        (not undisturbed and not _decayed(observation, sums))
+        or _pruned(weight, observation.gradient.rounding)
+        or any(_on_a_grid(tensor) for tensor in (weight, bias) if tensor is not None)
     )
+    raised = {
+        Flag.SUMS_NOT_ZERO: not undisturbed,
+        Flag.DEFENSE_SUSPECTED: treated,
+        Flag.NO_BIAS: not observation.has_bias,
+        Flag.SEVERAL_STEPS: observation.local_steps > 1,
+        Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
+    }
+    flags = frozenset(flag for flag, is_raised in raised.items() if is_raised)
+    return Diagnosis(undisturbed, treated, _certain_classes(observation, sums), flags)
 
 
 def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " features"]:
     """Sum over the classes for every feature, float64."""
-    # As a product, because a sum in another precision costs ten times as much; the rounding of
-    # single precision is far below what is looked for.
+    # A product in the gradient's own precision: a sum in float64 takes ten times as long, and
+    # rounding is far below the tolerance.
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
 
 
-def _off_zero(gradient: Float[Tensor, "classes features"], rounding: float) -> bool:
+def _sums_are_zero(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
+    """Whether the gradient sums to zero over the classes, but for rounding."""
+    weight, bias = observation.gradient.weight, observation.gradient.bias
+    rounding = observation.gradient.rounding
+    if _off_zero(sums, weight, rounding):
+        return False
+    # The rounding of a difference of weights is about that of a difference of biases.
+    return bias is None or not _off_zero(
+        class_sums(bias[:, None]), bias, max(rounding, implied_rounding(bias))
+    )
+
+
+def _off_zero(sums: Float[Tensor, " features"], gradient: Tensor, rounding: float) -> bool:
     """Whether sums over the classes are more than rounding errors of that size leave.
 
-    The norm of the sums, relative to that of the gradient, is the share of independent noise of
-    equal size in every entry.
+    For independent noise of one size in every entry, the norm of the sums relative to that of the
+    gradient is the share of the noise.
     """
     size = root_mean_square(gradient)
     if not size:
         return False
-    share = float(class_sums(gradient).norm()) / size / float(gradient.numel() ** 0.5)
+    share = float(sums.norm()) / size / float(gradient.numel() ** 0.5)
     return share > max(_SUM_TOLERANCE, min(rounding / size, _ROUNDED_SUM_TOLERANCE))
 
 
-def defence_suspected(observation: Observation) -> bool:
-    """Whether the head's gradient looks treated: noise, sparsification, signs or quantisation.
-
-    Clipping scales the gradient as a whole, which only an estimate of the counts can show.
-    """
-    return _treated(observation, undisturbed=sums_are_zero(observation))
-
-
-def _treated(observation: Observation, *, undisturbed: bool) -> bool:
-    """The same, where it is known whether the sums over the classes are zero."""
-    gradient = observation.gradient
-    tensors = [gradient.weight] if gradient.bias is None else [gradient.weight, gradient.bias]
-    return (
-        (not undisturbed and not _decayed(observation))
-        or _pruned(gradient.weight, gradient.rounding)
-        or any(_on_a_grid(tensor) for tensor in tensors)
-    )
-
-
-def _decayed(observation: Observation) -> bool:
+def _decayed(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
     """Whether weight decay explains that the sums over the classes are not zero.
 
     Decay adds a multiple of the head's own weight, and to the sums the same multiple of its sums.
     """
     gradient, head = observation.gradient, observation.head
-    sums, decay = class_sums(gradient.weight), class_sums(head.weight)
+    decay = class_sums(head.weight)
     bias = gradient.bias
     if bias is not None and head.bias is not None:
         sums = torch.cat([sums, class_sums(bias[:, None])])
         decay = torch.cat([decay, class_sums(head.bias[:, None])])
     left = sums - decay * (sums @ decay / decay.square().sum().clamp_min(1e-300))
-    return float(left.norm()) <= 0.1 * float(sums.norm())
+    return float(left.norm()) <= _UNDECAYED * float(sums.norm())
 
 
 def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
-    """Whether entries are zero that have no reason to be.
+    """Whether entries were set to zero.
 
-    A feature that no sample shows leaves a column of zeros, and a class that none is taken for a
-    row; any other zero is one that was too small for the number format, or put there. What is too
-    small is no larger than a rounding error, and then there are entries of that size left.
+    An inactive feature leaves a column of zeros, and a class without any probability a row. Other
+    zeros are underflow or pruning. With underflow, the smallest entries that are left are about as
+    large as a rounding error.
     """
     zeros = weight.numel() - int(torch.count_nonzero(weight))
     if not zeros:
@@ -136,11 +143,11 @@ def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
 
 
 def _on_a_grid(tensor: Tensor) -> bool:
-    """Whether all entries are whole multiples of one step, and few of it: signs or a grid of bits.
+    """Whether all entries are small multiples of one step: signs, or a quantization grid.
 
-    The step is the least magnitude that occurs, or the least difference of two.
+    The step is the least magnitude that occurs, or the least difference of two magnitudes.
     """
-    # Few rows tell nearly always, and all of a large head would take as much memory again.
+    # A few rows nearly always suffice; all of a large head would double the memory.
     for part in (tensor[: 1 + _TELLING * len(tensor) // tensor.numel()], tensor):
         magnitudes = part[part != 0].abs()
         levels = torch.unique(magnitudes).double()
@@ -149,12 +156,12 @@ def _on_a_grid(tensor: Tensor) -> bool:
     if magnitudes.numel() < _FEWEST_ENTRIES:
         return False
     steps = torch.cat([levels[:1], levels.diff()])
-    # Levels that differ by rounding only are the same.
+    # Levels that differ by rounding only are equal.
     steps = steps[steps > 1e-5 * float(levels[-1])]
     step = float(steps.min())
     if float(levels[-1]) > 1.01 * _MOST_STEPS * step:
         return False
-    # A difference of two large levels is a rough step: it is refined by more and more of them.
+    # The least difference is a rough step: larger and larger levels refine it.
     for reach in (30.0, 1e3, 4e4):
         near = levels[levels < reach * step]
         if not near.numel():
@@ -162,9 +169,29 @@ def _on_a_grid(tensor: Tensor) -> bool:
         multiples = (near / step).round()
         step = float(near @ multiples / multiples.square().sum().clamp_min(1.0))
     off = (levels / step - (levels / step).round()).abs()
-    # By chance the distances from whole numbers would be a quarter on average.
+    # By chance, the distance from whole numbers would be a quarter on average.
     if float(off.max()) >= 0.05:
         return False
-    # What underflows in half precision lies on the grid of its smallest numbers.
+    # Half precision itself is a grid near its smallest numbers.
     half = torch.finfo(torch.float16)
     return step > 2.0 * half.smallest_normal * half.eps or machine_epsilon(tensor) < half.eps
+
+
+def _certain_classes(
+    observation: Observation, sums: Float[Tensor, " features"]
+) -> Bool[Tensor, " classes"]:
+    """Classes with an entry of the bias gradient that no absent class can have.
+
+    ``db_i = p_i - n_i / K`` is negative only if class i is present; label smoothing shifts that
+    bound. The sums over the classes, zero without noise, show the size of the noise.
+    """
+    bias, loss, classes = observation.gradient.bias, observation.loss, observation.classes
+    if bias is None or (observation.batch_size is None and not loss.averages):
+        return torch.zeros(classes, dtype=torch.bool, device=sums.device)
+    bias = bias.double() / observation.scale
+    weights = loss.weights(classes, bias)
+    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
+    noise = float((sums / observation.scale).square().mean().sqrt()) / classes**0.5
+    rounding = _ROUNDING_SHARE * float(bias.abs().max())
+    certain: Tensor = bias < -bound - _DEVIATIONS * noise - rounding
+    return certain

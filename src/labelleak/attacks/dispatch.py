@@ -4,7 +4,7 @@ from dataclasses import replace
 from inspect import signature
 
 from labelleak.attacks.auto import TIME_LIMIT, automatic
-from labelleak.attacks.diagnosis import class_sums, observation_flags
+from labelleak.attacks.diagnosis import diagnose
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -52,17 +52,24 @@ def restore(
     """
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
-    _check_batch_size(observation)
+    diagnosis = diagnose(observation)
+    total, certain = observation.num_instances, int(diagnosis.certain.sum())
+    if total is not None and certain > total:
+        raise InvalidObservation(
+            f"batch size {total} is too small: the gradient shows at least {certain} classes in "
+            "the batch"
+        )
     if attack == "auto":
         if hyper_parameters:
             raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
-        found = automatic(observation, time_limit or TIME_LIMIT)
+        found = automatic(observation, diagnosis, time_limit or TIME_LIMIT)
     else:
         if time_limit is not None and _searches(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
-    own = observation_flags(observation, models_steps=list_attacks()[found.attack].models_steps)
-    flags = {*own, *found.flags}
+    flags = {*diagnosis.flags, *found.flags}
+    if list_attacks()[found.attack].models_steps:
+        flags.discard(Flag.SEVERAL_STEPS)
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
@@ -71,27 +78,3 @@ def restore(
 def _searches(attack: str) -> bool:
     entry = list_attacks().get(attack)
     return entry is not None and "time_limit" in signature(entry.rule).parameters
-
-
-def _check_batch_size(observation: Observation) -> None:
-    """Refuse a batch size below the number of classes that must be there.
-
-    ``db_i = p_i - n_i / K`` is negative only if class i is present (label smoothing shifts that
-    bound). What noise there is shows in the sums over the classes, which are zero without it.
-    """
-    total, bias = observation.num_instances, observation.gradient.bias
-    if total is None or bias is None:
-        return
-    loss, classes = observation.loss, observation.classes
-    bias = bias.double() / observation.scale
-    weights = loss.weights(classes, bias)
-    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
-    sums = class_sums(observation.gradient.weight) / observation.scale
-    noise = float(sums.square().mean().sqrt()) / observation.classes**0.5
-    rounding = 1e-5 * float(bias.abs().max())
-    certain = int((bias < -bound - 6 * noise - rounding).sum())
-    if certain > total:
-        raise InvalidObservation(
-            f"batch size {total} is too small: the gradient shows at least {certain} classes in "
-            "the batch"
-        )

@@ -3,10 +3,13 @@
 import heapq
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.restoration import Flag, Restoration
+
+# Halvings of the range of evidence: as many as a float64 can tell apart.
+_BISECTIONS = 64
 
 
 def emit_labels(
@@ -17,10 +20,10 @@ def emit_labels(
 ) -> Restoration:
     """Emit labels one by one, each time for the class with the most negative evidence left.
 
-    The two stages of LLG (Wainakh et al., PETS 2022). Stage 1 emits every class with
-    negative evidence once. Stage 2 emits the class of least evidence (less the offset) until there
-    are enough labels. Every emission takes the impact of one sample off its class's evidence. A
-    heap makes an emission O(log C).
+    The two stages of LLG (Wainakh et al., PETS 2022). Stage 1 emits every class with negative
+    evidence once. Stage 2 emits the class of least evidence (less the offset) until there are
+    enough labels. Every emission takes the impact of one sample off its class's evidence. Time does
+    not grow with the number of labels: O(C log C).
 
     Args:
         evidence: Shape (classes,), float64, the more negative the more instances.
@@ -45,12 +48,20 @@ def emit_labels(
     left = evidence.clone()
     left[certain] -= impact[certain]
     left -= offset
-    emitted, steps = counts.tolist(), impact.tolist()
-    heap = [(value, label) for label, value in enumerate(left.tolist())]
+    # Relative to the least of all, small steps are not lost beside large evidence.
+    left -= left.min()
+    rest = total - len(certain)
+    many = _below_a_level(left, -impact, rest)
+    emitted, steps = (counts + many).tolist(), impact.tolist()
+    heap = [(value, label) for label, value in enumerate((left - many * impact).tolist())]
     heapq.heapify(heap)
-    for _ in range(total - len(certain)):
+    rest -= int(many.sum())
+    while rest:
         value, label = heap[0]
-        emitted[label] += 1
+        # A class whose evidence does not rise takes all that is left.
+        number = 1 if steps[label] < 0 else rest
+        emitted[label] += number
+        rest -= number
         heapq.heapreplace(heap, (value - steps[label], label))
     counts = torch.tensor(emitted, device=evidence.device)
     return Restoration(
@@ -59,3 +70,37 @@ def emit_labels(
         proportions=counts.double() / counts.sum(),
         flags=flags,
     )
+
+
+def _below_a_level(
+    evidence: Float[Tensor, " classes"], steps: Float[Tensor, " classes"], number: int
+) -> Int[Tensor, " classes"]:
+    """Nearly all of stage 2 at once: how often each class is emitted before a common level.
+
+    Class i is emitted at evidence ``e_i, e_i + s_i, e_i + 2 s_i, ...``, and the labels are those of
+    the lowest values. Bisection finds the highest level below which there are no more than
+    `number`; what is missing lies at the level itself.
+
+    Args:
+        evidence: Left by stage 1, float64, shape (classes,), at least 0.
+        steps: What one emission adds to it, shape (classes,).
+        number: Number of labels to emit at most.
+
+    Returns:
+        int64, shape (classes,); no class whose step is not positive is among them.
+    """
+    rising = steps > 0
+    found = torch.zeros(evidence.shape, dtype=torch.int64, device=evidence.device)
+    if number <= len(evidence) or not bool(rising.any()):
+        return found
+    steps = torch.where(rising, steps, torch.inf)
+    highest = evidence + torch.where(rising, steps * number, 0.0)
+    low, high = 0.0, float(highest.min())
+    for _ in range(_BISECTIONS):
+        level = (low + high) / 2
+        below = ((level - evidence) / steps).ceil().clamp(0, number)
+        if float(below.sum()) <= number:
+            found, low = below.long(), level
+        else:
+            high = level
+    return found

@@ -1,4 +1,4 @@
-"""How far an estimate of the counts may be off, judged by what shows without the truth."""
+"""How far an estimate of the counts may be off, judged without the true counts."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,22 @@ from labelleak.projection import project_to_counts
 from labelleak.restoration import Restoration
 
 TRUSTED = 0.2
-"""Error of a count, root mean square, above which rounding is little better than chance."""
+"""Root mean square error of a count above which rounding is little better than chance."""
 
-# Perplexity of the mean prediction, relative to the number of classes. Below, predictions have
-# become sure of some classes, and no longer follow from a mean embedding.
+# Errors below this one are equal: such counts round to the right ones, and the rest of the error
+# may be rounding of the gradient, which must not choose between estimates.
+_SAME_ERROR = 1e-3
+# Least perplexity of an even mean prediction, relative to the number of classes. Below, the network
+# is sure of some classes, and its mean prediction no longer follows from a mean embedding.
 _FLAT = 0.85
-# Above this one, counts that are as near to whole numbers as that show that it does no harm:
-# untrained networks whose embeddings are far from zero favour some classes, too.
+# Down to this perplexity, an estimate is believed if its counts are this near to whole numbers:
+# untrained networks whose embeddings are far from zero favor some classes, too.
 _UNEVEN, _WHOLE = 0.5, 0.1
-# A count nearer to zero than this tells nothing of its class but that it is absent.
+# A count nearer to zero than this is that of an absent class.
 _ABSENT = 0.1
-# How much smaller a clipped gradient is at least and at most, and how many factors are tried.
+# Largest credible distance from feasible counts: in claimed standard errors, plus a margin.
+_CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
+# Least and largest factor by which clipping is assumed to scale, and how many factors are tried.
 _LEAST_FACTOR = 1.1
 _LARGEST_FACTOR = 30.0
 _FACTORS = 500
@@ -30,37 +35,62 @@ _FACTORS = 500
 
 @dataclass(frozen=True)
 class Estimate:
-    """Counts, and by how much they are off, as far as that shows without the truth.
+    """Counts, and how far they are off, as far as that shows without the true counts.
+
+    Counts are feasible if they are whole, non-negative and of the right sum.
 
     Attributes:
         found: The restoration.
-        error: Root mean square of the error of a count; infinite where assumptions do not hold.
-        distance: The same of the distance from counts that could be; at most that is seen of it.
-        unclipped: Whether it is of a gradient as it was before it was clipped.
+        error: Root mean square error of a count; infinite if the attack's assumptions do not hold.
+        distance: Root mean square distance from the nearest feasible counts.
+        evenness: Perplexity of the mean prediction, relative to the number of classes; 1 for an
+            attack without standard errors, which does not assume it to be even.
+        unclipped: Whether it is of the gradient as it was before clipping.
     """
 
     found: Restoration
     error: float
     distance: float = math.inf
+    evenness: float = 1.0
     unclipped: bool = False
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the mean prediction that the counts stand for favors no classes."""
+        return self.evenness > _FLAT
+
+    @property
+    def is_credible(self) -> bool:
+        """Whether its assumptions hold, as far as that shows."""
+        return self.error < math.inf
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts estimates, the best first; equal where only rounding differs."""
+        return max(self.error, _SAME_ERROR), max(self.distance, _SAME_ERROR)
 
 
 def judged(observation: Observation, found: Restoration) -> Estimate:
     """How far an estimate may be off.
 
-    Standard errors are believed where the mean prediction is even and the counts are as near to
-    counts that could be as they claim. Without standard errors the distance from such counts is the
-    error, if it is so small that chance does not explain it.
+    Standard errors are believed if the mean prediction is even and the counts are as near to
+    feasible ones as the errors claim. Without standard errors, the distance from feasible counts is
+    the error, if chance does not explain so small a distance.
+
+    Args:
+        observation: What the attack saw.
+        found: Its estimate, with real-valued counts.
     """
     raw, errors = found.raw, found.standard_errors
     assert raw is not None, "an attack that estimates counts"
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
-    even = 1.0 if errors is None else evenness(observation, found)
+    even = 1.0 if errors is None else _evenness(observation, found)
     if total is None:
-        # Shares have no distance from whole numbers: the sharper attack first.
-        return Estimate(found, math.inf, float(errors is None) if even > _FLAT else math.inf)
+        # Shares have no distance from whole numbers: attacks with standard errors go first.
+        order = float(errors is None) if even > _FLAT else math.inf
+        return Estimate(found, math.inf, order, even)
     distance = _distance(raw, total)
-    # Absent classes, rightly near zero, would hide what is wrong with the others.
+    # Many absent classes, rightly near zero, would hide errors of the others.
     told = (raw.abs() > _ABSENT) | found.present
     apart = (raw - raw.round()).abs()
     if found.counts is not None:
@@ -71,59 +101,54 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         return Estimate(found, of_told if right else math.inf, of_told)
     claimed = float(errors.square().mean().sqrt())
     follows = even > _FLAT or (even > _UNEVEN and of_told < _WHOLE)
-    credible = follows and distance < 2.0 * claimed + 0.05
-    return Estimate(found, max(distance, claimed) if credible else math.inf, distance)
+    credible = follows and distance < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
+    return Estimate(found, max(distance, claimed) if credible else math.inf, distance, even)
 
 
-def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
-    """From the nearest counts that could be, root mean square."""
-    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
+def clipping_factor(observation: Observation, estimate: Estimate) -> float | None:
+    """The factor above 1 that makes counts whole, if there is one: the gradient was clipped.
 
-
-def clipping(observation: Observation, found: Restoration) -> float | None:
-    """By which factor the gradient is too small, if there is one above 1 that makes counts whole.
-
-    A gradient that was clipped is too small by one factor. The mean prediction does not change with
-    it, and only ``n = K (p - s db)`` of the right s is whole and not negative.
+    Clipping divides the gradient by one factor s and does not change the mean prediction. Only for
+    the right s is ``n = K (p - s db)`` whole and non-negative.
     """
-    plain = observation.loss.is_plain
+    found = estimate.found
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
-    if not plain or bias is None or raw is None or counts is None:
+    if not observation.loss.is_plain or bias is None or raw is None or counts is None:
         return None
-    if found.standard_errors is None or not is_even(observation, found):
+    if found.standard_errors is None or not estimate.is_even:
         return None
     total = int(counts.sum())
-    scale = observation.scale
-    seen = total * bias.double() / scale
+    seen = total * bias.double() / observation.scale
     factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
     distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
     least = min(distances)
-    factor = float(factors[distances.index(least)])
+    # Of factors with equally whole counts, the one nearest to no clipping.
+    near = next(i for i, distance in enumerate(distances) if distance <= least + _SAME_ERROR)
+    factor = float(factors[near])
     return factor if factor > _LEAST_FACTOR and least < _by_chance(len(raw)) else None
 
 
-def _by_chance(classes: int) -> float:
-    """Distance from whole numbers, root mean square, that chance reaches once in a thousand times.
+def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
+    """Root mean square distance from the nearest feasible counts."""
+    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
 
-    Fractions without meaning have a mean square of 1/12 and a variance of it of 1/180.
+
+def _by_chance(classes: int) -> float:
+    """Root mean square distance from whole numbers that chance undercuts once in a thousand times.
+
+    The square of a uniform distance has mean 1/12 and variance 1/180.
     """
     least = 1.0 / 12.0 - 3.0 * math.sqrt(1.0 / (180.0 * classes))
     return max(0.05, min(TRUSTED, math.sqrt(max(0.0, least))))
 
 
-def is_even(observation: Observation, found: Restoration) -> bool:
-    """Whether the mean prediction that the counts stand for favours no classes."""
-    return evenness(observation, found) > _FLAT
-
-
-def evenness(observation: Observation, found: Restoration) -> float:
+def _evenness(observation: Observation, found: Restoration) -> float:
     """Perplexity of the mean prediction ``n / K + db``, relative to the number of classes."""
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
         return 1.0
-    scale = observation.scale
     total = 1 if found.counts is None else int(found.counts.sum())
-    prediction = (raw / total + bias.double() / scale).clamp_min(1e-12)
+    prediction = (raw / total + bias.double() / observation.scale).clamp_min(1e-12)
     prediction = prediction / prediction.sum()
     perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
     return perplexity / observation.classes

@@ -1,7 +1,7 @@
 """Likelihood: the most probable counts, given how auxiliary samples of every class scatter."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,21 +15,24 @@ from labelleak.attacks.evidence import (
     instances,
     mean_divisor,
 )
-from labelleak.attacks.probe import Probe, auxiliary_of, class_means, probe
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.probe import Probe, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
+from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
-# So many auxiliary samples for each entry of a covariance's diagonal, and so many directions of the
-# embedding at most: chosen on seeds and networks other than those of benchmarks/local_steps.py.
+# Auxiliary samples for each entry of a covariance's diagonal, and the most directions of the
+# embedding: chosen on seeds and networks other than those of benchmarks/local_steps.py.
 _SAMPLES_PER_ENTRY, _MOST_DIRECTIONS = 150, 4
-# Of the shares' Dirichlet prior: from one class alone to nearly balanced.
+# Concentrations of the shares' Dirichlet prior: from nearly balanced to one class alone.
 _CONCENTRATIONS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+# Most iterations of L-BFGS for one concentration.
 _ITERATIONS = 100
-# Of a sample's second moments, so that the covariance stays regular whatever the samples are.
+# Ridge, relative to a sample's second moments: keeps the covariance regular.
 _RIDGE = 1e-6
-# Entries of all classes' covariances together: up to 256 classes, 128 MB.
+# Most entries of all covariances together: 128 MB, as for 256 classes without directions.
 _MOST_ENTRIES = 2**24
 
 
@@ -50,9 +53,10 @@ def likelihood(observation: Observation, *, directions: int | None = None) -> Re
     A client's N samples add up to N times its mean gradient. Samples of class c add a vector of
     mean m_c and covariance V_c each, so that the sum is about normal with mean ``sum_c n_c m_c``
     and covariance ``sum_c n_c V_c``; both moments are those of auxiliary samples. The covariance
-    tells how far each equation can be trusted, and how many samples there are to scatter. What the
-    auxiliary means are off by adds ``n_c^2 / A_c V_c`` for A_c auxiliary samples. Shares have
-    Jeffreys' prior, and the answer is the most probable softmax of real numbers (L-BFGS).
+    tells how far each equation can be trusted. Errors of the auxiliary means add ``n_c^2 / A_c
+    V_c`` for A_c auxiliary samples. Shares have a symmetric Dirichlet prior. For each of several
+    concentrations the most probable softmax of real numbers is found by L-BFGS, and these are
+    averaged, weighted by how probable the gradient is for each.
 
     A sample's vector is its entry ``p - y`` of the bias gradient, and the same times its embedding
     along the auxiliary embeddings' first principal directions. For several steps it is averaged
@@ -109,7 +113,10 @@ class Moments(NamedTuple):
 
 
 def probable_shares(
-    moments: Moments, seen: Float[Tensor, " entries"], total: int
+    moments: Moments,
+    seen: Float[Tensor, " entries"],
+    total: int,
+    concentrations: Sequence[float] = _CONCENTRATIONS,
 ) -> Float[Tensor, " classes"]:
     """Shares of the classes under which a mean of so many samples' vectors is probable.
 
@@ -117,6 +124,7 @@ def probable_shares(
         moments: Of the classes.
         seen: The mean, for a mean loss with class weights over the sum of weights.
         total: Number of samples.
+        concentrations: Of the Dirichlet priors to weigh, positive.
 
     Returns:
         Positive, summing to one, shape (classes,): the most probable ones for each concentration of
@@ -137,14 +145,14 @@ def probable_shares(
         factor = torch.linalg.cholesky(scatter.reshape(entries, entries) + ridge)
         distance = torch.linalg.solve_triangular(factor, (counts @ offsets)[:, None], upper=False)
         fit = distance.square().sum() / 2 + factor.diagonal().log().sum()
-        normaliser = math.lgamma(classes * concentration) - classes * math.lgamma(concentration)
-        prior = concentration * torch.log_softmax(logits, dim=0).sum() + normaliser
+        normalizer = math.lgamma(classes * concentration) - classes * math.lgamma(concentration)
+        prior = concentration * torch.log_softmax(logits, dim=0).sum() + normalizer
         less_probable: Tensor = fit - prior
         return less_probable
 
     logits = torch.zeros(classes, dtype=seen.dtype, device=seen.device)
     found, evidence = [], []
-    for concentration in _CONCENTRATIONS:
+    for concentration in concentrations:
         given = partial(energy, concentration)
         logits = _minimum(given, logits)
         hessian = torch.autograd.functional.hessian(given, logits)  # type: ignore[no-untyped-call]
@@ -186,8 +194,10 @@ def _moments(
     first = way[0][1].embeddings
     middle = first.mean(dim=0)
     _, sizes, axes = torch.linalg.svd(first - middle, full_matrices=False)
-    scale = sizes[:directions].clamp_min(torch.finfo(sizes.dtype).tiny) / len(first) ** 0.5
-    axes = axes[:directions].T / scale
+    # A direction in which embeddings differ by rounding alone tells nothing.
+    noise = implied_rounding(first) * sum(size**0.5 for size in first.shape)
+    kept = min(directions, int((sizes > noise).sum()))
+    axes = axes[:kept].T / (sizes[:kept] / len(first) ** 0.5)
     labels = auxiliary.labels.to(first.device)
     vectors = sum(
         share
@@ -198,9 +208,9 @@ def _moments(
     )
     assert isinstance(vectors, Tensor)
     means = class_means(vectors, labels, classes)
-    centred = vectors - means[labels]
+    centered = vectors - means[labels]
     covariances = torch.stack(
-        [centred[labels == label].T.cov(correction=1) for label in range(classes)]
+        [centered[labels == label].T.cov(correction=1) for label in range(classes)]
     ).reshape(classes, vectors.shape[1], -1)
     bias = bias_gradient(observation)
     weight = (gradient.weight.double() / mean_divisor(observation) - bias[:, None] * middle) @ axes

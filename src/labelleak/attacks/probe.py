@@ -1,25 +1,25 @@
-"""What the server's own inputs, made up or auxiliary, look like at the head of the model."""
+"""Send inputs through the model, and see what arrives at its head or at another layer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
-from labelleak.observation import Auxiliary, Observation
+from labelleak.hooks import Passage, recorded
+from labelleak.isolation import isolated
+from labelleak.observation import Observation
 
-Dummies = Literal["random", "zeros", "ones"]
-
-_CHUNK = 64
+# Samples that go through the model at once where groups do not influence the result.
+_GROUP = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Inputs at the head: float64, on the device of the observation's head.
+    """What arrives at the head, and its logits: float64, on the device of the observation's head.
 
     Attributes:
         embeddings: Shape (samples, features).
@@ -47,8 +47,8 @@ def probe(
 ) -> Probe:
     """Run inputs through the model, in the mode it is in, and see what arrives at its head.
 
-    In training mode the inputs go through in random groups as large as the client's batches, for
-    BatchNorm's sake. The model itself, its buffers and the caller's random state stay as they are.
+    In training mode the inputs go through in random groups as large as the client's batches, since
+    BatchNorm mixes the samples of a group. The model and the caller's random state do not change.
 
     Args:
         observation: Brings the model and the head's name.
@@ -69,37 +69,19 @@ def probe(
             "the head has no name: say where it is in the model (Head(..., name='fc'), or let "
             "observe find it)"
         )
-    if state is not None or model.training:
-        model = deepcopy(model)
     if state is not None:
+        model = deepcopy(model)
         _load(model, state)
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        seen.append(arguments[0] if arguments else keywords["input"])
-
     head = model.get_submodule(layer)
-    weight = next(head.parameters())
-    inputs = inputs.to(weight)
-    order = torch.arange(len(inputs))
-    size = _CHUNK
+    order, size = torch.arange(len(inputs)), _GROUP
     if model.training:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-        size = observation.batch_size or _CHUNK
-    handle = head.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            for part in order.tensor_split(-(-len(inputs) // size)):
-                model(inputs[part])
-    except RuntimeError as error:
-        raise InvalidObservation(
-            f"inputs of shape {tuple(inputs.shape[1:])} do not go through the model: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
-    finally:
-        handle.remove()
-    embeddings = torch.cat(seen).to(observation.head.weight.device).double()
+        size, inputs = observation.batch_size or _GROUP, inputs[order]
+    with isolated(model), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        runs = passages(model, head, inputs, size)
+        embeddings = torch.cat([run.entered for run in runs])
+    embeddings = embeddings.to(observation.head.weight.device).double()
     embeddings = embeddings[order.argsort().to(embeddings.device)]
     own = {name: value.detach() for name, value in head.named_parameters()}
     logits = embeddings @ own["weight"].to(embeddings).T
@@ -110,45 +92,35 @@ def probe(
     return Probe(embeddings, logits)
 
 
-def dummies(observation: Observation, kind: Dummies, samples: int) -> Float[Tensor, "samples ..."]:
-    """Made-up inputs: standard normal noise (the same at every call), zeros or ones.
+def passages(
+    model: nn.Module, layer: nn.Module, inputs: Float[Tensor, "samples ..."], size: int = _GROUP
+) -> Iterator[Passage]:
+    """Run inputs through a model in groups, and see what enters and leaves one of its layers.
+
+    Args:
+        model: The network, in whatever mode it is to run in.
+        layer: One of its modules.
+        inputs: Shape (samples, ...), moved to the model's device and dtype group by group.
+        size: Most samples in a group. Groups are about equal: a last one of one sample would stop
+            BatchNorm in training mode.
+
+    Yields:
+        Every run of the layer, in the order of the inputs.
 
     Raises:
-        ValueError: No dummies of that kind, or none at all.
-        MissingKnowledge: Nobody said what shape an input has.
+        InvalidObservation: The inputs do not fit the model.
     """
-    if kind not in get_args(Dummies):
-        raise ValueError(f"dummies {kind!r}: use {', '.join(map(repr, get_args(Dummies)))}")
-    if samples < 1:
-        raise ValueError(f"{samples} dummy inputs: there must be at least 1")
-    shape = observation.input_shape
-    if shape is None:
-        if observation.auxiliary is None:
-            raise MissingKnowledge("the shape of one input is missing (input_shape=...)")
-        shape = tuple(observation.auxiliary.inputs.shape[1:])
-    if kind == "random":
-        return torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
-    # All the same: one is as good as many, and two keep BatchNorm going.
-    return torch.full((2, *shape), 0.0 if kind == "zeros" else 1.0)
-
-
-def auxiliary_of(observation: Observation, *, every_class: bool = True) -> Auxiliary:
-    """The auxiliary data, checked to hold every class where that is asked for.
-
-    Raises:
-        MissingKnowledge: There is none, or a class has no sample in it.
-    """
-    auxiliary = observation.auxiliary
-    if auxiliary is None:
-        raise MissingKnowledge("auxiliary data is missing (auxiliary=Auxiliary(inputs, labels))")
-    absent = (torch.bincount(auxiliary.labels, minlength=observation.classes) == 0).nonzero()[:, 0]
-    if every_class and len(absent):
-        listed = ", ".join(map(str, absent[:8].tolist())) + (", ..." if len(absent) > 8 else "")
-        raise MissingKnowledge(
-            f"the auxiliary data has no sample of {len(absent)} classes ({listed}): it needs at "
-            "least one of every class"
-        )
-    return auxiliary
+    like = next(model.parameters())
+    for group in inputs.tensor_split(-(-len(inputs) // size)):
+        try:
+            with recorded(layer) as runs:
+                model(group.to(like))
+        except RuntimeError as error:
+            raise InvalidObservation(
+                f"inputs of shape {tuple(inputs.shape[1:])} do not go through the model: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        yield from runs
 
 
 def class_means(

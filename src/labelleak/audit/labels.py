@@ -10,18 +10,26 @@ from labelleak.errors import UnreadableFile
 
 
 def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
-    """The auditor's own labels from a text file: integers apart by spaces, commas or line breaks.
+    """Read labels from a text file: integers separated by spaces, commas or line breaks.
 
     Args:
-        path: The file, UTF-8, with or without a byte order mark; empty lines do not count.
+        path: The file, UTF-8, with or without a byte order mark. Empty lines are skipped.
         classes: Number of classes C.
 
     Returns:
         int64, shape (batch,), in the order of the file.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything else than integers from 0 to
-            C - 1; the message names the line.
+        UnreadableFile: There is no such file, or it holds anything but integers from 0 to C - 1.
+            The message names the line.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "labels.txt")
+        ...     _ = path.write_text("0, 2 2")
+        ...     read_labels(path, classes=3).tolist()
+        [0, 2, 2]
     """
     path = Path(path)
     try:
@@ -33,7 +41,7 @@ def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
     labels = []
     for number, line in enumerate(text.split("\n"), start=1):
         for word in line.replace(",", " ").split():
-            # Any more digits, and Python would refuse to read them.
+            # Python refuses to read a number of thousands of digits.
             plain = word.isascii() and word.isdigit() and len(word) <= 18
             if not plain or int(word) >= classes:
                 raise UnreadableFile(

@@ -1,4 +1,4 @@
-"""One audit as data: what was observed, what was restored, how it scored, and the verdict."""
+"""The record of one audit: what was observed and restored, how it scored, and the verdict."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,30 +14,30 @@ SCHEMA = "labelleak/audit/1"
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """The record of one audit, ready for JSON: numbers, strings, lists and dicts only.
+    """The record of one audit; it holds numbers, strings, lists and dicts only, as JSON does.
 
     Attributes:
-        attack: Attack that spoke.
+        attack: Name of the attack that gave the result.
         classes: Number of classes C.
-        features: Width of the embedding m.
+        features: Width m of the embedding, the head's input.
         head: Name of the final linear layer, or None.
         batch_size: Number of samples in one local step, or None.
         local_steps: Number of local steps.
-        present: Restored present classes, ascending.
+        present: Classes that were found in the batch, ascending.
         counts: Restored counts per class, or None.
-        rounded: The attack's counts before their sum was repaired, or None.
-        proportions: Restored share per class, or None; given where there are no counts.
+        rounded: Counts before the attack made them sum to the number of instances, or None.
+        proportions: Restored share per class, where there are no counts; else None.
         certified: Whether the counts are proven.
         flags: Name and text of every flag.
         true_counts: The auditor's own counts, or None.
         score: Metrics of ``counts`` against ``true_counts``, or None.
-        score_rounded: The same of ``rounded``, comparable with published figures, or None.
+        score_rounded: Metrics of ``rounded``, which published figures are of, or None.
         threshold: Accuracy above which the update gives away too much, or None.
         verdict: Value of a `Verdict`.
-        reason: Why, in one sentence.
-        seconds: Time the attack took.
-        source: Where the observation came from: files, kind, learning rate.
-        version: Version of labelleak that wrote it.
+        reason: The reason for the verdict, in one sentence.
+        seconds: Time that the attack took, in seconds.
+        source: Where the observation is from: files, kind, learning rate.
+        version: Version of labelleak that wrote the record.
         schema: Name and version of this format.
     """
 
@@ -75,10 +75,16 @@ class AuditRecord:
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """Read an audit record back.
+    """Read the record of an audit from a file.
+
+    Args:
+        path: A JSON file, as `labelleak audit --output` writes it.
+
+    Returns:
+        The fields of `AuditRecord` by name; their values are not checked.
 
     Raises:
-        UnreadableFile: It is no record, or of another schema version.
+        UnreadableFile: The file holds no record, or one of another schema version.
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:

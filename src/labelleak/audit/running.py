@@ -1,4 +1,4 @@
-"""One audit: restore the labels of an update, score them, judge what that means."""
+"""Run one audit: restore the labels of an update, score them, and judge the result."""
 
 import time
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ def audit_observation(
     source: Mapping[str, Any] | None = None,
     **hyper_parameters: object,
 ) -> AuditRecord:
-    """Restore the labels of one update and judge what that means.
+    """Restore the labels of one update, score them, and judge the result.
 
-    The true counts meet the result in the score alone; the attack never sees them.
+    The attack never sees the true counts: they are only compared with its result.
 
     Args:
         observation: What the server sees.
         attack: Registered name, or ``"auto"``.
         true_counts: The auditor's own counts, int64, shape (classes,), when known.
         threshold: Largest accuracy that is acceptable, in [0, 1]; needs `true_counts`.
-        time_limit: Seconds after which an attack that searches ends, see `labelleak.restore`.
-        source: Where the observation came from, for the record.
+        time_limit: Seconds after which an attack ends its search, see `labelleak.restore`.
+        source: Where the observation is from, for the record.
         **hyper_parameters: Keyword arguments of the attack.
 
     Returns:
@@ -46,6 +46,14 @@ def audit_observation(
             comes without them or is not in [0, 1].
         ValueError: The time limit is not positive.
         MissingKnowledge: The observation lacks what the attack needs.
+
+    Examples:
+        >>> import labelleak, torch
+        >>> model = torch.nn.Linear(5, 4)
+        >>> seen = labelleak.capture(model, torch.ones(6, 5), torch.tensor([0, 0, 1, 3, 3, 3]))
+        >>> record = audit_observation(seen, true_counts=torch.tensor([2, 1, 0, 3]), threshold=0.5)
+        >>> record.counts, record.verdict, record.exit_status
+        ([2, 1, 0, 3], 'over threshold', 1)
     """
     total = observation.num_instances
     if threshold is not None and not 0.0 <= threshold <= 1.0:

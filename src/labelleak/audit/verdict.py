@@ -1,4 +1,4 @@
-"""What the outcome of an audit is, and why, in one sentence."""
+"""The verdict of an audit, and the reason for it in one sentence."""
 
 from enum import Enum
 
@@ -7,7 +7,12 @@ from labelleak.restoration import Restoration
 
 
 class Verdict(Enum):
-    """Outcome of an audit; the value stands in the record."""
+    """Outcome of an audit. The value is what the record holds.
+
+    Examples:
+        >>> [(verdict.value, verdict.exit_status) for verdict in Verdict]
+        [('audited', 0), ('over threshold', 1), ('inconclusive', 3)]
+    """
 
     AUDITED = "audited"
     OVER_THRESHOLD = "over threshold"
@@ -15,12 +20,23 @@ class Verdict(Enum):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of the command line: 0, 1 or 3 (2 is for unusable input)."""
+        """Exit status of `labelleak audit`: 0, 1 or 3."""
         return {Verdict.AUDITED: 0, Verdict.OVER_THRESHOLD: 1, Verdict.INCONCLUSIVE: 3}[self]
 
 
 def judge(found: Restoration, scored: Score | None, threshold: float | None) -> tuple[Verdict, str]:
-    """The verdict and why; a result under which the labels would be safe there is none."""
+    """Judge the result of an attack.
+
+    No verdict says that the labels are safe: a stronger attack may restore more.
+
+    Args:
+        found: What the attack restored.
+        scored: Its score against the true labels; None where they are not known.
+        threshold: Largest accuracy that is acceptable, in [0, 1], or None.
+
+    Returns:
+        The verdict, and the reason for it.
+    """
     doubts = "; ".join(flag.text for flag in found.flags) if found.unreliable else ""
     if scored is not None and scored.accuracy is not None:
         restored = f"{found.attack} restored {scored.accuracy:.1%} of the labels"
@@ -48,7 +64,7 @@ def judge(found: Restoration, scored: Score | None, threshold: float | None) -> 
 
 
 def _restored(found: Restoration) -> str:
-    """What there is, where no true labels tell how much of it is right."""
+    """What was restored, where no true labels say how much of it is right."""
     present = int(found.present.sum())
     classes = f"{present} {'class' if present == 1 else 'classes'}"
     if found.counts is None:

@@ -1,40 +1,35 @@
-"""``labelleak attacks``: what each attack needs, gives, and where it is from."""
+"""``labelleak attacks``: what each attack needs and gives, and the paper it is from."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
-from labelleak.attacks import Attack
-from labelleak.attacks import list_attacks as registered
-from labelleak.cli.output import console, format_option
+from labelleak.cli.console import console
+from labelleak.cli.options import format_option
+from labelleak.cli.tables import print_attacks
+
+if TYPE_CHECKING:
+    from labelleak.attacks import Attack
 
 
-@click.command()
+@click.command("attacks")
 @format_option
-def attacks(output_format: str) -> None:
+def attacks_command(output_format: str) -> None:
     """List the attacks: what each needs, gives and assumes.
 
-    And the paper that each is from. The name is what `labelleak audit --attack` takes.
+    Each has its paper beside it. `labelleak audit --attack` takes the name.
     """
-    rows = [_row(entry) for entry in registered().values()]
+    from labelleak.attacks import list_attacks
+
+    rows = [_row(entry) for entry in list_attacks().values()]
     if output_format == "json":
         click.echo(json.dumps(rows, indent=2))
-        return
-    target = console()
-    for row in rows:
-        target.print(Text.assemble((str(row["name"]), "bold"), f": {row['title']}"))
-        facts = Table.grid(padding=(0, 2))
-        for key in ("needs", "gives", "assumes", "reference"):
-            value = row[key]
-            facts.add_row(key, "; ".join(value) if isinstance(value, list) else value)
-        target.print(Padding(facts, (0, 0, 1, 2)))
-    target.print("set: which classes are in the batch; counts: how many samples of each.")
+    else:
+        print_attacks(rows, console())
 
 
-def _row(entry: Attack) -> dict[str, str | list[str]]:
+def _row(entry: "Attack") -> dict[str, str | list[str]]:
     return {
         "name": entry.name,
         "title": entry.title,

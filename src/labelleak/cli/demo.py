@@ -1,4 +1,4 @@
-"""``labelleak demo``: the whole path on a real batch, with a page to open."""
+"""``labelleak demo``: an audit of a real batch from the update to the page."""
 
 import os
 import sys
@@ -6,14 +6,14 @@ from pathlib import Path
 from shutil import which
 
 import click
-from rich.progress import Progress
 
-from labelleak.cli.output import PathOption, console, print_record, scores_table
-from labelleak.lab.demo import audit_files, run_client
+from labelleak.cli.console import console, progress_bar
+from labelleak.cli.options import PathOption
+from labelleak.cli.tables import print_record, print_scores
 from labelleak.storage import write_json, write_whole
 
 
-@click.command()
+@click.command("demo")
 @click.option(
     "--out",
     type=PathOption("folder"),
@@ -21,24 +21,25 @@ from labelleak.storage import write_json, write_whole
     show_default=True,
     help="Folder for the model, the update, the records and the page.",
 )
-def demo(out: Path) -> None:
+def demo_command(out: Path) -> None:
     """Audit an update made from real digits; no download.
 
-    Trains a small network one step on a batch of the embedded MNIST sample, audits the update as
-    the server would, and shows true against restored counts and every attack's score. Writes the
-    model and update files, one record per attack, and the page report.html.
+    Trains a small network for one step on a batch of the embedded MNIST sample, audits the update
+    as the server would, and shows the restored counts beside the true ones and the score of every
+    attack. Writes the model and update files, one record per attack, and the page report.html.
     """
-    # Before the work: a missing extra is told at once.
-    from labelleak.report import audit_page
+    from labelleak.lab.demo import audit_files, run_client
 
-    target = console()
+    # Imported before the work, so that a missing extra is named at once.
+    from labelleak.report.audit import audit_page
+
     files = run_client(out)
     records = []
-    with Progress(console=target, transient=True) as progress:
-        task = progress.add_task("Auditing", total=None)
+    with progress_bar() as bar:
+        task = bar.add_task("Auditing", total=None)
         for record in audit_files(files):
             records.append(record.as_dict())
-            progress.advance(task)
+            bar.advance(task)
     strongest, others = records[0], records[1:]
     write_json(out / "record.json", strongest)
     for other in others:
@@ -47,14 +48,18 @@ def demo(out: Path) -> None:
     command = files.command(" \\\n  ")
     write_whole(page, audit_page(strongest, others, description=files.description, command=command))
 
+    target = console()
     target.print(f"A client trained on {files.description}.")
     target.print("The server sees the model before and the weights after, and restores:\n")
     print_record(strongest, target)
-    target.print(scores_table(others))
+    print_scores(others, target)
     target.print(f"Page: {page}", soft_wrap=True)
     target.print("Repeat the audit by hand:")
-    # `make demo` installs into .venv, which is on no path.
+    click.echo(f"  {_program()}{files.command().removeprefix('labelleak')}")
+
+
+def _program() -> str:
+    """The name to call this program by: `make demo` installs it into .venv, which is on no PATH."""
     called = Path(sys.argv[0])
     hidden = called.name == "labelleak" and not which("labelleak")
-    program = os.path.relpath(called) if hidden else "labelleak"
-    click.echo(f"  {program}{files.command().removeprefix('labelleak')}")
+    return os.path.relpath(called) if hidden else "labelleak"

@@ -4,8 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,13 @@ from labelleak.attacks import Need, list_attacks
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.running import audit_observation
 from labelleak.errors import MissingKnowledge
+from labelleak.federated.buffers import Buffers
+from labelleak.federated.contents import BY_CLASS, NOTHING, Contents
 from labelleak.federated.policy import Policy, RoundVerdict, read_policy
 from labelleak.federated.replies import (
     Reading,
     Snapshot,
+    buffers_of,
     classes_of,
     observe_gradients,
     observe_weights,
@@ -27,7 +29,12 @@ from labelleak.federated.replies import (
     undisturbed,
 )
 from labelleak.federated.rounds import RoundRecord, Taken, append_record
-from labelleak.federated.samples import approximations, instances_of
+from labelleak.federated.samples import (
+    approximations,
+    instances_of,
+    unknown,
+    with_counted_steps,
+)
 from labelleak.loss import Loss
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
@@ -50,6 +57,8 @@ class Occasion:
         epsilon: Of the differential privacy that the framework accounts for.
         delta: The same.
         aggregate_of: Number of clients that the update adds up.
+        run: The framework's own name or number of the run.
+        task: What was asked of the client, ``"train"`` or ``"evaluate"``.
 
     Example:
         >>> Occasion(round=3, client="hospital 3", label="before clipping").round
@@ -63,6 +72,8 @@ class Occasion:
     epsilon: float | None = None
     delta: float | None = None
     aggregate_of: int | None = None
+    run: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,7 @@ class Auditor:
         *,
         instances: int | None = None,
         true_counts: Tensor | None = None,
+        contents: Contents = NOTHING,
     ) -> Decision:
         """Audit weights that are about to be sent.
 
@@ -193,19 +205,26 @@ class Auditor:
             instances: Number of local samples, FedAvg's ``num-examples``; None: not known.
             true_counts: The site's own count of every class, integers, shape (classes,). The attack
                 never sees them; they stay in the site's file.
+            contents: What the message carries beside the weights, see `look_at`. What of it the
+                policy does not allow makes this an audit that failed.
 
         Returns:
             The decision; its record is written.
         """
 
-        def look(total: int | None) -> Observation:
-            told = training.resolved(total if instances is None else instances)
+        def look(total: int | None, buffers: Buffers) -> tuple[Observation, tuple[str, ...]]:
+            known = total if instances is None else instances
+            recipe, notes = with_counted_steps(training, known, buffers.steps)
+            told = recipe.resolved(known)
             number = instances_of(told, instances, total)
-            return observe_weights(before, after, told, number, self._reading)
+            observation = observe_weights(before, after, told, number, self._reading)
+            return observation, (*unknown(told), *buffers.notes, *notes)
+
+        def check() -> tuple[str | None, Buffers]:
+            return problem_of(before, after, complete=True), buffers_of(before, after)
 
         about = {"kind": "weights", "training": asdict(training), "instances": instances}
-        problem = partial(problem_of, before, after, complete=True)
-        return self._audit(look, problem, about, occasion, true_counts)
+        return self._audit(look, check, about, occasion, true_counts, contents)
 
     def audit_gradients(
         self,
@@ -231,60 +250,87 @@ class Auditor:
             The decision; its record is written.
         """
 
-        def look(total: int | None) -> Observation:
+        def look(total: int | None, _: Buffers) -> tuple[Observation, tuple[str, ...]]:
             told = training.resolved(total if instances is None else instances, one_step=True)
             number = instances_of(told, instances, total)
-            return observe_gradients(before, gradients, told, number, self._reading)
+            return observe_gradients(before, gradients, told, number, self._reading), ()
+
+        def check() -> tuple[str | None, Buffers]:
+            return problem_of(before, gradients, complete=False), Buffers()
 
         about = {"kind": "gradients", "training": asdict(training), "instances": instances}
-        problem = partial(problem_of, before, gradients, complete=False)
-        return self._audit(look, problem, about, occasion, true_counts)
+        return self._audit(look, check, about, occasion, true_counts, NOTHING)
 
-    def failed(self, error: Exception | str, occasion: Occasion) -> Decision:
-        """Decide on a reply that the adapter could not even read.
+    def audit_message(self, contents: Contents, occasion: Occasion) -> Decision | None:
+        """Decide on a message that holds no weights.
+
+        Args:
+            contents: What it holds, see `look_at`.
+            occasion: As of `audit_update`.
+
+        Returns:
+            The decision; its record is written. None where there is nothing to write down: the
+            policy allows all of it, and none of it is told by class.
+        """
+        if contents.problem is not None:
+            return self.failed(contents.problem, occasion, contents)
+        if not any(leak.what == BY_CLASS for leak in contents.leaks):
+            return None
+        reason = "the policy allows all that the message holds; numbers by class are among it"
+        return self._decide("within", reason, occasion, contents)
+
+    def failed(
+        self, error: Exception | str, occasion: Occasion, contents: Contents = NOTHING
+    ) -> Decision:
+        """Decide on a message that the adapter could not even read, or that must not leave.
 
         Args:
             error: What went wrong.
             occasion: As of `audit_update`.
+            contents: What the message holds beside the weights, as far as that was looked at.
 
         Returns:
             The decision; its record is written.
         """
-        text = text_of(error)
-        return self._decide("failed", f"there is no audit: {text}", occasion, error=text)
+        text = _joined(contents.problem, text_of(error))
+        return self._decide("failed", f"there is no audit: {text}", occasion, contents, error=text)
 
     def _audit(
         self,
-        look: Callable[[int | None], Observation],
-        check: Callable[[], str | None],
+        look: Callable[[int | None, Buffers], tuple[Observation, tuple[str, ...]]],
+        check: Callable[[], tuple[str | None, Buffers]],
         source: dict[str, Any],
         occasion: Occasion,
         true_counts: Tensor | None,
+        contents: Contents,
     ) -> Decision:
         start = time.perf_counter()
         found: AuditRecord | None = None
-        error: str | None = None
+        buffers, error = Buffers(), contents.problem
         try:
             with undisturbed():
                 # What is wrong elsewhere in the update does not keep the head from being read.
-                error = check()
+                problem, buffers = check()
+                error = _joined(error, problem, buffers.problem)
                 counts = None if true_counts is None else true_counts.detach().cpu().long()
-                observation = look(None if counts is None else int(counts.sum()))
+                total = None if counts is None else int(counts.sum())
+                observation, notes = look(total, buffers)
                 found = audit_observation(
                     observation,
                     self.policy.attack,
                     true_counts=counts,
                     threshold=None if counts is None else self.policy.threshold,
-                    source={**source, "approximations": list(approximations(observation))},
+                    source={**source, "approximations": [*approximations(observation), *notes]},
                     time_limit=self.policy.time_limit,
                 )
         except Exception as problem:  # whatever a client sent
-            error = text_of(problem) if error is None else f"{error}; {text_of(problem)}"
+            error = _joined(error, text_of(problem))
         verdict, reason = self._judge(found, error)
         return self._decide(
             verdict,
             reason,
             occasion,
+            replace(contents, leaks=(*contents.leaks, *buffers.leaks)),
             audit=None if found is None else found.as_dict(),
             error=error,
             seconds=time.perf_counter() - start,
@@ -301,7 +347,12 @@ class Auditor:
         return "failed", f"not all of it could be audited: {error}"
 
     def _decide(
-        self, verdict: RoundVerdict, reason: str, occasion: Occasion, **result: Any
+        self,
+        verdict: RoundVerdict,
+        reason: str,
+        occasion: Occasion,
+        contents: Contents,
+        **result: Any,
     ) -> Decision:
         refusing = self.policy.action == "refuse"
         action: Taken = "sent"
@@ -314,6 +365,8 @@ class Auditor:
             verdict=verdict,
             reason=reason,
             policy=self.policy.as_dict(),
+            unaudited=list(contents.unaudited),
+            leaks=[asdict(leak) for leak in contents.leaks],
             **vars(occasion),
             **result,
         )
@@ -326,3 +379,8 @@ class Auditor:
         if action == "warned":
             _log.warning("round %s, client %s: %s", record.round, record.client, reason)
         return Decision(record, action != "refused", reason)
+
+
+def _joined(*problems: str | None) -> str | None:
+    """What is wrong, in one clause, each thing once; None where nothing is."""
+    return "; ".join(dict.fromkeys(filter(None, problems))) or None

@@ -124,7 +124,14 @@ def train_locally(
         )
     rates = training.learning_rate
     rates = tuple(rates) if isinstance(rates, Sequence) else (rates,) * steps
-    training = replace(training, learning_rate=rates, batch_size=size, steps=steps)
+    training = replace(
+        training,
+        optimizer="sgd",
+        momentum=training.momentum or 0.0,
+        learning_rate=rates,
+        batch_size=size,
+        steps=steps,
+    )
     loss = Loss.of(loss)
     generator = torch.Generator().manual_seed(seed)
     used = torch.randperm(samples, generator=generator)[: samples // size * size]
@@ -135,7 +142,7 @@ def train_locally(
     optimizer = torch.optim.SGD(
         local.parameters(),
         lr=rates[0],
-        momentum=training.momentum,
+        momentum=training.momentum or 0.0,
         weight_decay=training.weight_decay,
     )
     batches = torch.cat(orders).reshape(-1, size)

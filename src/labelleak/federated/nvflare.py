@@ -1,25 +1,30 @@
 """Audit of what an NVIDIA FLARE client sends: a filter for a job or for a site's privacy.json."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import torch
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.dxo_filter import DXOFilter
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
-from nvflare.apis.filter import ContentBlockedException, FilterChainType, FilterContextKey
-from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.filter import ContentBlockedException, Filter, FilterChainType, FilterContextKey
+from nvflare.apis.fl_constant import FLContextKey, FLMetaKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
-from nvflare.app_common.abstract.fl_model import FLModelConst, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
 from labelleak.audit.labels import read_labels
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.contents import Contents, look_at
+from labelleak.federated.nvflare_contents import (
+    Result,
+    foreign_properties,
+    plain,
+    read_result,
+    remove_properties,
+)
+from labelleak.federated.replies import Snapshot
 from labelleak.metrics import counts_of
 from labelleak.training import LocalTraining
 from labelleak.updates.heads import by_bare_name
@@ -30,28 +35,40 @@ REFUSAL_HEADER = "labelleak_refusal"
 
 _RECEIVED = "__labelleak_received"
 _FILTERED = "__labelleak_filtered"
-# What a client sends that holds no weights.
-_NO_MODEL = (DataKind.METRICS, DataKind.ANALYTIC, DataKind.STATISTICS, DataKind.PSI)
 
 
 @dataclass(frozen=True)
 class _Received:
-    """What came with a task: the round, and what is read of the weights or why it cannot be."""
+    """What came with a task, as far as an audit needs it.
 
-    round: int
-    weights: Mapping[str, Tensor]
-    problem: str | None
+    Attributes:
+        round: Number of the round.
+        weights: What is read of the weights.
+        problem: Why they cannot be read, or None.
+        known: Headers and meta, which a client may send back.
+    """
+
+    round: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    problem: str | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
-class LeakageAudit(DXOFilter):  # type: ignore[misc]
+_NOTHING_RECEIVED = _Received(
+    problem="in privacy.json, name this filter among the task_data_filters, too"
+)
+
+
+class LeakageAudit(Filter):  # type: ignore[misc]
     """Audits the weights, or their change, that a task's result holds, before they leave.
 
     In a job, add it as a task-result filter. A site's privacy.json needs it as a task-data filter,
-    too, because filters there get no events by which to see the weights received. Results without
-    weights (metrics, statistics) pass; what holds anything else cannot be audited, and is treated
-    as an audit that failed. A refused result is replaced by a reply of return code
-    ``TASK_RESULT_FILTER_ERROR`` with the reason in `REFUSAL_HEADER`: the server never gets the
-    arrays. Nothing that a client or server sends makes the filter raise.
+    too, because filters there get no events by which to see the weights received. All else that a
+    result holds (other objects of whatever kind, headers, meta, public properties of the context)
+    is compared with the policy's allow-list. A refused result is replaced by a reply of return code
+    ``TASK_RESULT_FILTER_ERROR`` with the reason in `REFUSAL_HEADER`: the server never gets any of
+    it. Under a refusing policy a result leaves as a new one of what was looked at. Nothing that a
+    client or server sends makes the filter raise.
     """
 
     def __init__(
@@ -77,7 +94,7 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
             head: Name of the final linear layer; None to find it.
             label: Where among the filters this one stands, ``"before clipping"`` say.
         """
-        super().__init__(supported_data_kinds=None, data_kinds_to_filter=None)
+        super().__init__()
         # The job API writes a job's configuration from attributes of these names.
         self.policy, self.labels, self.head, self.label = policy, labels, head, label
         self.training, self.instances = dict(training or {}), instances
@@ -109,43 +126,84 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
             fl_ctx: NVIDIA FLARE's context of the task.
 
         Returns:
-            The same object, or an error reply where the policy refuses.
+            The same object; under a refusing policy a new one of the same content, or an error
+            reply.
         """
         if self.get_prop(FilterContextKey.CHAIN_TYPE) == FilterChainType.TASK_DATA_CHAIN:
             self._remember(shareable, fl_ctx)
             return shareable
         fl_ctx.set_prop(_FILTERED, True, private=True, sticky=False)
         try:
-            if content := [str(key) for key in shareable if key != ReservedHeaderKey.HEADERS]:
-                # The base class would let pass what is no DXO, what is beside it, and errors.
-                from_shareable(shareable)
-                if len(content) > 1:
-                    raise ValueError(f"the result holds {len(content)} objects: 1 can be audited")
-                if (code := shareable.get_return_code()) != ReturnCode.OK:
-                    raise ValueError(f"a result of return code {str(code)[:40]} holds an object")
-                return super().process(shareable, fl_ctx)
+            return self._passed(shareable, fl_ctx)
         except ContentBlockedException as refusal:
             return self._refuse(str(refusal), fl_ctx)
-        except Exception as error:
-            try:
-                self._settle(self._failed(error, fl_ctx), fl_ctx)
-            except ContentBlockedException as refusal:
-                return self._refuse(str(refusal), fl_ctx)
-        return shareable
 
-    def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> None:
-        """Audit one object of a result; it stays as it is.
-
-        Args:
-            dxo: The object.
-            shareable: The result that it is part of.
-            fl_ctx: NVIDIA FLARE's context of the task.
+    def _passed(self, shareable: Any, fl_ctx: FLContext) -> Shareable:
+        """What leaves in place of a result.
 
         Raises:
             ContentBlockedException: The policy refuses to send it.
         """
-        if dxo.data_kind not in _NO_MODEL:
-            self._settle(self._audit(dxo, shareable, fl_ctx), fl_ctx)
+        auditor, received = self._auditor(), self._received(fl_ctx)
+        refusing = auditor.policy.action == "refuse"
+        contents = Contents()
+        try:
+            result = read_result(shareable, {**received.known, **_identity(fl_ctx)})
+            contents = self._contents(result, received, fl_ctx, refusing)
+        except Exception as error:  # whatever a client sent
+            decision: Decision | None = auditor.failed(error, self._occasion(fl_ctx))
+        else:
+            decision = self._decision(result, received, contents, fl_ctx)
+            if refusing:
+                shareable = result.message
+        if decision is not None:
+            self._settle(decision, fl_ctx)
+        return shareable
+
+    def _contents(
+        self, result: Result, received: _Received, fl_ctx: FLContext, refusing: bool
+    ) -> Contents:
+        """What a result holds beside the weights, and what its context would send with it."""
+        entries = dict(result.entries)
+        if properties := foreign_properties(fl_ctx):
+            entries["context"] = properties
+            if refusing:
+                remove_properties(fl_ctx, properties)
+        problems = list(result.problems)
+        code = result.message.get_return_code()
+        if code != ReturnCode.OK and set(result.message) - {ReservedHeaderKey.HEADERS}:
+            problems.append("an object in a result of another return code than OK")
+        classes = None if received.problem else self._auditor().classes(received.weights)
+        return look_at(entries, self._auditor().policy.allow, classes, problems)
+
+    def _decision(
+        self, result: Result, received: _Received, contents: Contents, fl_ctx: FLContext
+    ) -> Decision | None:
+        """What becomes of a result; None where there is nothing to write down."""
+        auditor, occasion = self._auditor(), self._occasion(fl_ctx)
+        if result.weights is None:
+            return auditor.audit_message(contents, occasion)
+        try:
+            if received.problem is not None:
+                raise MissingKnowledge(f"the weights received are not known: {received.problem}")
+            sent = result.weights
+            if result.is_change:
+                sent = _added(received.weights, sent)
+            counts = None
+            if self.labels is not None:
+                classes = auditor.classes(received.weights)
+                counts = counts_of(read_labels(self.labels, classes), classes)
+            return auditor.audit_update(
+                received.weights,
+                sent,
+                self._training(result.steps, total_known=counts is not None),
+                occasion,
+                instances=self.instances,
+                true_counts=counts,
+                contents=contents,
+            )
+        except Exception as error:  # whatever a client sent
+            return auditor.failed(error, occasion, contents)
 
     def _auditor(self) -> Auditor:
         """The auditor, made when it is needed.
@@ -162,53 +220,26 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
         return self._made
 
     def _remember(self, shareable: Any, fl_ctx: FLContext) -> None:
-        weights: Mapping[str, Tensor] = {}
-        number, problem = 0, None
+        received = _Received()
         try:
             number = _whole(shareable.get_header(AppConstants.CURRENT_ROUND))
-            weights, is_change = _model_in(from_shareable(shareable))
-            if is_change:
+            headers = plain(shareable.get(ReservedHeaderKey.HEADERS))
+            received = replace(received, round=number, known=headers)
+            meta = plain(from_shareable(shareable).meta)
+            received = replace(received, known={**meta, **headers})
+            read = read_result(shareable, received.known)
+            if read.weights is None:
+                raise ValueError("the server sent none")
+            if read.is_change:
                 raise ValueError("the server sent a change of the weights")
-            weights = self._auditor().snapshot(weights)
+            received = replace(received, weights=self._auditor().snapshot(read.weights))
         except Exception as error:  # the result is what matters, if there will be one
-            weights, problem = {}, str(error)
-        received = _Received(number, weights, problem)
+            received = replace(received, problem=str(error))
         fl_ctx.set_prop(_RECEIVED, received, private=True, sticky=False)
 
-    def _audit(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Decision:
-        try:
-            received = fl_ctx.get_prop(_RECEIVED)
-            if received is None:
-                raise MissingKnowledge(
-                    "the weights received are not known: in privacy.json, name this filter among "
-                    "the task_data_filters, too"
-                )
-            if received.problem is not None:
-                raise MissingKnowledge(f"the weights received are not known: {received.problem}")
-            sent, is_change = _model_in(dxo)
-            if is_change:
-                sent = _added(received.weights, sent)
-            counts = None
-            if self.labels is not None:
-                classes = self._auditor().classes(received.weights)
-                counts = counts_of(read_labels(self.labels, classes), classes)
-            return self._auditor().audit_update(
-                received.weights,
-                sent,
-                self._training(dxo, total_known=counts is not None),
-                self._occasion(fl_ctx, shareable),
-                instances=self.instances,
-                true_counts=counts,
-            )
-        except ContentBlockedException:
-            raise
-        except Exception as error:
-            return self._failed(error, fl_ctx, shareable)
-
-    def _failed(
-        self, error: Exception, fl_ctx: FLContext, shareable: Shareable | None = None
-    ) -> Decision:
-        return self._auditor().failed(error, self._occasion(fl_ctx, shareable))
+    def _received(self, fl_ctx: FLContext) -> _Received:
+        received = fl_ctx.get_prop(_RECEIVED)
+        return received if isinstance(received, _Received) else _NOTHING_RECEIVED
 
     def _settle(self, decision: Decision, fl_ctx: FLContext) -> None:
         """Note what happened in the site's log, and stop what the policy refuses.
@@ -230,55 +261,33 @@ class LeakageAudit(DXOFilter):  # type: ignore[misc]
     def _refuse(self, reason: str, fl_ctx: FLContext) -> Shareable:
         headers = {
             REFUSAL_HEADER: f"refused by the site's policy: {reason}",
-            AppConstants.CURRENT_ROUND: self._occasion(fl_ctx, None).round,
+            AppConstants.CURRENT_ROUND: self._received(fl_ctx).round,
         }
         return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, headers=headers)
 
-    def _occasion(self, fl_ctx: FLContext, shareable: Shareable | None) -> Occasion:
-        received = fl_ctx.get_prop(_RECEIVED)
-        number = 0 if received is None else received.round
-        if received is None and shareable is not None:
-            number = _whole(shareable.get_header(AppConstants.CURRENT_ROUND))
-        client = str(fl_ctx.get_identity_name()) or "client"
-        return Occasion(number, client, self.label, FRAMEWORK)
+    def _occasion(self, fl_ctx: FLContext) -> Occasion:
+        return Occasion(
+            self._received(fl_ctx).round,
+            str(fl_ctx.get_identity_name()) or "client",
+            self.label,
+            FRAMEWORK,
+            run=str(fl_ctx.get_job_id() or ""),
+            task=str(fl_ctx.get_prop(FLContextKey.TASK_NAME) or ""),
+        )
 
-    def _training(self, dxo: DXO, *, total_known: bool) -> LocalTraining:
+    def _training(self, steps: Any, *, total_known: bool) -> LocalTraining:
+        """The recipe of the settings; the client's number of steps where nothing counts them."""
         told = LocalTraining(**self.training)
         countable = told.batch_size is not None and (total_known or self.instances is not None)
-        if told.steps is not None or countable:
-            return told
-        return replace(told, steps=dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
+        return told if told.steps is not None or countable else replace(told, steps=steps)
 
 
-def _model_in(dxo: DXO) -> tuple[dict[str, Any], bool]:
-    """The weights, or their change, in an object as tensors by name, and whether it is a change.
-
-    Raises:
-        ValueError: It holds neither.
-    """
-    kind, content = dxo.data_kind, dxo.data
-    if kind == DataKind.FL_MODEL:
-        content = dxo.data.get(FLModelConst.PARAMS)
-        if dxo.data.get(FLModelConst.OPTIMIZER_PARAMS):
-            raise ValueError("a model with the state of its optimizer cannot be audited")
-        change = str(dxo.data.get(FLModelConst.PARAMS_TYPE)).endswith(ParamsType.DIFF.value)
-        kind = DataKind.WEIGHT_DIFF if change else DataKind.WEIGHTS
-    if kind not in (DataKind.WEIGHTS, DataKind.WEIGHT_DIFF) or not isinstance(content, Mapping):
-        raise ValueError(f"an object of kind {str(dxo.data_kind)[:40]} cannot be audited")
-    return {str(name): _tensor(value) for name, value in content.items()}, (
-        kind == DataKind.WEIGHT_DIFF
-    )
-
-
-def _tensor(value: Any) -> Any:
-    """An array as a tensor that shares its memory; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value
-    try:
-        array = np.asarray(value)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
-    except (TypeError, ValueError):
-        return value
+def _identity(fl_ctx: FLContext) -> dict[str, Any]:
+    """What the server knows of a client and its job by itself."""
+    return {
+        FLMetaKey.JOB_ID: fl_ctx.get_job_id(),
+        FLMetaKey.SITE_NAME: fl_ctx.get_identity_name(),
+    }
 
 
 def _added(before: Mapping[str, Tensor], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,16 +295,21 @@ def _added(before: Mapping[str, Tensor], change: Mapping[str, Any]) -> dict[str,
 
     Those are only checked for their shape and for NaN, and to add them up would cost memory.
     """
+    integers = before.integers if isinstance(before, Snapshot) else {}
     after = {}
     for name, value in by_bare_name(change).items():
-        start = before.get(name)
-        fits = isinstance(value, Tensor) and start is not None and value.shape == start.shape
-        after[name] = start.double() + value.detach().cpu().double() if fits else value  # type: ignore[union-attr]
+        start = before.get(name, integers.get(name))
+        if isinstance(value, Tensor) and start is not None and value.shape == start.shape:
+            moved = value.detach().cpu()
+            exact = not (moved.is_floating_point() or start.is_floating_point())
+            after[name] = start + moved if exact else start.double() + moved.double()
+        else:
+            after[name] = value
     return after
 
 
 def _whole(value: Any) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ from labelleak.attacks import list_attacks
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.verdict import Verdict
 from labelleak.errors import UnreadableFile
+from labelleak.federated.allow import Allow
 
 Action = Literal["record", "warn", "refuse"]
 Measure = Literal["accuracy", "exact"]
@@ -35,6 +36,7 @@ class Policy:
             an audit short beside the training of an epoch.
         records: Folder of the records, made when the first is written; a relative one lies in the
             folder that the process works in.
+        allow: What a message may hold beside the weights. A refusing policy sends nothing else.
 
     Raises:
         ValueError: A value is impossible; the message names the key.
@@ -50,6 +52,7 @@ class Policy:
     attack: str = "auto"
     time_limit: float = 2.0
     records: str = "labelleak-records"
+    allow: Allow = field(default_factory=Allow)
 
     def __post_init__(self) -> None:
         _check_choice("action", self.action, get_args(Action))
@@ -80,8 +83,10 @@ class Policy:
         return f"at most {self.threshold:.1%} of the labels"
 
     def as_dict(self) -> dict[str, Any]:
-        """The policy as plain data, as it stands in a record."""
-        return asdict(self)
+        """The policy as plain data, as it stands in a record: the usual allow-list is left out."""
+        content = asdict(replace(self, allow=Allow()))
+        del content["allow"]
+        return content if self.allow == Allow() else {**content, "allow": self.allow.as_dict()}
 
     def judge(self, found: AuditRecord) -> tuple[RoundVerdict, str]:
         """What an audit means under this policy.
@@ -138,6 +143,8 @@ def read_policy(path: Path | str) -> Policy:
     if unknown:
         raise UnreadableFile(f"{path}: {unknown[0]!r} is no key of a policy: {', '.join(known)}")
     try:
+        if "allow" in content:
+            content["allow"] = Allow.of(content["allow"])
         return Policy(**content)
     except ValueError as error:
         raise UnreadableFile(f"{path}: {error}") from None

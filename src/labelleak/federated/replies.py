@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
+from labelleak.federated.buffers import Buffers, integers_in, read_buffers
+from labelleak.federated.contents import shown
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import observe, observe_update
@@ -58,6 +60,7 @@ class Snapshot(dict[str, Tensor]):
     Attributes:
         kinds: Shape of every tensor by name, without the prefixes of wrappers, and whether it is
             one of floating-point numbers.
+        integers: See `integers_in`.
     """
 
     def __init__(self, state: Mapping[str, Tensor], *, head: str | None, whole: bool) -> None:
@@ -75,6 +78,7 @@ class Snapshot(dict[str, Tensor]):
         names = list(bare) if whole else head_names(bare, head)
         super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
         self.kinds = _kinds(bare)
+        self.integers = integers_in(bare)
 
 
 def problem_of(
@@ -111,6 +115,17 @@ def problem_of(
     )
     texts = [f"{what}: {_listed(names)}" for what, names in found if names]
     return f"the reply is malformed ({'; '.join(texts)})" if texts else None
+
+
+def buffers_of(before: Mapping[str, Any], reply: Mapping[str, Any]) -> Buffers:
+    """What the buffers of a reply say, see `read_buffers`.
+
+    Args:
+        before: State dict that the server handed out, or a snapshot of it.
+        reply: State dict that is about to be sent back.
+    """
+    start = before.integers if isinstance(before, Snapshot) else integers_in(by_bare_name(before))
+    return read_buffers(start, by_bare_name(reply))
 
 
 def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
@@ -200,7 +215,7 @@ def observe_gradients(
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Whatever state a training has, it is the same afterwards; inside, it is that of a fresh run.
+    """Whatever state a training has, it is the same afterward; inside, it is that of a fresh run.
 
     Generators of random numbers (torch, NumPy, Python), gradient mode, default device, autocast.
     """
@@ -284,5 +299,5 @@ def _is_finite(value: Any) -> bool:
 
 def _listed(names: list[str]) -> str:
     rest = len(names) - _MOST_NAMED
-    listed = ", ".join(name[:60] for name in names[:_MOST_NAMED])
+    listed = ", ".join(shown([name]) for name in names[:_MOST_NAMED])
     return f"{listed} and {rest} more" if rest > 0 else listed

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from urllib.parse import quote
 from labelleak._version import __version__
 from labelleak.errors import UnreadableFile
 from labelleak.federated.policy import RoundVerdict
+from labelleak.storage import append_line
 
 SCHEMA = "labelleak/round/1"
 
@@ -47,6 +47,12 @@ class RoundRecord:
         epsilon: Of the differential privacy that the framework accounts for, or None.
         delta: The same.
         aggregate_of: Number of clients whose updates were added up before the audit, or None.
+        run: The framework's own name or number of the run; empty where it has none.
+        task: What was asked of the client, ``"train"`` or ``"evaluate"``; may be empty.
+        unaudited: What left, or was to leave, without an audit and is not allowed by the policy:
+            path of each entry, and what it is.
+        leaks: What tells something of the labels by itself, whatever an attack restores:
+            ``what``, ``where`` and ``why`` of each.
         seconds: Time of the whole audit.
         time: When the record was made, UTC, ISO 8601.
         version: Version of labelleak that wrote it.
@@ -66,6 +72,10 @@ class RoundRecord:
     epsilon: float | None = None
     delta: float | None = None
     aggregate_of: int | None = None
+    run: str = ""
+    task: str = ""
+    unaudited: list[str] = field(default_factory=list)
+    leaks: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     time: str = field(default_factory=_now)
     version: str = __version__
@@ -81,32 +91,20 @@ class RoundRecord:
 def append_record(folder: Path | str, record: RoundRecord) -> Path:
     """Append a record to the client's file: a whole line, also where several processes write.
 
+    Only the owner may read the file, and a folder that is made here: both may hold true counts.
+
     Args:
         folder: The folder of the records; made if it is not there.
         record: The record.
 
     Returns:
-        The file. Only its owner may read it: it may hold true counts.
+        The file.
 
     Raises:
-        UnreadableFile: It cannot be written.
+        UnreadableFile: It cannot be written, or is a link or another user's file.
     """
-    path = Path(folder) / file_name(record.client)
     line = json.dumps(record.as_dict(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        with os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
-            # What an interruption left of a line stays a line of its own.
-            if end := file.seek(0, os.SEEK_END):
-                file.seek(end - 1)
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            if file.write(line) != len(line):
-                raise OSError(0, "the disk took a part of the line only")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UnreadableFile(f"{path}: cannot be written: {reason}") from None
-    return path
+    return append_line(folder, file_name(record.client), line)
 
 
 def file_name(client: str) -> str:
@@ -156,7 +154,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        return None
+    # Records of before there were these have no such entries.
+    return {"run": "", "task": "", "unaudited": [], "leaks": [], **record}
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""How many samples an update is made of: what clients say, and what a site counts itself."""
+"""How many samples and steps an update is made of: what clients say, and what can be counted."""
+
+import math
+from dataclasses import replace
 
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -34,6 +37,54 @@ def instances_of(
             "they must agree"
         )
     return true_total
+
+
+def with_counted_steps(
+    training: LocalTraining, instances: int | None, counted: int | None
+) -> tuple[LocalTraining, tuple[str, ...]]:
+    """The recipe with the number of local steps that BatchNorm counted, where nobody told one.
+
+    Steps that were told stand. Those that follow from the batch size and the number of samples give
+    way to the count: the last batch may have been left out, or the epochs were others than told.
+
+    Args:
+        training: The recipe as told.
+        instances: Number of local samples, or None.
+        counted: See `Buffers.steps`, or None.
+
+    Returns:
+        The recipe, and what contradicts what, in words.
+
+    Raises:
+        InvalidObservation: The count cannot be that of the epochs told.
+    """
+    told = training.count_steps(instances)
+    if counted is None or counted == told:
+        return training, ()
+    if told is None:
+        return replace(training, steps=counted), ()
+    contradiction = f"{told} local steps were told or follow, and BatchNorm counted {counted}"
+    size = training.batch_size
+    if training.steps is None and instances is not None and size is not None:
+        full, all_batches = instances // size, math.ceil(instances / size)
+        if counted == full * training.epochs:
+            return replace(training, steps=counted), ()
+        for batches in (all_batches, full):
+            if batches and counted % batches == 0:
+                epochs = counted // batches
+                recipe = replace(training, steps=counted, epochs=epochs)
+                return recipe, (f"{contradiction}: {epochs} epochs are assumed",)
+    return training, (f"{contradiction}: the former are used",)
+
+
+def unknown(training: LocalTraining) -> tuple[str, ...]:
+    """What of a recipe nobody told, and what it is taken for, in words."""
+    notes = []
+    if training.optimizer is None:
+        notes.append("the optimizer is not known: it is taken for SGD")
+    if training.momentum is None and training.steps != 1:
+        notes.append("the momentum is not known: it is taken for 0")
+    return tuple(notes)
 
 
 def approximations(observation: Observation) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Reading an image off the gradient of a first layer that is fully connected."""
+"""Read an image off the gradient of a fully connected first layer."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
+from labelleak.hooks import hooked
 from labelleak.inversion.task import Task
 
 
 @dataclass(frozen=True)
 class Analytic:
-    """The quotient of weight and bias gradients of the first layer; nothing is searched for.
+    """Divide the gradient of the first layer's weight by that of its bias; nothing is searched for.
 
-    For ``y = W x + b`` row i of the weight's gradient is the mean over the batch of ``d_i x`` and
-    the bias's that of ``d_i``: their quotient is the input itself if there is one sample, and a
-    weighted mean of the inputs otherwise.
+    For ``y = W x + b`` row i of the weight's gradient is the mean of ``d_i x`` over the batch, with
+    ``d_i`` the derivative of the loss by ``y_i``. Entry i of the bias's gradient is the mean of
+    ``d_i``. Their quotient is the input itself for one sample, and a weighted mean of the inputs
+    for several.
 
     References:
         Geiping et al., "Inverting gradients", NeurIPS 2020, proposition 3.1 and theorem 1 of the
@@ -28,18 +30,18 @@ class Analytic:
 
 
 def read_first_layer(task: Task) -> Float[Tensor, "batch channels height width"]:
-    """The inputs that the first layer's gradient gives away.
+    """Restore inputs from the gradient of the first layer.
 
     Args:
         task: The network and its gradient.
 
     Returns:
-        Inputs of the network: exact for a batch of one; else a weighted mean of the batch for each
-        of the neurons whose bias gradient is largest, one for each image.
+        Inputs of the network. For a batch of one the input is exact. For a larger batch each entry
+        is a weighted mean of the batch, by one of the neurons with the largest bias gradients.
 
     Raises:
-        InvalidObservation: The images do not go straight into a fully connected layer with a bias,
-            or nothing came back to it.
+        InvalidObservation: The first layer is not fully connected with a bias, or its bias gradient
+            is zero.
     """
     name = _first_layer(task)
     weight, bias = task.gradients[f"{name}.weight"], task.gradients[f"{name}.bias"]
@@ -48,41 +50,33 @@ def read_first_layer(task: Task) -> Float[Tensor, "batch channels height width"]
     if not found:
         raise InvalidObservation(f"the gradient of {name}.bias is zero: no neuron of it was active")
     rows = bias.abs().sort(descending=True, stable=True).indices[:found]
-    # Fewer active neurons than images: the strongest stand for the others.
+    # With fewer active neurons than images the strongest are repeated.
     rows = rows.repeat(math.ceil(task.batch_size / found))[: task.batch_size]
     quotients = weight[rows] / bias[rows, None]
     return quotients.reshape(task.batch_size, *task.image_shape).to(task.dtype)
 
 
 def _first_layer(task: Task) -> str:
-    """The name of the linear layer that takes the flattened image, with its bias."""
+    """Name of the linear layer with a bias that takes the flattened image."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((1, *task.image_shape), generator=generator)
     images = images.to(task.device, task.dtype)
+    names: dict[nn.Module, str] = {
+        module: name
+        for name, module in task.model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.bias" in task.gradients
+    }
     taking: list[str] = []
 
-    def note(name: str) -> "torch.utils.hooks._HookFunction":
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            if torch.equal(arguments[0], images.flatten(1)):
-                taking.append(name)
+    def note(layer: nn.Module, entered: Tensor) -> None:
+        if torch.equal(entered, images.flatten(1)):
+            taking.append(names[layer])
 
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(note(name))
-        for name, module in task.model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            task.model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    names = [name for name in taking if f"{name}.bias" in task.gradients]
-    if not names:
+    with torch.no_grad(), hooked(*names, entering=note):
+        task.model(images)
+    if not taking:
         raise InvalidObservation(
             "the analytic method needs a network whose first layer is fully connected, with a "
             "bias: no such layer takes in the images"
         )
-    return names[0]
+    return taking[0]

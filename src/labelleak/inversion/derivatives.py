@@ -1,9 +1,9 @@
-"""Convolution and batch normalisation whose second derivatives take the shortest way.
+"""Convolution and batch normalization with faster second derivatives.
 
-The derivative of a gradient's distance by the images is a second derivative. PyTorch's own of a
-convolution treats the output's gradient as a filter as large as the image, and that of batch
-normalisation is written for training, where the statistics depend on the batch. In evaluation mode
-both are compositions of what is there already: convolutions, and products per channel.
+The derivative of the gradients' distance by the images is a second derivative. For a convolution
+PyTorch computes it with the output's gradient as a filter as large as the image. For batch
+normalization it allows for statistics that depend on the batch, as in training. In evaluation mode
+both second derivatives are plain convolutions and products per channel.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ _Size = int | Sequence[int]
 
 
 class SecondDerivatives(TorchFunctionMode):
-    """Within, `conv2d` and `batch_norm` in evaluation mode have second derivatives that are fast.
+    """Context in which `conv2d` and `batch_norm` in evaluation mode have fast second derivatives.
 
-    For gradients by parameters that are differentiated once more by images or labels: the first
-    pass must be made with ``create_graph=True``, and the second without. Of second derivatives by
-    parameters there are none. So a layer whose weight is computed (and may depend on the images)
-    is left to PyTorch, as is everything else that may not be as simple as assumed here.
+    It is made for the gradient by the parameters, differentiated once more by images or labels. The
+    first pass needs ``create_graph=True``; the second must go without. Second derivatives by
+    parameters are not computed. A layer whose weight is itself computed (and may depend on the
+    images) is therefore left to PyTorch, as is every call with an argument not supported here.
     """
 
     def __torch_function__(
@@ -35,7 +35,7 @@ class SecondDerivatives(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Put the faster function in the place of PyTorch's own, where there is one."""
+        """Call the faster function where there is one, else PyTorch's own."""
         replace = _REPLACEMENTS.get(func)
         result = None if replace is None else replace(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {})) if result is None else result
@@ -59,7 +59,7 @@ def _convolve(
     return result
 
 
-def _normalise(
+def _normalize(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -75,12 +75,12 @@ def _normalise(
         return None
     if running_mean.requires_grad or running_var.requires_grad:
         return None
-    result: Tensor = _apply(_Normalisation, input, weight, bias, running_mean, running_var, eps)
+    result: Tensor = _apply(_Normalization, input, weight, bias, running_mean, running_var, eps)
     return result
 
 
 def _simple(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether nothing but the input depends on the images, and all is of one precision."""
+    """Whether nothing but the input depends on the images, and all tensors have one dtype."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(input.device.type):
         return False
     return all(t is None or (t.is_leaf and t.dtype == input.dtype) for t in others)
@@ -93,7 +93,7 @@ def _pair(size: _Size) -> list[int]:
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     conv2d: _convolve,
-    batch_norm: _normalise,
+    batch_norm: _normalize,
 }
 
 
@@ -107,7 +107,7 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        # In the second pass nobody asks for derivatives by parameters.
+        # The second pass needs no derivatives by parameters.
         wanted = [ctx.needs_input_grad[0], False, False]
         if torch.is_grad_enabled():
             wanted = [*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2]]
@@ -153,7 +153,7 @@ def _convolution_backward(
     return found
 
 
-class _Normalisation(Function):
+class _Normalization(Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
@@ -167,11 +167,11 @@ class _Normalisation(Function):
         if not torch.is_grad_enabled():
             _, weight, _, inverse = ctx.saved_tensors
             return upstream[0] * _per_channel(weight * inverse, upstream[0]), *[None] * 5
-        found = _apply(_NormalisationBackward, upstream[0], *ctx.saved_tensors)
+        found = _apply(_NormalizationBackward, upstream[0], *ctx.saved_tensors)
         return *found, None, None, None
 
 
-class _NormalisationBackward(Function):
+class _NormalizationBackward(Function):
     @staticmethod
     def forward(
         ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor

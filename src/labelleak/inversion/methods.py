@@ -1,8 +1,8 @@
-"""The search for images whose gradient is the observed one: IG and DLG."""
+"""The search for images whose gradient is the observed one, by IG or DLG."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,16 +25,18 @@ _LBFGS_STEPS = 20
 
 @dataclass(frozen=True)
 class IG:
-    """Inverting gradients: the direction of the gradient is met, by signed gradients with Adam.
+    """Inverting gradients (IG): match the direction of the gradient, with signed steps of Adam.
 
-    The cosine distance plus a total variation prior is minimised; after every step pixels are cut
-    off at 0 and 1, and the learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the iterations.
+    IG minimizes the cosine distance of the gradients plus a total variation prior. Pixels are
+    clamped to [0, 1] after every step. The learning rate falls to a tenth at 3/8, 5/8 and 7/8 of
+    the iterations.
 
     Args:
         iterations: Steps of Adam in each restart.
-        learning_rate: Of Adam at the start, in units of the normalised pixels.
-        total_variation: Weight of the mean absolute difference of neighbouring pixels.
-        restarts: Number of starts from other noise; the one of least final distance is taken.
+        learning_rate: Initial learning rate of Adam, in units of the normalized pixels.
+        total_variation: Weight of the mean absolute difference of neighboring pixels.
+        restarts: Number of starts, each from other noise. The result is the one with the least
+            final distance.
 
     References:
         Geiping et al., "Inverting gradients: how easy is it to break privacy in federated
@@ -47,7 +49,7 @@ class IG:
     restarts: int = 1
 
     name = "ig"
-    normalise = True
+    normalize = True
     distance = staticmethod(cosine_distance)
 
     def __post_init__(self) -> None:
@@ -56,8 +58,8 @@ class IG:
             raise ValueError(f"total_variation {self.total_variation}: it is at least 0")
 
     def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-        """Move the images (and the logits of soft labels) in place; yields the distance before."""
-        negatives = task.negatives(normalise=self.normalise)
+        """Move the images, and the logits of soft labels, in place; yield each distance before."""
+        negatives = task.negatives(normalize=self.normalize)
         soft = labels.is_floating_point()
         variables = [images, labels] if soft else [images]
         fused = images.device.type in ("cpu", "cuda")
@@ -82,15 +84,16 @@ class IG:
 
 @dataclass(frozen=True)
 class DLG:
-    """Deep leakage from gradients: the gradient itself is met, by L-BFGS.
+    """Deep leakage from gradients (DLG): match the gradient itself, with L-BFGS.
 
-    Works for networks that are smooth enough (sigmoid or Swish activations) and few images. Steps
-    are sized by a line search (strong Wolfe conditions), which the original has none of.
+    DLG works for smooth networks (sigmoid or Swish activations) and few images. A line search
+    (strong Wolfe conditions) chooses the length of each step; the original has none.
 
     Args:
-        iterations: Rounds of 20 steps of L-BFGS each in a restart; it ends before where a round
-            brings nothing more.
-        restarts: Number of starts from other noise; the one of least final distance is taken.
+        iterations: Largest number of rounds in each restart, of 20 steps of L-BFGS each. A restart
+            ends with the first round that does not lower the distance.
+        restarts: Number of starts, each from other noise. The result is the one with the least
+            final distance.
 
     References:
         Zhu et al., "Deep leakage from gradients", NeurIPS 2019.
@@ -100,15 +103,15 @@ class DLG:
     restarts: int = 1
 
     name = "dlg"
-    normalise = False
+    normalize = False
     distance = staticmethod(squared_distance)
 
     def __post_init__(self) -> None:
         _check_positive(self, "iterations", "restarts")
 
     def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-        """Move the images (and the logits of soft labels) in place; yields the distance before."""
-        negatives = task.negatives(normalise=self.normalise)
+        """Move the images, and the logits of soft labels, in place; yield each distance before."""
+        negatives = task.negatives(normalize=self.normalize)
         soft = labels.is_floating_point()
         variables = [images, labels] if soft else [images]
         optimizer = torch.optim.LBFGS(
@@ -141,7 +144,7 @@ class DLG:
                     return
                 before = float(distance)
         finally:
-            # Interrupted, or lost to NaN, it stands where the line search was trying a step.
+            # An interruption or NaN may come while the line search tries a step: go back.
             with torch.no_grad():
                 for variable, value in zip(variables, best, strict=False):
                     variable.copy_(value)
@@ -149,15 +152,15 @@ class DLG:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where a search ended.
+    """Result of a search.
 
     Attributes:
         images: Inputs of the network, without a graph.
-        logits: Of the soft labels, one row for each image or one for all; None where the classes
-            were fixed.
+        logits: Logits of the soft labels, one row for each image or one for all; None where the
+            classes were fixed.
         distances: Final distance of each restart that was begun.
-        iterations: Number of iterations done, all restarts together.
-        interrupted: Whether it was ended before its time.
+        iterations: Number of iterations of all restarts together.
+        interrupted: Whether the search was interrupted.
     """
 
     images: Float[Tensor, "batch channels height width"]
@@ -174,18 +177,22 @@ def search(
     rows: int,
     seed: int,
     progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Search from every start, and keep the outcome of least distance.
+    """Search from every start, and keep the outcome with the least distance.
 
-    An interruption (``KeyboardInterrupt``) ends the search, and the best so far is the outcome.
+    An interruption (``KeyboardInterrupt``) ends the search; the best so far is the outcome.
 
     Args:
-        method: How.
-        task: What.
-        classes: Of the images; None where they are sought for, too.
-        rows: Number of soft labels where they are: one for each image, or 1 for all.
-        seed: Of all starts. They are the same whatever the device and however the labels are known.
-        progress: Told how far the search is.
+        method: The method.
+        task: The network and its gradient.
+        classes: Class of each image, int64, shape (batch,); None to optimize soft labels, too.
+        rows: Number of soft labels: one for each image, or 1 for all.
+        seed: Seed of the starts. They depend neither on the device nor on what is known of the
+            labels.
+        progress: Called with the restart, the iteration and the distance: every 25 iterations, and
+            whenever half a second has passed.
+        clock: Gives the time in seconds.
 
     Returns:
         The best outcome.
@@ -196,7 +203,7 @@ def search(
     best: tuple[float, Tensor, Tensor] | None = None
     distances: list[float] = []
     iterations, interrupted = 0, False
-    negatives = task.negatives(normalise=method.normalise)
+    negatives = task.negatives(normalize=method.normalize)
     for restart in range(method.restarts):
         images, labels = _start(task, classes, rows, seed + restart)
         told = -math.inf
@@ -205,9 +212,9 @@ def search(
                 iterations += 1
                 if progress is None:
                     continue
-                if done % _TELL_EVERY == 0 or time.monotonic() - told > _TELL_AFTER:
+                if done % _TELL_EVERY == 0 or clock() - told > _TELL_AFTER:
                     progress(restart + 1, done, float(distance))
-                    told = time.monotonic()
+                    told = clock()
         except KeyboardInterrupt:
             interrupted = True
         final = task.distance(images, labels, method.distance, negatives)
@@ -228,7 +235,7 @@ def search(
 def _start(
     task: Task, classes: Int[Tensor, " batch"] | None, rows: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Noise for images, and the classes or noise for their logits; leaves."""
+    """Noise for the images, and the classes or noise for the logits, as leaves of the graph."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn((task.batch_size, *task.image_shape), generator=generator)
     images = images.to(task.device, task.dtype).requires_grad_()

@@ -1,4 +1,4 @@
-"""Distances of a network's gradient to the one that was observed, and their derivatives."""
+"""Distances between a network's gradient and the observed one, with their derivatives."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Distance(NamedTuple):
-    """How far a gradient is from the one to meet.
+    """The distance of a gradient from its target, and the derivative.
 
     Attributes:
         value: The distance, one number.
-        cotangents: Its derivative by each tensor of the gradient, but for `factor`.
-        factor: What all of `cotangents` are to be multiplied by, one number; it is cheaper to
-            multiply what is made of them.
+        cotangents: Derivative of the distance by each tensor of the gradient, divided by `factor`.
+        factor: One number to multiply the derivatives by. It is applied to the images' derivative,
+            which is smaller than the cotangents.
     """
 
     value: Float[Tensor, ""]
@@ -24,21 +24,21 @@ class Distance(NamedTuple):
 
 
 DistanceFunction = Callable[[Sequence[Tensor], Sequence[Tensor]], Distance]
-"""From a gradient, one tensor per parameter, and the negative of the one to meet to `Distance`."""
+"""From a gradient and minus its target, one tensor per parameter each, to `Distance`."""
 
 
 def cosine_distance(gradients: Sequence[Tensor], negatives: Sequence[Tensor]) -> Distance:
-    """One minus the cosine of the angle between two gradients, all parameters taken together.
+    """One minus the cosine of the angle between two gradients, over all parameters together.
 
-    Autograd would walk over every parameter several times; the closed form takes three passes,
-    ``d(1 - <g, t> / |g|) = (<g, t> g / |g|^2 - t) / |g|`` for a target t of norm 1.
+    For a target t of norm 1 the closed form ``d(1 - <g, t> / |g|) = (<g, t> g / |g|^2 - t) / |g|``
+    takes three passes over the parameters; autograd takes several more.
 
     Args:
         gradients: One tensor per parameter.
-        negatives: Minus the gradient to meet, of norm 1 in all.
+        negatives: Minus the target, of norm 1 over all parameters together.
 
     Returns:
-        The distance, from 0 to 2.
+        The distance, in [0, 2].
 
     References:
         Geiping et al., "Inverting gradients", NeurIPS 2020, equation 4.
@@ -55,14 +55,14 @@ def cosine_distance(gradients: Sequence[Tensor], negatives: Sequence[Tensor]) ->
 
 
 def squared_distance(gradients: Sequence[Tensor], negatives: Sequence[Tensor]) -> Distance:
-    """The squared Euclidean distance of two gradients, all parameters taken together.
+    """The squared Euclidean distance of two gradients, over all parameters together.
 
     Args:
         gradients: One tensor per parameter.
-        negatives: Minus the gradient to meet.
+        negatives: Minus the target.
 
     Returns:
-        The distance, from 0.
+        The distance, at least 0.
 
     References:
         Zhu et al., "Deep leakage from gradients", NeurIPS 2019, equation 3.
@@ -77,11 +77,11 @@ def total_variation(
     """The anisotropic total variation of images, and its derivative.
 
     Args:
-        images: The images, any scale.
+        images: The images, on any scale.
 
     Returns:
-        The mean of ``|x[i, j+1] - x[i, j]|`` plus the mean of ``|x[i+1, j] - x[i, j]|`` over
-        everything, and its derivative by `images` (0 where two neighbours are equal).
+        The mean of ``|x[i, j+1] - x[i, j]|`` plus the mean of ``|x[i+1, j] - x[i, j]|``, over all
+        images and channels; and its derivative by `images`, 0 where two neighbors are equal.
     """
     derivative = torch.zeros_like(images)
     value = images.new_zeros(())

@@ -1,4 +1,4 @@
-"""Images as pictures: one PNG for each, or all in a grid."""
+"""Images as PNG files, one by one or in a grid."""
 
 import io
 import math
@@ -11,17 +11,21 @@ from labelleak.errors import LabelLeakError
 
 
 def png(image: Float[Tensor, "channels height width"]) -> bytes:
-    """An image as a PNG file.
+    """Encode an image as a PNG file.
 
     Args:
-        image: Pixels from 0 to 1, one channel (grey) or three (red, green, blue).
+        image: Pixels from 0 to 1, one channel (gray) or three (red, green, blue).
 
     Returns:
         The content of the file, 8 bits per pixel and channel.
 
     Raises:
         LabelLeakError: Pillow is not installed.
-        ValueError: There are neither one nor three channels.
+        ValueError: The image has neither one nor three channels.
+
+    Examples:
+        >>> png(torch.zeros(1, 2, 2))[1:4]
+        b'PNG'
     """
     try:
         from PIL import Image
@@ -40,15 +44,19 @@ def png(image: Float[Tensor, "channels height width"]) -> bytes:
 def grid(
     images: Float[Tensor, "batch channels height width"], columns: int | None = None, gap: int = 2
 ) -> Float[Tensor, "channels rows_high columns_wide"]:
-    """All images in one, row by row.
+    """Arrange images in a grid, row by row.
 
     Args:
         images: Pixels from 0 to 1.
-        columns: Number of images in a row; None for about as many as there are rows.
-        gap: White pixels between them and around.
+        columns: Number of images in a row; None for about as many columns as rows.
+        gap: Number of white pixels between the images and around the grid.
 
     Returns:
-        The grid, with white where there is no image.
+        The grid as one image, white where there is no image.
+
+    Examples:
+        >>> grid(torch.zeros(5, 1, 28, 28), columns=3).shape
+        torch.Size([1, 62, 92])
     """
     number, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(number))

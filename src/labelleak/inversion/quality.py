@@ -1,4 +1,4 @@
-"""How near reconstructed images are to the true ones: which is which, and PSNR, SSIM and LPIPS."""
+"""Match restored images with the true ones, and score them: PSNR, SSIM and LPIPS."""
 
 import math
 import statistics
@@ -21,12 +21,19 @@ _LPIPS_WEIGHTS = "vgg16-*.pth"
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of matched images, each list in the order of the true ones.
+    """Scores of matched images, each in the order of the true ones.
 
     Attributes:
-        psnr: Peak signal-to-noise ratio of each image in dB, peak 1; infinite for equal images.
-        ssim: Structural similarity of each, up to 1; None for images under 11 pixels.
-        lpips: Perceptual distance (VGG) of each, from 0; None where the weights are not available.
+        psnr: Peak signal-to-noise ratio of each image in dB, with peak 1; infinite for equal
+            images.
+        ssim: Structural similarity of each image, at most 1; None for images under 11 pixels.
+        lpips: Perceptual distance (VGG) of each image, at least 0; None where the weights of that
+            network are not at hand.
+
+    Examples:
+        >>> quality = Quality(psnr=(20.0, 30.0), ssim=None, lpips=None)
+        >>> quality.mean("psnr"), quality.best(1), quality.mean("ssim")
+        (25.0, (1,), None)
     """
 
     psnr: tuple[float, ...]
@@ -38,10 +45,10 @@ class Quality:
 
         Args:
             name: ``psnr``, ``ssim`` or ``lpips``.
-            indices: Of the true images to take it over; None for all.
+            indices: Indices of the true images to average over; None for all.
 
         Returns:
-            The mean, or None where there is no such score.
+            The mean, or None where that score is None.
         """
         values = getattr(self, name)
         if values is None:
@@ -68,22 +75,27 @@ def match(
     labels: Int[Tensor, " batch"] | None = None,
     true_labels: Int[Tensor, " batch"] | None = None,
 ) -> Int[Tensor, " batch"]:
-    """Which reconstruction belongs to which true image: the assignment of least squared error.
+    """Assign restored images to the true ones with the least squared error (Hungarian method).
 
-    With labels on both sides images are matched within their class first, and only those that are
-    left over (where the labels are not all right) across classes.
+    With labels on both sides, images are matched within their class first. Images that are left
+    over, as where a label is wrong, are matched across classes.
 
     Args:
-        images: Reconstructions, pixels from 0 to 1.
+        images: Restored images, pixels from 0 to 1.
         truth: The true images.
-        labels: Class of each reconstruction, where it was fixed.
-        true_labels: Class of each true image.
+        labels: Class of each restored image, int64, shape (batch,), where the search fixed it.
+        true_labels: Class of each true image, int64, shape (batch,).
 
     Returns:
         ``order``, int64, shape (batch,), on the CPU: ``images[order[i]]`` belongs to ``truth[i]``.
 
     Raises:
-        ValueError: The two batches are not of one shape, or one side alone has labels.
+        ValueError: The two batches differ in shape, or only one side has labels.
+
+    Examples:
+        >>> truth = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]
+        >>> match(truth[[2, 0, 1]] + 0.1, truth).tolist()
+        [1, 2, 0]
     """
     if images.shape != truth.shape:
         raise ValueError(f"images {tuple(images.shape)} and truth {tuple(truth.shape)} differ")
@@ -95,7 +107,7 @@ def match(
     )
     cost = torch.cdist(true, found, compute_mode="donot_use_mm_for_euclid_dist").square_()
     if labels is not None and true_labels is not None:
-        # More than any assignment can cost: as few pairs of different classes as there can be.
+        # More than any assignment can cost: as few pairs across classes as possible.
         penalty = 1.0 + len(cost) * float(cost.max())
         cost += penalty * (true_labels.cpu()[:, None] != labels.cpu()[None, :])
     _, columns = linear_sum_assignment(cost.numpy())
@@ -106,18 +118,23 @@ def assess(
     images: Float[Tensor, "batch channels height width"],
     truth: Float[Tensor, "batch channels height width"],
 ) -> Quality:
-    """PSNR, SSIM and LPIPS of images against those they belong to, by torchmetrics.
+    """PSNR, SSIM and LPIPS of matched images, as torchmetrics computes them.
 
     Args:
-        images: Reconstructions in the order that `match` gives, pixels from 0 to 1.
-        truth: The true images, same shape.
+        images: Restored images in the order that `match` gives, pixels from 0 to 1.
+        truth: The true images, of the same shape.
 
     Returns:
         The scores of each pair.
 
     Raises:
         LabelLeakError: torchmetrics is not installed.
-        ValueError: The two batches are not of one shape.
+        ValueError: The two batches differ in shape.
+
+    Examples:
+        >>> truth = torch.full((1, 1, 4, 4), 0.5)
+        >>> round(assess(truth + 0.1, truth).psnr[0], 3)
+        20.0
     """
     try:
         from torchmetrics.functional.image import (
@@ -146,18 +163,18 @@ def assess(
 
 
 def _lpips() -> Callable[[Tensor, Tensor], list[float]] | None:
-    """LPIPS with VGG if nothing has to be fetched for it, else None."""
+    """LPIPS with VGG, if its weights are on this machine; else None."""
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
     if find_spec("torchvision") is None or not list(checkpoints.glob(_LPIPS_WEIGHTS)):
         return None
     try:
         from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-    except (ImportError, RuntimeError):  # torchvision is there, and does not fit this PyTorch
+    except (ImportError, RuntimeError):  # A torchvision that does not fit this PyTorch.
         return None
 
     def score(images: Tensor, truth: Tensor) -> list[float]:
-        colour = (3 // images.shape[1]) if images.shape[1] in (1, 3) else 1
-        pairs = zip(images.repeat(1, colour, 1, 1), truth.repeat(1, colour, 1, 1), strict=True)
+        color = (3 // images.shape[1]) if images.shape[1] in (1, 3) else 1
+        pairs = zip(images.repeat(1, color, 1, 1), truth.repeat(1, color, 1, 1), strict=True)
         return [
             float(
                 learned_perceptual_image_patch_similarity(

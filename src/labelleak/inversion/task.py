@@ -1,4 +1,4 @@
-"""What every method of inversion works on: the network, the gradient to meet, and its loss."""
+"""What every inversion method works on: the network, its loss, and the observed gradient."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from labelleak.checks import shape_of
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.inversion.derivatives import SecondDerivatives
 from labelleak.inversion.objective import DistanceFunction
@@ -20,7 +21,7 @@ ImageShape = tuple[int, int, int]
 """Channels, height and width, in pixels."""
 
 Progress = Callable[[int, int, float], None]
-"""Called now and then with the restart and the iteration, both from 1, and the distance there."""
+"""Called with the restart and the iteration, both counted from 1, and the distance."""
 
 _Derivatives = Callable[[], AbstractContextManager[object]]
 
@@ -28,7 +29,7 @@ _MOST_NAMED = 3
 
 
 class Step(NamedTuple):
-    """The distance at one point, and its derivatives there, without a graph."""
+    """The distance, and its derivatives by the images and the logits, without a graph."""
 
     distance: Float[Tensor, ""]
     images: Float[Tensor, "batch channels height width"]
@@ -36,9 +37,9 @@ class Step(NamedTuple):
 
 
 class Task:
-    """The gradient of a network's loss that images are sought for.
+    """Images are sought for which a network has the observed gradient.
 
-    The network is a copy in evaluation mode; the caller's own is not touched.
+    The network is a copy in evaluation mode; the caller's network is not changed.
     """
 
     def __init__(
@@ -52,16 +53,19 @@ class Task:
         """Check that the observation can be inverted.
 
         Args:
-            observation: With the model, its whole gradient of one step, and the batch size.
-            image_shape: Channels, height and width of one input.
-            mean: Of each channel, as inputs were normalised with; None for 0.
-            std: Of each channel; None for 1.
-            dtype: What to compute in; None for that of the model.
+            observation: What the server sees, with the model, the gradient of every parameter for
+                one step, and the batch size.
+            image_shape: Channels, height and width of one image, in pixels.
+            mean: Mean of each channel that the client subtracts from pixels from 0 to 1; None for
+                0.
+            std: Standard deviation of each channel that the client divides by; None for 1.
+            dtype: Type to compute in; None for that of the model.
 
         Raises:
-            MissingKnowledge: The model, the whole gradient or the batch size is not there.
-            InvalidObservation: The gradient is not of this network, the images are not of the
-                shape it takes, its gradient cannot be differentiated, or a number is impossible.
+            MissingKnowledge: The model, the gradient of every parameter or the batch size is
+                missing.
+            InvalidObservation: The gradient is of another network, the network does not take such
+                images, its gradient cannot be differentiated, or a number is impossible.
         """
         _check_needs(observation)
         assert observation.model is not None
@@ -84,26 +88,30 @@ class Task:
         self.std = self._channels(std, 1.0, "std")
         if not (self.std > 0).all():
             raise InvalidObservation("the standard deviation of every channel must be positive")
-        # Pixels from 0 to 1 in the network's own scale.
+        # The pixels 0 and 1 on the scale of the network's inputs.
         self.low, self.high = -self.mean / self.std, (1.0 - self.mean) / self.std
         self._derivatives = self._check_network()
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters of the network whose gradients were observed."""
+        """The parameters with an observed gradient."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def pixels(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Inputs of the network as pictures: pixels from 0 to 1, cut off outside."""
+        """Inputs of the network as pixels, clamped to [0, 1]."""
         return (images.detach() * self.std + self.mean).clamp_(0.0, 1.0)
 
-    def negatives(self, *, normalise: bool) -> list[Tensor]:
-        """Minus the observed gradient, one tensor per parameter; scaled to norm 1 if asked for."""
+    def negatives(self, *, normalize: bool) -> list[Tensor]:
+        """Minus the observed gradient, one tensor per parameter.
+
+        Args:
+            normalize: Scale it to norm 1 over all parameters together.
+        """
         values = list(self.gradients.values())
         scale = 1.0
-        if normalise:
+        if normalize:
             squares = (float(torch.linalg.vector_norm(value.double())) ** 2 for value in values)
             scale = math.sqrt(sum(squares))
         return [value / -scale for value in values]
@@ -115,14 +123,14 @@ class Task:
         distance: DistanceFunction,
         negatives: Sequence[Tensor],
     ) -> Step:
-        """The distance of the network's gradient at some images from the observed one.
+        """The distance of the network's gradient from the observed one, and its derivatives.
 
         Args:
             images: Inputs of the network, a leaf that requires its gradient.
-            labels: Class of each image; or logits of soft labels, one row for each image or one
-                for all, a leaf that requires its gradient.
-            distance: The distance.
-            negatives: What `negatives` gave.
+            labels: Class of each image, int64. Or the logits of soft labels, one row for each image
+                or one for all, a leaf that requires its gradient.
+            distance: The distance to use.
+            negatives: What the method `negatives` gave.
 
         Returns:
             The distance and its derivatives by the images and the logits.
@@ -133,7 +141,7 @@ class Task:
         gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
         with torch.no_grad():
             value, cotangents, factor = distance(gradients, negatives)
-        # Derivatives by the parameters, which are not needed, are not computed.
+        # The parameters are left out: their derivatives are not needed.
         variables = [images, labels] if soft else [images]
         found = torch.autograd.grad(gradients, variables, cotangents)
         scaled = [derivative * factor for derivative in found]
@@ -146,13 +154,13 @@ class Task:
         distance: DistanceFunction,
         negatives: Sequence[Tensor],
     ) -> float:
-        """The distance alone."""
+        """The distance alone, as `step` gives it."""
         gradients = torch.autograd.grad(self._loss(images, labels), self.parameters)
         with torch.no_grad():
             return float(distance(gradients, negatives).value)
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        # The faster kernels of attention cannot be differentiated twice.
+        # The faster attention kernels cannot be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
             logits = _logits(self.model(images))
         if labels.is_floating_point():
@@ -169,7 +177,7 @@ class Task:
         return torch.tensor(values, dtype=self.dtype, device=self.device)[:, None, None]
 
     def _fitting(self, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The observed gradient in the order, the dtype and on the device of the parameters."""
+        """Check the observed gradient, and bring it to the parameters' order, dtype and device."""
         learned = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if not learned:
             raise InvalidObservation("no parameter of the model is learned: there is no gradient")
@@ -190,8 +198,8 @@ class Task:
             value = sent[name]
             if value.shape != parameter.shape:
                 raise InvalidObservation(
-                    f"the gradient is not of this network: {name} is {_shape(value)} in the "
-                    f"gradient, and {_shape(parameter)} in the network"
+                    f"the gradient is not of this network: {name} is {shape_of(value)} in the "
+                    f"gradient, and {shape_of(parameter)} in the network"
                 )
             if not torch.isfinite(value).all():
                 raise InvalidObservation(f"the gradient of {name} has NaN or infinite entries")
@@ -201,11 +209,11 @@ class Task:
         return fitting
 
     def _check_network(self) -> "_Derivatives":
-        """Run everything once, so that what cannot work is told before the first iteration.
+        """Run the network and both derivatives once, to refuse what cannot work before the search.
 
         Returns:
-            How second derivatives are taken: the fast way only where it works and agrees with
-            PyTorch's own here.
+            The context to take second derivatives in: the fast one only if it agrees with PyTorch's
+            own for this network.
         """
         generator = torch.Generator().manual_seed(0)
         images = torch.randn((self.batch_size, *self.image_shape), generator=generator)
@@ -219,7 +227,7 @@ class Task:
             ) from None
         if logits.shape != (self.batch_size, self.classes):
             raise InvalidObservation(
-                f"the network gives {_shape(logits)} for {self.batch_size} images of {shape}: "
+                f"the network gives {shape_of(logits)} for {self.batch_size} images of {shape}: "
                 f"{self.batch_size}x{self.classes} logits are needed"
             )
         if not torch.isfinite(logits).all():
@@ -231,12 +239,12 @@ class Task:
             fast = self._slope(images, SecondDerivatives)
         except InvalidObservation:
             return nullcontext
-        # As loose as TF32 on a GPU needs it; what is wrong is wrong by more.
+        # TF32 on a GPU needs a tolerance this wide; wrong derivatives differ by more.
         near = torch.finfo(self.dtype).eps ** 0.25 * torch.linalg.vector_norm(own)
         return SecondDerivatives if torch.linalg.vector_norm(fast - own) <= near else nullcontext
 
     def _slope(self, images: Tensor, derivatives: "_Derivatives") -> Tensor:
-        """The derivative by the images of the product of their gradient with the observed one."""
+        """Derivative by the images of the dot product of their gradient with the observed one."""
         labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
         names = list(self.gradients)
         found = None
@@ -252,7 +260,7 @@ class Task:
                 reason = f"its loss does not depend on {_some(cut)}"
             else:
                 reason = "its gradient does not depend on the images"
-                targets = self.negatives(normalise=True)
+                targets = self.negatives(normalize=True)
                 (found,) = torch.autograd.grad(there, [images], targets, allow_unused=True)
         except RuntimeError as error:
             reason = _one_line(error)
@@ -303,10 +311,6 @@ def _logits(output: object) -> Tensor:
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""Experiments: an audit that anyone can run at once, later the paper's tables and figures."""
+"""The lab: experiments on simulated clients, their networks and data sets, and the demo."""

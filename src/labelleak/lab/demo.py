@@ -27,13 +27,13 @@ _SEED = 2026
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """Where the demo's files are.
+    """The files of the demo.
 
     Attributes:
         before: The model that the server hands out.
         update: The weights that the client sends back after one local step.
-        labels: The client's private labels, for scoring alone.
-        description: What was trained on what, for a reader.
+        labels: The client's private labels, used only to score.
+        description: The network, the data and the step, for the reader.
     """
 
     before: Path
@@ -45,7 +45,7 @@ class DemoFiles:
         """The command line that audits the same files.
 
         Args:
-            between: What stands between its options, such as a line break for a shell.
+            between: Text between the options, such as a line break for a shell.
         """
         return between.join(
             [
@@ -61,10 +61,10 @@ class DemoFiles:
 
 
 def run_client(folder: Path) -> DemoFiles:
-    """One local step of SGD on a private batch, by autograd as in any training loop.
+    """Do one local step of SGD on a private batch, by autograd as in any training loop.
 
     Args:
-        folder: Where to write the files; made if it is not there.
+        folder: Folder for the files; created if it is missing.
 
     Returns:
         The files.
@@ -98,13 +98,13 @@ def run_client(folder: Path) -> DemoFiles:
 
 
 def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
-    """Audit the files as a user's own are, by ``auto`` and then by every attack they suffice for.
+    """Audit the files like a user's own, by ``auto`` and then by every attack that can run.
 
     Args:
-        files: What `run_client` wrote.
+        files: The files that `run_client` wrote.
 
     Yields:
-        The record of ``auto`` first, then one per attack that needs no more than the files.
+        The record of ``auto`` first, then one per attack whose needs the files meet.
     """
     observation = read_observation(
         files.before,
@@ -128,6 +128,6 @@ def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
                 },
             )
         except MissingKnowledge:
-            # Some attacks see only in the gradient itself that it is not enough.
+            # Some attacks find out only from the gradient that something is missing.
             continue
         yield record

@@ -1,14 +1,14 @@
-"""What is measured besides an attack's scores: similarities and errors, intervals, baselines.
+"""Measures besides the scores: similarities and errors, coverage of intervals, baselines.
 
-Similarities and errors are those of tables 1, 3 and 4 of the paper.
+The similarities and errors are those of tables 1, 3 and 4 of the paper.
 
-Per class i of the batch, with n_i samples of embeddings e_k and predictions p_k: ``e_i`` is the
-mean embedding and ``p_i`` the mean prediction; ``g_i = mean((p_k[i] - 1) e_k)`` and
-``h_i = mean(p_k[i] - 1)`` the gradient of the loss of these samples alone at the class's own row of
-the head; ``dW_i`` and ``db_i`` that row of the whole batch's gradient, which the server sees.
+Class i of the batch has n_i samples with embeddings e_k and predictions p_k. ``e_i`` is their mean
+embedding and ``p_i`` their mean prediction. ``g_i = mean((p_k[i] - 1) e_k)`` and
+``h_i = mean(p_k[i] - 1)`` are the gradient of the loss of these samples alone, at row i of the head
+and its bias. ``dW_i`` and ``db_i`` are row i of the whole batch's gradient, which the server sees.
 
-Mean squared errors (MSE) and mean relative errors (MRE, ``|a - b| / |b|``, 0 where b is 0) are over
-the entries of a class's vector first, and over the classes in the batch then.
+Mean squared errors (MSE) and mean relative errors (MRE, ``|a - b| / |b|``, 0 where b is 0) are
+means over the entries of a class's vector, and then over the classes in the batch.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Restoration
 
-# The published mean of the errors of restored embeddings counts no class with more than this: a
-# quotient by a bias gradient near zero would be the mean otherwise.
+# The published error of the restored embeddings is cut off at this value for each class: otherwise
+# one quotient by a bias gradient near zero would dominate the mean.
 _EMBEDDING_MSE_BOUND = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
-    """What is true of each class of a batch; rows of absent classes are zero.
+    """The true means of each class of a batch; rows of absent classes are zero.
 
     Attributes:
         counts: Number of samples n_i, int64, shape (classes,).
@@ -52,12 +52,12 @@ class ClassSums:
     """Sums per class over a batch that comes in pieces, in memory that does not grow with it."""
 
     def __init__(self, classes: int, features: int, device: torch.device | str = "cpu") -> None:
-        """Start with nothing.
+        """Start with sums of zero.
 
         Args:
             classes: Number of classes C.
             features: Width m of the embedding.
-            device: Where the pieces are.
+            device: Device of the samples.
         """
         self._counts = torch.zeros(classes, dtype=torch.int64, device=device)
         self._embeddings = torch.zeros(classes, features, dtype=torch.float64, device=device)
@@ -74,12 +74,12 @@ class ClassSums:
         """Add samples.
 
         Args:
-            embeddings: What enters the head, shape (samples, features).
-            logits: What leaves it, shape (samples, classes).
+            embeddings: Inputs of the head, shape (samples, features).
+            logits: Outputs of the head, shape (samples, classes).
             labels: True classes, int64, shape (samples,).
         """
         embeddings, probabilities = embeddings.double(), torch.softmax(logits.double(), dim=1)
-        # Not p - 1: that would cancel where the network is confident.
+        # Not p - 1, which cancels where the network is confident.
         others = probabilities.scatter(1, labels[:, None], 0.0).sum(dim=1)
         self._counts += torch.bincount(labels, minlength=self._counts.numel())
         self._embeddings.index_add_(0, labels, embeddings)
@@ -104,11 +104,11 @@ def cossim(found: Restoration, means: ClassMeans) -> dict[str, float]:
 
     Args:
         found: A restoration with class embeddings and class probabilities.
-        means: The truth.
+        means: The true means.
 
     Returns:
-        ``embedding_cossim`` and ``probability_cossim``, mean cosine similarities over the classes
-        in the batch, see `labelleak.metrics.cosine_similarity`.
+        ``embedding_cossim`` and ``probability_cossim``: mean cosine similarities over the classes
+        in the batch, by `labelleak.metrics.cosine_similarity`.
 
     References:
         Ma et al., ICLR 2023, table 1.
@@ -124,7 +124,7 @@ def cossim(found: Restoration, means: ClassMeans) -> dict[str, float]:
 def approximations(
     found: Restoration, observation: Observation, means: ClassMeans
 ) -> dict[str, float]:
-    """Errors of the approximations that iLRG stands on, and of the embeddings that result.
+    """Errors of iLRG's approximations, and of the embeddings that result from them.
 
     Approximation 1 takes ``g_i`` for ``h_i e_i``, approximation 2 ``dW_i`` for ``n_i / K g_i`` and
     ``db_i`` for ``n_i / K h_i``, approximation 3 the mean prediction ``p_i`` for
@@ -132,14 +132,14 @@ def approximations(
 
     Args:
         found: A restoration with class embeddings and class probabilities.
-        observation: What the server saw, of one step, with a mean loss and a bias.
-        means: The truth.
+        observation: What the server saw: one step, a mean loss, a head with a bias.
+        means: The true means.
 
     Returns:
         ``a1_mse``, ``a1_mre`` (relative to g_i); ``a2_weight_mse``, ``a2_weight_mre``,
         ``a2_bias_mse``, ``a2_bias_mre`` (relative to dW_i and db_i); ``a3_mse``, ``a3_mre``
-        (relative to p_i); ``embedding_mse`` of the restored mean embeddings, where a class counts
-        10 at most, as in the published figures; ``embedding_cossim``.
+        (relative to p_i); ``embedding_mse`` of the restored mean embeddings, at most 10 for each
+        class, as in the published figures; ``embedding_cossim``.
 
     References:
         Ma et al., ICLR 2023, section 3 and table 3.
@@ -148,7 +148,7 @@ def approximations(
     share = (means.counts / means.counts.sum()).double()
     gradient, head = observation.gradient, observation.head
     if gradient.bias is None or head.bias is None:
-        raise ValueError("the approximations are about the bias, too: this head has none")
+        raise ValueError("the approximations need a bias, and this head has none")
     predicted = torch.softmax(
         torch.addmm(head.bias.double(), means.embeddings, head.weight.double().T), dim=1
     )
@@ -170,14 +170,14 @@ def approximations(
 
 
 def soteria_embedding(observation: Observation, means: ClassMeans) -> dict[str, float]:
-    """How well the gradient's own rows stand for the classes' mean embeddings.
+    """How well the gradient's own rows approximate the classes' mean embeddings.
 
-    Soteria's authors read a class's representation off the row ``dW_i`` itself, where iLRG divides
-    it by ``db_i``; for a class in the batch the row points the other way.
+    Soteria's authors take the row ``dW_i`` itself as a class's representation, where iLRG divides
+    it by ``db_i``. For a class in the batch, the row points in the opposite direction.
 
     Args:
         observation: What the server saw.
-        means: The truth.
+        means: The true means.
 
     Returns:
         ``soteria_embedding_mse`` and ``soteria_embedding_cossim`` of dW_i against e_i.
@@ -194,14 +194,14 @@ def soteria_embedding(observation: Observation, means: ClassMeans) -> dict[str, 
 
 
 def coverage(found: Restoration, true_counts: Int[Tensor, " classes"]) -> float | None:
-    """How often an attack's 95 % interval holds the true count.
+    """How often an attack's 95 % interval contains the true count.
 
     Args:
         found: A restoration.
         true_counts: Number of instances of each class, int64, shape (classes,).
 
     Returns:
-        Share of the classes; None where the attack gives no intervals, or none of counts.
+        Share of the classes; None if the attack gives no intervals of counts.
     """
     intervals = found.intervals
     if intervals is None or found.counts is None:
@@ -214,19 +214,19 @@ def coverage(found: Restoration, true_counts: Int[Tensor, " classes"]) -> float 
 def baseline(
     name: str, true_counts: Int[Tensor, " classes"], generator: torch.Generator
 ) -> Int[Tensor, " classes"]:
-    """Counts that nobody had to attack for, to hold attacks against.
+    """Counts without any attack, to compare attacks with.
 
     Args:
-        name: ``uniform``: as many of each class, as far as that is whole. ``absent``: none of any.
-            ``shuffled``: the true counts, dealt out to the classes at random.
+        name: ``uniform``: the same count for each class, up to rounding. ``absent``: all zero.
+            ``shuffled``: the true counts, permuted over the classes at random.
         true_counts: Number of instances of each class, int64, shape (classes,).
-        generator: Source of the deal, on the CPU.
+        generator: Source of the permutation, on the CPU.
 
     Returns:
         int64, shape (classes,).
 
     Raises:
-        ValueError: No baseline of that name.
+        ValueError: There is no baseline of that name.
     """
     classes, size = len(true_counts), int(true_counts.sum())
     if name == "uniform":
@@ -245,16 +245,16 @@ def measure(
     """The measures of the given names together.
 
     Args:
-        names: Of ``cossim``, ``approximations`` and ``soteria_embedding``.
-        found: What iLRG restored.
+        names: Some of ``cossim``, ``approximations`` and ``soteria_embedding``.
+        found: The restoration of iLRG.
         observation: What the server saw.
-        means: The truth.
+        means: The true means.
 
     Returns:
-        What the functions of these names return, in their order.
+        The results of the functions of these names, in their order.
 
     Raises:
-        KeyError: A name is none of these.
+        KeyError: There is no measure of that name.
     """
     measures = {
         "cossim": lambda: cossim(found, means),

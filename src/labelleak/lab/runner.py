@@ -1,4 +1,4 @@
-"""Running experiments: on the processes of one machine, or on an existing Dask cluster."""
+"""Run experiments: in processes on this machine, or on an existing Dask cluster."""
 
 import os
 import signal
@@ -15,26 +15,25 @@ import torch
 
 from labelleak.errors import LabelLeakError
 from labelleak.lab.definition import Experiment
-from labelleak.lab.store import Store
-from labelleak.lab.training import is_trained, train
-from labelleak.lab.trial import Record, cached_dataset, run_trial, training_set
+from labelleak.lab.pretraining import is_trained, train
+from labelleak.lab.store import Record, Store
+from labelleak.lab.trial import cached_dataset, run_trial, training_set
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is in all."""
+RunProgress = Callable[[str, int, int], None]
+"""Called with the name of the work, how much of it is done, and how much there is."""
 
-_CONNECT_SECONDS = 10
 _WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
-        trials: Number of trials that the experiments have in all.
-        found: Number of those that were in the store before.
-        made: Number of those that this run added.
-        failed: Name of each experiment that could not be run to its end, and why.
+        trials: Number of all trials of the experiments.
+        found: Number of trials whose records were already in the store.
+        made: Number of trials whose records this run added.
+        failed: For each experiment that could not be completed, its name and why.
     """
 
     trials: int
@@ -63,36 +62,38 @@ def run(
     workers: int | None = None,
     dask: str | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
+    connect_seconds: float = 10.0,
 ) -> RunSummary:
     """Run all trials of the experiments that the store does not hold yet.
 
-    Networks are first trained to the stages that are needed, in this process. Trials then run in
-    worker processes with one thread each, and every record is in the store as soon as its trial
-    ends. An interrupted run is taken up by running it again: what is in the store stays and is not
-    repeated, and the other trials come out as they would have.
+    First this process trains the networks to the stages that are needed. Then trials run in worker
+    processes with one thread each, and every record is stored as soon as its trial ends. To resume
+    an interrupted run, run it again: stored trials are not repeated, and the others give the same
+    records as without the interruption.
 
-    An experiment that cannot be run (its data is missing, its batch is too large) does not keep the
-    others from it.
+    An experiment that cannot be run (its data is missing, its batch is too large) does not stop
+    the others.
 
     Args:
-        experiments: What to run.
-        store: Where the records go; open.
-        data_dir: Where the data is, see `labelleak.lab.datasets.load`.
+        experiments: The experiments to run.
+        store: Open store for the records.
+        data_dir: Folder with the data, as in `labelleak.lab.datasets.load`.
         workers: Number of processes on this machine; None for one per core, 1 for this process.
         dask: Address of a running Dask scheduler such as ``tcp://host:8786``, in place of processes
-            here. Its workers need labelleak, the same `data_dir`, and for trained networks the same
-            cache folder (LABELLEAK_CACHE).
+            on this machine. Its workers need labelleak, the same `data_dir`, and for trained
+            networks the same cache folder (LABELLEAK_CACHE).
         device: Where networks run in trials, ``"cpu"`` or ``"cuda"``. The same trial gives the same
             record bit for bit on the CPU only.
-        progress: Told how far the run is, as the first word ``"train ..."`` or ``"trials"``.
+        progress: Called with the progress of ``"train ..."`` for each network, then ``"trials"``.
+        connect_seconds: How long to wait for the Dask scheduler.
 
     Returns:
-        What became of it.
+        The outcome.
 
     Raises:
-        LabelLeakError: The extra `experiments` or `dask` is not installed, there is no GPU here, no
-            scheduler answers, or a worker died.
+        LabelLeakError: The extra `experiments` or `dask` is not installed, there is no GPU on this
+            machine, no scheduler answers, or a worker died.
         UnreadableFile: The store cannot be written to.
     """
     if device == "cuda" and dask is None and not torch.cuda.is_available():
@@ -114,7 +115,11 @@ def run(
     tasks = {key: task for key, task in tasks.items() if task.experiment.name not in failed}
     made = 0
     tell("trials", found, found + len(tasks))
-    results = _on_dask(tasks, dask) if dask else _here(list(tasks.values()), workers)
+    results = (
+        _on_dask(tasks, dask, connect_seconds)
+        if dask
+        else _in_processes(list(tasks.values()), workers)
+    )
     for done, result in enumerate(results, start=1):
         if isinstance(result, _Failure):
             failed.setdefault(result.experiment, result.reason)
@@ -125,11 +130,13 @@ def run(
     return RunSummary(len(keys), found, made, failed)
 
 
-def _prepare(experiments: list[Experiment], data_dir: str | None, tell: Progress) -> dict[str, str]:
-    """Load every data set once, so that no two workers convert it, and train what is needed.
+def _prepare(
+    experiments: list[Experiment], data_dir: str | None, tell: RunProgress
+) -> dict[str, str]:
+    """Load every data set once, so that no two workers convert it, and train the networks.
 
     Returns:
-        Name of each experiment for which that failed, and why.
+        For each experiment for which that failed, its name and why.
     """
     failed: dict[str, str] = {}
     runs: dict[object, list[Experiment]] = {}
@@ -150,8 +157,10 @@ def _prepare(experiments: list[Experiment], data_dir: str | None, tell: Progress
     return failed
 
 
-def _train(experiments: list[Experiment], data_dir: str | None, tell: Progress) -> dict[str, str]:
-    """Train the network that these have in common to all their stages."""
+def _train(
+    experiments: list[Experiment], data_dir: str | None, tell: RunProgress
+) -> dict[str, str]:
+    """Train the network that these experiments have in common to all their stages."""
     network = experiments[0].network
     stages = {e.name: e.training for e in experiments if e.training is not None}
     what = f"train {network.name} on {experiments[0].data}"
@@ -183,7 +192,7 @@ def _attempt(task: _Task) -> Record | _Failure:
 
 
 def _attempt_in_process(task: _Task, parent: int | None = None) -> Record | _Failure:
-    """The same in a worker process, which leaves an interruption (Ctrl-C) to its parent."""
+    """Attempt a task in a worker process, which leaves an interruption (Ctrl-C) to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(parent or os.getppid())
     return _attempt(task)
@@ -191,9 +200,9 @@ def _attempt_in_process(task: _Task, parent: int | None = None) -> Record | _Fai
 
 @cache
 def _end_with(parent: int) -> None:
-    """Have this process end soon after its parent, which may be killed without a word.
+    """End this process soon after its parent, which may be killed at any time.
 
-    Even before this is called: so its number is not asked for here.
+    The parent may already be dead, so its pid is passed in rather than read here.
     """
 
     def watch() -> None:
@@ -204,7 +213,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _here(tasks: list[_Task], workers: int | None) -> Iterator[Record | _Failure]:
+def _in_processes(tasks: list[_Task], workers: int | None) -> Iterator[Record | _Failure]:
     if workers == 1 or len(tasks) == 1:
         yield from map(_attempt, tasks)
         return
@@ -220,8 +229,8 @@ def _here(tasks: list[_Task], workers: int | None) -> Iterator[Record | _Failure
         warnings.catch_warnings(),
         joblib.parallel_config("loky", inner_max_num_threads=1),
     ):
-        # No news to the user: workers that hold a data set are taken for leaky and replaced, and an
-        # interruption cancels what was under way.
+        # Not news to the user: joblib replaces workers that hold a data set, as it takes them to
+        # leak memory, and an interruption cancels running tasks.
         warnings.filterwarnings("ignore", r"A worker stopped while|\d+ tasks ", UserWarning)
         parallel = joblib.Parallel(n_jobs=workers or -1, return_as="generator_unordered")
         results = parallel(joblib.delayed(_attempt_in_process)(task, os.getpid()) for task in tasks)
@@ -229,14 +238,16 @@ def _here(tasks: list[_Task], workers: int | None) -> Iterator[Record | _Failure
             yield from results
         except TerminatedWorkerError:
             raise LabelLeakError(
-                "a worker process died, for want of memory perhaps: the records made so far are "
-                "kept; run the same again, with fewer workers"
+                "a worker process died, perhaps because memory ran out: the records made so far "
+                "are kept; run the same again, with fewer workers"
             ) from None
         finally:
             results.close()
 
 
-def _on_dask(tasks: dict[str, _Task], address: str) -> Iterator[Record | _Failure]:
+def _on_dask(
+    tasks: dict[str, _Task], address: str, connect_seconds: float
+) -> Iterator[Record | _Failure]:
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -245,7 +256,7 @@ def _on_dask(tasks: dict[str, _Task], address: str) -> Iterator[Record | _Failur
         ) from None
     try:
         client = Client(  # type: ignore[no-untyped-call]
-            address, timeout=_CONNECT_SECONDS, set_as_default=False
+            address, timeout=connect_seconds, set_as_default=False
         )
     except (OSError, ValueError) as error:
         raise LabelLeakError(f"no Dask scheduler answers at {address}: {error}") from None

@@ -1,4 +1,4 @@
-"""Records of trials in a file: one line each, appended as they come, safe against interruption."""
+"""The records of a run in a file: one line per trial, safe against interruption."""
 
 import errno
 import json
@@ -13,23 +13,24 @@ from typing import IO, Any
 from labelleak.errors import LabelLeakError, UnreadableFile
 
 FILE_NAME = "records.jsonl"
-_SYNCHRONISE_SECONDS = 1.0
+_SYNC_SECONDS = 1.0
 
 Record = dict[str, Any]
+"""The record of a trial: plain data in the format of `labelleak.lab.trial`."""
 
 
 def read_records(path: Path | str) -> list[Record]:
-    """The records of a run.
+    """Read the records of a run.
 
     Args:
         path: The file, or the folder of the run.
 
     Returns:
-        The records in the order they were made, one per key. A last line that is cut off, as an
-        interruption leaves it, is left out.
+        The records in the order they were made, one per key. A last line that an interruption has
+        cut off is left out.
 
     Raises:
-        UnreadableFile: There is no such file, or a line in it is no record.
+        UnreadableFile: There is no such file, or a line in it is not a record.
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
@@ -48,8 +49,8 @@ def _parse(path: Path, content: bytes) -> dict[str, Record]:
             records.setdefault(record["key"], record)
         except (ValueError, TypeError, KeyError):
             raise UnreadableFile(
-                f"{path}: line {number} is no record of a trial: delete that line, and its trial "
-                "runs again"
+                f"{path}: line {number} is not a record of a trial: delete that line, and its "
+                "trial runs again"
             ) from None
     return records
 
@@ -57,32 +58,32 @@ def _parse(path: Path, content: bytes) -> dict[str, Record]:
 class Store:
     """The records of one run, in ``records.jsonl`` of its folder.
 
-    Open it with ``with``: it then holds a lock, so that two runs never write to one file. Killed at
-    any moment, the file loses at most the line that was being written, and the next `Store` removes
-    what is left of that. A power cut may take the last few with it, too.
+    In a ``with`` statement it holds a lock, so that two runs never write to one file. If the
+    process is killed, the file loses at most the line that was being written, and the next `Store`
+    removes the rest of that line. A power cut may lose the last few lines.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Name the folder; nothing is touched yet.
+        """Create a store without touching the disk.
 
         Args:
-            folder: The run's folder; made if it is not there.
+            folder: The run's folder; created on opening if it is missing.
         """
         self.path = Path(folder) / FILE_NAME
         self._records: dict[str, Record] = {}
         self._file: IO[bytes] | None = None
-        self._synchronised = 0.0
+        self._synced = 0.0
 
     def __enter__(self) -> "Store":
         """Lock the file and read it.
 
         Raises:
             LabelLeakError: Another run writes to it.
-            UnreadableFile: It cannot be read or written, or a line in it is no record.
+            UnreadableFile: It cannot be read or written, or a line in it is not a record.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Not "a": what a torn line leaves is cut off.
+            # Not "a": the rest of a torn line must be cut off.
             file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
         except OSError as error:
             raise UnreadableFile(f"{self.path}: cannot be written: {error.strerror}") from None
@@ -108,7 +109,7 @@ class Store:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the file, which gives the lock back."""
+        """Close the file, which releases the lock."""
         if self._file is not None:
             with self._file as file:
                 self._file = None
@@ -125,11 +126,11 @@ class Store:
         return list(self._records.values())
 
     def append(self, record: Record) -> None:
-        """Add a record, for good; one whose key is there already changes nothing.
+        """Add a record permanently; a record whose key is already there is ignored.
 
         Args:
-            record: Plain data with a ``key``. What stands under ``files``, content by name, goes
-                into files of the run's folder instead, before the record does.
+            record: Plain data with a ``key``. The contents of ``files``, by name, are written to
+                files in the run's folder instead, before the record is.
 
         Raises:
             UnreadableFile: It cannot be written; the file is then as before.
@@ -147,7 +148,7 @@ class Store:
             written = self._file.write(line)
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._synchronise()
+            self._sync()
         except OSError as error:
             self._file.truncate(start)
             self._file.seek(start)
@@ -163,19 +164,19 @@ class Store:
             except OSError as error:
                 raise UnreadableFile(f"{path}: cannot be written: {error.strerror}") from None
 
-    def _synchronise(self) -> None:
-        """Have the disk hold what was written; not every line, which takes longer than a trial."""
+    def _sync(self) -> None:
+        """Flush to the disk, but not after every line: that takes longer than a trial."""
         now = time.monotonic()
-        if self._file is not None and now - self._synchronised > _SYNCHRONISE_SECONDS:
+        if self._file is not None and now - self._synced > _SYNC_SECONDS:
             os.fsync(self._file.fileno())
-            self._synchronised = now
+            self._synced = now
 
 
 if sys.platform == "win32":
     import msvcrt
 
     def _lock(file: IO[bytes]) -> bool:
-        """Lock a byte far behind the end, so that others can still read."""
+        """Lock a byte far beyond the end, so that others can still read."""
         file.seek(2**40)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

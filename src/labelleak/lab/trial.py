@@ -1,4 +1,4 @@
-"""One trial: a batch is drawn, its gradient observed, attacked and scored, and recorded.
+"""One trial: draw a batch, observe the update, attack it, score the attacks and make a record.
 
 A record is plain data for one line of JSON::
 
@@ -16,50 +16,55 @@ A record is plain data for one line of JSON::
           "rounded": {...},             # the same before the sum is repaired, as published; or null
           "certified": false,
           "flags": ["total_does_not_fit"],
-          "error": null,                # why it could not run; counts and rounded are null then
-          "predicted": {"0": 1, ...},   # sampler imbalanced only: numbers above zero by class,
-                                        # those of "rounded" where there are such
-          "spoke": "exact",             # auto only: which attack
+          "error": null,                # why it could not run; counts and rounded are then null
+          "predicted": {"0": 1, ...},   # sampler imbalanced only: the counts above zero by class,
+                                        # of "rounded" where there is such
+          "spoke": "exact",             # auto only: the attack that it chose
         }
       },
-      "baselines": {"uniform": {...}},  # scores as "counts" has them; where asked for
+      "baselines": {"uniform": {...}},  # scores like those of "counts"; only if asked for
       "measures": {"embedding_cossim": 0.98, ...},
-      "pictures": {...}                 # experiments with an inversion only, see
-    }                                   # `labelleak.lab.pictures`
+      "pictures": {...}                 # only with an inversion; as in `image_reconstruction`
+    }
 
-It holds no place, and no time but where the measure ``seconds`` is asked for: the same trial gives
-the same record wherever it runs, unless an attack searches until its time is over.
+A record holds no path, and no time unless the measure ``seconds`` is asked for: the same trial
+gives the same record on any machine, unless an attack searches until its time limit.
 """
 
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from labelleak.attacks import restore
 from labelleak.errors import LabelLeakError
-from labelleak.lab.client import class_sums, drawn, observed
 from labelleak.lab.datasets import Dataset, load
-from labelleak.lab.definition import (
-    TRIAL_SCHEMA,
-    Experiment,
-    Network,
-    Training,
-    derive_seed,
+from labelleak.lab.datasets.samplers import some_of_each_class
+from labelleak.lab.definition import TRIAL_SCHEMA, Experiment, Network, Training
+from labelleak.lab.image_reconstruction import reconstruct
+from labelleak.lab.measures import ClassSums, baseline, coverage, measure
+from labelleak.lab.pretraining import load_network
+from labelleak.lab.seeds import derive_seed
+from labelleak.lab.simulated_client import (
+    ClientSamples,
+    SeedFor,
+    draw_samples,
+    empty_class_sums,
+    observe_client,
 )
-from labelleak.lab.measures import baseline, coverage, measure
-from labelleak.lab.pictures import reconstruct
-from labelleak.lab.training import load_network, one_thread, some_of_each_class
+from labelleak.lab.store import Record
+from labelleak.lab.threads import one_thread
 from labelleak.metrics import score
-from labelleak.observation import Auxiliary
+from labelleak.observation import Auxiliary, Observation
 from labelleak.restoration import Restoration
 
-Record = dict[str, Any]
+Watch = Callable[[str, Observation, Restoration], None]
+"""Called with the name of an attack, what it saw and what it restored."""
 
 _lock = threading.Lock()
 
@@ -70,6 +75,7 @@ def run_trial(
     data_dir: Path | str | None = None,
     *,
     device: str = "cpu",
+    watch: Watch | None = None,
 ) -> Record:
     """Run one trial of an experiment.
 
@@ -79,35 +85,36 @@ def run_trial(
     Args:
         experiment: The experiment.
         index: Number of the trial, from 0; with the experiment's seed it decides what is drawn.
-        data_dir: Where the data is, see `labelleak.lab.datasets.load`.
+        data_dir: Folder with the data, as in `labelleak.lab.datasets.load`.
         device: Where the network runs, ``"cpu"`` or ``"cuda"``.
+        watch: Called after each attack that did not fail.
 
     Returns:
-        The record, see this module's description.
+        The record, in the format described above.
 
     Raises:
-        DataNotFound: The data set, or the trained network, is not there.
+        DataNotFound: The data set, or the trained network, is missing.
         UnreadableFile: A file of either is broken.
-        LabelLeakError: There is no GPU here.
+        LabelLeakError: There is no GPU on this machine.
         ValueError: The data set has no such batch, or its images do not fit the network.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise LabelLeakError("there is no CUDA GPU here: take the device cpu")
-    # Hooks sit on the cached network while a batch goes through: one trial at a time.
+    # Hooks sit on the cached network while a batch goes through it: one trial at a time.
     with _lock, one_thread():
-        return _run(experiment, index, data_dir, device)
+        return _run(experiment, index, data_dir, device, watch)
 
 
 @lru_cache(maxsize=2)
 def cached_dataset(
     name: str, split: str, data_dir: Path | str | None, image_size: int | None
 ) -> Dataset:
-    """A data set as `datasets.load` gives it, kept for the next call of this process."""
+    """The same as `datasets.load`, kept for the next call of this process."""
     return load(name, split=split, data_dir=data_dir, image_size=image_size)
 
 
 def forget() -> None:
-    """Give back the memory of the data sets and networks that this process keeps."""
+    """Release the data sets and networks that this process keeps."""
     cached_dataset.cache_clear()
     _network.cache_clear()
 
@@ -117,13 +124,13 @@ def training_set(experiment: Experiment, data_dir: Path | str | None) -> Dataset
 
     Args:
         experiment: The experiment.
-        data_dir: Where the data is.
+        data_dir: Folder with the data.
 
     Returns:
         The split ``train`` for a trained network, else the one that batches are drawn from.
 
     Raises:
-        DataNotFound: It is not there.
+        DataNotFound: The data set is missing.
     """
     trained = experiment.training is not None and experiment.training.steps
     split = "train" if trained else experiment.data_split
@@ -137,51 +144,33 @@ def _network(
     return load_network(network, training, dataset).to(device).eval()
 
 
-def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device: str) -> Record:
-    dataset = cached_dataset(
-        experiment.data, experiment.data_split, data_dir, experiment.image_size
-    )
+@dataclass(frozen=True)
+class _Scene:
+    """What a trial has before any attack runs."""
+
+    dataset: Dataset
+    model: nn.Module
+    batch: ClientSamples
+    sums: ClassSums | None
+    observation: Observation
+
+
+def _run(
+    experiment: Experiment,
+    index: int,
+    data_dir: Path | str | None,
+    device: str,
+    watch: Watch | None,
+) -> Record:
     seed = partial(derive_seed, experiment.seed, index)
-    network = experiment.network
-    if network.seed == "per-trial":
-        network = network.model_copy(update={"seed": seed("network")})
-    model = _network(network, experiment.training, training_set(experiment, data_dir), device)
-    batch = drawn(experiment, dataset, seed, device)
-    sums = class_sums(model) if experiment.of_ilrg else None
-    observation = observed(experiment, model, batch, seed, sums)
-    if experiment.auxiliary_per_class is not None:
-        others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
-        number = experiment.auxiliary_per_class
-        inputs, labels = others.batch(some_of_each_class(others, number, seed("auxiliary")))
-        auxiliary = Auxiliary(inputs.to(device), labels.to(device))
-        observation = replace(observation, auxiliary=auxiliary)
-    true_counts = batch.true_counts
-    if experiment.known_classes:
-        present = true_counts.nonzero()[:, 0].to(device)
-        observation = replace(observation, present_classes=present)
-    outcomes = {}
-    measures: dict[str, float] = {}
-    for name in experiment.attacks:
-        start = time.process_time()
-        try:
-            found = restore(observation, name, time_limit=experiment.time_limit)
-        except LabelLeakError as error:
-            outcomes[name] = _failed(error)
-            continue
-        seconds = time.process_time() - start
-        outcomes[name] = _scored(found, true_counts)
-        if name == "auto":
-            outcomes[name]["spoke"] = found.attack
-        measures |= _of_attack(experiment, name, found, true_counts, seconds)
-        if experiment.batch.sampler == "imbalanced":
-            outcomes[name]["predicted"] = _predicted(found)
-        if name == "ilrg" and sums is not None:
-            measures |= measure(experiment.of_ilrg, found, observation, sums.means())
+    scene = _set_up(experiment, seed, data_dir, device)
+    outcomes, measures = _attack(experiment, scene, watch)
     reconstruction: Record = {}
     if experiment.inversion is not None:
-        truth = dataset.labels[batch.indices].to(device)
+        batch = scene.batch
+        truth = scene.dataset.labels[batch.indices].to(device)
         scores, reconstruction = reconstruct(
-            experiment, model, dataset, batch.inputs(), truth, seed("inversion"), index
+            experiment, scene.model, scene.dataset, batch.inputs(), truth, seed("inversion"), index
         )
         measures |= scores
     return {
@@ -190,19 +179,73 @@ def _run(experiment: Experiment, index: int, data_dir: Path | str | None, device
         "experiment": experiment.name,
         "trial": index,
         "data": {
-            "name": dataset.name,
+            "name": scene.dataset.name,
             "stands_in_for": experiment.stands_in_for,
             "split": experiment.data_split,
         },
         "network": experiment.network.name,
-        "classes": dataset.classes,
-        "features": observation.head.features,
+        "classes": scene.dataset.classes,
+        "features": scene.observation.head.features,
         "batch_size": experiment.batch.size,
         "attacks": outcomes,
         "measures": measures,
-        **_baselines(experiment, true_counts, seed("baselines")),
+        **_baselines(experiment, scene.batch.true_counts, seed("baselines")),
         **reconstruction,
     }
+
+
+def _set_up(
+    experiment: Experiment, seed: SeedFor, data_dir: Path | str | None, device: str
+) -> _Scene:
+    dataset = cached_dataset(
+        experiment.data, experiment.data_split, data_dir, experiment.image_size
+    )
+    network = experiment.network
+    if network.seed == "per-trial":
+        network = network.model_copy(update={"seed": seed("network")})
+    model = _network(network, experiment.training, training_set(experiment, data_dir), device)
+    batch = draw_samples(experiment, dataset, seed, device)
+    sums = empty_class_sums(model) if experiment.of_ilrg else None
+    observation = observe_client(experiment, model, batch, seed, sums)
+    if experiment.auxiliary_per_class is not None:
+        others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
+        number = experiment.auxiliary_per_class
+        inputs, labels = others.batch(some_of_each_class(others.labels, number, seed("auxiliary")))
+        auxiliary = Auxiliary(inputs.to(device), labels.to(device))
+        observation = replace(observation, auxiliary=auxiliary)
+    if experiment.known_classes:
+        present = batch.true_counts.nonzero()[:, 0].to(device)
+        observation = replace(observation, present_classes=present)
+    return _Scene(dataset, model, batch, sums, observation)
+
+
+def _attack(
+    experiment: Experiment, scene: _Scene, watch: Watch | None
+) -> tuple[Record, dict[str, float]]:
+    """The outcome of each attack, and what is measured of them."""
+    outcomes: Record = {}
+    measures: dict[str, float] = {}
+    true_counts = scene.batch.true_counts
+    for name in experiment.attacks:
+        start = time.process_time()
+        try:
+            found = restore(scene.observation, name, time_limit=experiment.time_limit)
+        except LabelLeakError as error:
+            outcomes[name] = _failed(error)
+            continue
+        seconds = time.process_time() - start
+        if watch is not None:
+            watch(name, scene.observation, found)
+        outcomes[name] = _scored(found, true_counts)
+        if name == "auto":
+            outcomes[name]["spoke"] = found.attack
+        measures |= _of_attack(experiment, name, found, true_counts, seconds)
+        if experiment.batch.sampler == "imbalanced":
+            outcomes[name]["predicted"] = _predicted(found)
+        if name == "ilrg" and scene.sums is not None:
+            means = scene.sums.means()
+            measures |= measure(experiment.of_ilrg, found, scene.observation, means)
+    return outcomes, measures
 
 
 def _scored(found: Restoration, true_counts: Tensor) -> Record:
@@ -221,7 +264,7 @@ def _scored(found: Restoration, true_counts: Tensor) -> Record:
 def _of_attack(
     experiment: Experiment, name: str, found: Restoration, true_counts: Tensor, seconds: float
 ) -> dict[str, float]:
-    """What is measured of every attack."""
+    """Measures of a single attack."""
     measures = {}
     if "coverage" in experiment.measures:
         share = coverage(found, true_counts)

@@ -1,7 +1,4 @@
-"""Views of records: pages, plots and tables. No result is computed here."""
+"""Views of records: pages, charts, CSV files and words. No result is computed here.
 
-from labelleak.report.audit import audit_page
-from labelleak.report.experiments import study_page, summary_csv
-from labelleak.report.rounds import rounds_page
-
-__all__ = ["audit_page", "rounds_page", "study_page", "summary_csv"]
+The package itself imports nothing: `labelleak.report.text` needs neither jinja2 nor matplotlib.
+"""

@@ -4,7 +4,7 @@ from typing import Any
 
 from labelleak.report.charts import counts_chart
 from labelleak.report.pages import render
-from labelleak.views import MEANINGS, SCORES, class_rows
+from labelleak.report.text import MEANINGS, SCORES, class_rows
 
 _MOST_BARS = 60
 
@@ -19,9 +19,9 @@ def audit_page(
     """A self-contained HTML page of one update: counts, chart, flags, every attack's score.
 
     Args:
-        record: The audit record to show in full.
+        record: The audit record to show in full, schema ``labelleak/audit/1``.
         others: Records of other attacks on the same update, for the table of scores.
-        description: What was trained on what.
+        description: Data, network and training of the client, in words.
         command: The command line that repeats the audit.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, in colours that colour-blind readers can tell apart (Okabe and Ito)."""
+"""Charts as inline SVG, in colors that color-blind readers can tell apart (Okabe and Ito)."""
 
 import re
 from io import StringIO
@@ -9,11 +9,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-GREY = "#767676"
+GRAY = "#767676"
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
-COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""For curves, most important first; yellow is left out, as it is too pale for lines."""
+COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colors of curves, the most important first; without yellow, which is too pale for a line."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -26,14 +26,14 @@ _MOST_IN_A_ROW = 12
 
 
 def counts_chart(rows: list[dict[str, Any]]) -> str:
-    """Bars of the true (where known) and the restored number of instances per class.
+    """Draw bars of the restored number of samples per class, beside the true one where known.
 
     Args:
-        rows: One dict per class: ``label``, ``restored`` and ``true`` (None when not known).
+        rows: One dict per class: ``label``, ``restored`` and ``true`` (None where not known).
 
     Returns:
-        An ``<svg>`` element with a title for readers of the page by ear, narrow enough to be read
-        on a phone: many classes are several rows of bars.
+        An ``<svg>`` element with a title for screen readers. It is narrow enough for a phone: many
+        classes are drawn in several rows of bars.
     """
     known = rows[0]["true"] is not None
     lines = ceil(len(rows) / _MOST_IN_A_ROW)
@@ -73,15 +73,19 @@ def counts_chart(rows: list[dict[str, Any]]) -> str:
 
 
 def short(text: str, most: int) -> str:
-    """A text cut to at most so many letters: a chart has no room for more."""
+    """Cut a text to a number of characters, as a chart has little room."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def inline_svg(figure: Figure, title: str) -> str:
-    """A figure as an ``<svg>`` element that scales with the page.
+    """Turn a figure into an ``<svg>`` element that scales with the page.
 
-    Several of them may stand in one page: names that nothing refers to are left out, and those of
-    markers and clips depend on the style's ``svg.hashsalt``, which is the caller's to choose.
+    A page may hold several: identifiers that nothing refers to are removed, and those of markers
+    and clips depend on ``svg.hashsalt``, which the caller sets to a value of its own.
+
+    Args:
+        figure: The figure.
+        title: Its title for screen readers.
     """
     stream = StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Title": title})

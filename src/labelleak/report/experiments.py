@@ -1,4 +1,4 @@
-"""The page of a run of experiments, ours beside the published figures; and the same as CSV."""
+"""The page of a run of experiments: our figures beside the published ones; and the same as CSV."""
 
 import base64
 import csv
@@ -9,7 +9,7 @@ from typing import Any
 
 from labelleak.report.figures import Summary, differences_chart, short_title, study_figures
 from labelleak.report.pages import NONE, render, typeset
-from labelleak.views import number
+from labelleak.report.text import number
 
 _ROW_COLUMNS = (
     "label", "data", "stands_in_for", "split", "image_size", "network", "activation", "batchnorm",
@@ -23,10 +23,10 @@ def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = N
     """A self-contained HTML page of a run: summary, figures and tables of every study.
 
     Args:
-        summaries: Summaries of the studies, plain data of schema ``labelleak/study/1`` (see
-            `labelleak.lab.summary`), in the order to show them in.
+        summaries: Summaries of the studies in the order of the page, plain data of the schema
+            ``labelleak/study/1`` (see `labelleak.lab.summary`).
         title: Heading of the page.
-        folder: The run's folder, whose pictures become part of the page; None for none.
+        folder: The run's folder, to take pictures from; None for a page without pictures.
 
     Returns:
         The page, one file with nothing to load and no script.
@@ -40,7 +40,7 @@ def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = N
         studies=studies,
         totals=totals,
         experiments=sum(len(summary["rows"]) for summary in summaries),
-        # A user's own grid has nothing published, and nothing that could be left out of it.
+        # A user's own grid has no published figures, so nothing of it can be left out.
         compared=any(study["published"] or study["omitted"] for study in studies),
         stand_ins=_stand_ins(summaries),
         differences=differences_chart(summaries) if len(studies) > 1 else None,
@@ -52,13 +52,13 @@ def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = N
 
 
 def summary_csv(summary: Summary) -> str:
-    """A summary as CSV (RFC 4180): a heading, then one line per metric of each row.
+    """Write a summary as CSV (RFC 4180): a heading, then one line per metric of each row.
 
     Args:
         summary: The summary of a study, schema ``labelleak/study/1``.
 
     Returns:
-        The text. An empty cell: there is no such value.
+        The text; a cell without a value is empty.
     """
     stream = StringIO()
     writer = csv.writer(stream)
@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def _distinct(values: Any) -> list[Any]:
-    """The values that are not empty, each once, in their order."""
+    """The values without repetition, in order, leaving empty ones out."""
     return list(dict.fromkeys(value for value in values if value))
 
 
@@ -101,7 +101,7 @@ def _study(number: int, summary: Summary, folder: Path | None) -> dict[str, Any]
     cells = [cell for row in summary["rows"] for cell in row["metrics"].values()]
     known = [cell["inside"] for cell in cells if cell["published"] is not None]
     return {
-        # Names are the user's own in a grid: an anchor is never made of one.
+        # An anchor is not made of the name, which in a grid is any text of the user's.
         "anchor": f"study-{number}",
         "name": summary["name"],
         "title": summary["title"],
@@ -121,13 +121,13 @@ def _study(number: int, summary: Summary, folder: Path | None) -> dict[str, Any]
 
 
 def _pictures(row: Mapping[str, Any], folder: Path | None) -> dict[str, Any] | None:
-    """The best images of a row's first trial and what they should be, with their PSNR."""
+    """The best images of a row's first trial beside the true ones, with their PSNR."""
     pictures = row.get("pictures")
     if pictures is None or folder is None:
         return None
     strips = {}
     for what in ("true", "found"):
-        # The summary may be from somewhere else: a name leads nowhere but to the run's pictures.
+        # A stranger may have made the summary: no name in it leads out of the pictures' folder.
         path = folder / "pictures" / Path(pictures["files"][what]).name
         try:
             content = path.read_bytes()
@@ -162,7 +162,7 @@ def _row(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def _facts(row: Mapping[str, Any]) -> list[str]:
-    """Data, network and batches really used."""
+    """The data, network and batches that were really used."""
     layers = {True: "with ", False: "without "}
     size = f", {row['image_size']} pixels" if row["image_size"] else ""
     network = [f"{row['network']} ({row['activation']})"]
@@ -193,7 +193,7 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
 
 
 def _search(inversion: Mapping[str, Any] | None) -> list[str]:
-    """How images were sought for."""
+    """The search for images, in words."""
     if inversion is None:
         return []
     restarts = inversion["restarts"]
@@ -205,20 +205,20 @@ def _search(inversion: Mapping[str, Any] | None) -> list[str]:
 
 
 def _written(metric: Mapping[str, Any], cell: Mapping[str, Any], trials: int) -> dict[str, Any]:
-    """A metric of a row, its numbers as text."""
+    """The metric of a row with its numbers as text."""
     fixed = metric["bounds"][1] is not None
     if cell["low"] is None or cell["high"] is None:
         interval = NONE
     else:
         interval = f"{_number(cell['low'], fixed)} to {_number(cell['high'], fixed)}"
     if cell["ours"] is None:
-        # Of a trial that has run, only what needs a download can be missing.
+        # Only LPIPS, which needs a download, can be missing from a trial that ran.
         outcome = "not available" if trials and "LPIPS" in metric["title"] else "not run"
     else:
         outcome = {True: "inside", False: "outside", None: ""}[cell["inside"]]
     return {
         "title": metric["title"],
-        # An attack may have counts for some batches only.
+        # An attack may restore counts for some batches only.
         "trials": f"in {cell['trials']} of {trials} trials" if 0 < cell["trials"] < trials else "",
         "ours": _number(cell["ours"], fixed),
         "interval": interval,

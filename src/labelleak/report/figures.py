@@ -1,4 +1,4 @@
-"""The paper's figures redrawn: our curves with their intervals, the published ones behind."""
+"""The paper's figures drawn again: our curves with their intervals, over the published ones."""
 
 from collections.abc import Sequence
 from math import log2
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from labelleak.report.charts import BLUE, COLOURS, GREY, STYLE, VERMILION, inline_svg, short
+from labelleak.report.charts import BLUE, COLORS, GRAY, STYLE, VERMILION, inline_svg, short
 from labelleak.report.pages import MINUS
 
 Summary = dict[str, Any]
@@ -23,15 +23,15 @@ _DODGE = 0.012
 
 
 def study_figures(summary: Summary) -> list[dict[str, Any]]:
-    """The charts of a study, one per panel, curve and kind of metric: few lines in each.
+    """Draw the charts of a study, one per panel, curve and kind of metric.
 
     Args:
         summary: The summary of the study.
 
     Returns:
-        One dict per chart: ``title``, the ``svg`` element, the data sets that stand in for the
-        published ones (``stand_ins``) and whether a point is of a ``smaller`` experiment than the
-        published one. No chart for a study without panels.
+        One dict per chart: ``title``; the element ``svg``; ``stand_ins``, the data sets that stand
+        in for the published ones; ``smaller``, whether a point is of a smaller experiment than the
+        published one. A study without panels has no chart.
     """
     metrics = {metric["name"]: metric for metric in summary["metrics"]}
     figures = []
@@ -58,7 +58,7 @@ def study_figures(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _groups(metrics: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[list[Any]]:
-    """The metrics of the first attack in one chart, those of all others in another."""
+    """The metrics of the first attack, and those of all others, for a chart each."""
     used = [m for m in metrics if any(m["name"] in row["metrics"] for row in rows)]
     first = [m for m in used if m["attack"] == used[0]["attack"]]
     return [group for group in (first, [m for m in used if m not in first]) if group]
@@ -97,8 +97,8 @@ def _curve(
     number: int,
     curves: int,
 ) -> ErrorbarContainer:
-    """One metric: published in grey behind, ours with its intervals, beside its neighbours."""
-    marker, colour = _MARKERS[number % len(_MARKERS)], COLOURS[number % len(COLOURS)]
+    """Draw one metric: the published curve in gray, and over it ours with its intervals."""
+    marker, color = _MARKERS[number % len(_MARKERS)], COLORS[number % len(COLORS)]
     cells = list(zip(places, (_cell(row, metric) for row in rows), strict=True))
     shown = [(x, cell["published"]) for x, cell in cells if cell["published"] is not None]
     axes.plot(
@@ -106,13 +106,13 @@ def _curve(
         [y for _, y in shown],
         linestyle="--",
         linewidth=1,
-        color=GREY,
+        color=GRAY,
         marker=marker,
         markersize=8,
         markerfacecolor="white",
         zorder=2,
     )
-    # Curves that share a value would hide one another's intervals.
+    # Curves are moved sideways, as those that share a value would hide each other's intervals.
     low, high = axes.get_xlim()
     shift = (number - (curves - 1) / 2) * _DODGE * (high - low)
     ours = [(x + shift, cell) for x, cell in cells if cell["ours"] is not None]
@@ -125,7 +125,7 @@ def _curve(
         [x for x, _ in ours],
         [cell["ours"] for _, cell in ours],
         yerr=errors,
-        color=colour,
+        color=color,
         marker=marker,
         markersize=5,
         linewidth=1.4,
@@ -136,13 +136,13 @@ def _curve(
 
 def _published_handle() -> Line2D:
     return Line2D(
-        [], [], linestyle="--", linewidth=1, color=GREY, marker="o", markersize=8,
+        [], [], linestyle="--", linewidth=1, color=GRAY, marker="o", markersize=8,
         markerfacecolor="white",
     )  # fmt: skip
 
 
 def _horizontal(axes: Axes, panel: dict[str, Any], values: list[float]) -> list[float]:
-    """Set up the horizontal axis; where on it each value is."""
+    """Set up the horizontal axis, and place each value on it."""
     ticks = list(dict.fromkeys(panel["x_ticks"]))
     labels = panel.get("x_labels") or [f"{tick:g}" for tick in ticks]
     axes.set_xlabel(short(panel["x_title"], 64))
@@ -153,7 +153,7 @@ def _horizontal(axes: Axes, panel: dict[str, Any], values: list[float]) -> list[
         shown = [float(place) for place in range(len(ticks))]
         low, high = -0.3, len(ticks) - 0.7
     elif panel["x_scale"].startswith("log"):
-        # In powers of two (the batch sizes are), written as the numbers themselves.
+        # Batch sizes are powers of two; the labels are the sizes themselves.
         places, shown = [log2(value) for value in values], [log2(tick) for tick in ticks]
         low, high = min(places + shown) - 0.3, max(places + shown) + 0.3
     else:
@@ -169,7 +169,7 @@ def _horizontal(axes: Axes, panel: dict[str, Any], values: list[float]) -> list[
 
 
 def _vertical(axes: Axes, metrics: list[dict[str, Any]], cells: list[dict[str, Any]]) -> None:
-    """Set up the vertical axis: scores from 0 to 1, or their upper end where all are there."""
+    """Set up the vertical axis: scores from 0 to 1, or from 0.9 where all are above."""
     if all(metric["bounds"] == [0, 1] for metric in metrics):
         values = [cell.get(key) for cell in cells for key in ("ours", "low", "published")]
         high = all(value is None or value >= 0.9 for value in values)
@@ -182,18 +182,18 @@ def _vertical(axes: Axes, metrics: list[dict[str, Any]], cells: list[dict[str, A
 
 
 def short_title(summary: Summary) -> str:
-    """The title of a study without what it is about, such as ``Table 1``."""
+    """The first part of a study's title, such as ``Table 1``."""
     return str(summary["title"]).partition(":")[0]
 
 
 def differences_chart(summaries: Sequence[Summary]) -> str | None:
-    """How far our scores are from the published ones, a row of points for each study.
+    """Draw the differences of our scores from the published ones, a row of points per study.
 
     Args:
         summaries: The summaries of the run.
 
     Returns:
-        An ``<svg>`` element, or None where there is no published score between fixed bounds.
+        An ``<svg>`` element, or None where no study has a published score with fixed bounds.
     """
     names: list[str] = []
     own: list[tuple[float, int]] = []
@@ -216,8 +216,8 @@ def differences_chart(summaries: Sequence[Summary]) -> str | None:
     with rc_context({**STYLE, "svg.hashsalt": "differences"}):
         figure = Figure(figsize=(_WIDTH, 1.5 + 0.42 * len(names)), layout="constrained")
         axes = figure.subplots()
-        axes.axvline(0.0, color=GREY, linewidth=1)
-        for points, label, marker, colour, shift in (
+        axes.axvline(0.0, color=GRAY, linewidth=1)
+        for points, label, marker, color, shift in (
             (own, "as published: data and sizes", "o", BLUE, -0.16),
             (other, "stand-in data, or smaller", "^", VERMILION, 0.16),
         ):
@@ -228,7 +228,7 @@ def differences_chart(summaries: Sequence[Summary]) -> str | None:
                     linestyle="",
                     marker=marker,
                     markersize=6,
-                    color=colour,
+                    color=color,
                     alpha=0.45,
                     markeredgewidth=0,
                     label=label,

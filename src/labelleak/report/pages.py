@@ -1,22 +1,32 @@
-"""What all pages share: the templates, how numbers are written, and that text is escaped."""
+"""What all pages share: templates with escaped text, signs and dashes, and a check of the input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import (
+    Environment,
+    PackageLoader,
+    StrictUndefined,
+    TemplateError,
+    select_autoescape,
+)
 
-from labelleak import views
+from labelleak.errors import LabelLeakError, UnreadableFile
+from labelleak.report import text
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from a template of this package; what is filled in is escaped.
+    """Fill in a template of this package; text is escaped.
 
     Args:
         template: Name of the template.
-        **content: What its variables stand for.
+        **content: Values of its variables.
 
     Returns:
         The page, one file with nothing to load.
@@ -33,13 +43,38 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["metric"] = lambda value: typeset(views.number(value))
+    environment.filters["metric"] = lambda value: typeset(text.number(value))
     environment.filters["typeset"] = typeset
     return environment
 
 
-def typeset(text: str) -> str:
-    """A figure in ASCII with the minus sign or the dash that a page has for it."""
-    if text == views.NONE:
+def typeset(figure: str) -> str:
+    """Put the minus sign or the dash of a page into a figure that is written in ASCII.
+
+    Examples:
+        >>> typeset("-0.250"), typeset("-")
+        ('−0.250', '–')
+    """
+    if figure == text.NONE:
         return NONE
-    return f"{MINUS}{text[1:]}" if text.startswith("-") else text
+    return f"{MINUS}{figure[1:]}" if figure.startswith("-") else figure
+
+
+@contextmanager
+def held_to_schema(path: Path) -> Iterator[None]:
+    """Context in which a record that is not as its schema says is an error of its file.
+
+    Args:
+        path: The file, which names the schema.
+
+    Raises:
+        UnreadableFile: A value of the record is missing, or of another type.
+    """
+    try:
+        yield
+    except LabelLeakError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        raise UnreadableFile(
+            f"{path}: does not hold what its schema says ({type(error).__name__}: {error})"
+        ) from None

@@ -1,4 +1,4 @@
-"""The page of a federation: what every client gave away in every round."""
+"""The page of a federation: what each client gave away in each round."""
 
 import json
 from collections import Counter
@@ -8,30 +8,34 @@ from markupsafe import Markup
 
 from labelleak.report.pages import render
 
-# Classes of all records together that a page holds; more would make it slow to open.
-_MOST_CLASSES = 300_000
-
 VERDICTS = {
     "over": "more than the policy allows",
     "failed": "not audited, or not all of it",
     "inconclusive": "no evidence either way",
     "within": "what the policy allows",
 }
-"""What every verdict of a round says, the gravest first."""
+"""Meaning of every verdict of a round, the gravest first."""
 
 
-def rounds_page(records: list[dict[str, Any]], title: str = "What each round gave away") -> str:
-    """A self-contained HTML page of the audits in a federation, to be filtered in the browser.
+def rounds_page(
+    records: list[dict[str, Any]],
+    title: str = "What each round gave away",
+    *,
+    most_classes: int = 300_000,
+) -> str:
+    """A self-contained HTML page of the audits in a federation, with filters.
 
     Args:
         records: Records of rounds, schema ``labelleak/round/1``, in any order; at least one.
         title: Heading of the page.
+        most_classes: Leave the classes of each audit out of the page where all audits together
+            have more than these, as the page would be slow to open.
 
     Returns:
-        The page, one file with nothing to load. It holds the true counts that the records hold.
+        The page, one file with nothing to load. It contains the true counts of the records.
     """
     records = sorted(records, key=lambda record: (record["round"], record["client"]))
-    detailed = sum(len(_classes(record)) for record in records) <= _MOST_CLASSES
+    detailed = sum(len(_classes(record)) for record in records) <= most_classes
     texts: dict[str, int] = {}
     rows = [_row(record, texts, detailed) for record in records]
     amounts = Counter(record["verdict"] for record in records)
@@ -55,7 +59,7 @@ def rounds_page(records: list[dict[str, Any]], title: str = "What each round gav
 
 
 def _worst(records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record of the largest accuracy, where any has one."""
+    """The record with the largest accuracy, if any has one."""
     known = [record for record in records if _score(record, "accuracy") is not None]
     return max(known, key=lambda record: _score(record, "accuracy"), default=None)
 
@@ -65,7 +69,7 @@ def _score(record: dict[str, Any], name: str) -> Any:
 
 
 def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[Any]:
-    """One record in the order that the page's script reads; texts are told by their number."""
+    """One record in the order of the page's script, with an index in place of each text."""
 
     def number(text: object) -> int:
         return texts.setdefault(str(text), len(texts))
@@ -116,7 +120,7 @@ def _training(size: int | None, audit: dict[str, Any], aggregate_of: int | None)
 
 
 def _classes(record: dict[str, Any]) -> list[list[int | float | None]]:
-    """Class, what was restored and the true number, of all classes that are either."""
+    """Label, restored and true number of each class that is in the batch or was found."""
     audit = record["audit"] or {}
     true, counts, shares = (audit.get(key) for key in ("true_counts", "counts", "proportions"))
     shown = {*(audit.get("present") or [])}
@@ -132,7 +136,7 @@ def _classes(record: dict[str, Any]) -> list[list[int | float | None]]:
 
 
 def _embedded(content: dict[str, Any]) -> Markup:
-    """JSON that nothing in it ends the script element of."""
+    """JSON in which no text can end the script element that holds it."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

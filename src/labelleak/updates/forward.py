@@ -1,7 +1,6 @@
 """The exact gradient of the head by a forward pass alone."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from labelleak.checks import INDICES
 from labelleak.errors import InvalidObservation
+from labelleak.hooks import hooked
+from labelleak.isolation import isolated
 from labelleak.loss import Loss
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.training import LocalTraining
@@ -85,7 +86,7 @@ def capture(
     loss.check_classes(found.classes)
     sums = _Sums(found.weight, loss)
     pieces = _pieces(model, inputs, labels)
-    with torch.no_grad(), _buffers_kept(model):
+    with isolated(model):
         for piece, truth in pieces:
             sums.add(_forward(model, found, piece), truth.to(found.weight.device))
     if not sums.samples:
@@ -203,24 +204,6 @@ def _mixes_samples(module: nn.Module) -> bool:
     return module.training or (isinstance(module, _BatchNorm) and module.running_mean is None)
 
 
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Let forward passes write to copies of the buffers, BatchNorm's running statistics say."""
-    # Not torch.func.functional_call, which takes no DataParallel and keeps no buffer that is None.
-    kept = [(module, dict(module._buffers)) for module in model.modules()]
-    copies: dict[Tensor, Tensor] = {}
-    for module, buffers in kept:
-        for name, value in buffers.items():
-            if value is not None:
-                module._buffers[name] = copies.setdefault(value, value.clone())
-    try:
-        yield
-    finally:
-        for module, buffers in kept:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
 def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
     name = head.name or ""
     output, seen = _run(model, name, inputs)
@@ -250,29 +233,22 @@ def _run(
     model: nn.Module, layer: str, inputs: Inputs, logits: Tensor | None = None
 ) -> tuple[Any, _Pass]:
     """The model's output, and what its head took in and put out, or shall seem to put out."""
-    calls: list[tuple[Any, Any]] = []
+    passages: list[tuple[Any, Any]] = []
 
-    def keep(
-        _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        calls.append((output, next(iter((*arguments, *keywords.values())), None)))
+    def note(_: nn.Module, entered: Any, left: Any) -> Tensor | None:
+        passages.append((left, entered))
         return logits
 
-    handle = model.get_submodule(layer).register_forward_hook(keep, with_kwargs=True)
-    try:
-        arguments = () if isinstance(inputs, Mapping) else (inputs,)
-        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
-        output = model(*arguments, **keywords)
-    finally:
-        handle.remove()
-    if len(calls) != 1:
+    with hooked(model.get_submodule(layer), leaving=note):
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if len(passages) != 1:
         raise InvalidObservation(
-            f"layer {layer!r} ran {len(calls)} times in one forward pass: a classification head "
+            f"layer {layer!r} ran {len(passages)} times in one forward pass: a classification head "
             "runs once; name the right one with head=NAME"
         )
-    if not all(isinstance(value, Tensor) for value in calls[0]):
+    if not all(isinstance(value, Tensor) for value in passages[0]):
         raise InvalidObservation(f"layer {layer!r} does not map a tensor to a tensor")
-    return output, _Pass(*calls[0])
+    return output, _Pass(*passages[0])
 
 
 def _of_one_token(

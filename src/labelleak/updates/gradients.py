@@ -57,7 +57,7 @@ def observe(
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
         input_shape: Shape of one input of the model.
-        auxiliary: Labelled samples of the server's own.
+        auxiliary: Labeled samples of the server's own.
         head: Name of the final linear layer; None to find it.
 
     Returns:

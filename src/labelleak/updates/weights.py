@@ -66,13 +66,13 @@ def observe_update(
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
         input_shape: Shape of one input of the model.
-        auxiliary: Labelled samples of the server's own.
+        auxiliary: Labeled samples of the server's own.
         head: Name of the final linear layer; None to find it.
 
     Returns:
         The observation; its gradients are float64. BatchNorm's running statistics, buffers and
-        integers are left out: the optimiser did not change them. A bias of the head that is not
-        among the weights afterwards counts as not sent. Names are without a wrapper's prefix, as
+        integers are left out: the optimizer did not change them. A bias of the head that is not
+        among the weights afterward counts as not sent. Names are without a wrapper's prefix, as
         those of `observe`.
 
     Raises:

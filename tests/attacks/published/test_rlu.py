@@ -133,20 +133,6 @@ def test_without_searches_the_client_s_model_plays_no_part():
     assert torch.equal(found.raw, again.raw)
 
 
-def test_another_order_of_the_classes_gives_the_same_counts():
-    batch, auxiliary = prototypes(6, 12, 24, 0)
-    batch = replace(batch, embeddings=batch.embeddings + 0.1)
-    order = torch.tensor([3, 1, 5, 0, 2, 4])
-    place = order.argsort()
-    shuffled = Batch(batch.weight[order], batch.bias[order], batch.embeddings, place[batch.labels])
-    moved = Auxiliary(auxiliary.inputs, place[auxiliary.labels])
-    found, again = (
-        restore(observed(batch, auxiliary), "rlu"),
-        restore(observed(shuffled, moved), "rlu"),
-    )
-    assert torch.equal(again.counts, found.counts[order])
-
-
 def test_what_is_missing_is_named():
     batch, auxiliary = prototypes(6, 12, 24, 0)
     with pytest.raises(MissingKnowledge, match="several steps needs the learning rates"):

@@ -123,14 +123,6 @@ def test_an_unknown_variant_is_refused_in_one_line(rule, unchecked):
         restore(observation(ROWS), rule.__name__, variant="first")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("rule", RULES)
-def test_any_floating_point_format_will_do(rule, dtype):
-    batch = untrained(10, 30, 3)
-    present = rule(batch.observe(dtype=dtype)).present
-    assert torch.equal(present, rule(batch.observe()).present)
-
-
 @pytest.mark.parametrize(
     ("present", "knowledge", "counts"),
     [

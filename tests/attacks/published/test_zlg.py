@@ -111,16 +111,6 @@ def test_without_a_batch_size_there_are_shares(attack):
     assert float(found.proportions.sum()) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_summed_loss_is_the_mean_at_another_scale(attack):
-    batch = untrained(8, 12, 20)
-    gradient = batch.gradient()
-    summed = HeadGradient(gradient.weight * 20, gradient.bias * 20)
-    knowledge = {"model": batch.model(), "auxiliary": batch.auxiliary(), "after": batch.after(0.5)}
-    found = restore(batch.observe(summed, reduction="sum", **knowledge), attack)
-    torch.testing.assert_close(found.raw, restore(batch.observe(**knowledge), attack).raw)
-
-
 @pytest.mark.parametrize("attack", ["zlg", "dimitrov"])
 def test_inputs_without_a_trace_are_refused(attack):
     batch = untrained(8, 12, 20)

@@ -39,7 +39,7 @@ def lazy_dataset():
     return in_memory(images=photographs(7))
 
 
-def test_batch_is_normalised_and_in_order():
+def test_batch_is_normalized_and_in_order():
     inputs, labels = in_memory().batch(torch.tensor([5, 0, 5]))
     mean, std = np.array([0.1, 0.5, 0.9]), np.array([0.2, 1.0, 3.0])
     expected = (PIXELS[[5, 0, 5]] / 255 - mean[:, None, None]) / std[:, None, None]
@@ -94,7 +94,7 @@ def test_shape_length_and_laziness():
     assert lazy_dataset().lazy
 
 
-def test_it_is_frozen_and_can_be_normalised_otherwise():
+def test_it_is_frozen_and_can_be_normalized_otherwise():
     dataset = in_memory()
     with pytest.raises(FrozenInstanceError):
         dataset.name = "other"
@@ -134,15 +134,15 @@ def test_a_chunk_of_nothing_is_refused():
         next(in_memory().stream(torch.tensor([0]), chunk=0))
 
 
-def test_the_centre_is_cut_out_of_a_photograph_of_the_right_size_untouched():
+def test_the_center_is_cut_out_of_a_photograph_of_the_right_size_untouched():
     pixels = np.random.default_rng(2).integers(0, 256, (256, 301, 3), dtype=np.uint8)
     source = Photographs(lambda _: Image.fromarray(pixels), 1, 224)
     expected = pixels[16:240, 38:262].transpose(2, 0, 1)
     assert np.array_equal(source.decode(0).numpy(), expected)
 
 
-def test_other_sizes_are_resized_and_cut_at_the_centre():
-    # a horizontal ramp, 512 wide: the centre 448 columns are 0.125 .. 0.875 of the shorter side
+def test_other_sizes_are_resized_and_cut_at_the_center():
+    # a horizontal ramp, 512 wide: the center 448 columns are 0.125 .. 0.875 of the shorter side
     ramp = np.tile(np.linspace(0, 255, 512)[None, :, None], (512, 1, 3)).round().astype(np.uint8)
     source = Photographs(lambda _: Image.fromarray(ramp), 1, 224)
     columns = source.decode(0)[0, 100].double().numpy()

@@ -103,7 +103,7 @@ def test_class_names_from_a_table(tree):
     assert read(tree).class_names == ("ant, emmet", "b", "cat")
 
 
-def test_grey_images_are_read_as_grey_and_as_colour(tmp_path):
+def test_gray_images_are_read_as_gray_and_as_color(tmp_path):
     save(tmp_path / "train/a/0.png", PIXELS[0, ..., 0])
     assert np.array_equal(read(tmp_path, image_shape=(1, 8, 8)).images[0, 0], PIXELS[0, ..., 0])
     assert np.array_equal(read(tmp_path).images[0, 2], PIXELS[0, ..., 0])

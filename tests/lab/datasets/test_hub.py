@@ -64,7 +64,7 @@ def test_small_data_sets_become_arrays(serve, name, path, shape, columns, held_o
     assert dataset.name == name
 
 
-def test_grey_images_among_coloured_ones_become_coloured(serve):
+def test_gray_images_among_colored_ones_become_colored(serve):
     serve([RNG.integers(0, 256, (64, 64), dtype=np.uint8)], [3], 200)
     pixels = load("tiny-imagenet").images[0]
     assert pixels.shape == (3, 64, 64)

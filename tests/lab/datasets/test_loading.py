@@ -168,7 +168,7 @@ def test_imagenet_from_folders_is_lazy(tmp_path):
         load("imagenet", data_dir=tmp_path)
 
 
-def test_mnist_as_image_folders_is_grey(tmp_path):
+def test_mnist_as_image_folders_is_gray(tmp_path):
     write_folders(tmp_path, 10, 28, mode="L")
     dataset = load("mnist", data_dir=tmp_path)
     assert dataset.image_shape == (1, 28, 28)

@@ -1,4 +1,4 @@
-"""Whether samples rebuild the gradient so exactly that their labels are proven."""
+"""The certificate: whether samples rebuild the gradient so exactly that labels are proven."""
 
 from dataclasses import dataclass
 
@@ -6,223 +6,232 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from labelleak.attacks.exact.atoms import Atoms, excess, likely_labels
+from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.acceptance import excess, likely_labels
 from labelleak.attacks.exact.clock import Clock
-from labelleak.attacks.exact.factors import Factors
-from labelleak.attacks.exact.joint import column_scale, fit
+from labelleak.attacks.exact.head_factors import HeadFactors
+from labelleak.attacks.exact.joint_fit import column_scale, fit_jointly
+from labelleak.attacks.exact.samples import Samples
 
-_POLISHING = 40
-_MOST_UNKNOWNS = 3000
-# A sample counts as seen if the gradient would change by so many times its errors without it.
-_SEEN = 10.0
-# Largest relative error of a q that is taken for the sample's.
-_DIFFERENT = 0.05
-# A hypothesis is excluded if its q differ so many times more than those of the best one do, and by
-# more than the fit's own exactness.
-_WORSE = 10.0
-_FITS = 1e-3
-# Share of the features that are zero beyond those that a mixture may have, and their least number.
-_SPARSE = 0.1
-_FEW_ZEROS = 10
+_POLISHING_STEPS = 40
 _COMPETITION_STEPS = 40
-# Of the equations of all hypotheses that are fitted at once.
+# With more unknowns, samples times coordinates, samples are judged as they were found.
+_MOST_UNKNOWNS = 3000
+# Most entries of the equations of hypotheses in memory at once: 64 MB.
 _ENTRIES = 2**23
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a set of samples proves.
+class Judgment:
+    """How well a set of samples rebuilds the gradient.
 
     Attributes:
-        atoms: The samples, fitted to the gradient together.
-        times: How often each is in the batch, shape (atoms,).
-        seen: Whether each stands clear of the errors of the gradient, shape (atoms,).
+        samples: The samples, fitted to the gradient together.
+        times: How often each is in the batch, int64, shape (samples,).
+        seen: Whether each stands clear of the errors of the gradient, bool, shape (samples,).
         rebuilt: Whether together they rebuild the gradient up to rounding.
-        cost: What the joint fit leaves.
     """
 
-    atoms: Atoms
-    times: Int[Tensor, " atoms"]
-    seen: Bool[Tensor, " atoms"]
+    samples: Samples
+    times: Int[Tensor, " samples"]
+    seen: Bool[Tensor, " samples"]
     rebuilt: bool
-    cost: float
 
 
-def judge(factors: Factors, atoms: Atoms, divisor: float, rounding: float) -> Judgement:
+def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: float) -> Judgment:
     """Fit the samples together, and compare what they leave of the gradient with its rounding.
 
     Args:
-        factors: Of the gradient.
-        atoms: As many samples as its rank.
+        factors: Factors of the head's gradient.
+        samples: As many samples as its rank.
         divisor: D.
         rounding: Typical rounding error of one entry of G.
 
     Returns:
-        The judgement.
+        The judgment.
     """
-    times = (divisor / atoms.inverse_weights).round().clamp_min(1.0)
+    times = (divisor / samples.inverse_weights).round().clamp_min(1.0)
     shares = times / divisor
-    points = atoms.embeddings @ factors.right
+    points = samples.inputs @ factors.right
     scale = column_scale(factors)
-    # Of many samples those are proven that were found as exactly as need be.
-    steps = _POLISHING if len(atoms) * factors.directions.shape[1] <= _MOST_UNKNOWNS else 0
+    few = len(samples) * factors.unknowns <= _MOST_UNKNOWNS
     for _ in range(2):
-        fitted, costs = fit(
-            factors, points[None], atoms.labels[None], shares[None], steps=steps, scale=scale
+        [points], _ = fit_jointly(
+            factors,
+            points[None],
+            samples.labels[None],
+            shares[None],
+            steps=_POLISHING_STEPS if few else 0,
+            scale=scale,
         )
-        points = fitted[0]
-        # Now weigh every column by its own errors, those of the client's arithmetic included.
-        q = factors.errors(points, atoms.labels) * shares[:, None]
+        # Then weigh every column by its errors, including those of the client's arithmetic.
+        q = factors.logit_gradients(points, samples.labels) * shares[:, None]
         slips = _slips(factors, points, q, shares)
         floor = factors.matrix.shape[0] * factors.noise**2
         column_errors = (floor + (slips[:, None] * points).square().sum(dim=0)).sqrt()
         scale = 1.0 / column_errors
-    embeddings = points @ factors.right.T
-    left_over = factors.matrix - q.T @ embeddings
-    allowed = left_over.numel() * rounding**2 + float(
-        (slips * embeddings.norm(dim=1)).square().sum()
-    )
-    seen = _seen(factors, points, q, slips)
-    return Judgement(
-        Atoms(embeddings, atoms.labels, divisor / times),
+    inputs = points @ factors.right.T
+    left_over = factors.matrix - q.T @ inputs
+    allowed = left_over.numel() * rounding**2 + float((slips * inputs.norm(dim=1)).square().sum())
+    return Judgment(
+        Samples(inputs, samples.labels, divisor / times),
         times.long(),
-        seen,
+        _seen(factors, points, q, slips),
         rebuilt=float(left_over.square().sum()) <= allowed,
-        cost=float(costs[0]),
     )
 
 
-def _slips(factors: Factors, points: Tensor, q: Tensor, shares: Tensor) -> Float[Tensor, " atoms"]:
-    """Size of the client's errors in each q: of its logits, and of one less a probability."""
-    embeddings = points @ factors.right.T
-    logits = factors.epsilon * embeddings.norm(dim=1) * float(factors.layer.norm(dim=1).max())
+def _slips(
+    factors: HeadFactors, points: Tensor, q: Tensor, shares: Tensor
+) -> Float[Tensor, " samples"]:
+    """Size of the client's rounding errors in each q, from its logits and from 1 - p."""
+    inputs = points @ factors.right.T
+    logits = factors.epsilon * inputs.norm(dim=1) * float(factors.layer.norm(dim=1).max())
     slips: Tensor = q.norm(dim=1) * logits + factors.epsilon * shares
     return slips
 
 
-def _seen(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Tensor, " atoms"]:
-    """Whether each sample stands clear of the errors, and is itself what the gradient shows.
+def _seen(
+    factors: HeadFactors, points: Tensor, q: Tensor, slips: Tensor
+) -> Bool[Tensor, " samples"]:
+    """Whether each sample stands clear of the errors, and the gradient has the same q for it.
 
-    The distance of G to the matrices that the other q and embeddings span is one over the product
-    of the norms of a sample's dual vectors. And the embeddings alone determine every q by a linear
-    system; the head's own prediction for the embedding has to be the same.
+    The embeddings alone determine every q by a linear system. The head's prediction for the
+    embedding has to agree with it.
     """
-    error = _noise_in_errors(factors, q)
+    error = _noise_in_gradients(factors, q)
     solved = torch.linalg.solve(points.T, (factors.left * factors.values).T)
     apart = (solved - q).norm(dim=1)
-    allowed = (_SEEN * (error + slips)).clamp_max(_DIFFERENT * q.norm(dim=1))
+    allowed = tolerances.CLEAR * (error + slips)
+    allowed = allowed.clamp_max(tolerances.DIFFERENT * q.norm(dim=1))
     seen: Tensor = _is_clear(factors, points, q, slips) & (apart <= allowed)
     return seen
 
 
-def clear(factors: Factors, atoms: Atoms) -> Bool[Tensor, " atoms"]:
+def clear_samples(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
     """Which samples stand clear of the errors of the gradient.
 
     Args:
-        factors: Of the gradient.
-        atoms: Some of its samples.
+        factors: Factors of the head's gradient.
+        samples: Some of its samples.
 
     Returns:
-        Bool, shape (atoms,). The label of one that does not may be any.
+        Bool, shape (samples,). Any label may fit a sample that does not.
     """
-    points = atoms.embeddings @ factors.right
-    shares = 1.0 / atoms.inverse_weights
-    q = factors.errors(points, atoms.labels) * shares[:, None]
+    points = samples.inputs @ factors.right
+    shares = 1.0 / samples.inverse_weights
+    q = factors.logit_gradients(points, samples.labels) * shares[:, None]
     return _is_clear(factors, points, q, _slips(factors, points, q, shares))
 
 
-def too_weak(rest: Factors, atoms: Atoms) -> int:
-    """How many of the samples that were not found are too weak for that.
+def number_too_weak(rest: HeadFactors, samples: Samples) -> int:
+    """How many of the samples that were not found are too weak to be found.
 
     Args:
-        rest: Factors of what is left.
-        atoms: The samples found.
+        rest: Factors of the gradient minus the samples found.
+        samples: The samples found, at least one.
     """
-    lengths = atoms.embeddings.norm(dim=1) / atoms.inverse_weights
-    slip = rest.epsilon * float(lengths.max()) if len(atoms) else 0.0
-    return int((rest.values < _SEEN * slip).sum())
+    slip = rest.epsilon * float((samples.inputs.norm(dim=1) / samples.inverse_weights).max())
+    return int((rest.values < tolerances.CLEAR * slip).sum())
 
 
-def _noise_in_errors(factors: Factors, q: Tensor) -> Float[Tensor, " atoms"]:
-    """What the noise of G adds to each q that is solved for."""
+def _noise_in_gradients(factors: HeadFactors, q: Tensor) -> Float[Tensor, " samples"]:
+    """Size of the errors in each q that the noise of G causes."""
     dual = (q @ factors.left) / factors.values
     noise: Tensor = factors.noise * factors.matrix.shape[0] ** 0.5 * dual.norm(dim=1)
     return noise
 
 
-def _is_clear(factors: Factors, points: Tensor, q: Tensor, slips: Tensor) -> Bool[Tensor, " atoms"]:
+def _is_clear(
+    factors: HeadFactors, points: Tensor, q: Tensor, slips: Tensor
+) -> Bool[Tensor, " samples"]:
+    # The distance of G from all gradients without a sample is one over the norms of its two duals.
     dual = (points / factors.values).norm(dim=1)
-    beside_noise = _SEEN * _noise_in_errors(factors, q) * dual < 1.0
-    result: Tensor = beside_noise & (q.norm(dim=1) > _SEEN * slips)
+    beside_noise = tolerances.CLEAR * _noise_in_gradients(factors, q) * dual < 1.0
+    result: Tensor = beside_noise & (q.norm(dim=1) > tolerances.CLEAR * slips)
     return result
 
 
-def determined_by_zeros(factors: Factors, atoms: Atoms) -> bool:
-    """Whether zeros alone single out every embedding, and every label with it.
+def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
+    """Whether the zeros of the embeddings alone determine every embedding and label.
 
-    A mixture of the rank's embeddings can be made zero in rank - 1 features, and is zero in more
-    by chance only. Embeddings with many more zeros are the only ones, whatever the head predicts.
-    Every q then follows linearly, and its one negative entry is the label.
+    A mixture of embeddings can be made zero in rank - 1 features; further zeros are chance. So
+    embeddings with many more zeros are unique, whatever the head predicts. Every q then follows
+    from a linear system, and its one negative entry is the label.
 
     Args:
-        factors: Of the gradient.
-        atoms: As many samples as its rank, as the search found them: the joint fit trades zeros
-            for predictions.
+        factors: Factors of the head's gradient.
+        samples: As many samples as its rank, as the search found them: a joint fit gives up zeros
+            for better predictions.
     """
-    embeddings = atoms.embeddings[:, :-1] if factors.affine else atoms.embeddings
-    points = atoms.embeddings @ factors.right
-    errors_allowed = factors.noise * (points / factors.values).norm(dim=1, keepdim=True)
+    embeddings = samples.inputs[:, :-1] if factors.affine else samples.inputs
+    points = samples.inputs @ factors.right
+    errors = factors.input_errors(points)
     alive = factors.right[: embeddings.shape[1]] * factors.values
-    alive = alive.norm(dim=1) > 6.0 * factors.noise * factors.rank**0.5
-    zeros = (embeddings.abs() <= 6.0 * errors_allowed) & alive
-    # Zero has to mean something: most other entries stand far above the errors.
-    large = (embeddings.abs() > 60.0 * errors_allowed) & alive
-    least = factors.rank - 1 + max(_FEW_ZEROS, int(_SPARSE * int(alive.sum())))
-    enough = (zeros.sum(dim=1) >= least) & (large.sum(dim=1) >= _FEW_ZEROS)
+    alive = alive.norm(dim=1) > tolerances.ZERO * factors.noise * factors.rank**0.5
+    zeros = (embeddings.abs() <= tolerances.ZERO * errors) & alive
+    # A zero means something only if other entries stand far above the errors.
+    large = (embeddings.abs() > tolerances.NOT_ZERO * errors) & alive
+    beyond = max(tolerances.FEWEST_ZEROS, int(tolerances.SHARE_OF_ZEROS * int(alive.sum())))
+    enough = zeros.sum(dim=1) >= factors.rank - 1 + beyond
+    enough &= large.sum(dim=1) >= tolerances.FEWEST_ZEROS
     solved, failed = torch.linalg.solve_ex(points.T, (factors.left * factors.values).T)
     sizes = solved.norm(dim=1)
-    others = solved.scatter(1, atoms.labels[:, None], 0.0).amin(dim=1)
-    own = solved.gather(1, atoms.labels[:, None])[:, 0]
-    signs = (own < -0.5 * sizes) & (others > -_DIFFERENT * sizes)
+    others = solved.scatter(1, samples.labels[:, None], 0.0).amin(dim=1)
+    own = solved.gather(1, samples.labels[:, None])[:, 0]
+    signs = (own < -0.5 * sizes) & (others > -tolerances.DIFFERENT * sizes)
     return int(failed) == 0 and bool((enough & signs).all())
 
 
-def other_label(factors: Factors, atoms: Atoms, divisor: float | None) -> Bool[Tensor, " atoms"]:
-    """Whether the embedding of a sample goes with another label as well.
+def fits_other_label(
+    factors: HeadFactors, samples: Samples, divisor: float | None
+) -> Bool[Tensor, " samples"]:
+    """Whether the embedding of a sample fits with another label as well.
 
-    Predictions that are sure and wrong are differences of two unit vectors. These span all other
-    differences of the same classes, and say nothing of the embedding: labels may then be exchanged
-    between samples, and other embeddings rebuild the same gradient.
+    If predictions are confident and wrong, every q is a difference of two unit vectors, which says
+    nothing of the embedding. Such differences span those of other pairs of the same classes. Labels
+    may then be exchanged between samples, and other embeddings rebuild the same gradient.
 
     Args:
-        factors: Of the gradient.
-        atoms: As many samples as its rank.
-        divisor: D; None where it is unknown.
+        factors: Factors of the head's gradient.
+        samples: Some of its samples.
+        divisor: D, or None if it is unknown.
+
+    Returns:
+        Bool, shape (samples,).
     """
-    points, labels = likely_labels(factors, atoms.embeddings @ factors.right)
-    which = torch.arange(len(atoms)).to(labels).repeat_interleave(len(labels) // len(atoms))
-    other = labels != atoms.labels[which]
-    goes = excess(factors, points[other], labels[other], divisor)[0] <= 1.0
-    found = torch.zeros_like(atoms.labels, dtype=torch.bool)
-    found[which[other][goes]] = True
+    points, labels = likely_labels(factors, samples.inputs @ factors.right)
+    which = torch.arange(len(samples)).to(labels).repeat_interleave(len(labels) // len(samples))
+    other = labels != samples.labels[which]
+    fits = excess(factors, points[other], labels[other], divisor)[0] <= 1.0
+    found = torch.zeros_like(samples.labels, dtype=torch.bool)
+    found[which[other][fits]] = True
     return found
 
 
-def no_competitor(factors: Factors, judged: Judgement, divisor: float, clock: Clock) -> bool:
-    """Whether every hypothesis with one label changed leaves far more of the gradient.
+def no_competitor(factors: HeadFactors, judged: Judgment, divisor: float, clock: Clock) -> bool:
+    """Whether every hypothesis with one label changed fits the gradient far worse.
 
-    Needed where there are few classes, so that single samples have no equations to spare. Without
-    the time to try them all, nothing is proven.
+    Needed where there are so few classes that single samples have no spare equations.
+
+    Args:
+        factors: Factors of the head's gradient.
+        judged: The samples, as many as its rank.
+        divisor: D.
+        clock: Time limit.
+
+    Returns:
+        False also if time is up before all hypotheses are tried.
     """
-    atoms, classes = judged.atoms, factors.matrix.shape[0]
-    number = len(atoms)
-    points = atoms.embeddings @ factors.right
-    which = torch.arange(number).repeat_interleave(classes).to(atoms.labels)
-    others = torch.arange(classes).repeat(number).to(atoms.labels)
-    changed = others != atoms.labels[which]
+    samples, classes = judged.samples, factors.matrix.shape[0]
+    number = len(samples)
+    points = samples.inputs @ factors.right
+    which = torch.arange(number).repeat_interleave(classes).to(samples.labels)
+    others = torch.arange(classes).repeat(number).to(samples.labels)
+    changed = others != samples.labels[which]
     which, others = which[changed], others[changed]
     rows = torch.arange(len(which)).to(which)
-    labels = atoms.labels.repeat(len(which), 1)
+    labels = samples.labels.repeat(len(which), 1)
     labels[rows, which] = others
     starts = points.repeat(len(which), 1, 1)
     shares = (judged.times / divisor).repeat(len(which), 1)
@@ -230,17 +239,16 @@ def no_competitor(factors: Factors, judged: Judgement, divisor: float, clock: Cl
         (factors.head - factors.head.mean(dim=0)) @ factors.directions, dim=1
     )
     size = points.norm(dim=1).median()
-    moved = factors.origin + size * steps[others] @ factors.directions.T
-    starts[rows, which] = moved
-    # Held to the same test as the samples that are to be certified.
-    own = _mismatch(factors, points[None], atoms.labels[None], shares[:1])
-    least = (_WORSE * own).clamp_min(_FITS)
-    together = max(1, _ENTRIES // (number * max(1, factors.directions.shape[1])) ** 2)
+    starts[rows, which] = factors.origin + size * steps[others] @ factors.directions.T
+    # Hypotheses have to pass the same test as the samples themselves.
+    own = _mismatch(factors, points[None], samples.labels[None], shares[:1])
+    least = (tolerances.WORSE * own).clamp_min(tolerances.FITS)
+    together = max(1, _ENTRIES // (number * max(1, factors.unknowns)) ** 2)
     for start in range(0, len(which), together):
         if clock.is_over:
             return False
         part = slice(start, start + together)
-        reached, _ = fit(
+        reached, _ = fit_jointly(
             factors, starts[part], labels[part], shares[part], steps=_COMPETITION_STEPS
         )
         if not bool((_mismatch(factors, reached, labels[part], shares[part]) > least).all()):
@@ -249,13 +257,13 @@ def no_competitor(factors: Factors, judged: Judgement, divisor: float, clock: Cl
 
 
 def _mismatch(
-    factors: Factors,
+    factors: HeadFactors,
     points: Float[Tensor, "hypotheses samples rank"],
     labels: Int[Tensor, "hypotheses samples"],
     shares: Float[Tensor, "hypotheses samples"],
 ) -> Float[Tensor, " hypotheses"]:
-    """Largest relative difference of the q that embeddings determine and those predicted."""
-    q = factors.errors(points.flatten(0, 1), labels.flatten()).view(*labels.shape, -1)
+    """Largest relative difference between the q that embeddings determine and those predicted."""
+    q = factors.logit_gradients(points.flatten(0, 1), labels.flatten()).view(*labels.shape, -1)
     q = q * shares[:, :, None]
     right = (factors.left * factors.values).T.expand(len(labels), -1, -1)
     solved, failed = torch.linalg.solve_ex(points.transpose(1, 2), right)

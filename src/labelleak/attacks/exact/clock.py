@@ -1,26 +1,28 @@
-"""A limit of time."""
+"""A time limit for searches."""
 
 import time
+from collections.abc import Callable
 
 
 class Clock:
-    """Says when a number of seconds is over.
+    """Says whether a number of seconds has passed since it was made.
+
+    Args:
+        seconds: The time limit.
+        now: Reads the time in seconds; only differences matter.
 
     Attributes:
-        was_asked_late: Whether anyone was told that the time is over.
+        ran_out: Whether any reading so far was past the limit.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self.was_asked_late = False
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._end = now() + seconds
+        self.ran_out = False
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is over."""
-        over = time.monotonic() >= self._end
-        self.was_asked_late = self.was_asked_late or over
+        """Whether the limit has been reached."""
+        over = self._now() >= self._end
+        self.ran_out = self.ran_out or over
         return over
-
-    def share(self, part: float) -> "Clock":
-        """A clock for a part of what is left."""
-        return Clock(part * max(0.0, self._end - time.monotonic()))

@@ -1,20 +1,26 @@
 """Samples as the sparse directions of a low-rank factor (SPEAR, Dimitrov et al., NeurIPS 2024).
 
 Behind a ReLU many entries of each sample's vector are zero, while mixtures of several samples have
-hardly any. For a factor R whose columns mix the samples' vectors x_k linearly, ``x_k = R a_k``, a
-guess of r - 1 entries that are zero in x_k yields a_k up to scale, as what is orthogonal to those
-rows of R; that the guess was right shows in further zeros.
+hardly any. Let the samples' vectors be linear in the columns of a factor R, ``x_k = R a_k``. A
+guess of r - 1 entries that are zero in x_k yields a_k up to scale: it is orthogonal to those rows
+of R. Further zeros show that the guess was right.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_BATCH_ENTRIES = 4_000_000
-_SCREENED = 512
-_COMPARED = 768
-_KEPT = 48
+from labelleak.attacks.exact import tolerances
+
+# Guesses of one round: between these numbers, and no more than so many entries in memory.
+_FEWEST_GUESSES, _MOST_GUESSES, _ENTRIES = 64, 4096, 4_000_000
+# Every guess is tried on so many rows, and of each size of error so many are compared and kept.
+_SCREENED, _COMPARED, _KEPT = 512, 768, 48
 _REFINEMENTS = 3
+# One less the cosine of directions that are the same: of raw guesses, and of refined ones.
+_SAME_GUESS, _SAME_DIRECTION = 1e-2, 1e-5
+# A vector's largest entry stands above the error of an entry by this factor, or it is all error.
+_ABOVE_ERRORS = 30.0 * tolerances.ZERO
 
 
 def sparse_directions(
@@ -23,7 +29,7 @@ def sparse_directions(
     space: Float[Tensor, "rank unknown"],
     generator: torch.Generator,
 ) -> Float[Tensor, "found rank"]:
-    """Coordinates a of which ``factor @ a`` has far more zeros than rank - 1, from one round.
+    """Coordinates a where ``factor @ a`` has far more zeros than rank - 1, from one round.
 
     Args:
         factor: R, float64, shape (entries, rank).
@@ -36,23 +42,24 @@ def sparse_directions(
         Unit vectors, each a direction once, those with most zeros first; their sign is arbitrary.
     """
     rank, unknown = space.shape
-    rows = factor[(factor / errors).norm(dim=1) > 6.0 * rank**0.5]
+    rows = factor[(factor / errors).norm(dim=1) > tolerances.ZERO * rank**0.5]
     if unknown == 1:
         if not len(rows):
-            # All of the sample's entries are zero: the embedding behind a ReLU that is dead.
+            # Every entry of the sample is zero: its ReLUs are all closed.
             return space.T
         return torch.cat([_refined(rows, errors, space.T), space.T])
     if rows.shape[0] < 2 * rank:
         return factor.new_zeros(0, rank)
     order = torch.randperm(rows.shape[0], generator=generator).to(rows.device)
     screen = rows[order[:_SCREENED]]
-    batch = max(64, min(4096, _BATCH_ENTRIES // (len(rows) + rank * rank)))
+    affordable = _ENTRIES // (len(rows) + rank * rank)
+    batch = max(_FEWEST_GUESSES, min(_MOST_GUESSES, affordable))
     guesses = torch.rand(batch, len(rows), generator=generator).argsort(dim=1)[:, : unknown - 1]
     directions = _orthogonal((rows @ space)[guesses.to(rows.device)], generator) @ space.T
     zeros = _zeros(screen, errors, directions).sum(dim=1)
     # A mixture's entries are continuous: hardly any is zero beyond those it was made from.
     enough = min(rank - 1, len(screen) - 1) + max(3, rank // 4, len(screen) // 50)
-    # The larger a direction's error, the more passes for zero: the best of each size of error.
+    # The larger a direction's error, the more passes for zero: keep the best of each size of error.
     sizes = (directions * errors).norm(dim=1).log10().floor()
     best = zeros.sort(descending=True, stable=True).indices
     best = best[zeros[best] > enough]
@@ -60,10 +67,10 @@ def sparse_directions(
     chosen = directions[:0]
     for size in sizes.unique():
         alike = directions[best[sizes == size][:_COMPARED]]
-        chosen = torch.cat([chosen, _distinct(alike, screen, errors, 1e-2)[:_KEPT]])
+        chosen = torch.cat([chosen, _distinct(alike, screen, errors, _SAME_GUESS)[:_KEPT]])
     if not len(chosen):
         return factor.new_zeros(0, rank)
-    return _distinct(_refined(rows, errors, chosen), rows, errors, 1e-5)
+    return _distinct(_refined(rows, errors, chosen), rows, errors, _SAME_DIRECTION)
 
 
 def _orthogonal(
@@ -86,11 +93,11 @@ def _zeros(
     directions: Float[Tensor, "directions rank"],
 ) -> Tensor:
     """Which entries of each vector are zero within their error; bool (directions, entries)."""
-    noise = 6.0 * (directions * errors).norm(dim=1, keepdim=True)
+    noise = (directions * errors).norm(dim=1, keepdim=True)
     products = directions @ rows.T
     # Where errors outweigh the vector itself, everything would pass for zero.
-    above: Tensor = products.abs().amax(dim=1, keepdim=True) > 30.0 * noise
-    zeros: Tensor = above & (products.abs() <= noise)
+    above: Tensor = products.abs().amax(dim=1, keepdim=True) > _ABOVE_ERRORS * noise
+    zeros: Tensor = above & (products.abs() <= tolerances.ZERO * noise)
     return zeros
 
 
@@ -113,7 +120,7 @@ def _distinct(
     errors: Float[Tensor, " rank"],
     tolerance: float,
 ) -> Float[Tensor, "distinct rank"]:
-    """Each direction once, most zeros first."""
+    """Each direction once, those with most zeros first."""
     zeros = _zeros(rows, errors, directions).sum(dim=1)
     directions = directions[zeros.sort(descending=True, stable=True).indices]
     images = torch.nn.functional.normalize(directions @ rows.T, dim=1)

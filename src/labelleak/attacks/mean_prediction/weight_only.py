@@ -1,4 +1,4 @@
-"""The bias gradient of a head that has none, from the weight's gradient and the softmax."""
+"""The bias gradient that an update lacks, restored from the gradient of the weight."""
 
 import math
 
@@ -6,41 +6,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks.mean_prediction.counts import raw_counts
+from labelleak.attacks.mean_prediction.raw_counts import raw_counts
+from labelleak.attacks.mean_prediction.regression import SMALL_HEAD
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 
+# Lengths of the mean embedding that are tried for each sign, on a logarithmic grid.
 _LENGTHS = 400
+# Standard deviation of the logits at the longest one: beyond, softmax goes to a single class.
 _LOGITS = 2.0
+# Mean entry of the embedding over mean magnitude, from which on its sign is clear.
 _ONE_SIGN = 0.3
-_SMALL_HEAD = 1 << 22
-# How far from a length that is about known another one may be, as a factor.
+# Search lengths within this factor of the estimate.
 _NEAR = 1.25
 # Mean squared distance from whole numbers at which those are no evidence: at random it is 1/12.
 _WHOLE = 0.06
+# Costs that differ by less are equal: a distance of a thousandth of a sample, above all rounding.
+_SAME = 1e-6
 
 
 def restored_bias_gradient(
     observation: Observation, length: float | None = None
 ) -> Float[Tensor, " classes"]:
-    """What the gradient of a bias would be.
+    """The gradient that the head's bias would have.
 
     The weight gradient's top singular pair is ``s u v^T``, with u along the bias gradient and v
-    along the mean embedding e. Its length is left: ``db = s u / |e|``. Too short an e makes counts
-    negative, a wrong one leaves them no whole numbers: every length is rated by how far its counts
-    are from the nearest non-negative whole ones of the right sum.
+    along the mean embedding e. The length of e stays open: ``db = s u / |e|``. Too short an e makes
+    counts negative, and any wrong one makes them fractions. So the cost of a length is the squared
+    distance of its counts from the nearest feasible ones: whole, non-negative, of the right sum.
 
     Args:
         observation: With a batch size.
-        length: About what the length is, where that is known: only lengths near it are rated, and
-            it stands itself where none of them makes counts whole.
+        length: Estimated length of e. The search then stays near it, and returns the estimate
+            itself if no length makes the counts whole.
 
     Returns:
         The bias gradient of the best length, float64, shape (classes,), in the gradient's unit.
 
     Raises:
-        MissingKnowledge: No batch size: there is nothing to rate a length by.
+        MissingKnowledge: No batch size, without which no length has a cost.
     """
     size, total = observation.batch_size, observation.num_instances
     if size is None or total is None:
@@ -53,24 +58,26 @@ def restored_bias_gradient(
     direction = (head.weight.to(right.dtype) @ right).double()
     left, right = left.double(), right.double()
     bias = torch.zeros_like(direction) if head.bias is None else head.bias.double()
-    # No entry of the bias gradient of a mean loss exceeds one. At the other end the prediction goes
-    # to a single class, whose counts are whole and wrong: logits shall not differ so much.
+    # No entry of the bias gradient of a mean loss exceeds one. A very long e predicts a single
+    # class, whose counts are whole and wrong: the longest limits the spread of the logits.
     shortest = value * float(left.abs().max()) / observation.scale
     longest = max(_LOGITS / max(float(direction.std()), 1e-12), 4.0 * shortest)
     if length is not None:
         shortest, longest = length / _NEAR, length * _NEAR
     lengths = torch.logspace(0, 1, _LENGTHS, base=longest / shortest, dtype=torch.float64)
     lengths = shortest * lengths.to(left.device)
-    # Embeddings after a ReLU are not negative, which tells the sign; others leave it open.
+    # Embeddings after a ReLU are non-negative, which shows the sign. Otherwise both are tried, in
+    # an order that does not depend on the arbitrary sign of the decomposition.
     lean = float(right.sum() / right.abs().sum())
-    signs = (1.0, -1.0) if abs(lean) < _ONE_SIGN else (1.0 if lean > 0 else -1.0,)
-    best, least = 1.0, float("inf")
+    sign = math.copysign(1.0, lean)
+    signs = (sign, -sign) if abs(lean) < _ONE_SIGN else (sign,)
+    best, least = sign, math.inf
     for signed in [sign * near for sign in signs for near in lengths.tolist()]:
         prediction = torch.softmax(signed * direction + bias, dim=0)[:, None]
         gradient_of_bias = (value / signed * left)[:, None]
         raw = raw_counts(observation, prediction, gradient_of_bias, total, size)[:, 0]
         cost = float((raw - project_to_counts(raw, total)).square().sum())
-        if cost < least:
+        if cost < least - _SAME:
             best, least = signed, cost
     if length is not None and least > _WHOLE * observation.classes:
         best = math.copysign(length, best)
@@ -80,11 +87,11 @@ def restored_bias_gradient(
 def _top_pair(
     gradient: Float[Tensor, "classes features"],
 ) -> tuple[Float[Tensor, " classes"], float, Float[Tensor, " features"]]:
-    """The largest singular value, and its vectors about it.
+    """Left vector, value and right vector of the largest singular value.
 
     By subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
     """
-    matrix = gradient if gradient.numel() > _SMALL_HEAD else gradient.double()
+    matrix = gradient if gradient.numel() > SMALL_HEAD else gradient.double()
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.float()
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,8 @@ from typing import Literal, get_args
 import torch
 
 from labelleak.attacks.conclusion import conclude
-from labelleak.attacks.probe import Dummies, dummies, probe
+from labelleak.attacks.inputs import Dummies, dummies
+from labelleak.attacks.probe import probe
 from labelleak.attacks.published.zlg import counts_from, statistics
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
@@ -41,7 +42,7 @@ def dimitrov(
         observation: Needs the weight gradient, both models and the inputs' shape. Without a batch
             size, proportions only.
         steps: Which steps are averaged: ``"all"``, or only the ``"first"`` or ``"last"``.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:

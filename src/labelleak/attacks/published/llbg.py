@@ -2,7 +2,8 @@
 
 from labelleak.attacks.emission import emit_labels
 from labelleak.attacks.evidence import bias_gradient, instances
-from labelleak.attacks.probe import auxiliary_of, class_means, probe
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.probe import class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration

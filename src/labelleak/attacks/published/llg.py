@@ -6,7 +6,8 @@ from torch import Tensor
 
 from labelleak.attacks.emission import emit_labels
 from labelleak.attacks.evidence import instances, row_sums
-from labelleak.attacks.probe import Dummies, auxiliary_of, class_means, dummies, probe
+from labelleak.attacks.inputs import Dummies, auxiliary_of, dummies
+from labelleak.attacks.probe import class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -56,13 +57,13 @@ def llg_star(
 ) -> Restoration:
     """LLG with the impact of a sample, and the offset of a class, from dummy inputs.
 
-    For a batch of dummies all labelled c the row sums are ``mean of (p_i - [i = c]) s``, with the
+    For a batch of dummies all labeled c the row sums are ``mean of (p_i - [i = c]) s``, with the
     prediction p and the sum s of the embedding. The impact is ``(1 + 1/C) / K`` times the mean over
     c of row c's sum; the offset of class i is the mean of its sum over the other c.
 
     Args:
         observation: Needs the weight gradient, the batch size, the model and the inputs' shape.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:
@@ -91,7 +92,7 @@ def llg_star(
 def llg_plus(observation: Observation) -> Restoration:
     """LLG with the impact of a sample, and the offset of a class, from auxiliary data.
 
-    As LLG*, where the batch labelled c is made of auxiliary samples of class c.
+    As LLG*, where the batch labeled c is made of auxiliary samples of class c.
 
     Args:
         observation: Needs the weight gradient, the batch size, the model and auxiliary data with

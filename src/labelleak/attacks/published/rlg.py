@@ -17,6 +17,8 @@ from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
 _MARGIN = 1e-6
+# A row of an orthonormal basis that is no longer than this is the rounding of a row of zeros.
+_ROUNDING = 1e-12
 
 
 @register(
@@ -84,7 +86,9 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
     found = _cut_off_by_regression(projector)
     undecided = ~found & ~_held_by_others(projector)
     # A positive factor per row changes no sign. With unit rows one margin fits all.
-    rows = torch.nn.functional.normalize(basis, dim=1).cpu().numpy()
+    # The rounding of a row of zeros must not be scaled up to a unit.
+    lengths = basis.norm(dim=1, keepdim=True)
+    rows = torch.where(lengths > _ROUNDING, basis / lengths, 0.0).cpu().numpy()
     classes, rank = rows.shape
     if not undecided.any():
         return found

@@ -11,7 +11,8 @@ from labelleak.attacks.evidence import (
     bias_gradient,
     mean_divisor,
 )
-from labelleak.attacks.probe import auxiliary_of, class_means, probe
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.probe import class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import row_sums
-from labelleak.attacks.probe import Dummies, Probe, auxiliary_of, dummies, probe
+from labelleak.attacks.inputs import Dummies, auxiliary_of, dummies
+from labelleak.attacks.probe import Probe, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
@@ -34,7 +35,7 @@ def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 
     Args:
         observation: Needs the weight gradient, the model and the inputs' shape. Without a batch
             size, proportions only.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:

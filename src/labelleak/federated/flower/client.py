@@ -5,25 +5,31 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Array, Context, Message
+from flwr.app import Array, Context, Error, Message
 from torch import Tensor, nn
 
 from labelleak.errors import LabelLeakError
 from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.contents import Contents
+from labelleak.federated.flower.contents import Answer, contents_of
 from labelleak.federated.flower.messages import (
     FRAMEWORK,
+    REFUSALS,
+    REFUSED,
     Known,
     all_keys,
     arrays_in,
+    check_content,
     is_train,
     refusal,
     round_of,
     update_in,
+    weights_in,
 )
 from labelleak.federated.policy import Policy, read_policy
 from labelleak.metrics import counts_of
@@ -32,6 +38,10 @@ from labelleak.training import LocalTraining
 
 POLICY_KEY = "labelleak-policy"
 """Key of a node's configuration that names the site's own policy file."""
+
+_NO_TEXT = "the app failed; the site's records say why"
+_RAISED = 2  # Flower's code of an app that raised an exception
+_ERROR_CODES = range(256)
 
 _log = logging.getLogger(__name__)
 
@@ -71,8 +81,11 @@ class LeakageAudit:
     For each message of type ``train`` it compares the weights received with those of the reply,
     restores the labels as the server could, scores them against `provide_labels`, writes a record,
     and does what the policy says. A refused reply becomes an `flwr.app.Error` of code `REFUSED`.
-    Other messages, and replies that are not refused, pass as they are. The order of mods decides
-    what is seen: the first one in the list sees what is sent, the last one what the app returned.
+    What else a reply holds, to any type of message, is compared with the policy's allow-list. Under
+    a refusing policy a reply leaves as a new message of what was looked at, and an error or an
+    exception of the app loses its text; otherwise replies pass as they are. The order of mods
+    decides what is seen: the first one in the list sees what is sent, the last one what the app
+    returned.
 
     A site overrules the policy by a file of its own in the node's configuration
     (``flower-supernode --node-config 'labelleak-policy="/etc/labelleak.toml"'``), read anew in
@@ -135,8 +148,6 @@ class LeakageAudit:
         Returns:
             Their reply as it is, or the error that is sent in its place.
         """
-        if not is_train(message):
-            return call_next(message, context)
         occasion = Occasion(
             round_of(message),
             _client_name(context),
@@ -144,50 +155,74 @@ class LeakageAudit:
             FRAMEWORK,
             self._epsilon,
             self._delta,
+            run=str(message.metadata.run_id),
+            task=message.metadata.message_type,
         )
-        inside_another = _labels.get() is not None
+        answer = Answer(message)
         try:
-            auditor = self._auditor_for(context, inside_another)
+            auditor = self._auditor_for(context, inside_another=_labels.get() is not None)
         except LabelLeakError as error:
             refusing = Policy(action="refuse", records=self._auditor.policy.records)
-            return refusal(Auditor(refusing).failed(error, occasion), message)
+            return answer.error(refusal(Auditor(refusing).failed(error, occasion)))
         # An app may change the message; the arrays themselves it cannot.
-        received = arrays_in(message)
+        asked = _Asked(auditor, message, context, arrays_in(message), answer, occasion)
         with _holding_labels() as labels:
-            reply = call_next(message, context)
-            decision = self._audit(auditor, message, context, received, reply, labels, occasion)
-        if not reply.has_content():
-            return reply
-        if not decision.send:
-            return refusal(decision, message)
-        if self._share:
-            self._tell(decision, reply)
-        return reply
+            try:
+                reply = call_next(message, context)
+            except Exception as error:
+                if not asked.refusing:
+                    raise
+                # Flower would send its text.
+                _log.exception("the app failed")
+                auditor.failed(f"the app raised {type(error).__name__}: {error}", occasion)
+                return answer.error(Error(_RAISED, _NO_TEXT))
+            return self._outcome(asked, *self._audit(asked, reply, labels))
 
     def _audit(
-        self,
-        auditor: Auditor,
-        message: Message,
-        context: Context,
-        received: list[dict[str, Array]],
-        reply: Message,
-        labels: list[Tensor],
-        occasion: Occasion,
-    ) -> Decision:
+        self, asked: "_Asked", reply: Message, labels: list[Tensor]
+    ) -> tuple[Message, Decision | None]:
+        """The reply, made anew under a refusing policy, and what becomes of it.
+
+        There is no decision where there is nothing to write down.
+        """
+        auditor, occasion = asked.auditor, asked.occasion
         try:
-            known = Known(self._training, self._keys, context.run_config)
-            update = update_in(reply, received, message, known)
+            check_content(reply)
+            problem = asked.answer.metadata_problem(reply)
+            if asked.refusing:
+                # What is looked at is what leaves, whatever the app still holds of its own.
+                reply = asked.answer.rebuilt(reply)
+            contents = asked.contents(reply, [] if problem is None else [problem])
+        except Exception as error:  # whatever the app sent
+            return reply, auditor.failed(error, occasion)
+        if not is_train(occasion.task):
+            return reply, auditor.audit_message(contents, occasion)
+        try:
+            known = Known(self._training, self._keys, asked.context.run_config)
+            update = update_in(reply, asked.received, asked.message, known)
             counts = _counts(labels[0], auditor.classes(update.before)) if labels else None
-        except Exception as problem:  # whatever the app sent
-            return auditor.failed(problem, occasion)
-        return auditor.audit_update(
+        except Exception as error:  # whatever the app sent
+            return reply, auditor.failed(error, occasion, contents)
+        decision = auditor.audit_update(
             update.before,
             update.after,
             update.training,
             occasion,
             instances=update.instances,
             true_counts=counts,
+            contents=contents,
         )
+        return reply, decision
+
+    def _outcome(self, asked: "_Asked", reply: Message, decision: Decision | None) -> Message:
+        """What leaves: the reply, or an error in its place."""
+        if asked.refusing and type(reply) is Message and reply.has_error():
+            return asked.answer.error(_plain(reply.error))
+        if decision is not None and not decision.send:
+            return asked.answer.error(refusal(decision))
+        if self._share and is_train(asked.occasion.task) and type(reply) is Message:
+            self._tell(decision, reply)
+        return reply
 
     def _auditor_for(self, context: Context, inside_another: bool) -> Auditor:
         path = context.node_config.get(POLICY_KEY)
@@ -200,13 +235,13 @@ class LeakageAudit:
             self._auditors[policy] = Auditor(policy, **self._settings)
         return self._auditors[policy]
 
-    def _tell(self, decision: Decision, reply: Message) -> None:
+    def _tell(self, decision: Decision | None, reply: Message) -> None:
         """Add the score to the metrics; always the same entries, as strategies demand."""
-        records = list(reply.content.metric_records.values())
+        records = list(reply.content.metric_records.values()) if reply.has_content() else []
         if len(records) != 1:
             _log.warning("the reply has %d records of metrics: nothing shared", len(records))
             return
-        audit = decision.record.audit or {}
+        audit = {} if decision is None else decision.record.audit or {}
         score = audit.get("score") or {}
         raised = {flag["name"] for flag in audit.get("flags", ())}
         prefix = f"labelleak-{self._label}-" if self._label else "labelleak-"
@@ -214,6 +249,43 @@ class LeakageAudit:
         records[0][f"{prefix}accuracy"] = math.nan if accuracy is None else float(accuracy)
         for name in (flag.name.lower() for flag in Flag):
             records[0][f"{prefix}{name}"] = int(name in raised)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message and all that was known before the app had it."""
+
+    auditor: Auditor
+    message: Message
+    context: Context
+    received: list[dict[str, Array]]
+    answer: Answer
+    occasion: Occasion
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the policy lets nothing leave that it does not allow."""
+        return self.auditor.policy.action == "refuse"
+
+    def contents(self, reply: Message, problems: list[str]) -> Contents:
+        """What a reply holds beside the weights."""
+        allow = self.auditor.policy.allow
+        audited = is_train(self.occasion.task)
+        return contents_of(reply, allow, self._classes(), audited=audited, problems=problems)
+
+    def _classes(self) -> int | None:
+        try:
+            return self.auditor.classes(weights_in(self.received, "the message to the client"))
+        except Exception:  # whatever the server sent
+            return None
+
+
+def _plain(error: Error) -> Error:
+    """An error without the app's text; one of an audit further in says one of a few sentences."""
+    for reason in REFUSALS.values():
+        if (error.code, error.reason) == (REFUSED, reason):
+            return Error(REFUSED, reason)
+    return Error(int(error.code) if error.code in _ERROR_CODES else 0, _NO_TEXT)
 
 
 def _counts(labels: Tensor, classes: int) -> Tensor:

@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,8 @@ from flwr.app import Array, Error, Message
 from torch import Tensor
 
 from labelleak.federated.auditor import Decision
+from labelleak.federated.buffers import is_counter
+from labelleak.federated.flower.contents import header_of
 from labelleak.training import LocalTraining
 
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "steps": ("local-steps",),
     "epochs": ("local-epochs",),
     "instances": ("num-examples",),
+    "optimizer": ("optimizer",),
     "momentum": ("momentum",),
     "weight_decay": ("weight-decay",),
     "proximal": ("proximal-mu",),
@@ -38,6 +40,19 @@ REFUSED = 1001
 
 FRAMEWORK = "flower"
 
+REFUSALS = {
+    verdict: f"labelleak refused to send: {reason}"
+    for verdict, reason in {
+        "over": "the update gives away more labels than the site's policy allows",
+        "inconclusive": "the audit is inconclusive, and the site's policy sends only what it could "
+        "judge",
+        "failed": "not all of the reply could be audited, or is allowed by the site's policy; the "
+        "site's records say why",
+        "within": "the record of the audit could not be written",
+    }.items()
+}
+"""What the server is told of a refusal, by the verdict."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -53,9 +68,9 @@ def all_keys(others: Mapping[str, tuple[str, ...]] | None) -> dict[str, tuple[st
     return {**KEYS, **(others or {})}
 
 
-def is_train(message: Message) -> bool:
-    """Whether a message is of type ``train``, or of one of its actions (``train.action``)."""
-    return message.metadata.message_type.split(".")[0] == "train"
+def is_train(message_type: str) -> bool:
+    """Whether a type of message is ``train``, or one of its actions (``train.action``)."""
+    return message_type.split(".", maxsplit=1)[0] == "train"
 
 
 def arrays_in(message: Message) -> list[dict[str, Array]]:
@@ -88,8 +103,9 @@ def weights_in(
     Args:
         records: All records of arrays in a message.
         whose: Name of the message, for the error.
-        received: The weights that these are an update of. An average makes floats of integers
-            (BatchNorm's counters), and an app goes on to send integers: they are made floats, too.
+        received: The weights that these are an update of. An average makes floats of integers, and
+            an app goes on to send integers: BatchNorm's counters, and integers that are still the
+            same, are made floats, too.
 
     Raises:
         ValueError: There is not exactly one record: what is in a second one, nobody would audit.
@@ -101,9 +117,14 @@ def weights_in(
         before = None if received is None else received.get(name)
         if value is None or before is None or value.is_floating_point():
             continue
-        if before.is_floating_point():
+        if before.is_floating_point() and (is_counter(name) or _is_cut_off(before, value)):
             weights[name] = value.to(before.dtype)
     return weights
+
+
+def _is_cut_off(before: Tensor, value: Tensor) -> bool:
+    """Whether integers are floats without their fractions."""
+    return value.shape == before.shape and torch.equal(value, before.to(value.dtype))
 
 
 @dataclass(frozen=True)
@@ -138,6 +159,8 @@ class Known:
             for field, names in self.keys.items()
             if (value := _look_up(metrics if field == "instances" else configs, names)) is not None
         }
+        if "optimizer" in found:
+            found["optimizer"] = str(found["optimizer"]).lower()
         instances = found.pop("instances", None)
         return replace(self.training, **found), instances
 
@@ -180,7 +203,7 @@ def _look_up(records: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> An
         values = {str(key).replace("_", "-"): value for key, value in record.items()}
         for name in names:
             if (value := values.get(name.replace("_", "-"))) is not None:
-                return _number(name, value)
+                return value if isinstance(value, str) else _number(name, value)
     return None
 
 
@@ -196,19 +219,15 @@ def _number(name: str, value: Any) -> Any:
 def _tensor(array: Array) -> Tensor | None:
     """The array as a tensor on the message's own bytes, which ``Array.numpy`` would copy."""
     try:
-        header = BytesIO(array.data)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[np.lib.format.read_magic(header)]
-        shape, by_columns, dtype = read(header)
-        if array.stype != "numpy.ndarray" or dtype.hasobject:
+        header = header_of(array)
+        if array.stype != "numpy.ndarray" or header.dtype.hasobject:
             return None
-        flat = np.frombuffer(array.data, dtype, count=math.prod(shape), offset=header.tell())
-        values = flat.reshape(shape, order="F" if by_columns else "C")
+        entries = math.prod(header.shape)
+        flat = np.frombuffer(array.data, header.dtype, count=entries, offset=header.length)
+        values = flat.reshape(header.shape, order="F" if header.by_columns else "C")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it is not to be written to
-            return torch.from_numpy(np.asarray(values, dtype.newbyteorder("=")))
+            return torch.from_numpy(np.asarray(values, header.dtype.newbyteorder("=")))
     except Exception:  # whatever a client sent
         return None
 
@@ -224,18 +243,14 @@ def check_content(reply: Message) -> None:
         raise ValueError(f"the reply is an error of code {error.code}: {error.reason}")
 
 
-def refusal(decision: Decision, asked: Message) -> Message:
-    """The error in place of weights. Its reason tells nothing that was measured by the labels."""
+def refusal(decision: Decision) -> Error:
+    """The error in place of what a policy refuses to send.
+
+    Its reason tells nothing that was measured by the labels, and nothing that an app wrote: the
+    names of its tensors, say, which the site's record holds.
+    """
     record = decision.record
-    if record.verdict == "over":
-        reason = "the update gives away more labels than the site's policy allows"
-    elif record.verdict == "inconclusive":
-        reason = "the audit is inconclusive, and the site's policy sends only what it could judge"
-    elif record.verdict == "failed":
-        reason = f"there is no audit of all of the update: {record.error}"
-    else:
-        reason = "the record of the audit could not be written"
     _log.warning(
         "round %s, client %s: refused to send: %s", record.round, record.client, decision.reason
     )
-    return Message(Error(REFUSED, f"labelleak refused to send: {reason}"), reply_to=asked)
+    return Error(REFUSED, REFUSALS[record.verdict])

@@ -11,11 +11,14 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.contents import Contents
+from labelleak.federated.flower.contents import contents_of
 from labelleak.federated.flower.messages import (
     FRAMEWORK,
     Known,
     all_keys,
     arrays_in,
+    check_content,
     refusal,
     update_in,
     weights_in,
@@ -26,13 +29,16 @@ from labelleak.training import LocalTraining
 # What an average of clients can say only if it is the same for all of them.
 _ALIKE = ("optimizer", "learning_rate", "epochs", "momentum", "weight_decay", "proximal")
 
+_OURS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+
 
 class AuditStrategy(Strategy):
     """A strategy that audits every reply to a train message, then passes it on as it is.
 
-    Wrap it around any other: ``AuditStrategy(FedAvg(...), policy)``. Under a refusing policy the
-    server has the weights already: they are kept from the aggregate, as an error reply in their
-    place. With secure aggregation the server sees the aggregate alone, and that is audited.
+    Wrap it around any other: ``AuditStrategy(FedAvg(...), policy)``. What else a reply holds, also
+    to an evaluate message, is compared with the policy's allow-list. Under a refusing policy the
+    server has the reply already: it is kept from the aggregate, as an error reply in its place.
+    With secure aggregation the server sees the aggregate alone, and that is audited.
     """
 
     def __init__(
@@ -74,8 +80,11 @@ class AuditStrategy(Strategy):
         self._secure, self._label = secure_aggregation, label
         self._known = Known(training or LocalTraining(), all_keys(keys), dict(run_config or {}))
         self._sent: dict[int, Message] = {}
+        self._sent_to_evaluate: dict[int, Message] = {}
         # Bound now: `start` may put this object's own in their place.
         self._configure, self._aggregate = strategy.configure_train, strategy.aggregate_train
+        self._configure_evaluate = strategy.configure_evaluate
+        self._aggregate_evaluate = strategy.aggregate_evaluate
 
     def summary(self) -> None:
         """Log what the strategy is; see `flwr.serverapp.strategy.Strategy`, here and below."""
@@ -105,49 +114,75 @@ class AuditStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The strategy's own."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        """Pass the strategy's messages on, and remember what was sent."""
+        messages = list(self._configure_evaluate(server_round, arrays, config, grid))
+        self._sent_to_evaluate = {message.metadata.dst_node_id: message for message in messages}
+        return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """The strategy's own."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        """Look at what each reply holds, and let the strategy aggregate."""
+        if not self._secure:
+            replies = [self._looked_at(server_round, reply) for reply in replies]
+        return self._aggregate_evaluate(server_round, replies)
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run all rounds; a strategy with a ``start`` of its own runs that one."""
         if type(self.strategy).start is Strategy.start:
             return super().start(*args, **kwargs)
         own = vars(self.strategy)
-        own.update(configure_train=self.configure_train, aggregate_train=self.aggregate_train)
+        own.update({name: getattr(self, name) for name in _OURS})
         try:
             return self.strategy.start(*args, **kwargs)
         finally:
-            del own["configure_train"], own["aggregate_train"]
+            for name in _OURS:
+                del own[name]
 
     def _passed(self, server_round: int, reply: Message) -> Message:
         """The reply after its audit, or the error in its place."""
         node = reply.metadata.src_node_id
-        occasion = self._occasion(server_round, f"node-{node}")
+        occasion = self._occasion(server_round, f"node-{node}", reply)
         sent = self._sent.get(node)
         try:
             if sent is None:
                 raise ValueError(f"nothing was asked of node {node}")
             update = update_in(reply, arrays_in(sent), sent, self._known)
+            contents = self._contents(reply, update.before)
         except Exception as problem:  # whatever a client sent
             decision = self._auditor.failed(problem, occasion)
         else:
             decision = self._auditor.audit_update(
-                update.before, update.after, update.training, occasion, instances=update.instances
+                update.before,
+                update.after,
+                update.training,
+                occasion,
+                instances=update.instances,
+                contents=contents,
             )
-        if decision.send or sent is None or not reply.has_content():
+        return _kept(reply, decision, sent)
+
+    def _looked_at(self, server_round: int, reply: Message) -> Message:
+        """A reply to an evaluate message, or the error in its place."""
+        node = reply.metadata.src_node_id
+        try:
+            check_content(reply)
+        except ValueError:  # an error goes on as it is
             return reply
-        return refusal(decision, sent)
+        occasion = self._occasion(server_round, f"node-{node}", reply)
+        decision = self._auditor.audit_message(self._contents(reply), occasion)
+        return _kept(reply, decision, self._sent_to_evaluate.get(node))
+
+    def _contents(self, reply: Message, before: Mapping[str, Any] | None = None) -> Contents:
+        """What a reply holds beside the weights that are audited, if there are any."""
+        classes = None if before is None else self._auditor.classes(before)
+        allow = self._auditor.policy.allow
+        return contents_of(reply, allow, classes, audited=before is not None)
 
     def _audit_aggregate(
         self, server_round: int, arrays: ArrayRecord, replies: list[Message]
     ) -> Decision:
-        occasion = self._occasion(server_round, "aggregate")
+        occasion = self._occasion(server_round, "aggregate", *replies[:1])
         try:
             asked = [(self._sent[reply.metadata.src_node_id], reply) for reply in replies]
             asked = [(sent, reply) for sent, reply in asked if reply.has_content()]
@@ -160,8 +195,20 @@ class AuditStrategy(Strategy):
             return self._auditor.failed(problem, occasion)
         return self._auditor.audit_update(before, after, training, occasion, instances=instances)
 
-    def _occasion(self, server_round: int, client: str) -> Occasion:
-        return Occasion(server_round, client, self._label, FRAMEWORK)
+    def _occasion(self, server_round: int, client: str, *replies: Message) -> Occasion:
+        """What is written down, of one reply or of the first of several."""
+        occasion = Occasion(server_round, client, self._label, FRAMEWORK)
+        for reply in replies:
+            about = reply.metadata
+            return replace(occasion, run=str(about.run_id), task=about.message_type)
+        return occasion
+
+
+def _kept(reply: Message, decision: Decision | None, sent: Message | None) -> Message:
+    """The reply, or the error in its place."""
+    if decision is None or decision.send or sent is None or not reply.has_content():
+        return reply
+    return Message(refusal(decision), reply_to=sent)
 
 
 def _average(clients: list[tuple[LocalTraining, int | None]]) -> tuple[LocalTraining, int]:

@@ -1,4 +1,4 @@
-"""Arrays that took long to make, kept on disk: decoded image folders, converted CIFAR batches."""
+"""A cache on disk for arrays that are slow to make: image folders, CIFAR batches."""
 
 import hashlib
 import logging
@@ -13,14 +13,14 @@ import numpy as np
 _log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "LABELLEAK_CACHE"
-# Part of every key: raise it when what is stored changes its meaning.
+# Part of every key: raise it when the stored arrays change their meaning.
 _FORMAT = 1
 
 Arrays = dict[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """Where arrays are kept: the environment variable LABELLEAK_CACHE, else ~/.cache/labelleak.
+    """The folder of the cache: the environment variable LABELLEAK_CACHE, or ~/.cache/labelleak.
 
     Raises:
         RuntimeError: the variable is not set and there is no home folder.
@@ -30,12 +30,12 @@ def cache_folder() -> Path:
 
 
 def remembered(name: str, fingerprint: Iterable[object], build: Callable[[], Arrays]) -> Arrays:
-    """Arrays from the cache, else built and put there.
+    """Load arrays from the cache, or build them and store them there.
 
-    A cache that cannot be read or written is no error: the arrays are built, with a warning.
+    If the cache cannot be read or written, the arrays are built, with a warning.
 
     Args:
-        name: start of the file's name, for people.
+        name: readable start of the file's name.
         fingerprint: everything the arrays depend on, by its repr: names, sizes, mtimes of sources.
         build: makes the arrays (no objects in them).
 
@@ -63,7 +63,7 @@ def remembered(name: str, fingerprint: Iterable[object], build: Callable[[], Arr
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write under another name first, so that a reader never sees half a file."""
+    """Write under another name first, so that a reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:

@@ -1,4 +1,4 @@
-"""The data sets known by name: their sizes, their normalisation and where they come from."""
+"""The data sets known by name: their sizes, their normalization and where they come from."""
 
 from dataclasses import dataclass, field
 

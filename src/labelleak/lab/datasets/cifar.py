@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from labelleak.errors import UnreadableFile
 from labelleak.lab.datasets.cache import Arrays, remembered
-from labelleak.lab.datasets.dataset import Samples
+from labelleak.lab.datasets.dataset import UncheckedSamples
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ CIFAR100 = Layout(
 )
 
 
-def read(folder: Path, split: str, layout: Layout) -> Samples | None:
+def read(folder: Path, split: str, layout: Layout) -> UncheckedSamples | None:
     """Images and labels of one split.
 
     Args:
@@ -104,7 +104,7 @@ def _convert(
     place: Path,
     sources: list[Path],
     fetch: Callable[[Path, tuple[str, ...], Layout], dict[str, bytes]],
-) -> Samples:
+) -> UncheckedSamples:
     """Read the npz made from `sources`, making it first if need be."""
 
     def build() -> Arrays:
@@ -114,7 +114,7 @@ def _convert(
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     arrays = remembered(f"{layout.folder}-{split}", ["cifar", layout, split, *stats], build)
     names = tuple(arrays["class_names"].tolist()) or None
-    return Samples(arrays["images"], arrays["labels"], names)
+    return UncheckedSamples(arrays["images"], arrays["labels"], names)
 
 
 def _from_files(place: Path, wanted: tuple[str, ...], layout: Layout) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""What a loaded data set is: labelled images in memory, or photographs decoded one at a time."""
+"""A loaded data set: labeled images in memory, or photographs decoded one at a time."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,26 +13,26 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-# Random crops as everybody trains on ImageNet: share of the area, aspect ratio, attempts.
+# Random crops as usual in ImageNet training: share of the area, aspect ratio, attempts.
 _CROP_AREA = (0.08, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
-# Without a random crop: the centre square, as a share of the shorter side (resize to 256, cut 224).
-_CENTRE = 224 / 256
+# Without a random crop: the center square, as a share of the shorter side (resize to 256, cut 224).
+_CENTER = 224 / 256
 
 
 class Photographs:
-    """Photographs that are decoded when asked for, because together they do not fit in memory.
+    """Photographs decoded on demand, because together they do not fit in memory.
 
     Attributes:
-        shape: `(samples, 3, size, size)`, as a tensor of all of them would have.
+        shape: `(samples, 3, size, size)`, the shape of a tensor of all of them.
     """
 
     def __init__(self, open_image: "Callable[[int], Image.Image]", count: int, size: int):
-        """Describe the photographs; none is opened.
+        """Describe the photographs without opening any.
 
         Args:
-            open_image: gives photograph number i as a decoded RGB Pillow image.
+            open_image: returns photograph number i as a decoded RGB Pillow image.
             count: number of photographs.
             size: side of the square that is cut out of each, pixels.
         """
@@ -49,11 +49,11 @@ class Photographs:
 
         Args:
             index: which one, 0 to `len(self) - 1`.
-            augment: None: the shorter side is resized to 256/224 of `size` and the centre is
+            augment: None: the shorter side is resized to 256/224 of `size` and the center is
                 cut out. A generator: a random crop of 8 to 100 % of the area with an aspect
-                ratio of 3/4 to 4/3, resized to `size`, and flipped left to right every other
-                time; the usual augmentation of ImageNet training. Every photograph takes the
-                same number of draws.
+                ratio of 3/4 to 4/3, resized to `size`, and flipped left to right with probability
+                1/2; the usual augmentation of ImageNet training. Every photograph takes the same
+                number of draws.
 
         Returns:
             RGB pixels, 0 to 255.
@@ -68,9 +68,9 @@ class Photographs:
         width, height = image.size
         box: tuple[float, float, float, float]
         if augment is None:
-            # One step for both: Pillow resamples a box. Whole offsets, so that a photograph stored
-            # with a shorter side of 256 is only cut, not blurred.
-            side = min(width, height) * _CENTRE
+            # Pillow cuts and resizes in one step. With whole offsets, a photograph whose shorter
+            # side is 256 is only cut, not blurred.
+            side = min(width, height) * _CENTER
             left, top = round((width - side) / 2), round((height - side) / 2)
             box = (left, top, min(left + side, width), min(top + side, height))
             image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -98,18 +98,18 @@ def _random_crop(
     else:
         crop_width = crop_height = min(width, height)
     left, top = (width - crop_width) * across, (height - crop_height) * down
-    # min: rounding must not put the box a hair outside the image, Pillow refuses that
+    # min: by rounding the box could exceed the image, which Pillow refuses
     right, bottom = min(left + crop_width, width), min(top + crop_height, height)
     return (left, top, right, bottom), flip < 0.5
 
 
-class Samples(NamedTuple):
-    """What a reader found, before it is checked against the data set it should be.
+class UncheckedSamples(NamedTuple):
+    """The result of a reader, not yet checked against the data set that it should be.
 
     Attributes:
-        images: pixels 0 to 255, or photographs that are decoded later.
+        images: pixels 0 to 255, or photographs decoded on demand.
         labels: class of each image.
-        class_names: in the order of the class indices, None where the format holds none.
+        class_names: in the order of the class indices; None if the format has none.
     """
 
     images: UInt8[np.ndarray, "samples channels height width"] | Photographs
@@ -119,17 +119,17 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images and how they are normalised.
+    """Labeled images and their normalization.
 
-    To use another normalisation (that of a downloaded classifier, say), take
+    For another normalization (such as that of a downloaded classifier), use
     `dataclasses.replace(dataset, mean=..., std=...)`.
 
     Attributes:
-        name: what was really loaded, as it belongs into a record.
+        name: name of the data that was actually loaded, for records.
         images: uint8 pixels (samples, channels, height, width), or photographs decoded lazily.
         labels: int64 class of each image, 0 to `classes - 1`.
         classes: number of classes C.
-        class_names: C names in the order of the class indices, None where they are unknown.
+        class_names: C names in the order of the class indices; None if unknown.
         mean: of each channel, on the scale of pixels 0 to 1.
         std: standard deviation of each channel, on the same scale.
 
@@ -181,9 +181,9 @@ class Dataset:
         """Images and labels, ready for a network.
 
         Args:
-            indices: which samples, in this order; one may occur several times.
-            augment: a seeded generator: each photograph is cropped and flipped at random, so
-                that one photograph used twice gives two different inputs.
+            indices: the samples, in this order; repetitions are allowed.
+            augment: generator for random crops and flips of each photograph, so that a repeated
+                photograph gives different inputs; None for the center crop.
 
         Returns:
             inputs: (pixel / 255 - mean) / std.
@@ -221,12 +221,12 @@ class Dataset:
         chunk: int = 64,
         augment: torch.Generator | None = None,
     ) -> Iterator[tuple[Float32[Tensor, "chunk channels height width"], Int64[Tensor, " chunk"]]]:
-        """The same as `batch`, piece by piece, so that a large batch is never held at once.
+        """The same as `batch` in chunks, so that a large batch is never in memory as a whole.
 
         Args:
             indices: as for `batch`.
-            chunk: largest number of samples in one piece.
-            augment: as for `batch`; the pieces are those of the one batch, whatever `chunk` is.
+            chunk: largest number of samples in one chunk.
+            augment: as for `batch`; `chunk` does not change the inputs.
 
         Yields:
             (inputs, labels) of at most `chunk` samples, in the order of `indices`.

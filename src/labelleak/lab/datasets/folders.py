@@ -1,4 +1,4 @@
-"""One folder per class: ImageNet, Tiny-ImageNet, and anybody's own images."""
+"""Image data with one folder per class: ImageNet, Tiny-ImageNet, and any user's own images."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from labelleak.errors import DataNotFound, UnreadableFile
 from labelleak.lab.datasets.cache import Arrays, remembered
-from labelleak.lab.datasets.dataset import Photographs, Samples
+from labelleak.lab.datasets.dataset import Photographs, UncheckedSamples
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +37,7 @@ def read(
     small: int,
     size: int | None,
     undivided: bool,
-) -> Samples | None:
+) -> UncheckedSamples | None:
     """Images and labels of one split; the sorted class folders give the class indices.
 
     Understood are `train/<class>/*.JPEG` and `val/<class>/*.JPEG` (jpg, png, bmp, webp, ppm too;
@@ -48,11 +48,10 @@ def read(
     Args:
         folder: holds the folders of the splits.
         split: "train" or "test".
-        image_shape: what every image must be, (channels, height, width); None: the first image
-            decides.
-        small: images up to this side, in pixels, are decoded at once and kept in the cache.
-        size: side of the square cut out of larger ones, which are decoded when asked for; with
-            `image_shape` None it also makes small ones be treated so; None: 224.
+        image_shape: (channels, height, width) that every image must have; None: that of the first.
+        small: images up to this side, in pixels, are decoded at once and cached.
+        size: side of the square cut out of larger images, which are decoded on demand; None: 224.
+            With `image_shape` None, a given size makes small images be decoded on demand, too.
         undivided: the class folders may also be in `folder` itself; all is "train" then.
 
     Returns:
@@ -65,7 +64,7 @@ def read(
     found: dict[str, _Listing] = {}
     for part, names in _SPLIT_FOLDERS.items():
         listings = (_list_split(folder / name) for name in names)
-        # the first that is there: beside a labelled val, the test folder often has no labels
+        # the first that exists: beside a labeled val, the test folder often has no labels
         if listing := next(filter(None, listings), None):
             found[part] = listing
     if not found and undivided and (listing := _list_split(folder)):
@@ -88,7 +87,7 @@ def read(
         if lazy
         else _decoded(f"{folder.name}-{split}", folder, paths, image_shape)
     )
-    return Samples(images, labels, _class_names(folder, classes))
+    return UncheckedSamples(images, labels, _class_names(folder, classes))
 
 
 def _list_split(folder: Path) -> _Listing:
@@ -156,7 +155,7 @@ def open_file(paths: list[Path], mode: str, index: int) -> "Image.Image":
 
     Args:
         paths: the files.
-        mode: "RGB" or "L" (grey), what the pixels are converted to.
+        mode: "RGB" or "L" (gray), what the pixels are converted to.
         index: which file.
 
     Raises:

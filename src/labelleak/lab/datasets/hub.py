@@ -7,7 +7,7 @@ import numpy as np
 
 from labelleak.errors import DataNotFound, UnreadableFile
 from labelleak.lab.datasets.catalog import HubSource
-from labelleak.lab.datasets.dataset import Photographs, Samples
+from labelleak.lab.datasets.dataset import Photographs, UncheckedSamples
 from labelleak.lab.datasets.folders import decode_all
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def read(
     source: HubSource, split: str, *, image_shape: tuple[int, int, int], small: int, size: int
-) -> Samples:
+) -> UncheckedSamples:
     """Images and labels of one split, from the hub or from the cache that `datasets` keeps.
 
     Args:
@@ -24,7 +24,7 @@ def read(
         split: "train" or "test".
         image_shape: (channels, height, width) of every image.
         small: images up to this side, in pixels, are decoded at once.
-        size: side of the square cut out of larger ones, which are decoded when asked for.
+        size: side of the square cut out of larger images, which are decoded on demand.
 
     Raises:
         DataNotFound: `datasets` is not installed, or cannot get the data; the reason is given.
@@ -54,9 +54,9 @@ def read(
     rows = rows.select_columns([source.image])
     opener = partial(_open, rows, source.image, "L" if image_shape[0] == 1 else "RGB")
     if max(image_shape) > small:
-        return Samples(Photographs(opener, len(rows), size), labels, class_names)
+        return UncheckedSamples(Photographs(opener, len(rows), size), labels, class_names)
     images = decode_all(opener, f"{source.path}, image {{}}".format, len(rows), image_shape)
-    return Samples(images, labels, class_names)
+    return UncheckedSamples(images, labels, class_names)
 
 
 def _open(rows: Any, column: str, mode: str, index: int) -> "Image.Image":

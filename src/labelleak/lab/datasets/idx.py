@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from labelleak.errors import UnreadableFile
-from labelleak.lab.datasets.dataset import Samples
+from labelleak.lab.datasets.dataset import UncheckedSamples
 
 # A header may claim anything; MNIST has 45 MB, its largest relative (EMNIST) 610 MB.
 _LARGEST = 2 * 1024**3
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
-def read(folder: Path, split: str) -> Samples | None:
+def read(folder: Path, split: str) -> UncheckedSamples | None:
     """Images and labels of one split.
 
     Args:
@@ -42,7 +42,7 @@ def read(folder: Path, split: str) -> Samples | None:
         raise UnreadableFile(
             f"{images_path} has {len(images)} images, but {labels_path.name} {len(labels)} labels"
         )
-    return Samples(images[:, None], labels.astype(np.int64), None)
+    return UncheckedSamples(images[:, None], labels.astype(np.int64), None)
 
 
 def _find(folder: Path, stem: str, kind: str) -> Path | None:

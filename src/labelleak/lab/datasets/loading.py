@@ -1,4 +1,4 @@
-"""Finding a data set by name and checking that it is what its name says."""
+"""Find a data set by name, and check that it is the one that its name says."""
 
 import os
 from importlib import resources
@@ -10,7 +10,7 @@ import torch
 from labelleak.errors import DataNotFound, UnreadableFile
 from labelleak.lab.datasets import cifar, folders, hub, idx
 from labelleak.lab.datasets.catalog import CATALOG, Entry
-from labelleak.lab.datasets.dataset import Dataset, Samples
+from labelleak.lab.datasets.dataset import Dataset, UncheckedSamples
 
 DATA_VARIABLE = "LABELLEAK_DATA"
 _SPLITS = {"train": "train", "test": "test", "val": "test"}
@@ -19,7 +19,7 @@ _SMALL = 64
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows, sorted."""
+    """The names that `load` takes, sorted."""
     return tuple(sorted(CATALOG))
 
 
@@ -32,30 +32,29 @@ def load(
 ) -> Dataset:
     """Load one split of a data set.
 
-    Looked for in `data_dir`; if that is None, in the folder that the environment variable
-    LABELLEAK_DATA names and then on the Hugging Face hub (extra `data`; what was downloaded before
-    is not downloaded again). A folder may be the data set's own, or hold one of its name. It may
-    contain IDX files (MNIST, Fashion-MNIST), the CIFAR python batches or their `.tar.gz`, or one
-    folder of images per class for each split. What takes long to convert is kept under
-    LABELLEAK_CACHE, by default ~/.cache/labelleak.
+    It is searched in `data_dir`. If that is None, it is searched in the folder of the environment
+    variable LABELLEAK_DATA, and then on the Hugging Face hub (extra `data`, with its cache). The
+    folder may be the data set's own, or contain a folder of its name, with IDX files (MNIST,
+    Fashion-MNIST), the CIFAR python batches or their `.tar.gz`, or for each split one folder of
+    images per class. Slow conversions are cached in LABELLEAK_CACHE, by default ~/.cache/labelleak.
 
     Args:
         name: one of `names()`. "mnist-sample" is part of labelleak (5,000 training and 1,000 test
             digits) and needs no files; "folder" is any folder with one folder of images per class,
             given as `data_dir`.
         split: "train", or "test" for the held-out split; "val" is the same as "test".
-        data_dir: where the data is.
+        data_dir: folder with the data.
         image_size: side in pixels of the square cut out of photographs (ImageNet, and folders of
-            images larger than 64 pixels); None: 224. With "folder", it also makes smaller images
-            be treated as photographs, of whatever sizes they are.
+            images larger than 64 pixels); None: 224. With "folder", smaller images, of any sizes,
+            are then treated as photographs, too.
 
     Returns:
         The data set; its `name` is `name`, or "folder-" and the folder's own name.
 
     Raises:
         ValueError: an unknown name or split, or `image_size` for a data set of fixed size.
-        DataNotFound: it is not there; the message lists where it was looked for and what to do.
-        UnreadableFile: a file is broken, or is not the data set it should be.
+        DataNotFound: it is missing; the message lists the searched places and what to do.
+        UnreadableFile: a file is broken, or is another data set.
     """
     if name not in CATALOG:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names())}")
@@ -101,10 +100,10 @@ def load(
 
 
 def _candidates(entry: Entry, root: Path) -> list[Path]:
-    """A folder of the data set's name first, then the folder itself."""
+    """The folders to search: those of the data set's name first, then the folder itself."""
     own = (entry.name, *entry.aliases)
-    # MNIST and Fashion-MNIST have the same file names: a folder named after another data set is
-    # never taken for this one.
+    # MNIST and Fashion-MNIST have the same file names: never read from a folder that is named after
+    # another data set.
     others = {
         alias.lower()
         for other in CATALOG.values()
@@ -118,7 +117,9 @@ def _candidates(entry: Entry, root: Path) -> list[Path]:
     return [folder for folder in below if folder.is_dir()] + ([] if mistaken else [root])
 
 
-def _read(entry: Entry, split: str, folder: Path, image_size: int | None) -> Samples | None:
+def _read(
+    entry: Entry, split: str, folder: Path, image_size: int | None
+) -> UncheckedSamples | None:
     samples = idx.read(folder, split) if entry.idx else None
     if samples is None and entry.batches is not None:
         samples = cifar.read(folder, split, entry.batches)
@@ -150,15 +151,15 @@ def _advice(entry: Entry) -> str:
     return text + "."
 
 
-def _sample(split: str) -> Samples:
+def _sample(split: str) -> UncheckedSamples:
     path = resources.files("labelleak.lab.datasets") / "samples" / "mnist.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-    return Samples(images[:, None], labels.astype(np.int64), None)
+    return UncheckedSamples(images[:, None], labels.astype(np.int64), None)
 
 
-def _dataset(samples: Samples, entry: Entry, name: str, source: str) -> Dataset:
-    """Check that the samples are those of the data set they should be."""
+def _dataset(samples: UncheckedSamples, entry: Entry, name: str, source: str) -> Dataset:
+    """The samples as a data set, after a check against the data set's entry."""
     images, labels, class_names = samples
     class_names = class_names or entry.class_names
     if len(labels) == 0:

@@ -1,10 +1,10 @@
-"""Which samples make up a batch: the label distributions that attacks are measured on.
+"""Samplers that draw a batch: the label distributions that attacks are measured on.
 
 Every sampler takes the labels of a data set, a batch size K and a seed, and returns K int64 indices
 into the labels, in random order. The same seed gives the same batch. Without `replacement` no
-sample occurs twice; with it, a class that has too few samples uses each of them about equally
-often (`random` and `random_classes` draw independently), which makes sense for photographs that
-are cropped at random.
+sample occurs twice. With it, a class with too few samples uses each of them about equally often
+(`random` and `random_classes` draw independently), which makes sense for photographs that are
+cropped at random.
 """
 
 import math
@@ -20,7 +20,7 @@ Seed = int | torch.Generator
 
 
 class Sampler(Protocol):
-    """What every sampler can be called with; some have options of their own."""
+    """Signature of every sampler; some have further options."""
 
     def __call__(
         self,
@@ -279,8 +279,28 @@ def draw(
     return SAMPLERS[name](labels, batch_size, seed, **options)
 
 
+def some_of_each_class(
+    labels: Int64[Tensor, " samples"], number: int, seed: int
+) -> Int64[Tensor, " chosen"]:
+    """The same number of samples of each class, drawn at random.
+
+    Args:
+        labels: class of each sample of the data set.
+        number: samples of each class; all samples of a class that has fewer.
+        seed: decides which samples.
+
+    Returns:
+        Indices into `labels`, ascending.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    return order[rank < number].sort().values
+
+
 def _start(labels: Tensor, batch_size: int, seed: Seed) -> torch.Generator:
-    """Check what all samplers share, and make the seed a generator."""
+    """Check the shared arguments, and make the seed a generator."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if len(labels) == 0:

@@ -1,4 +1,4 @@
-"""What the networks share: activations by name, checks of sizes, and how convolutions start."""
+"""Shared by the networks: activations by name, checks of sizes, initial weights."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_layer(name: str) -> nn.Module:
-    """Makes the activation of that name.
+    """Makes an activation by its name.
 
     Args:
-        name: `relu`; `swish`, which is x * sigmoid(x); or `leaky_relu`, of negative slope 0.01.
+        name: `relu`; `swish`, which is x * sigmoid(x); or `leaky_relu` with negative slope 0.01.
 
     Returns:
-        A module without parameters. It does not work in place, so that hooks may keep its input.
+        A module without parameters. It is not in place, so that hooks may keep its input.
 
     Raises:
         ValueError: There is no activation of that name.
@@ -32,13 +32,13 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def check_sizes(network: str, classes: int, image_shape: ImageShape, smallest: int) -> None:
-    """Checks the sizes that a network is asked for.
+    """Checks the sizes of a network.
 
     Args:
         network: The name of the network, for the message.
         classes: Number of classes.
         image_shape: Channels, height and width of the input, in pixels.
-        smallest: Least height and width that survive the poolings of the network, in pixels.
+        smallest: Smallest height and width that the network's poolings allow, in pixels.
 
     Raises:
         ValueError: There are fewer than two classes, the shape is not three positive numbers, or
@@ -57,17 +57,17 @@ def check_sizes(network: str, classes: int, image_shape: ImageShape, smallest: i
         )
 
 
-def initialise_convolutions(network: nn.Module) -> None:
-    """Draws the weights of all convolutions of a network anew, in place.
+def initialize_convolutions(network: nn.Module) -> None:
+    """Initializes the weights of all convolutions of a network, in place.
 
     Weights are normal with mean 0 and variance 2 / (output channels * kernel area): He's rule for
-    ReLU, counted over the outputs ("fan out"). The networks of iLRG (Ma et al., ICLR 2023) start
-    so, and so do torchvision's VGGs and ResNets. Biases, fully connected layers and BatchNorm keep
-    PyTorch's defaults. It matters for untrained networks: in evaluation mode BatchNorm normalises
-    nothing yet, and under PyTorch's default for convolutions the signal of a deep network fades.
+    ReLU, counted over the outputs ("fan out"), as in iLRG's networks (Ma et al., ICLR 2023) and in
+    torchvision's VGGs and ResNets. Biases, fully connected layers and BatchNorm keep PyTorch's
+    defaults. The rule matters for untrained networks: in evaluation mode their BatchNorm does not
+    normalize yet, and with PyTorch's default the signal of a deep network fades.
 
     Args:
-        network: The network whose `Conv2d` layers are drawn anew.
+        network: The network with the `Conv2d` layers.
 
     References:
         He et al., "Delving deep into rectifiers", ICCV 2015, section 2.2.

@@ -15,7 +15,7 @@ class FCN(nn.Module):
     """A fully connected network of n linear layers, whose hidden layers are 300 wide.
 
     FCN-3 on MNIST is 784-300-300-10, FCN-2 is 784-300-10, FCN-1 is the head alone. The layers
-    before the head are `hidden`, the head is `fc`. All start with PyTorch's defaults.
+    before the head are `hidden`, the head is `fc`. All are initialized by PyTorch's defaults.
 
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
@@ -36,10 +36,10 @@ class FCN(nn.Module):
             layers: Number n of linear layers, the head included; at least 1.
             classes: Number of classes; at least 2.
             image_shape: Channels, height and width of the input, in pixels.
-            activation: What follows each hidden layer: `relu`, `swish` or `leaky_relu`.
+            activation: After each hidden layer: `relu`, `swish` or `leaky_relu`.
 
         Raises:
-            ValueError: A size or the activation is none that the network can have.
+            ValueError: A size or the activation is not one that the network can have.
         """
         super().__init__()
         if layers < 1:

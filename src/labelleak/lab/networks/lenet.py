@@ -7,7 +7,7 @@ from labelleak.lab.networks._layers import (
     ImageShape,
     activation_layer,
     check_sizes,
-    initialise_convolutions,
+    initialize_convolutions,
 )
 
 
@@ -24,8 +24,8 @@ class LeNet5(nn.Module):
     """LeNet-5: two 5x5 convolutions of 6 and 16 channels, then 120, 84 and C wide layers.
 
     An activation follows every layer but the head, and a 2x2 max pooling each convolution (LeCun's
-    network averages; iLRG's does not). The head is `fc` and sees 84 features. Convolutions start by
-    He's rule for ReLU, whatever the activation, the other layers with PyTorch's defaults.
+    network averages; iLRG's does not). The head is `fc` and has 84 features. Convolutions are
+    initialized by He's rule for ReLU, whatever the activation, other layers by PyTorch's defaults.
 
     References:
         LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
@@ -50,7 +50,7 @@ class LeNet5(nn.Module):
             batchnorm: Whether each convolution is followed by BatchNorm, before the activation.
 
         Raises:
-            ValueError: A size or the activation is none that the network can have.
+            ValueError: A size or the activation is not one that the network can have.
         """
         super().__init__()
         check_sizes("lenet5", classes, image_shape, smallest=16)
@@ -66,7 +66,7 @@ class LeNet5(nn.Module):
             activation_layer(activation),
         )
         self.fc = nn.Linear(84, classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]

@@ -1,4 +1,4 @@
-"""The networks by name, and building one of them reproducibly."""
+"""The networks by name, built reproducibly."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ from labelleak.lab.networks.vgg import VGG
 class _Network:
     make: Callable[..., nn.Module]
     options: tuple[str, ...]
-    """What may vary."""
+    """Names of the options that the network offers."""
     traits: Mapping[str, object]
-    """What does not vary, but may be stated."""
+    """Values of the options that it does not offer."""
 
 
 def _fcn(layers: int) -> _Network:
@@ -46,7 +46,7 @@ _NETWORKS = {
 
 
 def names() -> tuple[str, ...]:
-    """Names the networks of the paper.
+    """The names of the paper's networks.
 
     Returns:
         `fcn-2` to `fcn-6`, `lenet5`, `vgg11` to `vgg19`, `resnet18` to `resnet152`. `build` takes
@@ -68,8 +68,8 @@ def build(
 ) -> nn.Module:
     """Builds an untrained network of the paper.
 
-    An option left at None is what the network has by default. What a network has no choice of may
-    be stated, such as `batchnorm=True` of a ResNet, but not changed.
+    None is an option's default. An option that a network does not offer may only be given with the
+    value that the network has, such as `batchnorm=True` for a ResNet.
 
     Args:
         name: One of `names()`, or `fcn-N` for any N from 1 to 999.
@@ -84,15 +84,14 @@ def build(
             [0, 1) (default: 0, which is no dropout). The others have none.
         stem: ResNet: `paper` (default), a 3x3 convolution of stride 1 without pooling; or
             `imagenet`, a 7x7 convolution and a max pooling, each of stride 2. The others have none.
-        seed: Seed of the initial weights, any 64-bit integer. They are the same whatever the
-            device, and PyTorch's own random state stays as it was. None draws from the latter.
+        seed: Seed of the initial weights, any 64-bit integer. It gives the same weights on any
+            device, and leaves PyTorch's random state unchanged. None draws from that state.
 
     Returns:
         The network, in training mode, on PyTorch's default device.
 
     Raises:
-        ValueError: The network is unknown, an option is not the network's to change, or a value is
-            none that the network can have.
+        ValueError: The network is unknown, or it does not offer an option or a value.
 
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
@@ -114,7 +113,7 @@ def build(
         return make()
     device = torch.get_default_device()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # Not torch.manual_seed, which would seed the accelerators, too, for good.
+        # Not torch.manual_seed, which would seed the accelerators, too, permanently.
         torch.default_generator.manual_seed(seed)
         model = make()
     return model.to(device)

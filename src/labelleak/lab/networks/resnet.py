@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labelleak.lab.networks._layers import ImageShape, check_sizes, initialise_convolutions
+from labelleak.lab.networks._layers import ImageShape, check_sizes, initialize_convolutions
 
 STEMS = ("paper", "imagenet")
 
@@ -77,7 +77,7 @@ class _Bottleneck(_Block):
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """The 1x1 convolution that fits a block's input to its output; None where it fits already."""
+    """The 1x1 convolution that fits a block's input to its output; None if it already fits."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(
@@ -101,9 +101,9 @@ class ResNet(nn.Module):
     The stem `paper` is iLRG's, at every input size: a 3x3 convolution of stride 1 and no pooling.
     The stem `imagenet` is the original one: a 7x7 convolution of stride 2 and a 3x3 max pooling of
     stride 2. With it, state dicts fit torchvision's networks of the same name both ways; modules
-    have torchvision's names with either stem. The head is `fc`, behind a global average pooling,
-    and sees 512 features (ResNet-18 and 34) or 2048. Convolutions start by He's rule, BatchNorm
-    with weight 1 and bias 0, in the last layer of a block, too, and the head with PyTorch's
+    have torchvision's names with either stem. The head is `fc`, after a global average pooling,
+    with 512 features (ResNet-18 and 34) or 2048. Convolutions are initialized by He's rule,
+    BatchNorm with weight 1 and bias 0, also in the last layer of a block, and the head by PyTorch's
     default.
 
     References:
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
             stem: `paper` or `imagenet`.
 
         Raises:
-            ValueError: The depth, a size or the stem is none that the network can have.
+            ValueError: The depth, a size or the stem is not one that the network can have.
         """
         super().__init__()
         if depth not in _STAGES:
@@ -153,7 +153,7 @@ class ResNet(nn.Module):
         self.layer4 = _stage(block, blocks[3], 256 * block.expansion, 512, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]

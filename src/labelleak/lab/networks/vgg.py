@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labelleak.lab.networks._layers import ImageShape, check_sizes, initialise_convolutions
+from labelleak.lab.networks._layers import ImageShape, check_sizes, initialize_convolutions
 
 # Convolutions per stage; configurations A, B, D and E of Simonyan and Zisserman.
 _STAGES = {
@@ -20,14 +20,15 @@ _IMAGENET_SIDE = 224
 class VGG(nn.Module):
     """VGG-11, 13, 16 or 19, with BatchNorm after each convolution and three linear layers.
 
-    What the five 2x2 poolings leave of the image goes flat into two layers 4096 wide and the head:
-    512 features of a 32x32 image (1x1 is left), 512 * 7 * 7 of a 224x224 one. From 224x224 on, an
-    average pooling brings what is left to 7x7 first, as torchvision does, so that one network takes
-    every such size; smaller images have no such step, as it would only repeat their few features.
+    After five 2x2 poolings the features are flattened and go through two layers of width 4096 and
+    the head: 512 features of a 32x32 image (1x1 position), 512 * 7 * 7 of a 224x224 image. From
+    224x224 on, an average pooling first reduces the positions to 7x7, as in torchvision, so that
+    one network takes every such size. Smaller images skip it, as it would only repeat features.
 
-    Modules have the names of torchvision's `vgg*_bn`, so at 224x224 state dicts fit both ways; the
-    head is `classifier.6`. The weights of convolutions start by He's rule, all else with PyTorch's
-    defaults (torchvision's linear layers start normal with standard deviation 0.01, its biases 0).
+    Modules have the names of torchvision's `vgg*_bn`, so that at 224x224 state dicts fit both ways;
+    the head is `classifier.6`. Convolutions are initialized by He's rule, everything else by
+    PyTorch's defaults (in torchvision, linear layers are normal with standard deviation 0.01 and
+    biases are 0).
 
     References:
         Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
@@ -45,11 +46,11 @@ class VGG(nn.Module):
             depth: 11, 13, 16 or 19.
             classes: Number of classes; at least 2.
             image_shape: Channels, height and width of the input, in pixels; at least 32x32.
-            dropout: Probability with which training drops a feature of the two wide layers, in
-                [0, 1); 0 leaves dropout out.
+            dropout: Probability that training drops a feature of the two wide layers, in [0, 1);
+                0 for no dropout layers.
 
         Raises:
-            ValueError: The depth, a size or the dropout is none that the network can have.
+            ValueError: The depth, a size or the dropout is not one that the network can have.
         """
         super().__init__()
         if depth not in _STAGES:
@@ -80,7 +81,7 @@ class VGG(nn.Module):
             nn.Dropout(dropout) if dropout else nn.Identity(),
             nn.Linear(_WIDTH, classes),
         )
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]

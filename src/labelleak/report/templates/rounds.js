@@ -7,7 +7,7 @@ const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "r
 const GRAVITY = ["within", "inconclusive", "failed", "over"];
 const PAGE = 100;
 const MOST_LINES = 8;
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#8c6bb1"];
+const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#8c6bb1"];
 
 const content = JSON.parse(document.getElementById("data").textContent);
 const audits = content.rows.map((row, number) => {
@@ -84,8 +84,8 @@ function seriesOf(among, value) {
   }));
 }
 
-// One colour for a series in all charts.
-const colourOf = (name, names) => COLOURS[names.indexOf(name) % COLOURS.length];
+// One color for a series in all charts.
+const colorOf = (name, names) => COLORS[names.indexOf(name) % COLORS.length];
 
 function lineChart(title, series, rounds, top, limits, write, height, names) {
   const [width, left, right, up, down] = [1000, 56, 16, 12, 30];
@@ -103,17 +103,17 @@ function lineChart(title, series, rounds, top, limits, write, height, names) {
     chart.append(element("text", { x: x(round), y: height - 10, "text-anchor": "middle" }, `${round}`));
   });
   series.forEach(({ name, points }) => {
-    const colour = colourOf(name, names);
+    const color = colorOf(name, names);
     if (points.some((point) => point.low !== point.high)) {
       const edge = [...points.map((point) => [point.round, point.high]),
         ...points.slice().reverse().map((point) => [point.round, point.low])];
-      chart.append(element("path", { fill: colour, "fill-opacity": 0.18,
+      chart.append(element("path", { fill: color, "fill-opacity": 0.18,
         d: `M${edge.map(([round, value]) => `${x(round)} ${y(value)}`).join("L")}Z` }));
     }
-    chart.append(element("path", { fill: "none", stroke: colour, "stroke-width": 2,
+    chart.append(element("path", { fill: "none", stroke: color, "stroke-width": 2,
       d: `M${points.map((point) => `${x(point.round)} ${y(point.middle)}`).join("L")}` }));
     if (points.length <= 40) {
-      points.forEach((point) => chart.append(element("circle", { cx: x(point.round), cy: y(point.middle), r: 3.5, fill: colour },
+      points.forEach((point) => chart.append(element("circle", { cx: x(point.round), cy: y(point.middle), r: 3.5, fill: color },
         element("title", {}, `${name}, round ${point.round}: ${write(point.middle)}`))));
     }
   });
@@ -134,7 +134,7 @@ function drawLines(among) {
   }
   const limits = distinct("limit", among).filter((limit) => limit !== null);
   const legend = element("p", { class: "legend" }, ...names.map((name) => element("span", {},
-    element("i", { style: `background: ${colourOf(name, names)}` }), name)));
+    element("i", { style: `background: ${colorOf(name, names)}` }), name)));
   place.replaceChildren(legend, lineChart("Share of the labels restored, by round", shares, rounds, 1, limits, percent, 300, names));
   if (spent.length) {
     const top = Math.max(...spent.flatMap(({ points }) => points.map((point) => point.high))) || 1;
@@ -154,7 +154,7 @@ function drawMap(among) {
     .sort((a, b) => compare(a[1][0].client, b[1][0].client));
   const rounds = distinct("round", among);
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+  const color = (name) => style.getPropertyValue(`--${name}`).trim();
   const high = rows.length <= 30 ? 24 : rows.length <= 80 ? 16 : 12;
   const font = `${high > 16 ? 13 : 10}px system-ui, sans-serif`;
   const pen = canvas.getContext("2d");
@@ -172,7 +172,7 @@ function drawMap(among) {
   pen.font = font;
   pen.textBaseline = "middle";
   const column = new Map(rounds.map((round, place) => [round, place]));
-  pen.fillStyle = colour("soft");
+  pen.fillStyle = color("soft");
   const every = Math.max(1, Math.ceil(28 / wide));
   rounds.forEach((round, place) => {
     if (place % every === 0) {
@@ -184,13 +184,13 @@ function drawMap(among) {
   rows.forEach(([name, list], row) => {
     const up = 22 + row * high;
     pen.textAlign = "left";
-    pen.fillStyle = colour("ink");
+    pen.fillStyle = color("ink");
     pen.fillText(name, 2, up + high / 2, left - 8);
     for (const [round, here] of grouped(list, (audit) => audit.round)) {
       const shown = here.reduce((a, b) => (graver(b, a) ? b : a));
       const place = column.get(round);
       cells.rows[row][place] = shown;
-      drawCell(pen, shown, [left + place * wide, up, wide - 1, high - 1], colour);
+      drawCell(pen, shown, [left + place * wide, up, wide - 1, high - 1], color);
     }
   });
 }
@@ -200,13 +200,13 @@ function graver(one, other) {
   return by ? by > 0 : (one.accuracy ?? -1) > (other.accuracy ?? -1);
 }
 
-function drawCell(pen, audit, [x, y, width, height], colour) {
+function drawCell(pen, audit, [x, y, width, height], color) {
   if (audit.verdict === "failed") {
     pen.save();
     pen.beginPath();
     pen.rect(x, y, width, height);
     pen.clip();
-    pen.strokeStyle = colour("failed");
+    pen.strokeStyle = color("failed");
     for (let way = -height; way < width; way += 5) {
       pen.moveTo(x + way, y + height);
       pen.lineTo(x + way + height, y);
@@ -215,13 +215,13 @@ function drawCell(pen, audit, [x, y, width, height], colour) {
     pen.restore();
   } else {
     const share = audit.accuracy ?? (audit.certified ? 1 : 0.3);
-    pen.fillStyle = colour(audit.verdict);
+    pen.fillStyle = color(audit.verdict);
     pen.globalAlpha = 0.2 + 0.8 * share;
     pen.fillRect(x, y, width, height);
     pen.globalAlpha = 1;
     if (width >= 40 && height >= 16) {
       pen.textAlign = "center";
-      pen.fillStyle = share > 0.6 ? colour("paper") : colour("ink");
+      pen.fillStyle = share > 0.6 ? color("paper") : color("ink");
       const text = audit.accuracy === null ? (audit.certified ? "proven" : "?") : `${Math.round(100 * share)} %`;
       pen.fillText(text, x + width / 2, y + height / 2 + 1);
     }

@@ -1,0 +1,83 @@
+"""What an attack will cost: counted beforehand, so that no clock decides what is tried."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from labelleak.hooks import hooked
+from labelleak.isolation import isolated
+from labelleak.observation import Observation
+
+# Multiplications per second in forward passes on one core: measured, 7e9 in the small convolutions
+# of LeNet-5 and 3e10 to 4e10 in larger layers.
+_WORK_PER_SECOND = 1e10
+# A float64 matrix of this many rows and columns takes 2 GB.
+_DENSE_CLASSES = 16_384
+# Largest min(C, m)^2 max(C, m) of C classes and m features: one decomposition takes seconds.
+_MOST_DECOMPOSED = 4e9
+# Dummies that `calibrated` sends through the model: 1,536 twice, and 2,200 for the mean that they
+# should have and its errors; rounded up.
+_DUMMIES = 6_000
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What memory and time allow.
+
+    Args:
+        observation: What the server sees.
+        seconds: About as long an attack may take.
+    """
+
+    observation: Observation
+    seconds: float
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is memory for a matrix of classes x classes."""
+        return self.observation.classes <= _DENSE_CLASSES
+
+    @property
+    def allows_equations(self) -> bool:
+        """Whether there is room and time for equations between all classes."""
+        return self.has_room and self._allows(self.observation.classes**3)
+
+    @property
+    def allows_search(self) -> bool:
+        """Whether the head's gradient is small enough for `exact` to decompose again and again."""
+        few, many = sorted((self.observation.classes, self.observation.head.features + 1))
+        return few**2 * many <= _MOST_DECOMPOSED
+
+    @property
+    def allows_calibrated(self) -> bool:
+        """Whether the inputs of `calibrated` can go through the model in that time."""
+        model, auxiliary = self.observation.model, self.observation.auxiliary
+        if model is None:
+            return False
+        inputs = _DUMMIES if auxiliary is None else len(auxiliary.inputs)
+        return self._allows(inputs * _work(model, self.observation.input_shape))
+
+    def _allows(self, multiplications: float) -> bool:
+        return multiplications <= _WORK_PER_SECOND * self.seconds
+
+
+def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:
+    """Multiplications of a forward pass of one input; infinite where that cannot be told."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if shape is None:
+        plain = all(isinstance(layer, nn.Linear) for layer in layers)
+        return float(sum(p.numel() for p in model.parameters())) if plain else math.inf
+    total = 0.0
+
+    def count(layer: nn.Module, _: Tensor, output: Tensor) -> None:
+        nonlocal total
+        weight = layer.get_parameter("weight")
+        total += output.numel() * weight.numel() / weight.shape[0]
+
+    try:
+        with isolated(model), hooked(*layers, leaving=count):
+            model.eval()(next(model.parameters()).new_zeros(1, *shape))
+    except RuntimeError:
+        return math.inf
+    return total

@@ -1,0 +1,158 @@
+"""Tests whether an embedding and a label are a sample of the batch, by the head's gradient."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.head_factors import HeadFactors
+from labelleak.attacks.exact.logit_gradient import logit_directions
+from labelleak.attacks.exact.samples import Samples
+
+# Labels tried for each embedding.
+_LABELS_TRIED = 12
+# Most entries of the predictions in memory at once: 64 MB.
+_ENTRIES = 2**23
+
+
+def accepted(
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    divisor: float | None,
+    *,
+    entries: int = _ENTRIES,
+) -> Samples:
+    """Pick the samples of the batch among some points and labels.
+
+    The q of a sample lies in the column space, up to the errors of that space. And taking the
+    sample out lowers the rank, so its inverse weight is D over a whole number.
+
+    Args:
+        factors: Factors of the head's gradient.
+        points: Coordinates a.
+        labels: A label for each point.
+        divisor: D, or None if it is unknown; any weight clearly above zero passes then.
+        entries: Most entries of the predictions in memory at once.
+
+    Returns:
+        The samples, each once: of points that are the same sample, the best fit stays. Better fits
+        come first; equally good fits keep the order of the points.
+    """
+    distances, inverse = excess(factors, points, labels, divisor, entries=entries)
+    chosen = (distances <= 1.0).nonzero()[:, 0]
+    found = Samples(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])
+    distances = distances[chosen]
+    best_first = distances.sort(stable=True).indices
+    kept = best_first[found.pick(best_first).is_first()].sort().values
+    # Below its errors, how well a sample fits is chance and must not decide which one is preferred.
+    telling = distances[kept].clamp_min(tolerances.TELLING)
+    return found.pick(kept[telling.sort(stable=True).indices])
+
+
+def excess(
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    divisor: float | None,
+    *,
+    entries: int = _ENTRIES,
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """Distance of each point and label from a sample of the batch, and the inverse weight.
+
+    Args:
+        factors: Factors of the head's gradient.
+        points: Coordinates a.
+        labels: A label for each point.
+        divisor: D, or None if it is unknown.
+        entries: Most entries of the predictions in memory at once.
+
+    Returns:
+        The larger of two distances, in units of what errors allow: of q from the column space, and
+        of D over the inverse weight from a whole number. A sample of the batch has at most 1. Then
+        the inverse weights.
+    """
+    size = max(1, entries // factors.left.shape[0])
+    parts = zip(torch.split(points, size), torch.split(labels, size), strict=True)
+    distances, inverse = zip(
+        *(_excess(factors, part, own, divisor) for part, own in parts), strict=True
+    )
+    return torch.cat(distances), torch.cat(inverse)
+
+
+def _excess(
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    divisor: float | None,
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """`excess` of a few points, whose predictions fit in memory."""
+    directions = logit_directions(factors.logits(points), labels)
+    lengths = directions.norm(dim=1)
+    inside = directions @ factors.left
+    outside = (directions - inside @ factors.left.T).norm(dim=1)
+    # Each entry of column i of U is off by noise / S_i.
+    error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
+    inverse = factors.inverse_weights(points, labels)
+    allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * lengths
+    # The client computes 1 - p with an error of epsilon, which passes on to q.
+    own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
+    rounded = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
+    allowed += rounded.clamp_max(tolerances.MOST_MISFIT)
+    allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)
+    if divisor is None:
+        slipped = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, 0.0, torch.inf)
+    else:
+        # With enough spare equations the fit alone is evidence, so samples may be repeated.
+        overdetermined = factors.spare_equations >= factors.rank
+        most = tolerances.MOST_TIMES if overdetermined else 1
+        times = (divisor / inverse).round().clamp(1, most)
+        slip = _weight_errors(factors, points, labels) / inverse.abs()
+        least = tolerances.FLAT_SLIP if overdetermined else tolerances.WHOLE_NUMBER
+        allowed_slip = least + rounded + tolerances.SLIP_MARGIN * slip
+        allowed_slip = allowed_slip.clamp_max(tolerances.MOST_SLIP)
+        slipped = (inverse * times / divisor - 1.0).abs() / allowed_slip
+    excess = torch.maximum(outside / allowed, slipped)
+    return torch.where(torch.isfinite(inverse), excess, torch.inf), inverse
+
+
+def _weight_errors(
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+) -> Float[Tensor, " points"]:
+    """Standard errors of the inverse weights, from noise and from the client's rounding."""
+    inside = factors.logit_gradients(points, labels) @ factors.left
+    dual_inside = (inside / factors.values).norm(dim=1)
+    dual_points = (points / factors.values).norm(dim=1)
+    errors: Tensor = factors.noise * dual_inside * dual_points
+    errors += tolerances.CLIENT_ROUNDING * inside.norm(dim=1) * dual_points
+    errors += tolerances.CLIENT_ROUNDING * dual_inside * points.norm(dim=1)
+    return errors
+
+
+def likely_labels(
+    factors: HeadFactors, points: Float[Tensor, "points rank"]
+) -> tuple[Float[Tensor, "pairs rank"], Int[Tensor, " pairs"]]:
+    """Pair every point with the labels whose q lies nearest to the column space.
+
+    Args:
+        factors: Factors of the head's gradient.
+        points: Coordinates a.
+
+    Returns:
+        Each point repeated for its labels, and the labels, ascending for each point.
+    """
+    logits = factors.logits(points)
+    classes = logits.shape[1]
+    # If the column space holds every q, rounding alone would say which is nearest: try all labels.
+    tried = classes if factors.rank >= classes - 1 else min(_LABELS_TRIED, classes)
+    p = torch.softmax(logits, dim=1)
+    outside = factors.outside(p)
+    own = 1.0 - factors.left.square().sum(dim=1)
+    squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
+    sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
+    ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
+    ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
+    labels = ratio.topk(tried, dim=1, largest=False).indices.sort(dim=1).values
+    return points.repeat_interleave(tried, dim=0), labels.flatten()

@@ -1,0 +1,270 @@
+"""The search by the gradient of the fully connected layer before the head.
+
+Between two ReLUs the gradient of a layer ``z = W h + b`` is
+
+    G = [dW, db] = 1/D * sum_k d_k [h_k, 1]^T ,     d_k = (z_k > 0) * (W_head^T q_k) .
+
+Its rank is K even for K far above the number of classes. The inputs h_k are sparse directions of
+its row space (SPEAR, Dimitrov et al., NeurIPS 2024). A forward pass of h_k yields the embedding,
+the prediction and, for each label, d_k. The right label is the one whose d_k lies in the column
+space.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
+from labelleak.attacks.exact.low_rank import LowRank
+from labelleak.attacks.exact.previous_layer import PreviousLayer
+from labelleak.attacks.exact.samples import Samples
+from labelleak.attacks.exact.search import Evidence, SampleSearch
+from labelleak.numerics import implied_rounding
+from labelleak.observation import Observation
+
+# Rounds in a row that may find nothing; with more than 24 samples, lucky guesses come at once or
+# hardly ever.
+_LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
+# With more entries, a randomized decomposition takes the place of the full one.
+_DENSE = 2_000_000
+_OVERSAMPLED, _MOST_RANDOMIZED = 24, 512
+
+
+class LayerSearch(SampleSearch):
+    """Finds the samples of a batch in the gradient of the layer before the head.
+
+    The rank of its factors is 0 if noise hides the samples, or if the batch may have more samples
+    than the layer can show.
+
+    Args:
+        observation: What the server sees, with a bias gradient.
+        layer: The layer before the head.
+        divisor: What the loss divides by, or None if it is unknown.
+        generator: Source of randomness.
+        clock: Time limit.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        layer: PreviousLayer,
+        divisor: float | None,
+        generator: torch.Generator,
+        clock: Clock,
+    ) -> None:
+        super().__init__(divisor, Samples.none(layer.gradient), generator, clock)
+        self._observation, self._layer = observation, layer
+        self._factors = _factorize(layer, observation.batch_size, generator)
+
+    @property
+    def factors(self) -> LowRank:
+        """Factors of the layer's gradient."""
+        return self._factors
+
+    def run(self) -> None:
+        """Search until all samples are found, time is up, or the search gives up."""
+        rank = self.factors.rank
+        if rank:
+            patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
+            self._search_sparse(self.factors.right[:-1], patience)
+
+    def contributions(self) -> Float[Tensor, "samples outputs"]:
+        """The d of each sample found, over its inverse weight."""
+        pulled = self._layer.pull_back(self.found.inputs, self._logit_gradients())
+        contributions: Tensor = pulled / self.found.inverse_weights[:, None]
+        return contributions
+
+    def rest_of_head(self) -> Float[Tensor, "classes columns"]:
+        """The head's gradient minus the samples found."""
+        return self._head_gradient - self._head_contributions().T @ self._embeddings()
+
+    def evidence(self, divisor: float | None) -> Evidence:
+        """Evidence for the samples found."""
+        return Evidence(
+            embeddings=self._embeddings()[:, :-1],
+            sure=self._is_clear() & ~self._fit_other_label(),
+            too_weak=0,
+            proves=self._proves,
+        )
+
+    @property
+    def _head_gradient(self) -> Float[Tensor, "classes width"]:
+        gradient = self._observation.gradient
+        assert gradient.bias is not None, "the layer's search needs it"
+        return torch.cat([gradient.weight, gradient.bias[:, None]], dim=1).double()
+
+    def _embeddings(self) -> Float[Tensor, "samples width"]:
+        return self._layer.embed(self.found.inputs)
+
+    def _logit_gradients(self) -> Float[Tensor, "samples classes"]:
+        return self._layer.logit_gradients(self.found.inputs, self.found.labels)
+
+    def _head_contributions(self) -> Float[Tensor, "samples classes"]:
+        """The q of each sample found, over its inverse weight."""
+        contributions: Tensor = self._logit_gradients() / self.found.inverse_weights[:, None]
+        return contributions
+
+    def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
+        """Take the sparse directions that are samples; returns whether any could be one."""
+        for point in self._scaled_by_bias(directions):
+            self._take(point)
+        if len(self.found) == self.factors.rank - 1:
+            self._take_last()
+        return True
+
+    def _take_last(self) -> None:
+        """Take the last sample, which is the whole rest of the gradient."""
+        factors = self.factors
+        taken = (self.contributions() @ factors.left).T @ (self.found.inputs @ factors.right)
+        _, _, right = torch.linalg.svd(torch.diag(factors.values) - taken)
+        for point in self._scaled_by_bias(right[:1]):
+            self._take(point)
+
+    def _take(self, point: Float[Tensor, " rank"]) -> None:
+        """Take a point if it is a sample of the batch, with the label that fits."""
+        factors = self.factors
+        inputs = factors.right @ point
+        error = float(factors.input_errors(point[None]))
+        negative = float(inputs[:-1].min()) < -tolerances.NEGATIVE * error
+        if len(self.found) >= factors.rank or negative:
+            return
+        # An entry that is zero within its error is zero behind a ReLU.
+        inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
+        inputs[-1] = 1.0
+        excess, inverse, contributions = self._by_label(inputs, point)
+        # Below its errors, how well a label fits is chance: of several that fit, take the first.
+        label = int(excess.clamp_min(tolerances.TELLING).argmin())
+        if excess[label] <= 1.0 and self._goes_with_others(point, contributions[label]):
+            own = inverse.new_tensor([label]).long()
+            self.found = self.found.join(Samples(inputs[None], own, inverse[own]))
+
+    def _by_label(
+        self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]
+    ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"], Float[Tensor, "classes rank"]]:
+        """How well each label fits the inputs of a sample.
+
+        Args:
+            inputs: [h, 1].
+            point: Coordinates of the inputs.
+
+        Returns:
+            Distance of each label's d from that of a sample of the batch, in units of what errors
+            allow; a sample has at most 1. Then the inverse weights, and ``U^T d`` over them.
+        """
+        layer, factors = self._layer, self.factors
+        classes, dual = layer.head.shape[0], point / factors.values
+        labels = torch.arange(classes, device=inputs.device)
+        logits = (layer.embed(inputs[None]) @ layer.head.T).expand(classes, -1)
+        directions = layer.pull_back(inputs[None], logit_directions(logits, labels))
+        sizes = directions.norm(dim=1).clamp_min(1e-300)
+        inside = directions @ factors.left
+        misfits = factors.outside(directions).norm(dim=1) / sizes
+        noise = factors.noise * (inside / factors.values).norm(dim=1) / sizes
+        own = logit_gradients(logits, labels, layer.class_weights).diagonal().abs()
+        rounded = tolerances.COMPLEMENT_MARGIN * layer.epsilon / own
+        allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
+        allowed = allowed + tolerances.DIRECTION + rounded
+        excess = misfits / allowed.clamp_max(tolerances.MOST_MISFIT)
+        # If there are two classes, d of the wrong label fits too, but with a negative weight.
+        inverse = own * (inside @ dual)
+        if self.divisor is not None:
+            times = (self.divisor / inverse).round().clamp_min(1.0)
+            slip = (inverse * times / self.divisor - 1.0).abs()
+            excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
+        excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
+        return excess, inverse, inside * (own / inverse)[:, None]
+
+    def _goes_with_others(
+        self, point: Float[Tensor, " rank"], contribution: Float[Tensor, " rank"]
+    ) -> bool:
+        """Whether a sample is biorthogonal to those found; a mixture with one of them is not."""
+        if not len(self.found):
+            return True
+        factors = self.factors
+        there = self.contributions() @ factors.left / factors.values @ point
+        back = (self.found.inputs @ factors.right) @ (contribution / factors.values)
+        return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
+
+    def _fit_other_label(self) -> Bool[Tensor, " samples"]:
+        """Which samples fit with another label as well."""
+        points = self.found.inputs @ self.factors.right
+        fitting = [
+            int((self._by_label(inputs, point)[0] <= 1.0).sum())
+            for inputs, point in zip(self.found.inputs, points, strict=True)
+        ]
+        return torch.tensor(fitting, device=points.device) > 1
+
+    def _is_clear(self) -> Bool[Tensor, " samples"]:
+        """Which samples stand clear of the errors of the gradient and of the client."""
+        layer, factors = self._layer, self.factors
+        q = self._head_contributions()
+        slips = layer.epsilon * q.norm(dim=1) * self._embeddings().norm(dim=1)
+        slips = slips * float(layer.head.norm(dim=1).max())
+        slips = slips + layer.epsilon / self.found.inverse_weights
+        inside = self.contributions() @ factors.left
+        points = self.found.inputs @ factors.right
+        dual = (inside / factors.values).norm(dim=1) * (points / factors.values).norm(dim=1)
+        noise = factors.noise * factors.left.shape[0] ** 0.5 * dual
+        beside_noise = tolerances.CLEAR * noise < 1.0
+        clear: Tensor = beside_noise & (q.norm(dim=1) > tolerances.CLEAR * slips)
+        return clear
+
+    def _proves(self) -> bool:
+        """Whether the samples make up both gradients, the layer's and the head's.
+
+        The inputs determine every d, and the embeddings every q, by a linear system. Both have to
+        be those that the head predicts, and nothing but rounding may be left of either gradient.
+        """
+        if not self.is_complete or not bool(self._is_clear().all()):
+            return False
+        layer, head = self._layer, self._head_gradient
+        of_layer = self.found.inputs, self.contributions()
+        of_head = self._embeddings(), self._head_contributions()
+        return _follow(layer.gradient, *of_layer, layer.rounding) and _follow(
+            head, *of_head, implied_rounding(head.float())
+        )
+
+
+def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:
+    """Whether ``X^T rows = matrix`` has the predicted solution X, and leaves only rounding."""
+    # Rows may be linearly dependent, which solvers on a GPU do not allow.
+    solved = torch.linalg.lstsq(rows.T.cpu(), matrix.T.cpu(), driver="gelsd").solution
+    solved = solved.to(matrix)
+    apart = (solved - predicted).norm(dim=1)
+    if bool((apart > tolerances.DIFFERENT * predicted.norm(dim=1)).any()):
+        return False
+    left_over = (matrix - solved.T @ rows).norm()
+    return bool(left_over <= tolerances.LEFT_OVER * rounding * matrix.numel() ** 0.5)
+
+
+def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Generator) -> LowRank:
+    """Factorize the layer's gradient; rank 0 if it tells nothing of the samples."""
+    matrix = layer.gradient
+    most = min(matrix.shape) // 2
+    few = most if batch_size is None else min(batch_size, most)
+    if matrix.numel() > _DENSE:
+        few = min(few, _MOST_RANDOMIZED)
+        width = few + _OVERSAMPLED
+        mixed = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
+        for _ in range(2):
+            mixed = matrix @ (matrix.T @ torch.linalg.qr(mixed).Q)
+        basis = torch.linalg.qr(mixed).Q
+        small, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+        left = basis @ small
+    else:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, values, right = left[:, :few], values[:few], right[:few].T
+    rest = float((matrix - (left * values) @ right.T).norm()) / matrix.numel() ** 0.5
+    noise = max(rest, tolerances.DECOMPOSITION * float(values[0]) / max(matrix.shape))
+    if batch_size is None:
+        # Without a batch size only the number format tells how large rounding is.
+        noise = max(noise, layer.rounding / 4)
+    loud = tolerances.RANK_MARGIN * noise * sum(side**0.5 for side in matrix.shape)
+    rank = int((values > loud).sum())
+    # The batch may have more samples than were looked for: then the rank tells nothing.
+    crowded = rank == len(values) if batch_size is None else batch_size > len(values)
+    if crowded or noise * matrix.numel() ** 0.5 > tolerances.UNEXPLAINED * float(values.norm()):
+        rank = 0
+    return LowRank(left[:, :rank], values[:rank], right[:, :rank].contiguous(), noise)

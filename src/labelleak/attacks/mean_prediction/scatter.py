@@ -1,0 +1,89 @@
+"""How the gradient's rows scatter, and the mean embedding that is estimated from them."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from labelleak.observation import Observation
+
+# Down to this share of its expected square, a bias gradient may be small by chance.
+_SURE = 0.3
+# Floor of the scatter of rows: those of a batch of one class do not scatter at all.
+_LEAST_SCATTER = 1e-3
+
+
+class Scatter(NamedTuple):
+    """How rows and their estimate scatter if labels do not depend on embeddings.
+
+    Row i is then ``db_i`` times the batch's mean embedding, minus ``x_i`` times the difference
+    between the class's mean embedding and the batch's. x_i is the class's weight in the batch.
+
+    Attributes:
+        rows: Expected sum of squared residuals, in units of the variance of one sample's embedding
+            over the batch size.
+        estimate: Variance of the estimate, in the same unit.
+        classes: Number of rows.
+        squares: Sum of squares of the bias gradient.
+        size: Effective number of samples: the batch size, or more if the bias gradient is smaller
+            than that of a batch of this size that is predicted at random.
+        doubt: From 0 to 1: that the bias gradient is small because the network is sure of most
+            labels. The mean embedding is then that of its mistakes.
+    """
+
+    rows: float
+    estimate: float
+    classes: int
+    squares: float
+    size: float
+    doubt: float
+
+    def factors(self, noise: float) -> tuple[float, float]:
+        """Factors that make replicates scatter as the estimate does, and as one sample does.
+
+        Args:
+            noise: Mean square of a noisy row over that of a replicate.
+        """
+        freedom = max(self.classes - 2, 1)
+        noisy = min(noise * freedom, 1.0)
+        own = (1.0 - noisy) * self.estimate / self.rows
+        return math.sqrt(own + noisy / (self.squares * freedom)), math.sqrt(
+            (1.0 - noisy) * self.size / self.rows
+        )
+
+
+def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " classes"]) -> Scatter:
+    """How rows scatter in a batch with this bias gradient.
+
+    Args:
+        observation: Of the loss and the batch size.
+        bias_gradient: Given or restored, in the gradient's unit, float64.
+    """
+    classes, smoothing = observation.classes, observation.loss.label_smoothing
+    scale = observation.scale
+    centered = (bias_gradient - bias_gradient.mean()) / scale
+    squares = max(float(centered.square().sum()), 1e-300)
+    share = ((1.0 - smoothing) / classes - centered).clamp_min(0.0)
+    share = share / share.sum() if bool(share.any()) else torch.ones_like(share) / classes
+    weight = torch.ones_like(share)
+    if observation.loss.class_weights is not None:
+        weight = observation.loss.class_weights.to(share)
+        weight = weight * (share / weight).sum()
+    # Covariance of rows i and j: [i = j] x_i w_i - x_i x_j (w_i + w_j - mean w).
+    mean, along = float(share @ weight), float(share @ centered)
+    trace = mean - float((share.square() * (2.0 * weight - mean)).sum())
+    fitted = float((share * weight * centered.square()).sum())
+    fitted += along * (mean * along - 2.0 * float((share * weight) @ centered))
+    keep = (1.0 - smoothing) ** 2
+    size = keep * trace / squares
+    told = observation.num_instances or size
+    return Scatter(
+        rows=scale**2 * keep * max(trace - fitted / squares, _LEAST_SCATTER),
+        estimate=keep * max(fitted, 0.0) / squares**2,
+        classes=classes,
+        squares=scale**2 * squares,
+        size=max(size, told),
+        doubt=max(1.0 - told / max(_SURE * size, 1e-300), 0.0),
+    )

@@ -1,0 +1,52 @@
+"""The console for results on standard output, and the progress bar on standard error."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_WIDTH = 120
+"""Columns of a table where the output is no terminal."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the error to the entry point: rich would exit with 1, the status of a verdict."""
+        raise  # noqa: PLE0704  (called while the error is handled)
+
+
+def console() -> Console:
+    """A console on standard output, 120 columns wide where that is no terminal.
+
+    It reads no markup in texts, as names in them come from files.
+    """
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = None if terminal else _WIDTH
+    return _Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A progress bar on standard error; it shows nothing where that is no terminal.
+
+    Args:
+        *columns: Columns beside the description, the bar, the number and the time left.
+    """
+    target = _Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=target,
+        transient=True,
+        # Without a terminal it would leave an empty line.
+        disable=not target.is_terminal,
+    )

@@ -1,0 +1,140 @@
+"""What commands that run experiments share: the options, the progress, the interruption."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+from rich.progress import Progress
+
+from labelleak.cli.console import progress_bar
+from labelleak.cli.messages import one_line, tell
+from labelleak.cli.options import PathOption, option
+
+if TYPE_CHECKING:
+    from labelleak.lab.definition import Experiment
+
+_TELL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where experiments run and find their data."""
+
+    data_dir: Annotated[
+        Path | None,
+        option(
+            "--data-dir",
+            type=PathOption("folder"),
+            help="Folder of the data sets. Default: LABELLEAK_DATA, then a download.",
+        ),
+    ]
+    workers: Annotated[
+        int | None,
+        option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Processes on this machine. Default: one per core.",
+        ),
+    ]
+    dask: Annotated[
+        str | None,
+        option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Run on this Dask scheduler instead, such as tcp://host:8786.",
+        ),
+    ]
+    device: Annotated[
+        str,
+        option(
+            "--device",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Device of the networks. Results are the same bit for bit on the CPU only.",
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        if self.dask is not None and self.workers is not None:
+            raise click.UsageError(
+                "--workers is the number of processes on this machine, and --dask has its own: "
+                "give one of them"
+            )
+
+
+def check_extras() -> None:
+    """Import before any work whatever running experiments and showing them needs.
+
+    Raises:
+        ModuleNotFoundError: A package is not installed; the entry point names its extra.
+    """
+    import labelleak.lab.definition
+    import labelleak.lab.runner
+    import labelleak.report.run  # noqa: F401
+
+
+def run_experiments(
+    experiments: Sequence["Experiment"], folder: Path, place: Place
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run the trials that the folder does not hold yet, with a progress bar on standard error.
+
+    Experiments that could not be run are named on standard error.
+
+    Args:
+        experiments: What to run.
+        folder: The run's folder.
+        place: Where to run it.
+
+    Returns:
+        All records of the folder, and the reason for each experiment that could not be run.
+
+    Raises:
+        LabelLeakError: See `labelleak.lab.runner.run`.
+        KeyboardInterrupt: The run was interrupted (Ctrl-C); the message says how to continue.
+    """
+    from labelleak.lab.runner import run
+    from labelleak.lab.store import Store, read_records
+
+    with Store(folder) as store:
+        try:
+            with progress_bar() as bar:
+                summary = run(
+                    experiments,
+                    store,
+                    data_dir=place.data_dir,
+                    workers=place.workers,
+                    dask=place.dask,
+                    device=place.device,
+                    progress=_teller(bar),
+                )
+        except KeyboardInterrupt:
+            # Counted in the file: the store may not have counted the last record yet.
+            kept = len(read_records(store.path))
+            raise KeyboardInterrupt(
+                f"interrupted: {kept} trials are kept in {store.path}; the same command continues "
+                "from there"
+            ) from None
+        for name, reason in summary.failed.items():
+            tell(f"labelleak: experiment {name!r} could not be run: {one_line(reason)}")
+        return store.records(), summary.failed
+
+
+def _teller(bar: Progress) -> Callable[[str, int, int], None]:
+    """A function that moves the bar; where no bar is shown, it prints a line every minute."""
+    tasks = {}
+    told = time.monotonic()
+
+    def tell_progress(what: str, done: int, total: int) -> None:
+        nonlocal told
+        if what not in tasks:
+            tasks[what] = bar.add_task(what)
+        bar.update(tasks[what], completed=done, total=total)
+        if bar.disable and time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            tell(f"{what}: {done} of {total}")
+
+    return tell_progress

@@ -1,0 +1,267 @@
+"""Records as tables in a terminal; nothing is computed here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from labelleak.report.text import MEANINGS, NONE, SCORES, class_rows, number
+
+_MOST_CLASSES = 40
+_SHOWN_SCORES = ("accuracy", "exact", "leacc", "lnacc", "recall")
+
+# Scores of a comparison. IRec is the paper's recall, of counts before their sum is repaired.
+_COMPARED = {
+    "leacc": SCORES["leacc"],
+    "lnacc": SCORES["lnacc"],
+    "irec": "IRec",
+    "accuracy": SCORES["accuracy"],
+    "exact": SCORES["exact"],
+}
+_COMPARED_IF_MEASURED = {"certified": "certified", "coverage": "coverage", "seconds": "s"}
+
+# Metrics of a row that the paper has no figure for.
+_UNPUBLISHED_SHOWN = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec", "psnr_best6")
+_ALWAYS_SHOWN = ("psnr",)
+
+
+def print_attacks(rows: Sequence[Mapping[str, Any]], target: Console) -> None:
+    """Print what each attack needs, gives and assumes.
+
+    Args:
+        rows: For each attack ``name``, ``title``, ``needs``, ``gives``, ``assumes``, ``reference``.
+        target: Where to print.
+    """
+    for row in rows:
+        target.print(Text.assemble((str(row["name"]), "bold"), f": {row['title']}"))
+        facts = Table.grid(padding=(0, 2))
+        for key in ("needs", "gives", "assumes", "reference"):
+            value = row[key]
+            facts.add_row(key, "; ".join(value) if isinstance(value, list) else value)
+        target.print(Padding(facts, (0, 0, 1, 2)))
+    target.print("set: which classes are in the batch; counts: how many samples of each.")
+
+
+def print_record(record: Mapping[str, Any], target: Console) -> None:
+    """Print an audit record: the counts, the score, the flags and the verdict.
+
+    Args:
+        record: Schema ``labelleak/audit/1``.
+        target: Where to print.
+    """
+    bias = "" if any(flag["name"] == "no_bias" for flag in record["flags"]) else " and bias"
+    steps = f", {record['local_steps']} local steps" if record["local_steps"] > 1 else ""
+    target.print(
+        Text.assemble(
+            "Head ",
+            (record["head"] or "(top level)", "bold"),
+            f": {record['classes']} classes, {record['features']} features, weight{bias}; "
+            f"batch size {record['batch_size'] or 'unknown'}{steps}; attack ",
+            (record["attack"], "bold"),
+            f" ({record['seconds'] * 1000:.0f} ms)",
+        )
+    )
+    target.print(_counts_table(record))
+    if record["score"]:
+        scores = [
+            f"{SCORES[key]} {number(record['score'][key])}"
+            for key in _SHOWN_SCORES
+            if record["score"][key] is not None
+        ]
+        target.print(f"Score: {', '.join(scores)}")
+    for flag in record["flags"]:
+        target.print(Text.assemble(("flag", "yellow"), f" {flag['name']}: {flag['text']}"))
+    # No verdict is green, as none says that the labels are safe.
+    style = {"over threshold": "bold red", "inconclusive": "bold yellow"}
+    verdict = record["verdict"]
+    target.print(
+        Text.assemble("Verdict: ", (verdict, style.get(verdict, "bold")), f" - {record['reason']}")
+    )
+
+
+def _counts_table(record: Mapping[str, Any]) -> Table:
+    """Restored (and true) numbers per class."""
+    rows = class_rows(record)
+    table = Table()
+    table.add_column("class", justify="right")
+    if record["true_counts"]:
+        table.add_column("true", justify="right")
+    share = record["proportions"] and not record["counts"]
+    table.add_column("restored share" if share else "restored", justify="right")
+    for row in rows[:_MOST_CLASSES]:
+        true = [str(row["true"])] if record["true_counts"] else []
+        table.add_row(str(row["label"]), *true, row["text"], style="red" if row["wrong"] else None)
+    if len(rows) > _MOST_CLASSES:
+        table.caption = f"and {len(rows) - _MOST_CLASSES} more classes (--format json has all)"
+    return table
+
+
+def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
+    """Print the scores of several attacks on one update.
+
+    Args:
+        records: Audit records with a score.
+        target: Where to print.
+    """
+    table = Table(
+        title="Attacks on the same update",
+        caption=f"{SCORES['leacc']}: {MEANINGS['leacc']}; {SCORES['lnacc']}: {MEANINGS['lnacc']}; "
+        f"{NONE}: the attack tells a set only",
+        caption_justify="left",
+    )
+    table.add_column("attack")
+    for key in _SHOWN_SCORES:
+        table.add_column(SCORES[key], justify="right")
+    for record in records:
+        table.add_row(record["attack"], *(number(record["score"][key]) for key in _SHOWN_SCORES))
+    target.print(table)
+
+
+def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
+    """Print a grid of experiments, one line per experiment and attack, and then what failed.
+
+    Args:
+        summary: Schema ``labelleak/study/1``.
+        target: Where to print.
+    """
+    table = Table(
+        title=summary["title"],
+        caption="mean over trials, and half of the 95 % interval; LeAcc, LnAcc and IRec before the "
+        "sum of the counts is repaired, as published",
+    )
+    measured = {m["name"].rpartition(".")[2] for m in summary["metrics"]}
+    further = {key: title for key, title in _COMPARED_IF_MEASURED.items() if key in measured}
+    columns = _COMPARED | further
+    table.add_column("experiment")
+    table.add_column("trials", justify="right")
+    table.add_column("attack")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    attacks = dict.fromkeys(m["attack"] for m in summary["metrics"] if m["attack"] is not None)
+    for row in summary["rows"]:
+        label, trials = row["label"], str(row["trials"])
+        for attack in attacks:
+            cells = _scores_of_all_batches(row["metrics"], attack)
+            if any(cells.values()) or attack in row["failed"]:
+                cells |= {key: row["metrics"].get(f"{attack}.{key}") for key in further}
+                table.add_row(label, trials, attack, *(_mean(cells[key]) for key in columns))
+                label = trials = ""
+        table.add_section()
+    target.print(table)
+    for row in summary["rows"]:
+        for attack, failure in row["failed"].items():
+            target.print(
+                f"{attack} could not run in {failure['failed']} of {failure['of']} trials of "
+                f"{row['label']!r}: {failure['error']}",
+            )
+
+
+def _scores_of_all_batches(metrics: Mapping[str, Any], attack: str) -> dict[str, Any]:
+    """The scores of an attack that every batch has.
+
+    An attack that restores sets has counts where only one possibility is left. Their mean over
+    those batches says nothing about the others.
+    """
+    cells = {name: metrics.get(f"{attack}.{name}") for name in _COMPARED}
+    most = max((cell["trials"] for cell in cells.values() if cell), default=0)
+    return {name: cell if cell and cell["trials"] == most else None for name, cell in cells.items()}
+
+
+def _mean(cell: Mapping[str, Any] | None) -> str:
+    if cell is None or cell["ours"] is None:
+        return NONE
+    if cell["low"] is None:
+        return number(cell["ours"])
+    half = max(cell["high"] - cell["ours"], cell["ours"] - cell["low"])
+    return f"{number(cell['ours'])} \N{PLUS-MINUS SIGN}{number(half)}"
+
+
+def print_study(summary: Mapping[str, Any], target: Console) -> None:
+    """Print a study of the paper: each figure beside the published one, then notes.
+
+    Args:
+        summary: Schema ``labelleak/study/1``.
+        target: Where to print.
+    """
+    table = Table(title=summary["title"], caption=summary["interval"])
+    table.add_column("setting", overflow="fold")
+    table.add_column("metric")
+    for heading in ("ours", "95 % interval", "published", "difference"):
+        table.add_column(heading, justify="right")
+    for row in summary["rows"]:
+        label = row["label"]
+        for metric, cell in _shown(summary, row):
+            style = "yellow" if cell["inside"] is False else None
+            table.add_row(label, metric["title"], *_beside_published(metric, cell), style=style)
+            label = ""
+        table.add_section()
+    target.print(table)
+    for row in summary["rows"]:
+        if row["note"]:
+            target.print(Text.assemble((row["label"], "yellow"), f": {row['note']}"))
+    if summary["omitted"]:
+        target.print("Left out, shrunk or replaced, at this scale and with this data:")
+    for text in summary["omitted"]:
+        target.print(f"  {text}")
+    target.print()
+
+
+def _shown(
+    summary: Mapping[str, Any], row: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The metrics of a row with a published figure; if it has none, the usual metrics."""
+    cells = row["metrics"]
+    published = [name for name in cells if cells[name]["published"] is not None]
+    for metric in summary["metrics"]:
+        shown = (*(published or _UNPUBLISHED_SHOWN), *_ALWAYS_SHOWN)
+        if metric["name"] in shown and metric["name"] in cells:
+            yield metric, cells[metric["name"]]
+
+
+def _beside_published(
+    metric: Mapping[str, Any], cell: Mapping[str, Any]
+) -> tuple[str, str, str, str]:
+    fixed = metric["bounds"][1] is not None
+    ours, low, high, published = (
+        number(cell[key], fixed=fixed) for key in ("ours", "low", "high", "published")
+    )
+    interval = NONE if cell["low"] is None else f"{low}..{high}"
+    return ours, interval, published, number(cell["difference"], fixed=fixed, signed=True)
+
+
+def print_inversion(
+    record: Mapping[str, Any], means: Mapping[str, float | None] | None, target: Console
+) -> None:
+    """Print what an inversion did, and the scores of its pictures.
+
+    Args:
+        record: Schema ``labelleak/inversion/1``.
+        means: Means over the batch of ``psnr``, ``ssim`` and ``lpips``, each None where it is not
+            available; None where the true images are not known.
+        target: Where to print.
+    """
+    from labelleak.restoration import Flag
+
+    found = record["result"]
+    words = [f"Method {found['method']}"]
+    if found["mode"] is not None:
+        by = "" if found["attack"] is None else f" by {found['attack']}"
+        words.append(f"labels {found['mode']}{by}")
+    if found["distance"] is not None:
+        words.append(f"distance {found['distance']:.3g} after {found['iterations']} iterations")
+    interrupted = ", interrupted: the best so far" if found["interrupted"] else ""
+    target.print("; ".join([*words, f"{record['seconds']:.1f} s{interrupted}"]))
+    for name in found["flags"]:
+        target.print(f"flag {name}: {Flag[name.upper()].text}")
+    if means is not None:
+        psnr, ssim, lpips = (means[name] for name in ("psnr", "ssim", "lpips"))
+        target.print(
+            f"Mean PSNR {psnr:.2f} dB, SSIM {_or_missing(ssim)}, LPIPS {_or_missing(lpips)}"
+        )
+
+
+def _or_missing(mean: float | None) -> str:
+    return "not available" if mean is None else f"{mean:.3f}"

@@ -1,0 +1,37 @@
+"""Run a model and leave it as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """Run forward passes without gradients, and restore modes and buffers afterward.
+
+    Inside, passes write to copies of the buffers, of BatchNorm's running statistics for example,
+    and every module may be set to training or evaluation mode. Random numbers are the caller's.
+
+    Args:
+        model: Any network; on exit its modules are in the modes and hold the buffers of before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    # Not torch.func.functional_call, which takes no DataParallel and keeps no buffer that is None.
+    kept = [(module, dict(module._buffers)) for module in model.modules()]
+    copies: dict[Tensor, Tensor] = {}
+    for module, buffers in kept:
+        for name, value in buffers.items():
+            if value is not None:
+                # A buffer that two modules share stays shared.
+                module._buffers[name] = copies.setdefault(value, value.clone())
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for module, mode in modes:
+            module.training = mode

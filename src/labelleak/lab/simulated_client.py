@@ -1,0 +1,221 @@
+"""The simulated client of a trial: its samples, and what the server sees of its update."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from labelleak import defenses
+from labelleak.attacks import Need, list_attacks
+from labelleak.federated import train_locally
+from labelleak.hooks import hooked
+from labelleak.lab.datasets import Dataset, draw
+from labelleak.lab.definition import DefenseSetting, Experiment, Local
+from labelleak.lab.measures import ClassSums
+from labelleak.lab.pretraining import training_samples
+from labelleak.metrics import counts_of
+from labelleak.observation import Observation
+from labelleak.training import LocalTraining
+from labelleak.updates import capture, find_head, whole_gradient
+from labelleak.updates.heads import module_shapes
+
+SeedFor = Callable[[str], int]
+"""Gives the seed for one purpose of a trial."""
+
+# Pixels in one chunk through the network: few enough for the memory of a ResNet without pooling,
+# and enough for full speed.
+_CHUNK_PIXELS = 200_000
+_CHUNK_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class ClientSamples:
+    """A client's samples, decoded on demand, the same each time.
+
+    Attributes:
+        dataset: The data set of the samples.
+        indices: Their indices in it, int64, shape (samples,).
+        seed: Seed of the crops and flips; None for neither.
+        device: Device of the batches.
+    """
+
+    dataset: Dataset
+    indices: Int64[Tensor, " samples"]
+    seed: int | None
+    device: str
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels in chunks."""
+        _, height, width = self.dataset.image_shape
+        chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // (height * width)))
+        for inputs, labels in self.dataset.stream(self.indices, chunk, self._crops()):
+            yield inputs.to(self.device), labels.to(self.device)
+
+    def inputs(self) -> Tensor:
+        """All inputs at once."""
+        return self.dataset.batch(self.indices, self._crops())[0].to(self.device)
+
+    def _crops(self) -> torch.Generator | None:
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+    @property
+    def true_counts(self) -> Int64[Tensor, " classes"]:
+        """Number of samples of each class."""
+        return counts_of(self.dataset.labels[self.indices], self.dataset.classes)
+
+
+def draw_samples(
+    experiment: Experiment, dataset: Dataset, seed: SeedFor, device: str
+) -> ClientSamples:
+    """Draw the client's samples.
+
+    Raises:
+        ValueError: The data set has no such batch.
+    """
+    indices = _draw(experiment, dataset, seed("batch"))
+    crops = seed("crops") if dataset.lazy and experiment.batch.replacement else None
+    return ClientSamples(dataset, indices, crops, device)
+
+
+def observe_client(
+    experiment: Experiment,
+    model: nn.Module,
+    batch: ClientSamples,
+    seed: SeedFor,
+    sums: ClassSums | None,
+) -> Observation:
+    """What the server sees of the client's update, as far as the attacks can use it.
+
+    Args:
+        experiment: The experiment.
+        model: The network, in evaluation mode.
+        batch: The client's samples.
+        seed: Gives the seeds of the defense and of the order of local training.
+        sums: Collects embeddings and predictions during the forward pass; None for no collection.
+
+    Returns:
+        The observation, on the batch's device.
+    """
+    shape = batch.dataset.image_shape
+    if experiment.local is not None:
+        seen = _after_training(experiment.local, experiment.batch.size, model, batch, seed("order"))
+        return replace(seen, input_shape=shape)
+    seen = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
+    shaped = replace(seen, input_shape=shape)
+    wanted = _wanted(experiment, shaped)
+    if Need.INPUT_SHAPE in wanted:
+        seen = shaped
+    if Need.GRADIENTS in wanted:
+        seen = _with_whole_gradient(seen, model, batch)
+    return _defend(experiment.defense, seen, batch, seed("defense"))
+
+
+def _after_training(
+    local: Local, size: int, model: nn.Module, batch: ClientSamples, seed: int
+) -> Observation:
+    """What the server sees when the client sends its weights after local steps."""
+    inputs, labels = batch.inputs(), batch.dataset.labels[batch.indices].to(batch.device)
+    update = train_locally(
+        model,
+        inputs,
+        labels,
+        LocalTraining(batch_size=size, **local.model_dump(exclude={"steps"})),
+        classes=batch.dataset.classes,
+        seed=seed,
+    )
+    return update.observe(model)
+
+
+def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " samples"]:
+    """Indices of the client's samples, out of those that the network was trained on."""
+    batch, training = experiment.batch, experiment.training
+    some = training is not None and training.samples_per_class is not None
+    if not some or experiment.data_split != "train":
+        return draw(batch.sampler, dataset.labels, experiment.samples, seed, **batch.options)
+    pool = training_samples(training, dataset)
+    return pool[
+        draw(batch.sampler, dataset.labels[pool], experiment.samples, seed, **batch.options)
+    ]
+
+
+def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
+    """What the attacks can use; for auto, whatever is cheap enough to use."""
+    names = {name for name in experiment.attacks if name != "auto"}
+    wanted = {
+        need for name in names for need in (*list_attacks()[name].needs, *list_attacks()[name].uses)
+    }
+    if "auto" in experiment.attacks:
+        assert observation.model is not None, "capture leaves it there"
+        layers = sum(isinstance(module, nn.Linear) for module in observation.model.modules())
+        # `exact` and `calibrated` use the layers before the head.
+        wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
+    return wanted
+
+
+def _with_whole_gradient(
+    observation: Observation, model: nn.Module, batch: ClientSamples
+) -> Observation:
+    """Add the gradients of all parameters; those of the head stay as captured."""
+    gradients = whole_gradient(model, batch.pieces())
+    name, gradient = observation.head.name, observation.gradient
+    gradients[f"{name}.weight"] = gradient.weight
+    if gradient.bias is not None:
+        gradients[f"{name}.bias"] = gradient.bias
+    return replace(observation, gradients=gradients)
+
+
+def empty_class_sums(model: nn.Module) -> ClassSums:
+    """Empty sums by class for the embeddings and predictions of a network."""
+    weight = model.get_parameter(f"{find_head(module_shapes(model))}.weight")
+    classes, features = weight.shape
+    return ClassSums(classes, features, weight.device)
+
+
+def _watch(model: nn.Module, batch: ClientSamples, sums: ClassSums) -> Observation:
+    """Capture the update, and collect embeddings and predictions during the forward pass."""
+    passing: list[Tensor] = []
+
+    def pieces() -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, labels in batch.pieces():
+            passing[:] = [labels]
+            yield inputs, labels
+
+    def look(_: nn.Module, embeddings: Tensor, logits: Tensor) -> None:
+        sums.add(embeddings, logits, passing[0])
+
+    with hooked(model.get_submodule(find_head(module_shapes(model))), leaving=look):
+        return capture(model, pieces())
+
+
+def _defend(
+    defense: DefenseSetting, observation: Observation, batch: ClientSamples, seed: int
+) -> Observation:
+    if defense.name == "none":
+        return observation
+    return defenses.defend(observation, _defense(defense, observation, batch, seed))
+
+
+def _defense(
+    defense: DefenseSetting, observation: Observation, batch: ClientSamples, seed: int
+) -> defenses.Defense:
+    if defense.name == "sign":
+        return defenses.sign
+    value = defense.value
+    assert value is not None, "the definition has been checked"
+    generator = torch.Generator().manual_seed(seed)
+    if defense.name == "gaussian_noise":
+        return partial(defenses.gaussian_noise, std=value, generator=generator)
+    if defense.name == "clip_norm":
+        return partial(defenses.clip_norm, max_norm=value)
+    if defense.name == "sparsify":
+        return partial(defenses.sparsify, percent=value)
+    if defense.name == "quantize":
+        return partial(defenses.quantize, bits=int(value), generator=generator)
+    model, head = observation.model, observation.head.name
+    assert model is not None, "capture leaves it there"
+    assert head is not None, "capture has found it"
+    mask = defenses.soteria_mask(model, batch.inputs(), value, head)
+    return partial(defenses.soteria, mask=mask, weight_name=f"{head}.weight")

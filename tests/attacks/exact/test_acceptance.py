@@ -1,0 +1,57 @@
+"""Which embeddings and labels are samples of the batch."""
+
+import pytest
+import torch
+from exact_batches import DENSE, FLOAT, extended, restored, trained
+
+from labelleak.attacks.exact.acceptance import accepted, excess, likely_labels
+from labelleak.attacks.exact.head_factors import factorize
+
+FACTORS = factorize(DENSE.observe(), 8)
+POINTS = extended(DENSE) @ FACTORS.right
+
+
+@pytest.mark.parametrize("entries", [2**20, 1])
+def test_samples_are_accepted_whatever_fits_into_memory(entries):
+    found = accepted(FACTORS, POINTS, DENSE.labels, 8.0, entries=entries)
+    assert torch.equal(found.labels.bincount(minlength=30), DENSE.counts)
+    assert torch.allclose(found.inverse_weights, torch.full((8,), 8.0, dtype=FLOAT))
+
+
+def test_samples_that_fit_alike_keep_their_order():
+    """How far below its errors each of them fits is chance."""
+    for order in (torch.arange(8), torch.arange(8).flip(0), torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])):
+        found = accepted(FACTORS, POINTS[order], DENSE.labels[order], 8.0)
+        assert torch.equal(found.labels, DENSE.labels[order])
+        assert torch.allclose(found.inputs, extended(DENSE)[order])
+
+
+def test_of_the_same_sample_the_better_one_stays():
+    slip = 1e-7 * FACTORS.directions.sum(dim=1)
+    points = torch.cat([POINTS + slip, POINTS])
+    found = accepted(FACTORS, points, DENSE.labels.repeat(2), 8.0)
+    assert len(found) == 8
+    assert torch.allclose(found.inputs, extended(DENSE), rtol=0.0, atol=1e-9)
+
+
+def test_mixtures_and_other_labels_are_not_accepted():
+    mixed = 0.5 * (POINTS + POINTS.roll(1, dims=0))
+    assert (excess(FACTORS, mixed, DENSE.labels, 8.0)[0] > 1.0).all()
+    assert (excess(FACTORS, POINTS, (DENSE.labels + 1) % 30, 8.0)[0] > 1.0).all()
+    # Nor is a sample of a batch of another size.
+    assert (excess(FACTORS, POINTS, DENSE.labels, 11.0)[0] > 1.0).all()
+
+
+def test_the_true_label_is_a_likely_one():
+    points, labels = likely_labels(FACTORS, POINTS)
+    assert torch.equal(points, POINTS.repeat_interleave(12, dim=0))
+    assert (labels.view(8, 12) == DENSE.labels[:, None]).any(dim=1).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_every_label_fits_the_column_space_all_are_tried(seed):
+    """As many samples as classes less one: which labels fit best is rounding noise."""
+    made = trained(14, 120, 13, seed, relu=True)
+    found = restored(made.observe())
+    assert torch.equal(found.counts, made.counts)
+    assert torch.equal(found.certain, made.counts)

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from labelleak.attacks.mean_prediction.mean_logits import mean_logits
+from labelleak.attacks.mean_prediction.regression import apply_weight, regress
+from synthetic import untrained
+
+
+def test_the_mean_embedding_is_the_least_squares_fit_of_all_rows():
+    batch = untrained(12, 9, 30)
+    gradient = batch.gradient()
+    fitted = torch.linalg.lstsq(gradient.bias[:, None], gradient.weight).solution[0]
+    found = mean_logits(batch.observe())
+    torch.testing.assert_close(found.embedding, fitted)
+    logits = batch.weight @ fitted
+    torch.testing.assert_close(found.logits, logits - logits.mean() + batch.bias)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50, 1000])
+def test_blocks_of_rows_change_nothing(rows):
+    batch = untrained(50, 30, 100)
+    gradient = batch.gradient()
+    whole, noise = regress(gradient.weight, gradient.bias, 5, double=True)
+    found, same = regress(gradient.weight, gradient.bias, 5, double=True, block=rows * 30)
+    torch.testing.assert_close(found, whole)
+    assert same == pytest.approx(noise, abs=1e-12)
+    logits = apply_weight(batch.weight, found, double=True, block=rows * 30)
+    torch.testing.assert_close(logits, batch.weight @ whole)
+
+
+def test_single_precision_changes_nothing_that_matters():
+    seen = untrained(50, 30, 100).observe(dtype=torch.float32)
+    small, large = mean_logits(seen), mean_logits(seen, small_head=0, block=7 * 30)
+    torch.testing.assert_close(large.logits, small.logits, rtol=0, atol=1e-5)
+    # A large head has fewer replicates.
+    assert large.replicates.shape[1] < small.replicates.shape[1]
+    spread = [float((one.replicates - one.logits[:, None]).std()) for one in (small, large)]
+    assert 0.5 < spread[1] / spread[0] < 2.0
+
+
+def test_noise_is_that_of_the_sums_over_the_classes():
+    batch = untrained(40, 60, 30)
+    generator = torch.Generator().manual_seed(1)
+    noise = 1e-3 * torch.randn(40, 60, generator=generator, dtype=torch.float64)
+    found = mean_logits(batch.observe())
+    assert found.noise < 1e-12
+    gradient = batch.gradient()
+    _, seen = regress(gradient.weight + noise, gradient.bias, 2, double=True)
+    assert seen == pytest.approx(1e-3, rel=0.3)

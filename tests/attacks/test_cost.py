@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+from torch import nn
+
+from labelleak.attacks.cost import Budget
+from labelleak.observation import Head
+from synthetic import one_embedding, untrained
+
+SMALL = untrained(20, 40, 6)
+
+
+def test_dummies_go_through_small_models_only():
+    seen = replace(SMALL.observe(), model=SMALL.model(), input_shape=(40,))
+    assert Budget(seen, 10.0).allows_calibrated
+    # 800 multiplications for each of 6,000 inputs, at 1e10 a second.
+    assert Budget(seen, 1.01 * 800 * 6000 / 1e10).allows_calibrated
+    assert not Budget(seen, 0.99 * 800 * 6000 / 1e10).allows_calibrated
+    assert not Budget(SMALL.observe(), 10.0).allows_calibrated
+    assert not Budget(replace(seen, input_shape=(41,)), 10.0).allows_calibrated
+
+
+def test_auxiliary_inputs_take_the_place_of_dummies():
+    seen = replace(
+        SMALL.observe(), model=SMALL.model(), input_shape=(40,), auxiliary=SMALL.auxiliary(3)
+    )
+    assert Budget(seen, 1.01 * 800 * 60 / 1e10).allows_calibrated
+    assert not Budget(seen, 0.99 * 800 * 60 / 1e10).allows_calibrated
+
+
+def test_a_convolution_multiplies_in_every_place():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    head = Head(model[3].weight, model[3].bias, "3")
+    seen = replace(one_embedding(3, 16, 4).observe(), head=head, model=model.train())
+    work = 4 * 2 * 9 * 4 + 16 * 3
+    known = replace(seen, input_shape=(2, 4, 4))
+    assert Budget(known, 1.01 * work * 6000 / 1e10).allows_calibrated
+    assert not Budget(known, 0.99 * work * 6000 / 1e10).allows_calibrated
+    # Without the shape of an input nobody can tell.
+    assert not Budget(seen, 1e9).allows_calibrated
+    assert all(module.training for module in model.modules())
+    assert int(model[1].num_batches_tracked) == 0
+
+
+def test_equations_between_all_classes_are_left_out_where_they_take_too_long():
+    seen = untrained(300, 8, 4).observe()
+    assert Budget(seen, 1.01 * 300**3 / 1e10).allows_equations
+    assert not Budget(seen, 0.99 * 300**3 / 1e10).allows_equations
+
+
+def test_large_heads_are_neither_decomposed_nor_squared():
+    many = one_embedding(17_000, 4, 24).observe()
+    assert not Budget(many, 1e9).has_room
+    assert not Budget(many, 1e9).allows_equations
+    assert Budget(many, 1e9).allows_search
+    assert not Budget(untrained(2000, 1500, 2).observe(), 1e9).allows_search

@@ -1,0 +1,63 @@
+import io
+
+import pytest
+from rich.console import Console
+
+import labelleak
+from labelleak.cli.attacks import _row
+from labelleak.cli.tables import print_attacks, print_inversion, print_record
+
+
+@pytest.fixture
+def terminal():
+    """A narrow terminal that keeps what it shows."""
+    return Console(
+        width=80, file=io.StringIO(), markup=False, emoji=False, highlight=False, no_color=True
+    )
+
+
+def test_the_list_of_attacks_fits_a_narrow_terminal(terminal):
+    print_attacks([_row(entry) for entry in labelleak.list_attacks().values()], terminal)
+    lines = terminal.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "ilrg: iLRG (instance-wise label restoration)" in lines
+
+
+def test_names_from_files_are_no_markup(terminal):
+    name = "[red]fc[/red] :bomb: [/]"
+    print_record(
+        {
+            "attack": name, "classes": 2, "features": 3, "head": name, "batch_size": 1,
+            "local_steps": 1, "present": [0], "counts": [1, 0], "proportions": None,
+            "true_counts": None, "score": None, "seconds": 0.1, "verdict": "audited",
+            "flags": [{"name": "set_only", "text": name}], "reason": name,
+        },
+        terminal,
+    )  # fmt: skip
+    assert " ".join(terminal.file.getvalue().split()).count(name) == 4
+
+
+INVERSION = {
+    "seconds": 1.25,
+    "result": {
+        "method": "ig", "mode": "restored", "attack": "exact", "distance": 0.01234,
+        "iterations": 60, "interrupted": False, "flags": ["no_bias"],
+    },
+}  # fmt: skip
+
+
+def test_an_inversion_says_what_was_done_and_how_near_it_came(terminal):
+    print_inversion(INVERSION, {"psnr": 20.456, "ssim": 0.5, "lpips": None}, terminal)
+    text = " ".join(terminal.file.getvalue().split())
+    assert text.startswith(
+        "Method ig; labels restored by exact; distance 0.0123 after 60 iterations; 1.2 s "
+        "flag no_bias: the head has no bias gradient"
+    )
+    assert text.endswith("Mean PSNR 20.46 dB, SSIM 0.500, LPIPS not available")
+
+
+def test_an_inversion_that_was_ended_says_so(terminal):
+    result = INVERSION["result"] | {"interrupted": True, "mode": None, "flags": []}
+    print_inversion(INVERSION | {"result": result}, None, terminal)
+    text = " ".join(terminal.file.getvalue().split())
+    assert text.endswith("1.2 s, interrupted: the best so far")

@@ -120,7 +120,7 @@ class Restoration:
             settles their label; None where it is not known.
         attack: Registered name of the attack that spoke, stamped by the table of attacks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found = Restoration(present=torch.tensor([True, False]), counts=torch.tensor([2, 0]))
         >>> found.labels().tolist()

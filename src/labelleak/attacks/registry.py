@@ -149,7 +149,7 @@ def register(
 def list_attacks() -> Mapping[str, Attack]:
     """All registered attacks by name, those of the literature first; read-only.
 
-    Example:
+    Examples:
         >>> import labelleak
         >>> attacks = labelleak.list_attacks()
         >>> attacks["ilrg"].title
@@ -177,7 +177,7 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
         MissingKnowledge: The observation lacks what the attack needs.
         ValueError: No attack of that name, or a hyper-parameter it does not have.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

@@ -41,7 +41,7 @@ class Policy:
     Raises:
         ValueError: A value is impossible; the message names the key.
 
-    Example:
+    Examples:
         >>> Policy(action="refuse", threshold=0.3).limit
         'at most 30.0% of the labels'
     """

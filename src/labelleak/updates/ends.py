@@ -1,4 +1,4 @@
-"""Last layers that are no matrix with a row per class: one logit, and 1x1 convolutions."""
+"""Last layers that cannot be read: one logit, 1x1 convolutions, tables of embeddings."""
 
 import re
 from collections import Counter
@@ -6,6 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Shapes = Mapping[str, Sequence[int]]
+
+TIED = (
+    ": its gradient is the sum of what both do, and says nothing certain about labels; only an "
+    "untied head can be read (tie_word_embeddings=False in transformers)"
+)
+"""Why a head that is a table of embeddings, too, is refused."""
+# What follows the name of a layer in that of its weight, or of the tensors it is made from.
+_MADE_FROM = re.compile(r"(?:\.parametrizations)?\.weight(?:_|\.|$)")
+_TABLE = re.compile(r"embed|emb\.|wte|(^|[._])(tok|shared|table|lookup)")
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,28 @@ def other_ends(shapes: Shapes) -> list[OtherEnd]:
         OtherEnd(layer, shape, layer == last, counts[patterns[layer]] > 1)
         for layer, shape in found.items()
     ]
+
+
+def is_table(name: str) -> bool:
+    """Whether a weight is, by its name, a table that a model looks its tokens up in."""
+    return name.endswith("weight") and bool(_TABLE.search(name.lower()))
+
+
+def table_of_lone_bias(shapes: Shapes) -> str | None:
+    """The matrix that a bias belongs to which has no weight of its own, as in a tied head."""
+    weighted = {_MADE_FROM.split(name)[0] for name in shapes if ".weight" in name}
+    matrices = {
+        shape[0]: name
+        for name, shape in shapes.items()
+        if name.endswith("weight") and len(shape) == 2
+        if is_table(name) or f"{name.removesuffix('weight')}bias" not in shapes
+    }
+    for name, shape in shapes.items():
+        layer, _, kind = name.rpartition(".")
+        alone = kind == "final_logits_bias" or (kind == "bias" and layer and layer not in weighted)
+        if alone and max(shape, default=0) > 1 and shape[-1] in matrices:
+            return matrices[shape[-1]]
+    return None
 
 
 def _last_layer(layers: list[str], *, in_order: bool) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from labelleak.checks import is_plain
 from labelleak.errors import InvalidObservation
+from labelleak.updates.ends import TIED, is_table
 from labelleak.updates.heads import (
     head_candidates,
     layer_of,
@@ -22,7 +23,6 @@ from labelleak.updates.heads import (
     without_peft,
 )
 
-_TABLES = ("embed", "emb.", "wte", "shared", "tok", "lookup", "table")
 # Rows of a table that are compared first: where they differ, the rest need not be read.
 _FIRST_ROWS = 16
 
@@ -222,15 +222,12 @@ def _check_not_tied(model: Tensors, update: Tensors, pair: Pair) -> None:
     for name, shape in model.shapes.items():
         if name == own or shape != model.shapes[own]:
             continue
-        words = f"{name.lower()}."
-        if any(word in words for word in _TABLES) and _is_same(model, own, name):
+        if is_table(name) and _is_same(model, own, name):
             sent = parameter_name(pair.sent, "weight")
             both = name in update.shapes and sent in update.shapes
             if not both or _is_same(update, sent, name):
                 raise InvalidObservation(
-                    f"the head {pair.layer!r} is tied to the table {layer_of(name)!r}: its "
-                    "gradient is the sum of what both do, and says nothing certain about labels; "
-                    "only an untied head can be read (tie_word_embeddings=False in transformers)"
+                    f"the head {pair.layer!r} is tied to the table {layer_of(name)!r}{TIED}"
                 )
 
 

@@ -42,14 +42,17 @@ COUNTS = [50, 0, 20, 130, 5, 95]
 
 @pytest.mark.parametrize("directions", [0, 1])
 def test_counts_of_many_scattered_samples(directions):
-    batch, auxiliary = scattered(COUNTS, 400, 0)
-    found = restore(observed(batch, auxiliary), "likelihood", directions=directions)
-    assert int(found.counts.sum()) == 300
-    assert score(found, batch.counts).accuracy >= 0.93
-    assert (
-        score(found, batch.counts).accuracy
-        > score(restore(observed(batch, auxiliary), "zlg-plus"), batch.counts).accuracy
-    )
+    """Ten seeds give 0.94 to 0.99, and least squares by `zlg-plus` 0.81 to 0.95."""
+    shares, others = [], []
+    for seed in range(3):
+        batch, auxiliary = scattered(COUNTS, 400, seed)
+        seen = observed(batch, auxiliary)
+        found = restore(seen, "likelihood", directions=directions)
+        assert int(found.counts.sum()) == 300
+        shares.append(score(found, batch.counts).accuracy)
+        others.append(score(restore(seen, "zlg-plus"), batch.counts).accuracy)
+    assert np.mean(shares) >= 0.93
+    assert np.mean(shares) > np.mean(others) + 0.03
 
 
 def test_counts_are_exact_where_no_sample_scatters():
@@ -163,9 +166,11 @@ def test_local_steps_of_real_training():
     )
     observation = update.observe(batch.model(), auxiliary=auxiliary)
     found = restore(observation, "likelihood")
-    assert score(found, update.true_counts).accuracy >= 0.93
     still = restore(replace(observation, after=None), "likelihood")
-    assert score(still, update.true_counts).accuracy < score(found, update.true_counts).accuracy
+    better, worse = (score(one, update.true_counts).accuracy for one in (found, still))
+    # 0.97 and 0.895; six seeds give 0.94 to 0.985, and 0.025 to 0.085 less.
+    assert better >= 0.93
+    assert worse < better - 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -26,6 +26,13 @@ class Score:
         exact: Whether every count is right; None without counts.
         existence_precision: Share of the restored classes that are in the batch.
         existence_recall: Share of the batch's classes that were restored.
+
+    Examples:
+        >>> import torch
+        >>> from labelleak import Restoration
+        >>> found = Restoration(present=torch.tensor([True, False]), counts=torch.tensor([2, 0]))
+        >>> score(found, torch.tensor([2, 0])).exact
+        True
     """
 
     leacc: float

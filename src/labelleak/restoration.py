@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 class Flag(Enum):
-    """Why a verdict may be unreliable; the value is the explanation for the reader."""
+    """Why a verdict may be unreliable; the value is the explanation for the reader.
+
+    Examples:
+        >>> Flag.SET_ONLY.text
+        'the attack tells which classes are present, and not how many of each'
+    """
 
     SUMS_NOT_ZERO = (
         "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "

@@ -14,7 +14,14 @@ from labelleak.restoration import Restoration
 
 
 class Need(Enum):
-    """Something an attack cannot do without; the value says how to provide it."""
+    """Something an attack cannot do without; the value says how to provide it.
+
+    Examples:
+        >>> import labelleak
+        >>> from labelleak.attacks import Need
+        >>> [need.name for need in labelleak.list_attacks()["ilrg"].needs]
+        ['WEIGHT', 'BIAS']
+    """
 
     WEIGHT = "the gradient of the final layer's weight"
     BIAS = "the final layer's bias and its gradient"
@@ -49,7 +56,13 @@ _MET: dict[Need, Callable[[Observation], bool]] = {
 
 
 class Gives(Enum):
-    """What an attack concludes."""
+    """What an attack concludes.
+
+    Examples:
+        >>> from labelleak.attacks import Gives
+        >>> Gives.SET.value
+        'set'
+    """
 
     SET = "set"
     COUNTS = "counts"
@@ -74,6 +87,12 @@ class Attack:
         reference: Paper and place in it.
         models_steps: Whether it models several local steps, and not one step on all their samples.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
+
+    Examples:
+        >>> import labelleak
+        >>> attack = labelleak.list_attacks()["soft-label"]
+        >>> attack.name, [given.value for given in attack.gives]
+        ('soft-label', ['counts', 'class embeddings'])
     """
 
     name: str

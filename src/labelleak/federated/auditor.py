@@ -84,6 +84,14 @@ class Decision:
         record: What was written down.
         send: False: the policy refuses to send it.
         reason: Why, in one sentence.
+
+    Examples:
+        >>> import tempfile
+        >>> from labelleak.federated import Auditor, Occasion, Policy
+        >>> auditor = Auditor(Policy(action="refuse", records=tempfile.mkdtemp()))
+        >>> decision = auditor.failed("the reply is empty", Occasion(round=1, client="a"))
+        >>> decision.send, decision.record.verdict
+        (False, 'failed')
     """
 
     record: RoundRecord

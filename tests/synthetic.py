@@ -125,7 +125,10 @@ class Batch:
         knowledge = {"batch_size": len(batch.labels) if counted else None}
         for need in needs:
             knowledge |= known.get(need, {})
-        return batch.observe(bias=Need.BIAS in needs, **knowledge)
+        gradient = batch.gradient()
+        if Need.WEIGHT not in needs and Need.BIAS in needs:
+            gradient = HeadGradient(torch.zeros_like(gradient.weight), gradient.bias)
+        return batch.observe(gradient, bias=Need.BIAS in needs, **knowledge)
 
     def gradients(self):
         """The gradient by name, of every parameter of `model`."""

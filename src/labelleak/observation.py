@@ -68,10 +68,14 @@ class HeadGradient:
     ``(before - after) / (learning_rate * steps)`` gives.
 
     Args:
-        weight: Gradient of the weight, shape (classes, features), any floating dtype.
+        weight: Gradient of the weight, shape (classes, features), any floating dtype; zeros where
+            it was not sent, and only that of the bias was.
         bias: Gradient of the bias, shape (classes,), or None; zeros count as not sent.
         rounding: Typical rounding error of one entry of the weight, in the gradient's unit; NaN
             for `implied_rounding`, which then stands here. A difference of weights carries more.
+
+    Attributes:
+        has_weight: Whether the gradient of the weight was sent.
 
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
@@ -86,6 +90,7 @@ class HeadGradient:
     weight: Float[Tensor, "classes features"]
     bias: Float[Tensor, " classes"] | None = None
     rounding: float = math.nan
+    has_weight: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         _check_layer("gradient", self.weight, self.bias)
@@ -93,7 +98,8 @@ class HeadGradient:
         if self.bias is not None and _largest(self.bias) < _LEAST:
             # The bias is frozen: no batch has predictions that are right on average in every class.
             object.__setattr__(self, "bias", None)
-        if self.bias is None and _largest(self.weight) < _LEAST:
+        object.__setattr__(self, "has_weight", _largest(self.weight) >= _LEAST)
+        if self.bias is None and not self.has_weight:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
                 "(is it frozen, or is the update the model itself?)"

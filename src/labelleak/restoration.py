@@ -25,6 +25,10 @@ class Flag(Enum):
         "become large errors of the counts"
     )
     NO_BIAS = "the head has no bias gradient: attacks on the weight alone are weaker"
+    NO_WEIGHT = (
+        "only the gradient of the head's bias was sent: the counts follow from a rule of thumb for "
+        "how much one sample weighs"
+    )
     TOTAL_DOES_NOT_FIT = (
         "the restored counts do not add up to the batch size before they are made to: "
         "the assumptions of the attack do not hold for this network"
@@ -70,6 +74,7 @@ UNRELIABLE = frozenset(
     {
         Flag.SUMS_NOT_ZERO,
         Flag.ILL_CONDITIONED,
+        Flag.NO_WEIGHT,
         Flag.TOTAL_DOES_NOT_FIT,
         Flag.NOT_INTEGRAL,
         Flag.SEVERAL_STEPS,

@@ -165,3 +165,14 @@ def test_what_the_server_sent_may_go_back(update, refusing):
     left = run(refusing, update, answer, data=task)
     assert left.get_return_code() == ReturnCode.OK
     assert left.get_cookie_jar() == {"task": "7"}
+
+
+def test_a_server_that_sends_a_text_for_every_answer(update, refusing, tmp_path):
+    task, answer = task_of(update), weights(update)
+    for number in range(100):
+        task.set_header(f"label-{number}", "yes")
+    for number in (3, 5, 8):
+        answer.set_header(f"label-{number}", "yes")
+    left = run(refusing, update, answer, data=task)
+    assert left.get_return_code() == ReturnCode.TASK_RESULT_FILTER_ERROR
+    assert last_record(tmp_path)["unaudited"][0] == "headers/label-3 (a text of 3 letters)"

@@ -94,7 +94,7 @@ class TestObserve:
 
     def test_a_frozen_head(self, model):
         with pytest.raises(InvalidObservation, match="the final layer is frozen"):
-            observe(model, named(model, **{"3.weight": None}))
+            observe(model, named(model, **{"3.weight": None, "3.bias": None}))
 
     def test_zeros(self, model):
         zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}

@@ -199,7 +199,9 @@ def _fallback(
 def _set(observation: Observation, budget: Budget) -> Restoration:
     """The set of classes: proven by the gradient's rank, or else suggested by its signs."""
     found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
-    return found or run_attack(observation, "gradinversion")
+    return found or run_attack(
+        observation, "gradinversion" if observation.gradient.has_weight else "ebi"
+    )
 
 
 def _with_samples(

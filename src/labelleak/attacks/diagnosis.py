@@ -62,6 +62,7 @@ def diagnose(observation: Observation) -> Diagnosis:
         Flag.SUMS_NOT_ZERO: not undisturbed,
         Flag.DEFENSE_SUSPECTED: treated,
         Flag.NO_BIAS: not observation.has_bias,
+        Flag.NO_WEIGHT: not observation.gradient.has_weight,
         Flag.SEVERAL_STEPS: observation.local_steps > 1,
         Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
     }

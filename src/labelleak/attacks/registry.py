@@ -16,6 +16,7 @@ from labelleak.restoration import Restoration
 class Need(Enum):
     """Something an attack cannot do without; the value says how to provide it."""
 
+    WEIGHT = "the gradient of the final layer's weight"
     BIAS = "the final layer's bias and its gradient"
     BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
     PLAIN_LOSS = "a plain cross-entropy loss: no label smoothing, no class weights"
@@ -33,6 +34,7 @@ class Need(Enum):
 
 
 _MET: dict[Need, Callable[[Observation], bool]] = {
+    Need.WEIGHT: lambda seen: seen.gradient.has_weight,
     Need.BIAS: lambda seen: seen.has_bias,
     Need.BATCH_SIZE: lambda seen: seen.batch_size is not None,
     Need.PLAIN_LOSS: lambda seen: seen.loss.is_plain,

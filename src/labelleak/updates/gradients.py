@@ -156,7 +156,8 @@ def observe_head(parameters: StateDict, sent: StateDict, layer: str, **fields: A
         InvalidObservation: The gradient was not sent, or a value is impossible; or these are
             weights.
     """
-    head, gradient = head_of(parameters, layer), gradient_of(sent, layer)
+    head = head_of(parameters, layer)
+    gradient = gradient_of(sent, head)
     observation = Observation(head=head, gradient=gradient, **fields)
     # A copy of a language model's head would be large, and some rows tell.
     some = slice(0, 1024)

@@ -122,10 +122,12 @@ def _check_fits(model: TensorFile, sent: TensorFile, pair: Pair) -> None:
     Raises:
         UnreadableFile: It has not.
     """
+    bias = parameter_name(pair.layer, "bias"), parameter_name(pair.sent, "bias")
+    has_bias = bias[0] in model.shapes and bias[1] in sent.shapes
     for kind in ("weight", "bias"):
         own, name = parameter_name(pair.layer, kind), parameter_name(pair.sent, kind)
         expected, shape = model.shapes.get(own), sent.shapes.get(name)
-        if expected is None or (shape is None and kind == "bias"):
+        if expected is None or (shape is None and (kind == "bias" or has_bias)):
             continue
         if shape is None:
             raise UnreadableFile(

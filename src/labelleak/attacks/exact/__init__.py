@@ -11,7 +11,7 @@ from labelleak.attacks.exact.head_search import HeadSearch
 from labelleak.attacks.exact.layer_search import LayerSearch
 from labelleak.attacks.exact.previous_layer import previous_layer
 from labelleak.attacks.exact.restoration_from_samples import known_divisor, restoration_from
-from labelleak.attacks.registry import Gives, register
+from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
@@ -20,6 +20,7 @@ from labelleak.restoration import Flag, Restoration
 @register(
     "exact",
     title="Exact restoration with a certificate",
+    needs=(Need.WEIGHT,),
     gives=(Gives.COUNTS,),
     assumes="at most min(classes, features) - 1 samples, one local step, hard labels and a "
     "gradient without noise",

@@ -18,7 +18,7 @@ Steps = Literal["all", "first", "last"]
 @register(
     "dimitrov",
     title="Dimitrov et al. (label restoration from FedAvg)",
-    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE, Need.AFTER),
+    needs=(Need.WEIGHT, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE, Need.AFTER),
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, that made-up inputs look "
     "like real ones to the network, and that both change evenly along the local steps",

@@ -27,7 +27,7 @@ _ILL_CONDITIONED = 1e6
 @register(
     "ilrg",
     title="iLRG (instance-wise label restoration)",
-    needs=(Need.BIAS,),
+    needs=(Need.WEIGHT, Need.BIAS),
     gives=(Gives.COUNTS, Gives.EMBEDDINGS, Gives.PROBABILITIES),
     assumes="samples of one class have nearly the same embedding and prediction; best untrained",
     reference="Ma et al., ICLR 2023 (Instance-wise Batch Label Restoration via Gradients in "

@@ -21,7 +21,7 @@ _REFERENCE = (
 @register(
     "llg",
     title="LLG (label leakage from gradients)",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and that every sample adds about the same to its row's sum",
     reference=_REFERENCE,
@@ -47,7 +47,7 @@ def llg(observation: Observation) -> Restoration:
 @register(
     "llg-star",
     title="LLG*",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and that made-up inputs look like real ones to the network",
     reference=_REFERENCE + ", impact and offset from dummy inputs",
@@ -84,7 +84,7 @@ def llg_star(
 @register(
     "llg-plus",
     title="LLG+",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and auxiliary data of the client's kind",
     reference=_REFERENCE + ", impact and offset from auxiliary data",

@@ -22,7 +22,7 @@ from labelleak.restoration import Restoration
 @register(
     "rlu",
     title="RLU (recovering labels from local updates)",
-    needs=(Need.BIAS, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.BIAS, Need.MODEL, Need.AUXILIARY),
     uses=(Need.LEARNING_RATES, Need.AFTER),
     gives=(Gives.COUNTS, Gives.PROBABILITIES),
     assumes="auxiliary data of the client's kind, and that local steps move the logits of all "

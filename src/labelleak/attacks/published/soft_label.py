@@ -21,7 +21,7 @@ _SPAN, _GRID, _CANDIDATES, _REFINEMENTS = (1e-4, 1e4), 2000, 8, 60
 @register(
     "soft-label",
     title="Soft label of one sample",
-    needs=(Need.ONE_SAMPLE,),
+    needs=(Need.WEIGHT, Need.ONE_SAMPLE),
     gives=(Gives.COUNTS, Gives.EMBEDDINGS),
     assumes="a single sample, and that all classes but one (smoothing) or two (mixup) have the "
     "same target",

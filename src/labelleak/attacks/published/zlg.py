@@ -21,7 +21,7 @@ _REFERENCE = (
 @register(
     "zlg",
     title="ZLG (zero-shot label restoration)",
-    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
+    needs=(Need.WEIGHT, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, and that made-up inputs "
     "look like real ones to the network",
@@ -52,7 +52,7 @@ def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 
 @register(
     "zlg-plus",
     title="ZLG+",
-    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, and auxiliary data of the "
     "client's kind",

@@ -182,7 +182,7 @@ class AuditStrategy(Strategy):
     def _audit_aggregate(
         self, server_round: int, arrays: ArrayRecord, replies: list[Message]
     ) -> Decision:
-        occasion = self._occasion(server_round, "aggregate", *replies[:1])
+        occasion = self._occasion(server_round, "aggregate", next(iter(replies), None))
         try:
             asked = [(self._sent[reply.metadata.src_node_id], reply) for reply in replies]
             asked = [(sent, reply) for sent, reply in asked if reply.has_content()]
@@ -195,13 +195,13 @@ class AuditStrategy(Strategy):
             return self._auditor.failed(problem, occasion)
         return self._auditor.audit_update(before, after, training, occasion, instances=instances)
 
-    def _occasion(self, server_round: int, client: str, *replies: Message) -> Occasion:
-        """What is written down, of one reply or of the first of several."""
+    def _occasion(self, server_round: int, client: str, reply: Message | None) -> Occasion:
+        """What is written down; of an aggregate, with one of its replies."""
         occasion = Occasion(server_round, client, self._label, FRAMEWORK)
-        for reply in replies:
-            about = reply.metadata
-            return replace(occasion, run=str(about.run_id), task=about.message_type)
-        return occasion
+        if reply is None:
+            return occasion
+        about = reply.metadata
+        return replace(occasion, run=str(about.run_id), task=about.message_type)
 
 
 def _kept(reply: Message, decision: Decision | None, sent: Message | None) -> Message:

@@ -77,7 +77,7 @@ def test_least_squares_of_any_shape_and_rank(shape, rank):
 @pytest.mark.parametrize("rank", [3, 12, None])
 @pytest.mark.parametrize("inner", [20, 300])
 def test_a_product_is_right_whatever_the_rank_is_said_to_be(rank, inner):
-    """The bound on the rank may be too low, or noise may lift the rank over it."""
+    """The bound on the rank may be too low, or noise may raise the rank above it."""
     for left in (low_rank(200, inner, 8), low_rank(200, inner, 3)):
         for noise in (0.0, 1e-3):
             noisy = left + noise * randn(200, inner, seed=3)
@@ -106,7 +106,7 @@ def rank_of(matrix, rounding):
 def test_the_rank_does_not_count_errors_of_the_entries(shape, rank, error):
     matrix = low_rank(*shape, rank)
     assert rank_of(matrix + error * randn(*shape, seed=7), 1.1 * error) == rank
-    # Nor is it deaf: errors that nobody told it of are rank.
+    # Errors that it does not know of count as rank.
     assert rank_of(matrix + error * randn(*shape, seed=7), 0.1 * error) >= 0.8 * min(shape)
 
 
@@ -138,7 +138,7 @@ def test_the_rank_of_a_difference_of_weights_counts_no_rounding(dtype, learning_
     assert rank_of(observation.gradient.weight, observation.gradient.rounding) == 6
     error = (before["fc.weight"].double() - after["fc.weight"].double()) / learning_rate
     error -= batch.gradient().weight
-    # Not far above the truth, lest samples be taken for rounding.
+    # Not far above the truth: samples would be taken for rounding errors.
     assert 1 <= observation.gradient.rounding / root_mean_square(error) <= 4
 
 

@@ -109,7 +109,7 @@ def test_a_bias_gradient_of_zeros_was_not_sent(value):
 
 
 def on_meta_device():
-    """A gradient on another device than the head; there may be none to put a real one on."""
+    """A gradient on another device than the head; meta is the only one on every machine."""
     gradient = HeadGradient(WEIGHT)
     object.__setattr__(gradient, "weight", torch.ones(4, 3, device="meta"))
     return gradient

@@ -29,7 +29,7 @@ def test_the_impact_is_that_of_the_moment():
 
 
 def test_the_impact_is_at_most_one():
-    """The moment is 3.4: a sample takes off what it would in a network that knows nothing."""
+    """The moment is 3.4, more than a network that knows nothing has."""
     bias = [-0.9, 0.3, 0.3, 0.3]
     seen = observed(bias, 8)
     assert moment(seen) > 3.0
@@ -38,7 +38,7 @@ def test_the_impact_is_at_most_one():
 
 
 def test_mistakes_that_spread_evenly_are_read_off_whatever_their_size():
-    """n_i / K = 1 / C - db_i / m exactly, for batches that spread as random ones do on average."""
+    """``n_i / K = 1 / C - db_i / m`` holds exactly; the impact is estimated from random batches."""
     generator = rng(3)
     right = 0
     for _ in range(20):

@@ -51,8 +51,8 @@ def by_autograd(model, images, labels, *, class_weights=None, **options):
     return torch.autograd.grad(loss, list(model.fc.parameters()))
 
 
-# Of a gradient's norm. Measured are 2.3e-7 at most in single and 6e-16 in double precision, over
-# instruction sets and threads; a sample that is missing or counted twice is 5e-3 or more.
+# Relative to the norm. Measured over instruction sets and threads: at most 2.3e-7 in single and
+# 6e-16 in double precision. A sample that is missing or counted twice makes 5e-3 or more.
 TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -66,7 +66,7 @@ def assert_same(gradient, expected, tolerance=None):
 
 
 class Masked(nn.Module):
-    """As the classifiers of transformers: keyword arguments in, an object with logits out."""
+    """Like the classifiers of transformers: keyword arguments in, an object with logits out."""
 
     def __init__(self, wrap):
         super().__init__()

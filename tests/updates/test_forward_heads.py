@@ -1,4 +1,4 @@
-"""The head of a model, wherever it is and whatever comes after it."""
+"""Heads of many kinds: those that can be read, and those that are refused."""
 
 from types import SimpleNamespace
 
@@ -126,7 +126,7 @@ def test_logits_of_a_sequence():
 
 
 class Tied(nn.Module):
-    """As language models do, which predict by the table that they look tokens up in."""
+    """Like language models, whose decoder is their table of embeddings."""
 
     def __init__(self, *, table_first):
         super().__init__()
@@ -151,7 +151,7 @@ def test_a_head_that_shares_its_weight(table_first):
 
 
 def test_a_head_that_is_frozen():
-    """As in a model that was loaded for inference; what a client would compute is asked for."""
+    """A model loaded for inference has the gradient that a client would compute."""
     model, (images, labels) = network(), batch(9)
     expected = by_autograd(model, images, labels)
     assert_same(capture(model.requires_grad_(False), images, labels).gradient, expected)

@@ -16,7 +16,7 @@ ATTACKS = ("zlg", "zlg-plus", "dimitrov")
 
 
 def by_hand(batch, inputs, weight=None, bias=None):
-    """Mean prediction and mean sum, one sample after the other, and the counts they give."""
+    """Mean prediction and mean sum of the embeddings, one sample at a time."""
     weight, bias = (
         weight if weight is not None else batch.weight,
         (bias if bias is not None else batch.bias),
@@ -88,7 +88,7 @@ def test_dimitrov_on_one_step_is_zlg():
 
 
 def test_a_case_worked_by_hand():
-    """A head of zeros predicts 1/2; e = 2, one sample of class 0 and three of class 1."""
+    """A head of zeros predicts 1/2, the embedding is 2: one sample of class 0, three of class 1."""
     batch = untrained(2, 1, 4)
     batch.weight.zero_()
     batch.bias.zero_()

@@ -125,7 +125,7 @@ def test_untrained_networks_show_the_set(attack, loss, few):
 
 @pytest.mark.parametrize("attack", ["ilrg", "pooled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [1, 4, 24])
+@pytest.mark.parametrize("size", [4, 24])
 def test_where_no_flag_is_raised_the_set_is_right(attack, dtype, size):
     """Samples that differ by more, of which some leave small shares in doubt."""
     right, raised = [], []

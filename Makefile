@@ -20,8 +20,9 @@ test: $(VENV)/test.stamp ## run the tests on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # The tests whose numbers could depend on the processor, the number of threads or the clock.
-NUMERICAL := tests/attacks tests/defenses tests/inversion tests/updates tests/test_loss.py \
-  tests/test_numerics.py tests/test_observation.py tests/test_projection.py
+NUMERICAL := tests/attacks tests/defenses tests/inversion tests/updates tests/test_doctests.py \
+  tests/test_loss.py tests/test_metrics.py tests/test_numerics.py tests/test_observation.py \
+  tests/test_projection.py
 PLAIN_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 
 portability: $(VENV)/test.stamp ## run the numerical tests as other processors and slower machines do

@@ -168,6 +168,7 @@ def test_among_shares_a_set_that_is_sure_speaks_first():
     assert ranks == sorted(set(ranks))
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("size", [1, 8, 40])
 def test_an_audit_without_a_batch_size_is_right_or_says_that_it_is_not_sure(size):
     """Heads without any other layer: few and many samples, of few and of many classes."""
@@ -175,7 +176,7 @@ def test_an_audit_without_a_batch_size_is_right_or_says_that_it_is_not_sure(size
     for seed in range(12):
         batch = untrained((2, 3, 10, 30)[seed % 4], 40, size, seed, spread=0.2)
         batch.labels %= (1, 2, 30)[seed % 3]
-        found = restore(batch.observe(batch_size=None), time_limit=0.5)
+        found = restore(batch.observe(batch_size=None))
         if not found.unreliable:
             unflagged += 1
             right += torch.equal(found.present, batch.present)

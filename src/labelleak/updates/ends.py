@@ -66,6 +66,7 @@ def other_ends(shapes: Shapes) -> list[OtherEnd]:
         layer: shape
         for layer, shape in weights.items()
         if shape[1] > 1
+        and "original_module" not in layer
         and (shape[0] == 1 if len(shape) == 2 else set(shape[2:]) == {1})
         and (shape[0] == 1 or taken[shape[0]] - (shape[0] == shape[1]) == 0)
     }
@@ -102,7 +103,7 @@ def table_of_lone_bias(shapes: Shapes) -> str | None:
 
 def _last_layer(layers: list[str], *, in_order: bool) -> str | None:
     """The layer that the model has last; None where the names are sorted and do not tell."""
-    if in_order and layers:
+    if layers and (in_order or len(layers) == 1):
         return layers[-1]
     # Layers of a Sequential are numbered.
     parents = {layer.rpartition(".")[0] for layer in layers}

@@ -132,11 +132,12 @@ def head_candidates(shapes: Shapes) -> list[str]:
         # Nothing but blocks, and so any end that looks like one is behind them.
         likely = [end for end in ends if _looks_like_a_head(end)]
         hidden |= {name: end for name in listed for end in likely}
-    if hidden.keys() >= set(found or listed):
+    if hidden:
         end = next(iter(hidden.values()))
         raise AmbiguousHead(
             f"the last layer cannot be read yet: {end.text}; where it is not the head, "
-            f"candidates are: {_listed({name: layers[name] for name in hidden})}; {_CHOOSE}"
+            f"candidates are: {_listed({name: layers[name] for name in found or listed})}; "
+            f"{_CHOOSE}"
         )
     tables = [name for name, shape in shapes.items() if is_table(name) and len(shape) == 2]
     if tables and not found and set(listed).isdisjoint(_not_repeated(layers)):
@@ -145,7 +146,7 @@ def head_candidates(shapes: Shapes) -> list[str]:
             f" (one that is tied to {layer_of(tables[0])!r}, as language models have, cannot be "
             "read)",
         )
-    found = [name for name in found or listed if name not in hidden]
+    found = found or listed
     made = [name for name in found if parameter_name(name, "weight") not in shapes]
     if made:
         raise AmbiguousHead(
@@ -215,7 +216,7 @@ def _layers(shapes: Shapes) -> dict[str, tuple[int, int]]:
         for name, shape in shapes.items()
         if (match := _WEIGHT.search(name)) and len(shape) == 2 and shape[0] >= 2
     }
-    trained = {without_peft(name) for name in matrices if "modules_to_save." in name}
+    trained = {without_peft(layer_of(name)) for name in shapes if "modules_to_save." in name}
     return {
         name: sizes
         for name, sizes in matrices.items()
@@ -246,7 +247,8 @@ def _standing_out(shapes: Shapes, layers: Mapping[str, tuple[int, int]]) -> list
     ends = [
         end
         for end in other_ends(shapes)
-        if not (end.repeated or end.outputs in taken or _NOT_A_HEAD.search(f"{end.layer.lower()}."))
+        if not (end.repeated or _NOT_A_HEAD.search(f"{end.layer.lower()}."))
+        if end.outputs not in taken or _looks_like_a_head(end)
     ]
     return ends[-_MOST_ENDS:]
 
@@ -271,11 +273,13 @@ def _hidden(
 def _is_behind(end: OtherEnd, name: str, sizes: tuple[int, int], *, own: bool, usual: bool) -> bool:
     """Whether it comes after a linear layer; `own` and `usual` say whose name is one of a head."""
     outputs, inputs = sizes
+    if end.outputs == inputs:
+        return False
     deeper = _depth(end.layer) - _depth(name)
     if end.inputs == outputs:
         # Not where the head has just as many classes as some block has channels.
         return end.outputs == 1 or usual or not own or deeper <= 0
-    if end.inputs == inputs and own:
+    if end.inputs == inputs and (own or not usual):
         return False
     return (usual and (not own or deeper < 0)) or (end.is_last and (usual or not own))
 

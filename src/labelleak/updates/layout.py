@@ -13,7 +13,7 @@ from labelleak.errors import InvalidObservation
 Shapes = Mapping[str, Sequence[int]]
 
 # A weight of the first GPTs, which transformers keeps as (features, outputs) beside usual heads.
-_CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
+_CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.(base_layer\.)?weight$")
 _IN_ORDER = re.compile(r"arr_\d+$")
 # What BatchNorm counts stands in a state dict, and not among the parameters.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")

@@ -89,8 +89,8 @@ def as_tensor(what: str, value: Any) -> Tensor:
         return value.detach() if value.requires_grad else value
     array = np.asarray(value)
     try:
-        if array.dtype.name == "bfloat16":
-            # A type of JAX, which NumPy does not have itself.
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
+            # bfloat16 of JAX, which NumPy does not have itself and keeps as two bytes.
             bits = np.require(array, requirements=["C", "W"]).view(np.int16)
             return torch.from_numpy(bits).view(torch.bfloat16)
         native = array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -24,7 +24,7 @@ def main() -> None:
     random = torch.Generator().manual_seed(1)
     model = build("fcn-3", classes=digits.classes, image_shape=digits.image_shape, seed=2)
     auditor = Auditor(Policy(action="record", threshold=0.6, records="federation-records"))
-    training = LocalTraining(learning_rate=RATE, batch_size=BATCH)
+    training = LocalTraining("sgd", learning_rate=RATE, batch_size=BATCH, momentum=0.0)
     # Every client has digits of its own, most of them of few classes.
     shares = torch.full((CLIENTS, digits.classes), 0.2)
     shares[torch.arange(CLIENTS), torch.arange(CLIENTS) * 2] = 3.0

@@ -1,4 +1,4 @@
-"""Gradients of a head, and every defense of them."""
+"""Gradients of a head, and one of every defense."""
 
 from functools import partial
 

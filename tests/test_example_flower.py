@@ -1,4 +1,4 @@
-"""The Flower app of the examples in this process, and the checks of the script that deploys it."""
+"""The example's Flower app in this process, and the checks of the script that deploys it."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ def test_the_sites_data_are_a_split():
 
 @pytest.fixture
 def finished(tmp_path, example):
-    """What one round leaves behind: site 2 refused."""
+    """The files of one round in which site 2 refused."""
     import run
 
     for site, line in enumerate(("1 aa\n", "1 bb\n1 b2\n", "1 cc\n")):

@@ -1,4 +1,4 @@
-"""Every script under examples/ runs, as its reader would run it."""
+"""Every script under examples/ runs as a reader would run it."""
 
 import re
 from pathlib import Path

@@ -48,7 +48,7 @@ def test_counts_are_as_near_as_any_composition_for_any_floats(values, total):
 
 
 def by_milp(values, total):
-    """Which of `total` unit increments per class to take, each at its cost: a linear program."""
+    """As an integer program: which unit increments to take, each at its cost."""
     units = np.arange(1, total + 1)
     costs = (2 * units - 1)[None, :] - 2 * values[:, None]
     solved = milp(
@@ -107,7 +107,7 @@ def test_the_order_of_the_classes_decides_ties_only(values, total, random):
     order = random.sample(range(len(values)), len(values))
     counts = project_to_counts(vector(values), total)
     permuted = project_to_counts(vector(values)[order], total)
-    # Up to ties: the same cost (their increments cost the same), and the same counts without any.
+    # The order may decide ties, which cost the same.
     difference = cost(vector(values)[order].tolist(), permuted.tolist()) - cost(
         values, counts.tolist()
     )

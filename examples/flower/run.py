@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -57,14 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="labelleak-flower-") as scratch:
         logs = (options.out or Path(scratch, "out")).resolve()
         logs.mkdir(parents=True, exist_ok=True)
-        environment = {
-            **os.environ,
-            "FLWR_HOME": str(Path(scratch, "flwr")),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        }
+        environment = with_flower(os.environ, Path(scratch))
         policy = None if options.refuse is None else logs / "refusing.toml"
         with federation(logs, environment, options.simulation, options.refuse, policy):
             for defense in options.defense:
@@ -79,6 +72,18 @@ def main() -> int:
         print("PROBLEM:", problem)
     print(f"{len(problems)} problems" if problems else "all as it must be")
     return bool(problems)
+
+
+def with_flower(environment: Mapping[str, str], scratch: Path) -> dict[str, str]:
+    """The environment of Flower's programs, which keep what they have to in a scratch folder."""
+    return {
+        **environment,
+        "FLWR_HOME": str(scratch / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
+    }
 
 
 @contextmanager
@@ -163,9 +168,15 @@ def wait_for(port: int, processes: list[subprocess.Popen[bytes]]) -> None:
     sys.exit(f"the SuperLink does not answer after {START_LIMIT} s: see its log")
 
 
-def run(run_config: str, simulation: bool, environment: dict[str, str], logs: Path) -> None:
-    """Run the app, and show the server's log until it ends."""
-    command = ["flwr", "run", str(APP), "here", "--stream", "--run-config", run_config]
+def run(
+    run_config: str,
+    simulation: bool,
+    environment: dict[str, str],
+    logs: Path,
+    app: Path = APP,
+) -> None:
+    """Run an app, and show the server's log until it ends."""
+    command = ["flwr", "run", str(app), "here", "--stream", "--run-config", run_config]
     if simulation:
         command += ["--federation-config", f"num-supernodes={SITES} client-resources-num-cpus=1"]
     print("$", *command, flush=True)

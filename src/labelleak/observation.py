@@ -34,7 +34,7 @@ class Head:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
             single precision, or there are fewer than two classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = Head(torch.zeros(10, 300), torch.zeros(10), name="fc")
         >>> head.classes, head.features
@@ -81,7 +81,7 @@ class HeadGradient:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
             single precision, or every entry is zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> HeadGradient(torch.ones(10, 300), torch.ones(10)).rounding > 0
         True
@@ -120,7 +120,7 @@ class Auxiliary:
         InvalidObservation: There are none, not one label for each input, or an input is NaN or
             infinite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Auxiliary(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 2])).labels.tolist()
         [0, 1, 1, 2]
@@ -171,7 +171,7 @@ class Observation:
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = Head(torch.zeros(3, 2), torch.zeros(3))
         >>> gradient = HeadGradient(torch.ones(3, 2), torch.tensor([-0.5, 0.2, 0.3]))

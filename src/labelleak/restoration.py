@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 class Flag(Enum):
-    """Why a verdict may be unreliable; the value is the explanation for the reader."""
+    """Why a verdict may be unreliable; the value is the explanation for the reader.
+
+    Examples:
+        >>> Flag.SET_ONLY.text
+        'the attack tells which classes are present, and not how many of each'
+    """
 
     SUMS_NOT_ZERO = (
         "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "
@@ -45,6 +50,10 @@ class Flag(Enum):
         "the batch size was not given: shares of the classes or a set of them, and counts only if "
         "the gradient shows their number, up to a common factor"
     )
+    SET_NOT_SURE = (
+        "which classes are there is not sure: without the batch size a small share cannot be told "
+        "from an error, and some share is that small, or the errors are not known"
+    )
     SET_ONLY = "the attack tells which classes are present, and not how many of each"
     INVISIBLE_SAMPLES = (
         "some samples leave no trace in the gradient at its precision, because the network is "
@@ -74,6 +83,7 @@ UNRELIABLE = frozenset(
         Flag.TOTAL_DOES_NOT_FIT,
         Flag.NOT_INTEGRAL,
         Flag.SEVERAL_STEPS,
+        Flag.SET_NOT_SURE,
         Flag.INCOMPLETE,
         Flag.ATTACKS_DISAGREE,
         Flag.TIME_LIMIT,
@@ -120,7 +130,7 @@ class Restoration:
             settles their label; None where it is not known.
         attack: Registered name of the attack that spoke, stamped by the table of attacks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found = Restoration(present=torch.tensor([True, False]), counts=torch.tensor([2, 0]))
         >>> found.labels().tolist()

@@ -1,5 +1,6 @@
 import json
 import re
+import stat
 
 import pytest
 import torch
@@ -139,8 +140,10 @@ def test_the_page_of_a_run_stays_in_its_folder(run, tmp_path):
 
 def test_a_folder_of_records_becomes_a_page(rounds):
     assert labelleak("report", rounds) == (0, f"Page: {rounds / 'report.html'}\n", "")
-    page = (rounds / "report.html").read_text()
-    assert "2 audits of 2 clients in 1 round" in page
+    page = rounds / "report.html"
+    assert "2 audits of 2 clients in 1 round" in page.read_text()
+    # It may hold true counts.
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
 
 
 def test_the_page_goes_where_it_is_told(rounds, tmp_path):

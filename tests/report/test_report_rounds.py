@@ -182,6 +182,48 @@ def test_it_can_be_filtered(several, browse, name, choice, amount):
     assert f"{amount} of 9 audits" in shown
 
 
+@pytest.fixture
+def two_runs(made):
+    """Two runs in one folder; the record of the first is as it was before there were runs."""
+    old = [made(number, client) for number in (1, 2) for client in "ab"]
+    new = [
+        made(number, client, 0.2, run="run 7", time=f"2026-01-03T03:04:0{number}.000+00:00")
+        for number in (1, 2, 3)
+        for client in "ab"
+    ]
+    return [*old, *new]
+
+
+def test_the_newest_run_is_shown_with_the_newest_first(two_runs, browse):
+    shown = browse(rounds_page(two_runs))
+    assert "<title>What each round gave away</title>" in shown
+    assert "6 of 10 audits" in shown
+    assert [row[0] for row in table_of(shown)] == ["3", "3", "2", "2", "1", "1"]
+    assert "in 3 rounds of 2 runs" in shown
+    assert re.findall(r'<option value="\d">([^<]*)', shown)[:2] == ["run 7", "(none)"]
+
+
+def test_all_runs_can_be_shown(two_runs, browse):
+    shown = browse(
+        rounds_page(two_runs),
+        "const select = document.querySelector('select[name=run]');"
+        "select.value = '';"
+        "select.dispatchEvent(new Event('change', { bubbles: true }));",
+    )
+    assert "10 of 10 audits" in shown
+    # A line for each client of each run.
+    assert {"a, run (none)", "a, run run 7", "b, run (none)", "b, run run 7"} == set(
+        re.findall(r"</i>([ab], [^<]*)</span>", shown)
+    )
+
+
+def test_what_a_message_tells_by_itself_is_shown(made, browse):
+    leak = {"what": "number of local samples", "where": "m/num-examples", "why": "it says so"}
+    page = rounds_page([made(leaks=[leak], run="run 7")])
+    shown = browse(page, "document.querySelector('#audits td button').click()")
+    assert "m/num-examples tells the number of local samples: it says so; run run 7" in shown
+
+
 def test_an_audit_unfolds(several, browse):
     shown = browse(rounds_page(several), "document.querySelector('#audits td button').click()")
     assert "ilrg restored 90.0%." in shown

@@ -51,16 +51,22 @@ def by_autograd(model, images, labels, *, class_weights=None, **options):
     return torch.autograd.grad(loss, list(model.fc.parameters()))
 
 
-def assert_same(gradient, expected, tolerance):
+# Relative to the norm. Measured over instruction sets and threads: at most 2.3e-7 in single and
+# 6e-16 in double precision. A sample that is missing or counted twice makes 5e-3 or more.
+TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def assert_same(gradient, expected, tolerance=None):
+    """Both parts of a head's gradient, within rounding errors of their format."""
     found = [gradient.weight] + ([] if gradient.bias is None else [gradient.bias])
     assert len(found) == len(expected)
     for one, two in zip(found, expected, strict=True):
         assert one.dtype == two.dtype
-        assert (one - two).norm() <= tolerance * two.norm()
+        assert (one - two).norm() <= (tolerance or TOLERANCE[two.dtype]) * two.norm()
 
 
 class Masked(nn.Module):
-    """As the classifiers of transformers: keyword arguments in, an object with logits out."""
+    """Like the classifiers of transformers: keyword arguments in, an object with logits out."""
 
     def __init__(self, wrap):
         super().__init__()

@@ -19,7 +19,7 @@ WRAPPERS = {
 @pytest.mark.parametrize("update", WRAPPERS)
 @pytest.mark.parametrize("wrapped", WRAPPERS)
 class TestWrappers:
-    """The server and the client wrap the model as they like."""
+    """Server and client may wrap the model differently."""
 
     def test_gradients(self, model, wrapped, update):
         gradients = {WRAPPERS[update][0] + name: value for name, value in named(model).items()}

@@ -13,7 +13,7 @@ from labelleak.updates import read_observation
 
 
 class Harm:
-    """Unpickled by the ordinary pickle, it creates a file."""
+    """Creates a file when the ordinary pickle loads it."""
 
     def __init__(self, path):
         self.path = path
@@ -23,7 +23,7 @@ class Harm:
 
 
 def archive(path, pickled, *, others=(), compression=zipfile.ZIP_STORED):
-    """What torch.save writes, with another pickle in it."""
+    """An archive as torch.save writes it, with another pickle in it."""
     torch.save({"fc.weight": torch.arange(30.0).reshape(5, 6)}, path)
     with zipfile.ZipFile(path) as source:
         items = [(item.filename, source.read(item)) for item in source.infolist()]
@@ -88,7 +88,7 @@ class TestBrokenPickles:
         ids=["deep", "deep pairs", "shared", "duplicated", "unknown"],
     )
     def test_tuples_without_end(self, tmp_path, before, nested):
-        """Hashed as the key of a dict, the first overrun the stack and the others take ages."""
+        """As the key of a dict, hashing overruns the stack or takes exponential time."""
         pickled = b"\x80\x02}" + nested + b"K\x01s."
         refused(before, archive(tmp_path / "update.pt", pickled), r"update\.pt: ")
 

@@ -42,7 +42,7 @@ def save(content, path):
 
 
 def refused(before, update, match, error=UnreadableFile, **options):
-    """The two are refused in one line."""
+    """Check that these files are refused, with a message of one line."""
     with pytest.raises(error, match=match) as caught:
         read_observation(before, update, **options)
     assert isinstance(caught.value, LabelLeakError)

@@ -219,6 +219,7 @@ def _with_samples(
         embeddings=samples.embeddings,
         embedding_labels=samples.embedding_labels,
         invisible=samples.invisible,
+        present=estimate.present | (certain > 0),
     )
     if not trusted and found.counts is not None and found.attack != "rlg":
         found = replace(found, flags=(*found.flags, *samples.flags))

@@ -40,7 +40,7 @@ def restore(
         ValueError: No attack of that name, a hyper-parameter it does not have, or a time limit that
             is not positive.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

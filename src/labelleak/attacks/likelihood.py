@@ -93,7 +93,7 @@ def likelihood(observation: Observation, *, directions: int | None = None) -> Re
         )
     moments, seen = _moments(observation, directions)
     raw = total * probable_shares(moments, seen, total)
-    return conclude(raw, total)
+    return conclude(observation, raw, total)
 
 
 class Moments(NamedTuple):

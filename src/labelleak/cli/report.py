@@ -64,7 +64,7 @@ def _write_rounds_page(path: Path, out: Path | None) -> Path:
     check_writable(page, [path] if path.is_file() else list(path.glob("*.jsonl")))
     with held_to_schema(path):
         text = rounds_page(records)
-    write_whole(page, text)
+    write_whole(page, text, private=True)
     return page
 
 
@@ -77,5 +77,5 @@ def _write_audit_page(path: Path, out: Path | None) -> Path:
     check_writable(page, [path])
     with held_to_schema(path):
         text = audit_page(record, [])
-    write_whole(page, text)
+    write_whole(page, text, private=True)
     return page

@@ -31,7 +31,7 @@ def defend(observation: Observation, defense: Defense) -> Observation:
         InvalidObservation: The head cannot be found among the whole model's gradients, or the
             defense leaves nothing of the head's gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from functools import partial
         >>> from labelleak import Head, HeadGradient, Observation

@@ -40,7 +40,7 @@ def soteria_mask(
         Sun et al., "Soteria: Provable defense against privacy leakage in federated learning from
         representation perspective", CVPR 2021 (arXiv:2012.06043), algorithm 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential()
         >>> model.add_module("body", torch.nn.Linear(6, 4))
@@ -96,7 +96,7 @@ def soteria(
     References:
         Sun et al., CVPR 2021 (arXiv:2012.06043), algorithm 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
         >>> kept = torch.tensor([True, False])

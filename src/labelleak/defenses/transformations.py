@@ -29,7 +29,7 @@ def gaussian_noise(
         ValueError: `std` is negative or not finite, or a gradient is not floating, finite and
             non-empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
         >>> noisy = gaussian_noise(gradients, 0.01, generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def clip_norm(
         ValueError: `max_norm` is not positive and finite, or a gradient is not floating, finite and
             non-empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
         >>> clipped = clip_norm(gradients, 0.5)
@@ -115,7 +115,7 @@ def sparsify(
         ValueError: `percent` or `scope` is none of these, or a gradient is not floating, finite and
             non-empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
         >>> sparsify(gradients, 50)["fc.weight"].count_nonzero().item()
@@ -165,7 +165,7 @@ def sign(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: A gradient is not floating, finite and non-empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
         >>> sign(gradients)["fc.weight"].tolist()
@@ -198,7 +198,7 @@ def quantize(
     Raises:
         ValueError: `bits` is out of range, or a gradient is not floating, finite and non-empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gradients = {"fc.weight": torch.tensor([[0.1, -0.4], [0.2, 0.8]])}
         >>> [[round(x, 3) for x in row] for row in quantize(gradients, 2)["fc.weight"].tolist()]

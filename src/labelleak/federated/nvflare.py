@@ -35,6 +35,8 @@ REFUSAL_HEADER = "labelleak_refusal"
 
 _RECEIVED = "__labelleak_received"
 _FILTERED = "__labelleak_filtered"
+# Which of what the server sent comes back could tell as many bits.
+_MOST_KNOWN = 64
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class LeakageAudit(Filter):  # type: ignore[misc]
     ``TASK_RESULT_FILTER_ERROR`` with the reason in `REFUSAL_HEADER`: the server never gets any of
     it. Under a refusing policy a result leaves as a new one of what was looked at. Nothing that a
     client or server sends makes the filter raise.
+
+    Examples:
+        >>> from labelleak.federated.nvflare import LeakageAudit
+        >>> LeakageAudit(training={"learning_rate": 0.1, "batch_size": 32}).training["batch_size"]
+        32
     """
 
     def __init__(
@@ -148,7 +155,8 @@ class LeakageAudit(Filter):  # type: ignore[misc]
         refusing = auditor.policy.action == "refuse"
         contents = Contents()
         try:
-            result = read_result(shareable, {**received.known, **_identity(fl_ctx)})
+            known = received.known if len(received.known) <= _MOST_KNOWN else {}
+            result = read_result(shareable, {**known, **_identity(fl_ctx)})
             contents = self._contents(result, received, fl_ctx, refusing)
         except Exception as error:  # whatever a client sent
             decision: Decision | None = auditor.failed(error, self._occasion(fl_ctx))

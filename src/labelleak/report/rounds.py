@@ -45,6 +45,7 @@ def rounds_page(
         audits=len(records),
         clients=len({record["client"] for record in records}),
         rounds=len({record["round"] for record in records}),
+        runs=len({record.get("run", "") for record in records}),
         amounts={verdict: amounts[verdict] for verdict in VERDICTS},
         refused=sum(record["action"] == "refused" for record in records),
         worst=_worst(records),
@@ -103,11 +104,17 @@ def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[
                 f"{policy['action']}, measured by {policy['measure']}, attack {policy['attack']}",
                 _training(size, audit, record["aggregate_of"]),
                 *(audit.get("source") or {}).get("approximations", []),
+                *map(_leak, record.get("leaks", [])),
             )
             if text
         ],
         _classes(record) if detailed else [],
+        number(record.get("run", "")),
     ]
+
+
+def _leak(leak: dict[str, str]) -> str:
+    return f"{leak['where']} tells the {leak['what'].removeprefix('a ')}: {leak['why']}"
 
 
 def _training(size: int | None, audit: dict[str, Any], aggregate_of: int | None) -> str:

@@ -73,7 +73,7 @@ def capture(
         AmbiguousHead: The head is not clear.
         InvalidObservation: The model's output is not the head's, or labels do not fit.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

@@ -71,7 +71,7 @@ def observe(
         InvalidObservation: The head's gradient is missing or cannot be right, or a value is
             impossible; or the head is tied to a table of embeddings.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

@@ -74,7 +74,7 @@ def without_wrappers(name: str) -> str:
 def without_peft(name: str) -> str:
     """One name as the base model has it, without the level that PEFT adds.
 
-    Example:
+    Examples:
         >>> without_peft("classifier.modules_to_save.default.weight")
         'classifier.weight'
     """
@@ -100,7 +100,7 @@ def find_head(shapes: Shapes) -> str:
             last layer is one that cannot be read: one logit, a 1x1 convolution, a table that the
             model looks tokens up in.
 
-    Example:
+    Examples:
         >>> find_head({"fc1.weight": (64, 392), "fc2.weight": (10, 64)})
         'fc2'
     """

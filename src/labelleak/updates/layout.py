@@ -46,7 +46,7 @@ def as_torch(shapes: Shapes) -> dict[str, Stored]:
         For ``dense/kernel:0`` the name ``dense.weight``. Matrices called ``weight`` of which every
         bias shows that they lie as kernels do are turned, too.
 
-    Example:
+    Examples:
         >>> as_torch({"dense/kernel": (64, 10), "dense/bias": (10,)})["dense.weight"]
         Stored(name='dense/kernel', is_kernel=True)
     """

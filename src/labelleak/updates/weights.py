@@ -80,7 +80,7 @@ def observe_update(
         MissingKnowledge: The learning rate or the number of steps is not known.
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

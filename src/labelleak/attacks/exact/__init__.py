@@ -62,7 +62,7 @@ def restore_exactly(
             the rank can tell apart, or noise has made the rank full.
         ValueError: The time limit is not positive.
 
-    Example:
+    Examples:
         >>> import labelleak as ll
         >>> _ = torch.manual_seed(0)
         >>> hidden, head = torch.nn.Linear(20, 30), torch.nn.Linear(30, 6)

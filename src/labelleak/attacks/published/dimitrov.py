@@ -7,7 +7,7 @@ import torch
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.inputs import Dummies, dummies
 from labelleak.attacks.probe import probe
-from labelleak.attacks.published.zlg import counts_from, statistics
+from labelleak.attacks.published.zlg import counts_from, scatter, statistics
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -56,7 +56,8 @@ def dimitrov(
     if steps not in get_args(Steps):
         raise ValueError(f"steps {steps!r}: use {', '.join(map(repr, get_args(Steps)))}")
     made_up = dummies(observation, inputs, samples)
-    start, start_activity = statistics(probe(observation, made_up))
+    before = probe(observation, made_up)
+    start, start_activity = statistics(before)
     end, end_activity = statistics(probe(observation, made_up, observation.after))
     number = observation.local_steps
     chosen = {"all": range(number), "first": range(1), "last": range(number - 1, number)}[steps]
@@ -68,4 +69,5 @@ def dimitrov(
         )
         for step in chosen
     ]
-    return conclude(torch.stack(raw).mean(dim=0), observation.num_instances)
+    mean, errors = torch.stack(raw).mean(dim=0), scatter(observation, made_up, before)
+    return conclude(observation, mean, observation.num_instances, errors=errors)

@@ -74,7 +74,8 @@ def rlu(observation: Observation, *, searches: int = 5) -> Restoration:
             end = end - logits.mean(dim=0)
         predictions = simulation.predictions(shares, end, searches)
         shares = solve(observation, predictions, seen)
-    found = conclude(shares * (observation.num_instances or 1), observation.num_instances)
+    total = observation.num_instances
+    found = conclude(observation, shares * (total or 1), total)
     return Restoration(**{**vars(found), "class_probabilities": predictions})
 
 

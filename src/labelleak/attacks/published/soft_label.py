@@ -60,7 +60,7 @@ def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restora
     model = _Line(gradient @ direction, slope, bias, 1 if kind == "smoothing" else 2)
     length = model.best()
     label = model.targets(length.reshape(1))[0]
-    found = conclude(label, 1)
+    found = conclude(observation, label, 1)
     embeddings = (length * direction).expand(observation.classes, -1)
     return Restoration(**{**vars(found), "rounded": None, "class_embeddings": embeddings})
 

@@ -39,6 +39,12 @@ class AuditStrategy(Strategy):
     to an evaluate message, is compared with the policy's allow-list. Under a refusing policy the
     server has the reply already: it is kept from the aggregate, as an error reply in its place.
     With secure aggregation the server sees the aggregate alone, and that is audited.
+
+    Examples:
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> from labelleak.federated.flower import AuditStrategy
+        >>> type(AuditStrategy(FedAvg()).strategy).__name__
+        'FedAvg'
     """
 
     def __init__(
@@ -182,7 +188,7 @@ class AuditStrategy(Strategy):
     def _audit_aggregate(
         self, server_round: int, arrays: ArrayRecord, replies: list[Message]
     ) -> Decision:
-        occasion = self._occasion(server_round, "aggregate", *replies[:1])
+        occasion = self._occasion(server_round, "aggregate", next(iter(replies), None))
         try:
             asked = [(self._sent[reply.metadata.src_node_id], reply) for reply in replies]
             asked = [(sent, reply) for sent, reply in asked if reply.has_content()]
@@ -195,13 +201,13 @@ class AuditStrategy(Strategy):
             return self._auditor.failed(problem, occasion)
         return self._auditor.audit_update(before, after, training, occasion, instances=instances)
 
-    def _occasion(self, server_round: int, client: str, *replies: Message) -> Occasion:
-        """What is written down, of one reply or of the first of several."""
+    def _occasion(self, server_round: int, client: str, reply: Message | None) -> Occasion:
+        """What is written down; of an aggregate, with one of its replies."""
         occasion = Occasion(server_round, client, self._label, FRAMEWORK)
-        for reply in replies:
-            about = reply.metadata
-            return replace(occasion, run=str(about.run_id), task=about.message_type)
-        return occasion
+        if reply is None:
+            return occasion
+        about = reply.metadata
+        return replace(occasion, run=str(about.run_id), task=about.message_type)
 
 
 def _kept(reply: Message, decision: Decision | None, sent: Message | None) -> Message:

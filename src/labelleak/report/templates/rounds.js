@@ -2,8 +2,8 @@
 // Everything shown is made of text nodes and attributes: a client's name is never markup.
 const NAMES = ["round", "client", "label", "framework", "verdict", "action", "attack", "accuracy",
   "exact", "certified", "restored", "present", "epsilon", "delta", "limit", "reason", "flags",
-  "time", "notes", "classes"];
-const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "reason", "time"];
+  "time", "notes", "classes", "run"];
+const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "reason", "time", "run"];
 const GRAVITY = ["within", "inconclusive", "failed", "over"];
 const PAGE = 100;
 const MOST_LINES = 8;
@@ -20,7 +20,7 @@ const audits = content.rows.map((row, number) => {
 
 const byId = (id) => document.getElementById(id);
 const filters = byId("filters");
-const state = { page: 0, sort: "round", down: false, open: null };
+const state = { page: 0, sort: "time", down: true, open: null };
 
 function element(name, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "circle", "title", "g"].includes(name);
@@ -40,13 +40,22 @@ const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - 
   : order.compare(`${a}`, `${b}`));
 const distinct = (name, among) => [...new Set(among.map((audit) => audit[name]))].sort(compare);
 
+// The newest first.
+const runs = [...new Set(audits.slice().sort((a, b) => compare(b.time, a.time)).map((audit) => audit.run))];
+// What a line or a row of the map is about: the client, and what else there is more than one of.
+function subjectIn(among) {
+  const [labels, several] = [distinct("label", among).length > 1, distinct("run", among).length > 1];
+  return (audit) => [audit.client, ...(labels ? [named(audit.label)] : []), ...(several ? [`run ${named(audit.run)}`] : [])].join(", ");
+}
+
 function fillFilters() {
   for (const select of filters.querySelectorAll("select")) {
-    const values = distinct(select.name, audits);
+    const values = select.name === "run" ? runs : distinct(select.name, audits);
     select.append(element("option", { value: "" }, `all (${values.length})`));
     values.forEach((value, place) => select.append(element("option", { value: place + 1 }, named(value))));
     select.disabled = values.length < 2;
     select.values = values;
+    if (select.name === "run" && values.length > 1) select.value = 1;
   }
 }
 
@@ -71,7 +80,7 @@ function grouped(among, key) {
 function seriesOf(among, value) {
   const known = among.filter((audit) => audit[value] !== null);
   const several = distinct("label", known).length > 1;
-  const each = grouped(known, (audit) => `${audit.client}${several ? `, ${named(audit.label)}` : ""}`);
+  const each = grouped(known, subjectIn(known));
   const single = each.size <= MOST_LINES;
   const groups = single ? each : grouped(known, (audit) => (several ? named(audit.label) : "all clients"));
   return [...groups].map(([name, list]) => ({
@@ -149,8 +158,7 @@ let cells = null;
 
 function drawMap(among) {
   const canvas = byId("map");
-  const several = distinct("label", among).length > 1;
-  const rows = [...grouped(among, (audit) => `${audit.client}${several ? `, ${named(audit.label)}` : ""}`)]
+  const rows = [...grouped(among, subjectIn(among))]
     .sort((a, b) => compare(a[1][0].client, b[1][0].client));
   const rounds = distinct("round", among);
   const style = getComputedStyle(document.documentElement);
@@ -268,7 +276,7 @@ function details(audit) {
         `${label}: ${number(found)}${real === null ? "" : ` / ${real}`}`))));
   }
   const budget = audit.epsilon === null ? [] : [`ε = ${short(audit.epsilon)}${audit.delta === null ? "" : `, δ = ${audit.delta}`}`];
-  inside.append(element("p", { class: "soft" }, ["policy: " + audit.notes.join("; "), ...budget, audit.time].join("; ")));
+  inside.append(element("p", { class: "soft" }, ["policy: " + audit.notes.join("; "), ...budget, ...(audit.run ? [`run ${audit.run}`] : []), audit.time].join("; ")));
   return element("tr", { class: "more" }, inside);
 }
 

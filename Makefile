@@ -27,8 +27,9 @@ PLAIN_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 
 portability: $(VENV)/test.stamp ## run the numerical tests as other processors and slower machines do
 	$(PLAIN_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --quiet $(NUMERICAL)
+	# In one process: threads of several wait for each other.
 	$(PLAIN_PROCESSOR) OMP_NUM_THREADS=2 LABELLEAK_TEST_THREADS=2 \
-	  $(BIN)/python -m pytest -n auto --quiet $(NUMERICAL)
+	  $(BIN)/python -m pytest --quiet $(NUMERICAL)
 	LABELLEAK_TEST_CLOCK=5 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --quiet $(NUMERICAL)
 
 smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smallest scale

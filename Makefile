@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test smoke federation lint docs clean
+.PHONY: help demo test portability smoke federation lint docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
@@ -19,13 +19,25 @@ demo: $(VENV)/demo.stamp ## audit one update made from a real batch; writes labe
 test: $(VENV)/test.stamp ## run the tests on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# The tests whose numbers could depend on the processor, the number of threads or the clock.
+NUMERICAL := tests/attacks tests/defenses tests/inversion tests/updates tests/test_doctests.py \
+  tests/test_loss.py tests/test_metrics.py tests/test_numerics.py tests/test_observation.py \
+  tests/test_projection.py
+PLAIN_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
+
+portability: $(VENV)/test.stamp ## run the numerical tests as other processors and slower machines do
+	$(PLAIN_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --quiet $(NUMERICAL)
+	$(PLAIN_PROCESSOR) OMP_NUM_THREADS=2 LABELLEAK_TEST_THREADS=2 \
+	  $(BIN)/python -m pytest -n auto --quiet $(NUMERICAL)
+	LABELLEAK_TEST_CLOCK=5 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --quiet $(NUMERICAL)
+
 smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smallest scale
 	rm -rf labelleak-runs/all-smoke
 	LABELLEAK_CACHE=labelleak-runs/cache $(BIN)/labelleak reproduce all --scale smoke
 
 federation: $(VENV)/federation.stamp ## run the examples of audited federations
-	$(BIN)/python examples/flower/run.py --defence none local-dp sparsification --refuse 2
-	$(BIN)/python examples/flower/run.py --defence none local-dp sparsification --simulation
+	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --refuse 2
+	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --simulation
 
 lint: $(VENV)/lint.stamp ## check style and types
 	$(BIN)/ruff check

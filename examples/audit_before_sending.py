@@ -1,7 +1,7 @@
 """A site looks at what its own update gives away before it sends it.
 
 Trains a small network for one local step on a batch of the embedded digits, audits the update as
-an honest-but-curious server would, and tries two defences on it.
+an honest-but-curious server would, and tries two defenses on it.
 
     python examples/audit_before_sending.py
 """
@@ -29,19 +29,19 @@ def main() -> None:
     torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
-    # What the server sees, and what a defence would leave of it.
+    # What the server sees, and what a defense would leave of it.
     sent = labelleak.observe_update(
         model, before, model.state_dict(), learning_rate=0.1, batch_size=len(labels)
     )
     noise = torch.Generator().manual_seed(0)
-    defences: dict[str, Defense] = {
+    defenses: dict[str, Defense] = {
         "as it is": dict,
         "with noise of 0.01": partial(gaussian_noise, std=0.01, generator=noise),
         "with the smallest 80 % zeroed": partial(sparsify, percent=80.0, scope="tensor"),
     }
     truth = counts_of(labels, digits.classes)
-    for name, defence in defences.items():
-        found = labelleak.restore(defend(sent, defence))
+    for name, defense in defenses.items():
+        found = labelleak.restore(defend(sent, defense))
         accuracy = labelleak.score(found, truth).accuracy
         flags = ", ".join(flag.name.lower() for flag in found.flags) or "no flags"
         print(f"{name:<30} {found.attack} restores {accuracy:.0%} of the labels ({flags})")

@@ -1,7 +1,8 @@
-"""Settings of every test run: instruction sets, threads, the clock, and checked signatures.
+"""Settings of every test run.
 
-`LABELLEAK_TEST_THREADS` is the number of threads of PyTorch (1). `LABELLEAK_TEST_CLOCK` says how
-many times faster than real time the clock runs (1): at 5, this machine seems five times slower.
+Two environment variables: LABELLEAK_TEST_THREADS, threads of PyTorch (default 1), and
+LABELLEAK_TEST_CLOCK, how many times faster the clock runs (default 1). At 5, the machine seems
+five times slower.
 """
 
 import os
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, settings
 # is imported.
 jaxtyping.install_import_hook("labelleak", "typechecker.check")
 
-# A slow machine draws its examples slowly: that is no failure.
+# No failure because a slow machine draws examples slowly.
 settings.register_profile("labelleak", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("labelleak")
 

@@ -1,11 +1,11 @@
-"""Scripts of the examples, run as their reader would run them."""
+"""Run the scripts of the examples as a reader would."""
 
 import subprocess
 import sys
 
 
 def run_script(script, *arguments, folder):
-    """What it prints, run in that folder with every warning an error; it has to succeed."""
+    """Output of a script run in that folder; warnings are errors, and it must succeed."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script), *map(str, arguments)],
         capture_output=True,

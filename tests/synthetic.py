@@ -18,7 +18,7 @@ def rng(seed=0):
 
 
 def losses(classes):
-    """Every way in which `torch.nn.CrossEntropyLoss` may differ that an attack allows for."""
+    """Options of `torch.nn.CrossEntropyLoss`: all combinations that attacks can read."""
     return [
         {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
         for reduction in ("mean", "sum")
@@ -28,7 +28,7 @@ def losses(classes):
 
 
 def told(**knowledge):
-    """Fields of an `Observation`, where loss and training are told by single facts."""
+    """Fields of an `Observation` from single facts about loss and training."""
     loss = {"reduction", "label_smoothing", "class_weights"} & set(knowledge)
     names = {
         "batch_size": "batch_size",
@@ -47,7 +47,7 @@ def told(**knowledge):
 
 @dataclass
 class Batch:
-    """A head (float64), and the embeddings and labels of one client's batch."""
+    """A head (float64), and the embeddings and labels of a client's batch."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -86,7 +86,7 @@ class Batch:
         return Observation(head, gradient, **told(**{"batch_size": len(self.labels), **knowledge}))
 
     def observe_under(self, loss, **knowledge):
-        """What a server sees that knows the loss, one of `losses`."""
+        """What a server sees that knows the loss, given by its options in `losses`."""
         return self.observe(
             self.autograd(**loss),
             reduction=loss["reduction"],
@@ -96,20 +96,20 @@ class Batch:
         )
 
     def model(self, *, bias=True):
-        """A network that is this head alone: its inputs are the embeddings."""
+        """A network of this head alone: its inputs are the embeddings."""
         layer = nn.Linear(*reversed(self.weight.shape), bias=bias).double()
         state = {"weight": self.weight, "bias": self.bias}
         layer.load_state_dict(state if bias else {"weight": self.weight})
         return nn.Sequential(OrderedDict(fc=layer))
 
     def auxiliary(self, per_class=3, seed=1):
-        """Other samples about the batch's mean embedding, as many of each class."""
+        """Other samples near the batch's mean embedding, the same number of each class."""
         labels = torch.arange(len(self.weight)).repeat(per_class)
         noise = torch.randn(len(labels), self.weight.shape[1], generator=rng(seed)).double()
         return Auxiliary((self.embeddings.mean(dim=0) * (1 + 0.1 * noise)), labels)
 
     def observe_for(self, needs):
-        """What a server sees that knows what the needs ask for, and nothing more."""
+        """What a server sees that knows what these needs ask for, and nothing more."""
         batch = self
         if Need.ONE_SAMPLE in needs:
             batch = replace(self, embeddings=self.embeddings[:1], labels=self.labels[:1])
@@ -125,7 +125,10 @@ class Batch:
         knowledge = {"batch_size": len(batch.labels) if counted else None}
         for need in needs:
             knowledge |= known.get(need, {})
-        return batch.observe(bias=Need.BIAS in needs, **knowledge)
+        gradient = batch.gradient()
+        if Need.WEIGHT not in needs and Need.BIAS in needs:
+            gradient = HeadGradient(torch.zeros_like(gradient.weight), gradient.bias)
+        return batch.observe(gradient, bias=Need.BIAS in needs, **knowledge)
 
     def gradients(self):
         """The gradient by name, of every parameter of `model`."""
@@ -142,10 +145,9 @@ class Batch:
 
 
 def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=torch.float64):
-    """A head fresh from its initialisation: non-negative embeddings that differ little.
+    """A head at its initialization, and non-negative embeddings that differ little.
 
-    Head and embeddings are exact in the given dtype, so that a gradient in it is as well rounded
-    as a client's.
+    Head and embeddings are exact in the given dtype, as those of a client that computes in it.
     """
     generator = rng(seed)
 
@@ -162,12 +164,12 @@ def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=t
 
 
 def one_embedding(classes, features, size, seed=0):
-    """Every sample has the same embedding: what iLRG assumes of an untrained network, exactly."""
+    """All samples have the same embedding: iLRG's assumption, met exactly."""
     return untrained(classes, features, size, seed, spread=0.0)
 
 
 def separated(classes, features, size, seed=0):
-    """Samples of one class are the same, and no present class is taken for another present one.
+    """All samples of a class are the same, and no present class is mistaken for another.
 
     Embeddings and predictions differ between the classes, and yet the quotients that iLRG takes
     are the embeddings exactly: a row of a present class is made of that class's samples alone.
@@ -187,7 +189,7 @@ def separated(classes, features, size, seed=0):
 
 
 def emitted_by_hand(evidence, impact, total, offset):
-    """Algorithm 1 of Wainakh et al., label by label, with an argmin over all classes each time."""
+    """Algorithm 1 of Wainakh et al., with one argmin over all classes per label."""
     left, labels = list(evidence), []
     negative = [label for label, value in enumerate(evidence) if value < 0]
     for label in sorted(negative, key=lambda label: evidence[label])[:total]:

@@ -1,4 +1,4 @@
-"""The Flower app of the examples in this process, and the checks of the script that deploys it."""
+"""The example's Flower app in this process, and the checks of the script that deploys it."""
 
 import subprocess
 import sys
@@ -23,13 +23,13 @@ def example(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-@pytest.mark.parametrize("defence", ["none", "local-dp", "sparsification"])
+@pytest.mark.parametrize("defense", ["none", "local-dp", "sparsification"])
 @pytest.mark.usefixtures("example")
-def test_the_app_shows_what_a_defence_buys(tmp_path, defence):
+def test_the_app_shows_what_a_defense_buys(tmp_path, defense):
     from digits.client_app import app
     from digits.task import network
 
-    run_config = {"defence": defence, "epsilon": 50.0, "percent": 90.0, "out": str(tmp_path)}
+    run_config = {"defense": defense, "epsilon": 50.0, "percent": 90.0, "out": str(tmp_path)}
     sites = {
         100 + site: Site(
             app,
@@ -54,9 +54,9 @@ def test_the_app_shows_what_a_defence_buys(tmp_path, defence):
     for record in records:
         restored[record["label"]].append(record["audit"]["score"]["accuracy"])
     assert restored["trained"] == [1.0, 1.0, 1.0]
-    assert (restored["sent"] == restored["trained"]) == (defence == "none")
+    assert (restored["sent"] == restored["trained"]) == (defense == "none")
     epsilons = {record["epsilon"] for record in records if record["label"] == "sent"}
-    assert epsilons == {50.0 if defence == "local-dp" else None}
+    assert epsilons == {50.0 if defense == "local-dp" else None}
 
 
 @pytest.mark.usefixtures("example")
@@ -70,7 +70,7 @@ def test_the_sites_data_are_a_split():
 
 @pytest.fixture
 def finished(tmp_path, example):
-    """What one round leaves behind: site 2 refused."""
+    """The files of one round in which site 2 refused."""
     import run
 
     for site, line in enumerate(("1 aa\n", "1 bb\n1 b2\n", "1 cc\n")):

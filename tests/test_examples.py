@@ -1,4 +1,4 @@
-"""Every script under examples/ runs, as its reader would run it."""
+"""Every script under examples/ runs as a reader would run it."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def test_example_runs(script, tmp_path):
     assert run_script(script, folder=tmp_path)
 
 
-def test_the_example_of_an_audit_shows_what_a_defence_buys(tmp_path):
+def test_the_example_of_an_audit_shows_what_a_defense_buys(tmp_path):
     script = next(path for path in EXAMPLES if path.name == "audit_before_sending.py")
     plain, noisy, sparse = run_script(script, folder=tmp_path).splitlines()
     shares = [int(re.search(r"(\d+)% of the labels", line)[1]) for line in (plain, sparse)]

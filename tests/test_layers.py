@@ -1,4 +1,4 @@
-"""The rooms of the package import downwards only, and `import labelleak` stays light."""
+"""The rooms of the package import downward only, and `import labelleak` stays light."""
 
 import ast
 import graphlib

@@ -37,7 +37,7 @@ def test_metrics_by_hand(metric, expected):
 
 
 def brute_force(found, true):
-    """All figures from the two lists of labels, by taking labels away one by one."""
+    """All figures from the two lists of labels, matched one by one."""
     claimed = [index for index, number in enumerate(found) for _ in range(number)]
     actual = [index for index, number in enumerate(true) for _ in range(number)]
     left, hits = list(actual), 0

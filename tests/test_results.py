@@ -1,4 +1,4 @@
-"""The recorded results are what this code's experiments, and their records, come to."""
+"""The recorded summaries follow from the records, and the records from the experiments."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from labelleak.lab.summary import summarize
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "results" / "quick"
 LEADERBOARD = ROOT / "results" / "leaderboard"
-# What was at hand when they were recorded.
+# The data sets that were available when they were recorded.
 SOURCES = {
     "mnist": Source("mnist"),
     "cifar100": Source("tiny-imagenet-100"),
@@ -41,7 +41,7 @@ def test_every_trial_is_recorded_and_the_summary_follows_from_them(name, records
         assert all(experiment.trial_key(index) in keys for index in range(experiment.trials))
     expected = summarize(study, records)
     found = dict(recorded[name])
-    # Where it was recorded is the one thing that no record tells.
+    # Records do not say on which machine a summary was made.
     del expected["environment"], found["environment"]
     assert found == json.loads(json.dumps(expected))
 
@@ -51,7 +51,7 @@ def test_nothing_is_recorded_twice(records):
 
 
 def test_the_leaderboard_follows_from_its_records():
-    """Trials that no machine has run yet are not there, and the summary says how many are."""
+    """Some trials have not been run yet; the summary says how many."""
     experiments = read_grid(ROOT / "examples" / "leaderboard.toml")
     keys = {e.trial_key(index) for e in experiments for index in range(e.trials)}
     lines = (LEADERBOARD / "records.jsonl").read_text(encoding="utf-8").splitlines()

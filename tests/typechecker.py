@@ -3,14 +3,14 @@
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 
-# As PEP 484 has it, and mypy with it: an int goes where a float is asked for.
+# As in PEP 484 and mypy, an int is accepted for a float.
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function):
-    """Check arguments and result of a function; the import hook hands on methods one by one."""
+    """Check arguments and result of a function; the import hook passes methods singly."""
     try:
         return _checked(function)
     except BeartypeDecorHintPep673Exception:
-        # `Self` means nothing to a method that is looked at outside its class.
+        # `Self` cannot be resolved for a method without its class.
         return function

@@ -1,7 +1,7 @@
 """Run the app in a federation on this machine: a SuperLink and three SuperNodes, or a simulation.
 
     python run.py                            # three sites send; each audits what it sends
-    python run.py --defence none local-dp    # then the same behind Flower's own local DP mod
+    python run.py --defense none local-dp    # then the same behind Flower's own local DP mod
     python run.py --refuse 2                 # site 2 refuses to send what gives away too much
     python run.py --simulation               # Ray runs all sites, without SuperNodes
 
@@ -30,7 +30,7 @@ from labelleak.federated import read_rounds
 APP = Path(__file__).parent
 SITES = 3
 ROUNDS = 3
-DEFENCES = ("none", "local-dp", "sparsification")
+DEFENSES = ("none", "local-dp", "sparsification")
 START_LIMIT = 60  # seconds
 RUN_LIMIT = 400
 
@@ -44,7 +44,7 @@ records = {records}
 def main() -> int:
     """Start, run, check, report; exit status 0 where all is as it must be."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--defence", choices=DEFENCES, nargs="+", default=["none"])
+    parser.add_argument("--defense", choices=DEFENSES, nargs="+", default=["none"])
     parser.add_argument("--epsilon", type=float, default=500.0, help="of local-dp, per reply")
     parser.add_argument("--refuse", type=int, choices=range(SITES), help="site that may refuse")
     parser.add_argument("--simulation", action="store_true", help="simulate the sites")
@@ -60,12 +60,12 @@ def main() -> int:
         environment = with_flower(os.environ, Path(scratch))
         policy = None if options.refuse is None else logs / "refusing.toml"
         with federation(logs, environment, options.simulation, options.refuse, policy):
-            for defence in options.defence:
-                out = logs / defence
+            for defense in options.defense:
+                out = logs / defense
                 out.mkdir(exist_ok=True)
                 if policy is not None:
                     policy.write_text(REFUSING.format(records=json.dumps(str(out / "records"))))
-                config = f'defence="{defence}" epsilon={options.epsilon} out="{out}"'
+                config = f'defense="{defense}" epsilon={options.epsilon} out="{out}"'
                 run(config, options.simulation, environment, logs)
                 problems += report(out, options.refuse)
     for problem in problems:

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
+BLUE, VERMILION, GRAY = "#0072B2", "#D55E00", "#767676"
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def draw(axes: Axes, runs: list[dict[str, Any]]) -> None:
         if part:
             axes.axhline(summary(part)[0], label=label, color=VERMILION, linestyle=style)
     guessed = mean(share for run in runs for share in run["steps"]["guessed"])
-    axes.axhline(guessed, color=GREY, linestyle=":", label="all classes guessed equal")
+    axes.axhline(guessed, color=GRAY, linestyle=":", label="all classes guessed equal")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(f"epsilon after one epoch (delta {runs[0]['delta']:g})")

@@ -21,7 +21,7 @@ class Passage(NamedTuple):
 def hooked(
     *layers: nn.Module, entering: Entering | None = None, leaving: Leaving | None = None
 ) -> Iterator[None]:
-    """Call functions whenever one of the layers runs; afterwards the hooks are gone.
+    """Call functions whenever one of the layers runs; afterward the hooks are gone.
 
     Args:
         *layers: The layers to watch.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
-    """Run forward passes without gradients, and restore modes and buffers afterwards.
+    """Run forward passes without gradients, and restore modes and buffers afterward.
 
     Inside, passes write to copies of the buffers, of BatchNorm's running statistics for example,
     and every module may be set to training or evaluation mode. Random numbers are the caller's.

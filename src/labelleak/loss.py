@@ -32,7 +32,7 @@ class Loss:
     Raises:
         InvalidObservation: A value is impossible.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = Loss(label_smoothing=0.1)
         >>> loss.residual(torch.zeros(1, 2), torch.tensor([0])).tolist()

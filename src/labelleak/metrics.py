@@ -26,6 +26,13 @@ class Score:
         exact: Whether every count is right; None without counts.
         existence_precision: Share of the restored classes that are in the batch.
         existence_recall: Share of the batch's classes that were restored.
+
+    Examples:
+        >>> import torch
+        >>> from labelleak import Restoration
+        >>> found = Restoration(present=torch.tensor([True, False]), counts=torch.tensor([2, 0]))
+        >>> score(found, torch.tensor([2, 0])).exact
+        True
     """
 
     leacc: float
@@ -64,7 +71,7 @@ def score(
     Raises:
         ValueError: `true_counts` are no counts of these classes, or `use` is neither.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from labelleak import Restoration
         >>> counts = torch.tensor([3, 1, 0, 2])
@@ -101,7 +108,7 @@ def counts_of(labels: Integer[Tensor, " batch"], classes: int) -> Integer[Tensor
     Raises:
         ValueError: `labels` is not a list of integers, or one of them is not in 0..C-1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> counts_of(torch.tensor([0, 2, 2]), classes=4).tolist()
         [1, 0, 2, 0]
@@ -134,7 +141,7 @@ def leacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"])
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> leacc(found, true)
@@ -159,7 +166,7 @@ def lnacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"])
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> lnacc(found, true)
@@ -185,7 +192,7 @@ def recall(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> recall(found, true)
@@ -210,7 +217,7 @@ def accuracy(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> accuracy(found, true)
@@ -233,7 +240,7 @@ def exact_match(found: Integer[Tensor, " classes"], true: Integer[Tensor, " clas
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> exact_match(found, true)
@@ -259,7 +266,7 @@ def existence_precision(
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> existence_precision(found, true)
@@ -285,7 +292,7 @@ def existence_recall(
     Raises:
         ValueError: These are not counts of the same classes, or the true ones are all zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found, true = torch.tensor([3, 1, 0, 2]), torch.tensor([2, 1, 1, 2])
         >>> existence_recall(found, true)
@@ -316,7 +323,7 @@ def cosine_similarity(
     Raises:
         ValueError: The shapes differ, or `present` selects no row.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
         0.6

@@ -139,6 +139,18 @@ def root_mean_square(tensor: Tensor) -> float:
     return math.hypot(*norms) / math.sqrt(max(tensor.numel(), 1))
 
 
+def perplexity(probabilities: Float[Tensor, " classes"]) -> float:
+    """Number of classes that an even distribution of the same entropy would have.
+
+    Args:
+        probabilities: Positive, summing to one, shape (classes,).
+
+    Returns:
+        Between 1 and the number of classes.
+    """
+    return float(torch.exp(-(probabilities * probabilities.log()).sum()))
+
+
 def machine_epsilon(tensor: Tensor) -> float:
     """That of the coarsest floating-point format which holds all entries as they are.
 

@@ -34,7 +34,7 @@ class Head:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
             single precision, or there are fewer than two classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = Head(torch.zeros(10, 300), torch.zeros(10), name="fc")
         >>> head.classes, head.features
@@ -68,16 +68,20 @@ class HeadGradient:
     ``(before - after) / (learning_rate * steps)`` gives.
 
     Args:
-        weight: Gradient of the weight, shape (classes, features), any floating dtype.
+        weight: Gradient of the weight, shape (classes, features), any floating dtype; zeros where
+            it was not sent, and only that of the bias was.
         bias: Gradient of the bias, shape (classes,), or None; zeros count as not sent.
         rounding: Typical rounding error of one entry of the weight, in the gradient's unit; NaN
             for `implied_rounding`, which then stands here. A difference of weights carries more.
+
+    Attributes:
+        has_weight: Whether the gradient of the weight was sent.
 
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
             single precision, or every entry is zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> HeadGradient(torch.ones(10, 300), torch.ones(10)).rounding > 0
         True
@@ -86,6 +90,7 @@ class HeadGradient:
     weight: Float[Tensor, "classes features"]
     bias: Float[Tensor, " classes"] | None = None
     rounding: float = math.nan
+    has_weight: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         _check_layer("gradient", self.weight, self.bias)
@@ -93,7 +98,8 @@ class HeadGradient:
         if self.bias is not None and _largest(self.bias) < _LEAST:
             # The bias is frozen: no batch has predictions that are right on average in every class.
             object.__setattr__(self, "bias", None)
-        if self.bias is None and _largest(self.weight) < _LEAST:
+        object.__setattr__(self, "has_weight", _largest(self.weight) >= _LEAST)
+        if self.bias is None and not self.has_weight:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
                 "(is it frozen, or is the update the model itself?)"
@@ -104,7 +110,7 @@ class HeadGradient:
 
 @dataclass(frozen=True, eq=False)
 class Auxiliary:
-    """Labelled samples that the server holds itself; none of them is the client's.
+    """Labeled samples that the server holds itself; none of them is the client's.
 
     Args:
         inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
@@ -114,7 +120,7 @@ class Auxiliary:
         InvalidObservation: There are none, not one label for each input, or an input is NaN or
             infinite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Auxiliary(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 2])).labels.tolist()
         [0, 1, 1, 2]
@@ -160,12 +166,12 @@ class Observation:
         after: The state dict that the client sent back, where it sent weights.
         input_shape: Shape of one input of the model, ``(channels, height, width)`` of an image,
             when the server knows it.
-        auxiliary: Labelled samples of its own that the server holds, as far as it has any.
+        auxiliary: Labeled samples of its own that the server holds, as far as it has any.
 
     Raises:
         InvalidObservation: A value is impossible or two of them contradict each other.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = Head(torch.zeros(3, 2), torch.zeros(3))
         >>> gradient = HeadGradient(torch.ones(3, 2), torch.tensor([-0.5, 0.2, 0.3]))

@@ -17,7 +17,7 @@ def project_to_simplex(
     Returns:
         Shape (classes,), float64: ``max(values - t, 0)`` with the shift t that makes the sum right.
 
-    Example:
+    Examples:
         >>> import torch
         >>> project_to_simplex(torch.tensor([0.75, 0.5, -0.25]), 1.0).tolist()
         [0.625, 0.375, 0.0]
@@ -50,7 +50,7 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
     Raises:
         ValueError: `total` is negative or an entry of `values` is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> project_to_counts(torch.tensor([2.4, -0.3, 1.7]), 4).tolist()
         [2, 0, 2]

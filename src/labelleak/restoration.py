@@ -9,14 +9,19 @@ from torch import Tensor
 
 
 class Flag(Enum):
-    """Why a verdict may be unreliable; the value is the explanation for the reader."""
+    """Why a verdict may be unreliable; the value is the explanation for the reader.
+
+    Examples:
+        >>> Flag.SET_ONLY.text
+        'the attack tells which classes are present, and not how many of each'
+    """
 
     SUMS_NOT_ZERO = (
         "the gradient does not sum to zero over the classes, as a cross-entropy gradient must: "
-        "noise, sparsification, quantisation, weight decay or an adaptive optimiser (Adam) in the "
+        "noise, sparsification, quantization, weight decay or an adaptive optimizer (Adam) in the "
         "client's steps, another loss or another layer"
     )
-    DEFENCE_SUSPECTED = (
+    DEFENSE_SUSPECTED = (
         "the gradient looks treated: noise was added, entries were set to zero or rounded to a "
         "grid, or it was scaled down (clipped)"
     )
@@ -25,13 +30,17 @@ class Flag(Enum):
         "become large errors of the counts"
     )
     NO_BIAS = "the head has no bias gradient: attacks on the weight alone are weaker"
+    NO_WEIGHT = (
+        "only the gradient of the head's bias was sent: the counts follow from a rule of thumb for "
+        "how much one sample weighs"
+    )
     TOTAL_DOES_NOT_FIT = (
         "the restored counts do not add up to the batch size before they are made to: "
         "the assumptions of the attack do not hold for this network"
     )
     NOT_INTEGRAL = (
         "the restored counts lie far from whole numbers before they are rounded: "
-        "the estimate is about as coarse as a guess between neighbours"
+        "the estimate is about as coarse as a guess between neighbors"
     )
     SEVERAL_STEPS = (
         "the update adds up several local steps; the attack treats them as one step on all their "
@@ -40,6 +49,10 @@ class Flag(Enum):
     UNKNOWN_BATCH_SIZE = (
         "the batch size was not given: shares of the classes or a set of them, and counts only if "
         "the gradient shows their number, up to a common factor"
+    )
+    SET_NOT_SURE = (
+        "which classes are there is not sure: without the batch size a small share cannot be told "
+        "from an error, and some share is that small, or the errors are not known"
     )
     SET_ONLY = "the attack tells which classes are present, and not how many of each"
     INVISIBLE_SAMPLES = (
@@ -66,9 +79,11 @@ UNRELIABLE = frozenset(
     {
         Flag.SUMS_NOT_ZERO,
         Flag.ILL_CONDITIONED,
+        Flag.NO_WEIGHT,
         Flag.TOTAL_DOES_NOT_FIT,
         Flag.NOT_INTEGRAL,
         Flag.SEVERAL_STEPS,
+        Flag.SET_NOT_SURE,
         Flag.INCOMPLETE,
         Flag.ATTACKS_DISAGREE,
         Flag.TIME_LIMIT,
@@ -115,7 +130,7 @@ class Restoration:
             settles their label; None where it is not known.
         attack: Registered name of the attack that spoke, stamped by the table of attacks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found = Restoration(present=torch.tensor([True, False]), counts=torch.tensor([2, 0]))
         >>> found.labels().tolist()

@@ -34,7 +34,7 @@ class LocalTraining:
     Raises:
         InvalidObservation: A value is impossible, or two of them contradict each other.
 
-    Example:
+    Examples:
         >>> recipe = LocalTraining(learning_rate=0.1, batch_size=32, epochs=2, momentum=0.5)
         >>> recipe.resolved(instances=64).steps
         4

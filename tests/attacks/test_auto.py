@@ -12,7 +12,7 @@ import torch
 
 from labelleak import defenses
 from labelleak.attacks import estimates, list_attacks, registry, restore
-from labelleak.attacks.auto import automatic
+from labelleak.attacks.auto import _with_samples, automatic
 from labelleak.attacks.diagnosis import diagnose
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag, Restoration
@@ -108,7 +108,7 @@ def test_clipping_is_seen_and_undone(share):
     clip = partial(defenses.clip_norm, max_norm=share * norm)
     clipped = defenses.defend(EVEN.observe(), clip)
     found = restore(clipped)
-    assert Flag.DEFENCE_SUSPECTED in found.flags
+    assert Flag.DEFENSE_SUSPECTED in found.flags
     assert torch.equal(found.counts, EVEN.counts)
     # What iLRG makes of the gradient as it came contradicts nothing.
     assert Flag.ATTACKS_DISAGREE not in found.flags
@@ -144,6 +144,44 @@ def test_no_count_is_below_what_is_certain(table):
     assert int(found.counts.sum()) == 8
     assert Flag.INCOMPLETE in found.flags
     assert torch.equal(found.certain, certain)
+
+
+def test_classes_that_are_certain_are_there_without_a_batch_size_too():
+    """The search found a sample of class 3, of which the shares show nothing."""
+    batch = one_embedding(10, 30, 24)
+    batch.labels %= 2
+    seen = batch.observe(batch_size=None)
+    estimate = restore(seen, "ilrg")
+    certain = torch.zeros(10, dtype=torch.int64).index_fill(0, torch.tensor([3]), 1)
+    partial = replace(estimate, certain=certain, embeddings=batch.embeddings[:1])
+    found = _with_samples(seen, estimate, partial, trusted=False)
+    assert found.present.nonzero()[:, 0].tolist() == [0, 1, 3]
+
+
+def test_among_shares_a_set_that_is_sure_speaks_first():
+    seen = EVEN.observe(batch_size=None)
+    sure, pooled = restore(seen, "ilrg"), restore(seen, "pooled")
+    assert Flag.SET_NOT_SURE not in sure.flags
+    shares = replace(pooled, counts=None, raw=pooled.proportions)
+    unsure = replace(shares, flags=(Flag.SET_NOT_SURE,))
+    ranks = [estimates.judged(seen, one).distance for one in (shares, sure, unsure)]
+    assert ranks == sorted(set(ranks))
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("size", [1, 8, 40])
+def test_an_audit_without_a_batch_size_is_right_or_says_that_it_is_not_sure(size):
+    """Heads without any other layer: few and many samples, of few and of many classes."""
+    unflagged, right = 0, 0
+    for seed in range(12):
+        batch = untrained((2, 3, 10, 30)[seed % 4], 40, size, seed, spread=0.2)
+        batch.labels %= (1, 2, 30)[seed % 3]
+        found = restore(batch.observe(batch_size=None))
+        if not found.unreliable:
+            unflagged += 1
+            right += torch.equal(found.present, batch.present)
+    assert unflagged >= 3
+    assert right >= unflagged - 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""What holds of every attack, and of auto: one table of checks in place of copies per attack.
+"""What every attack and auto must do: one table of checks for all of them.
 
-The client's network has a ReLU before its head, and its batch is far from any tie: see
-`test_the_batch_is_far_from_a_tie`, which the checks of equal counts stand on.
+Checks of equal counts need a batch that is far from ties: `test_the_batch_is_far_from_a_tie`.
 """
 
 from collections import OrderedDict
@@ -31,7 +30,7 @@ RATE = 0.1
 
 
 def network(*, noisy=False):
-    """Two layers, float64; a noisy one draws dropout and normalizes by its batch's statistics."""
+    """Two layers, float64; a noisy one has BatchNorm and dropout in training mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         layers = OrderedDict(body=nn.Linear(INPUTS, FEATURES))
@@ -40,14 +39,14 @@ def network(*, noisy=False):
         layers |= {"relu": nn.ReLU(), "fc": nn.Linear(FEATURES, CLASSES)}
         model = nn.Sequential(layers).double().train(noisy)
         with torch.no_grad():
-            # Predictions that are nearly even: what most of the published attacks assume.
+            # Nearly even predictions, as most of the published attacks assume.
             for value in model.fc.parameters():
                 value.mul_(0.3)
         return model
 
 
 def inputs(size, seed):
-    """Inputs that differ little, and excite the network as much as standard normal ones do."""
+    """Inputs that differ little, with embeddings as large as those of standard normal inputs."""
     common = torch.randn(INPUTS, generator=rng(10), dtype=torch.float64)
     own = torch.randn(size, INPUTS, generator=rng(seed), dtype=torch.float64)
     return 0.9 * common + 0.4 * own
@@ -72,7 +71,7 @@ class Client:
         return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
     def observe(self, *, told_size=True, **knowledge) -> Observation:
-        """What a server sees that knows everything but, perhaps, the batch size."""
+        """What a server sees that knows everything, the batch size only if it is told."""
         gradients = self.gradients(knowledge.get("loss", Loss()).reduction)
         after = {
             name: value.detach() - RATE * gradients[name]
@@ -90,7 +89,7 @@ class Client:
         return replace(seen, after=self.model.state_dict() | after)
 
     def renamed(self, order):
-        """The same client where class ``order[i]`` is called i."""
+        """The same client with class ``order[i]`` named i."""
         place = order.argsort()
         model = network()
         with torch.no_grad():
@@ -105,7 +104,7 @@ class Client:
 def client(name, labels=(1, 1, 4, 6, 6), **options):
     """A client with these labels, or with the first of them for an attack on one sample.
 
-    Without auxiliary data auto asks the model, and need not wait for `likelihood`.
+    There is no auxiliary data for auto, which would run the slow `likelihood` on it.
     """
     if Need.ONE_SAMPLE in needs_of(name):
         labels = labels[:1]
@@ -118,20 +117,25 @@ def needs_of(name):
     return () if name == "auto" else list_attacks()[name].needs
 
 
+def run(name, seen):
+    """Run an attack without a time limit that a slow machine could reach."""
+    return restore(seen, name, time_limit=1e9)
+
+
 @cache
 def usual(name):
-    """What an attack makes of its usual client."""
-    return restore(client(name).observe(), name)
+    """What an attack restores from its usual client."""
+    return run(name, client(name).observe())
 
 
 def tensors_of(found: Restoration):
-    """Every tensor of a restoration by its field."""
+    """The tensors of a restoration by field."""
     values = {field.name: getattr(found, field.name) for field in fields(found)}
     return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def assert_same(found, expected, tolerance=1e-6):
-    """The same set, counts and flags, and real numbers that differ by little."""
+    """Equal set, counts and flags, and nearly equal real numbers."""
     assert torch.equal(found.present, expected.present)
     assert (found.counts is None) == (expected.counts is None)
     if expected.counts is not None:
@@ -164,7 +168,7 @@ def test_counts_are_not_negative_and_sum_to_the_number_of_instances(name, labels
     made = client(name, labels)
     if name == "exact" and len(labels) >= CLASSES:
         pytest.skip("more samples than this head has room for")
-    found = restore(made.observe(), name)
+    found = run(name, made.observe())
     for counts in (found.counts, found.certain, found.rounded):
         assert counts is None or int(counts.min()) >= 0
     if found.counts is not None:
@@ -176,7 +180,7 @@ def test_counts_are_not_negative_and_sum_to_the_number_of_instances(name, labels
 
 
 def in_format(seen, dtype, device="cpu"):
-    """What a server sees of a client that computes in this format, on this device."""
+    """The observation of a client that computes in this format, on this device."""
 
     def moved(tensor):
         return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
@@ -198,7 +202,7 @@ def in_format(seen, dtype, device="cpu"):
 def test_any_format_comes_in_and_double_precision_comes_out(name, dtype):
     expected = usual(name)
     try:
-        found = restore(in_format(client(name).observe(), dtype), name)
+        found = run(name, in_format(client(name).observe(), dtype))
     except MissingKnowledge:
         assert name == "exact"
         assert dtype in (torch.float16, torch.bfloat16)
@@ -226,14 +230,14 @@ def test_any_format_comes_in_and_double_precision_comes_out(name, dtype):
     ],
 )
 def test_results_are_on_the_device_of_the_gradient(name, device):
-    found = restore(in_format(client(name).observe(), torch.float64, device), name)
+    found = run(name, in_format(client(name).observe(), torch.float64, device))
     for field, tensor in tensors_of(found).items():
         assert tensor.device.type == device, field
 
 
 @every_attack
 def test_the_batch_is_far_from_a_tie(name):
-    """Noise ten thousand times rounding changes no count and no set."""
+    """Relative noise of 1e-12, several thousand roundings, changes neither set nor counts."""
     seen = client(name).observe()
     gradient = seen.gradient
     typical = float(gradient.weight.square().mean().sqrt())
@@ -247,7 +251,7 @@ def test_the_batch_is_far_from_a_tie(name):
         bias=noisy(gradient.bias, 2),
         rounding=4e-12 * typical,
     )
-    found, expected = restore(replace(seen, gradient=moved), name), usual(name)
+    found, expected = run(name, replace(seen, gradient=moved)), usual(name)
     assert torch.equal(found.present, expected.present)
     if expected.counts is not None:
         assert torch.equal(found.counts, expected.counts)
@@ -257,12 +261,12 @@ def test_the_batch_is_far_from_a_tie(name):
 @pytest.mark.parametrize("seed", range(2))
 def test_renaming_the_classes_renames_the_result(name, seed):
     order = torch.randperm(CLASSES, generator=rng(seed))
-    found, expected = restore(client(name).renamed(order).observe(), name), usual(name)
+    found, expected = run(name, client(name).renamed(order).observe()), usual(name)
     assert torch.equal(found.present, expected.present[order])
     if expected.counts is not None:
         assert torch.equal(found.counts, expected.counts[order])
     if expected.raw is not None:
-        # What an attack draws at random goes to the classes in their order.
+        # Some attacks draw random numbers for the classes in order.
         torch.testing.assert_close(found.raw, expected.raw[order], rtol=0, atol=0.05)
     assert found.certified == expected.certified
     assert set(found.flags) == set(expected.flags)
@@ -270,12 +274,12 @@ def test_renaming_the_classes_renames_the_result(name, seed):
 
 @every_attack
 def test_a_summed_loss_gives_what_the_mean_gives(name):
-    found = restore(client(name).observe(loss=Loss(reduction="sum")), name)
+    found = run(name, client(name).observe(loss=Loss(reduction="sum")))
     assert_same(found, usual(name), tolerance=1e-3)
 
 
 def state_of(seen):
-    """Copies of all that an attack is given or could change beside it."""
+    """Copies of everything that an attack is given, and of the global state."""
     model = seen.model
     given = {
         "head": [seen.head.weight, seen.head.bias],
@@ -313,7 +317,7 @@ def test_nothing_that_is_passed_in_is_changed(name, noisy):
     for value in seen.model.parameters():
         value.grad = torch.ones_like(value)
     tensors, rest = state_of(seen)
-    restore(seen, name)
+    run(name, seen)
     tensors_now, rest_now = state_of(seen)
     for what, before in tensors.items():
         assert all(map(torch.equal, tensors_now[what], before)), what
@@ -324,7 +328,7 @@ def test_nothing_that_is_passed_in_is_changed(name, noisy):
 @pytest.mark.parametrize("told_size", [True, False], ids=["batch size", "no batch size"])
 @pytest.mark.parametrize("labels", [(1, 1, 4, 6, 6), (3, 3, 3, 3), (0, 7, 7)], ids=str)
 def test_no_class_is_invented_where_the_gradient_names_it_absent(name, told_size, labels):
-    """Every entry of an absent class's rows is positive, and far above the present ones'."""
+    """Absent classes have positive rows, far above those of the present classes."""
     if not told_size and {Need.BATCH_SIZE, Need.ONE_SAMPLE} & {*needs_of(name)}:
         pytest.skip("it needs the batch size")
     made = client(name, labels)
@@ -332,15 +336,15 @@ def test_no_class_is_invented_where_the_gradient_names_it_absent(name, told_size
     assert float(seen.gradient.bias[absent].min()) > 0.05
     assert float(seen.gradient.bias[~absent].max()) < -0.05
     assert float(seen.gradient.weight[absent].min()) >= 0.0
-    found = restore(seen, name)
+    found = run(name, seen)
     assert not found.present[absent].any()
     assert found.counts is None or not found.counts[absent].any()
 
 
 @every_attack
 def test_the_same_observation_gives_the_same_result(name):
-    """Whatever random numbers the caller has drawn before."""
+    """Whatever the state of the global random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        found = restore(client(name).observe(), name)
+        found = run(name, client(name).observe())
     assert_same(found, usual(name))

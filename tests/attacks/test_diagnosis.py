@@ -87,13 +87,13 @@ def test_weight_decay_is_no_defense():
     assert not diagnose(seen).is_treated
     found = restore(seen, "idlg")
     assert Flag.SUMS_NOT_ZERO in found.flags
-    assert Flag.DEFENCE_SUSPECTED not in found.flags
+    assert Flag.DEFENSE_SUSPECTED not in found.flags
 
 
 def test_what_makes_a_verdict_unreliable():
     """A defense alone does not: clipping is undone, and the audit still counts what came out."""
     assert Flag.ATTACKS_DISAGREE in UNRELIABLE
-    assert Flag.DEFENCE_SUSPECTED not in UNRELIABLE
+    assert Flag.DEFENSE_SUSPECTED not in UNRELIABLE
 
 
 @pytest.mark.parametrize("loss", losses(20), ids=str)

@@ -47,7 +47,7 @@ def test_another_order_of_the_classes_gives_the_same_counts(problem, seed):
 
 
 def test_a_case_worked_by_hand():
-    """Stage 1 emits 0 and 2; then -1 and -0.5 are left, and 0 wins until it passes 2."""
+    """Stage 1 emits 0 and 2, which leaves -2 and -0.5: then 0 while its evidence is the least."""
     evidence, impact = tensors([-3.0, 0.5, -1.5, 0.25], [-1.0] * 4)
     counts = [
         emit_labels(evidence, impact, total).counts.tolist() for total in (1, 2, 3, 4, 5, 6, 7)

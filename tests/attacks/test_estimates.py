@@ -42,11 +42,11 @@ def test_counts_without_standard_errors_are_believed_where_they_are_whole():
 def test_a_mean_prediction_of_few_classes_is_not_even():
     found = restore(SEEN, "pooled")
     assert judged(SEEN, found).is_even
-    # All samples of class 0, and a bias gradient of zero: the network predicts class 0.
+    # All samples of class 0, and hardly a bias gradient: the network predicts class 0.
     raw = torch.zeros(10).double()
     raw[0] = 24.0
     sure = replace(found, raw=raw, counts=raw.long(), present=raw > 0)
-    gradient = HeadGradient(SEEN.gradient.weight, torch.zeros(10).double())
+    gradient = HeadGradient(SEEN.gradient.weight, torch.full((10,), 1e-12).double())
     estimate = judged(replace(SEEN, gradient=gradient), sure)
     assert estimate.evenness == pytest.approx(0.1, abs=1e-6)
     assert not estimate.is_even

@@ -1,4 +1,4 @@
-"""Count attacks on gradients of whole networks by autograd, under every loss they claim to know."""
+"""Count attacks on gradients of whole networks by autograd, under every loss they can read."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ ATTACKS = ("ilrg", "pooled", "calibrated")
 
 
 def client(model, size, seed=0, side=16, **loss):
-    """What a client sends after one batch of images with two classes that are frequent."""
+    """Gradients of one batch of images in which two classes are frequent, and its counts."""
     classes = 12
     (images,) = smooth_noise((3, side, side), size, (1.5,), rng(seed))
     labels = torch.randint(classes, (size,), generator=rng(seed + 1))
@@ -46,16 +46,18 @@ def test_class_weights_and_smoothing_are_allowed_for(attack, loss):
     told = ll.Loss(class_weights=loss.get("weight"), **known)
     seen = ll.observe(model, gradients, batch_size=40, loss=told, input_shape=(3, 16, 16))
     found = ll.restore(seen, attack)
+    wrong = int((found.counts - counts).abs().sum())
     if attack == "ilrg":
-        assert int((found.counts - counts).abs().sum()) <= 2
+        # Measured are 0 or 2; 10 to 18 without knowing the weights.
+        assert wrong <= 4
     else:
-        assert torch.equal(found.counts, counts)
+        assert not wrong
         low, high = found.intervals.T
         assert float(((low <= counts) & (counts <= high)).double().mean()) >= 0.75
 
 
 def test_a_loss_that_nobody_told_gives_other_counts():
-    """So that the test above can fail."""
+    """The test above can fail."""
     model = lenet()
     gradients, counts = client(model, 40, weight=torch.linspace(0.3, 3.0, 12))
     found = ll.restore(ll.observe(model, gradients, batch_size=40), "pooled")
@@ -64,7 +66,7 @@ def test_a_loss_that_nobody_told_gives_other_counts():
 
 @pytest.mark.parametrize("attack", ["pooled", "calibrated"])
 def test_batchnorm_with_the_batch_s_own_statistics(attack):
-    """A ResNet-18 that the client trains: dummies go through it as the client's images do."""
+    """A ResNet-18 in training mode: dummies go through it in batches like the client's."""
     model = build("resnet18", classes=12, image_shape=(3, 8, 8), seed=1).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradients, counts = client(model, 24, side=8)
@@ -72,7 +74,8 @@ def test_batchnorm_with_the_batch_s_own_statistics(attack):
     options = {"dummies": 16} if attack == "calibrated" else {}
     seen = ll.observe(model, gradients, batch_size=24, input_shape=(3, 8, 8))
     found = ll.restore(seen, attack, **options)
-    assert int((found.counts - counts).abs().sum()) <= 2
+    # Five seeds give 0 or 2.
+    assert int((found.counts - counts).abs().sum()) <= 4
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -86,7 +89,7 @@ def test_the_batch_size_shows_where_all_counts_are_whole(attack):
 
 
 def test_without_a_bias_the_model_tells_how_long_the_mean_embedding_is():
-    """The weight's gradient leaves that open; whole numbers alone are no match for 12 classes."""
+    """The weight gradient does not tell the length, and whole numbers alone tell too little."""
     errors = {"pooled": 0, "calibrated": 0}
     for seed in range(3):
         model = lenet(seed)
@@ -98,6 +101,7 @@ def test_without_a_bias_the_model_tells_how_long_the_mean_embedding_is():
             errors[attack] += int((found.counts - counts).abs().sum())
             assert found.standard_errors is None
             assert ll.Flag.NO_BIAS in found.flags
-    assert errors["calibrated"] <= min(errors["pooled"], 30)
+    # Measured are 20 and 298, and 72 and 710 over eight seeds.
+    assert errors["calibrated"] < 0.3 * errors["pooled"]
     with pytest.raises(ll.MissingKnowledge):
         ll.restore(seen, "ilrg")

@@ -50,7 +50,7 @@ def test_hyper_parameters_are_keywords_with_defaults(name):
 
 @pytest.mark.parametrize("name", list_attacks())
 def test_a_need_that_is_not_declared_is_none(name):
-    """Every attack runs on the least that it says it needs."""
+    """Every attack runs on no more than it says it needs."""
     observation = BATCH.observe_for(list_attacks()[name].needs)
     if name in ("pooled", "calibrated"):
         # Without a bias gradient the batch size gives the scale; either will do.

@@ -22,7 +22,7 @@ LARGE.embeddings += 0.1 * torch.rand(64, 8, generator=rng(), dtype=torch.float64
 
 
 def noisy(batch, strength, seed=0):
-    """Gaussian noise, relative to the size of an entry of the weight gradient."""
+    """Gaussian noise, relative to a typical entry of the weight gradient."""
     gradient, generator = batch.gradient(), rng(seed)
     deviation = strength * gradient.weight.square().mean().sqrt()
     tensors = [
@@ -127,7 +127,7 @@ def test_an_exact_gradient_raises_no_flag():
     ("flag", "observation"),
     [
         (Flag.SUMS_NOT_ZERO, EXACT.observe(noisy(EXACT, 0.1))),
-        (Flag.DEFENCE_SUSPECTED, EXACT.observe(noisy(EXACT, 0.1))),
+        (Flag.DEFENSE_SUSPECTED, EXACT.observe(noisy(EXACT, 0.1))),
         (Flag.NO_BIAS, EXACT.observe(bias=False)),
         (Flag.NO_BIAS, EXACT.observe(HeadGradient(EXACT.gradient().weight))),
         (Flag.SEVERAL_STEPS, EXACT.observe(batch_size=12, local_steps=2)),
@@ -173,7 +173,7 @@ FORMATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("classes", [2, 10, 500])
 def test_rounding_is_no_sum_that_is_not_zero(classes, dtype, stored):
-    """Nor where a coarse gradient was stored in a finer format afterwards."""
+    """Also where a coarse gradient is stored in a finer format."""
     for size in (1, 16, 64):
         exact = untrained(classes, 64, size).gradient(dtype)
         gradient = HeadGradient(exact.weight.to(stored or dtype), exact.bias.to(stored or dtype))
@@ -184,7 +184,7 @@ def test_rounding_is_no_sum_that_is_not_zero(classes, dtype, stored):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("size", [1, 8, 64])
 def test_a_network_in_half_precision_has_sums_of_zero(size, autocast):
-    """Where the predictions are rounded, too, and do not sum to one."""
+    """There the predictions are rounded and do not sum to one."""
     for seed in range(5):
         batch = untrained(20, 40, size, seed)
         dtype = torch.float32 if autocast else torch.bfloat16
@@ -213,7 +213,7 @@ def test_a_gradient_of_the_bias_alone_has_no_sums_to_miss():
     batch = untrained(10, 30, 24)
     gradient = batch.gradient()
     gradient = HeadGradient(torch.zeros_like(gradient.weight), gradient.bias)
-    assert Flag.SUMS_NOT_ZERO not in restore(batch.observe(gradient), "idlg").flags
+    assert Flag.SUMS_NOT_ZERO not in restore(batch.observe(gradient), "mbi").flags
 
 
 def test_a_set_that_yields_counts_is_not_a_set_only():
@@ -236,7 +236,7 @@ LOSSES = losses(20)
 
 
 def ten_classes(**options):
-    """One sample of each: a share of 0.1, where the network predicts about 0.05."""
+    """One sample of each of ten classes: shares of 0.1, predictions of about 0.05."""
     batch = untrained(20, 40, 10, **options)
     batch.labels = torch.arange(0, 20, 2)
     return batch
@@ -253,7 +253,7 @@ def test_a_batch_size_below_the_classes_that_are_there_is_refused():
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_a_batch_size_that_is_too_small_is_seen_under_every_mean_loss(loss):
-    """A summed loss with a smaller batch size is a gradient of a larger scale, and seen, too."""
+    """With a summed loss, too small a batch size makes the gradient too large."""
     batch = ten_classes(scale=0.1)
     with pytest.raises(InvalidObservation, match="batch size 3 is too small"):
         restore(batch.observe_under(loss, batch_size=3))
@@ -262,7 +262,7 @@ def test_a_batch_size_that_is_too_small_is_seen_under_every_mean_loss(loss):
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
 def test_the_true_batch_size_is_never_refused(loss, scale):
-    """However confident the network: with smoothing, absent classes have negative entries, too."""
+    """With label smoothing a confident network has negative entries for absent classes."""
     for size in (1, 2, 7, 20):
         for seed in range(3):
             batch = untrained(20, 40, size, seed, scale=scale, spread=1.0)
@@ -281,11 +281,11 @@ def test_rounding_does_not_make_the_true_batch_size_too_small(loss, dtype):
 
 
 def test_rounding_of_the_bias_alone_does_not_either():
-    """All features are zero, and 0.1 is rounded up in single precision: past its own bound."""
+    """Features are nearly zero, and single precision rounds 0.1 up, beyond the bound."""
     batch = untrained(4, 3, 1)
     bias = torch.tensor([0.3, -0.1, -0.1, -0.1])
     observation = batch.observe(
-        HeadGradient(torch.zeros(4, 3), bias), dtype=torch.float32, label_smoothing=0.4
+        HeadGradient(torch.full((4, 3), 1e-30), bias), dtype=torch.float32, label_smoothing=0.4
     )
     assert restore(observation, "idlg").attack == "idlg"
 

@@ -108,8 +108,8 @@ def bad_updates(folder, gradients):
     save_file({"2.weight": weight, "2.bias": bias / 0}, folder / "inf.safetensors")
     save_file({n: g * 0 for n, g in gradients.items()}, folder / "zero.safetensors")
     save_file({"fc.weight": weight, "fc.bias": bias}, folder / "names.safetensors")
-    turned = {"2.weight": weight.T.contiguous(), "2.bias": bias}
-    save_file(turned, folder / "shapes.safetensors")
+    narrow = {"2.weight": weight[:, 1:].contiguous(), "2.bias": bias}
+    save_file(narrow, folder / "shapes.safetensors")
     whole = (folder / "gradients.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[:-100])
     (folder / "empty.safetensors").write_bytes(b"")

@@ -27,7 +27,7 @@ def test_the_demo_shows_true_and_restored_counts_and_every_score(demo):
     ):
         if true or restored:
             assert re.search(rf"│\s+{label} │\s+{true} │\s+{restored} │", done.out)
-    enough = {Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS}
+    enough = {Need.WEIGHT, Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS}
     possible = {name for name, entry in list_attacks().items() if enough.issuperset(entry.needs)}
     # Only the gradient itself shows that 24 samples of ten classes are too many for it.
     possible.remove("exact")

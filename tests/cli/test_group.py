@@ -8,7 +8,7 @@ import pytest
 from command_line import labelleak
 from labelleak.cli.group import COMMANDS
 
-# Runs the entry point, and says afterwards which modules are loaded.
+# Runs the entry point, and says afterward which modules are loaded.
 PROGRAM = """
 import atexit, json, sys
 atexit.register(lambda: print(json.dumps(list(sys.modules)), file=sys.stderr))

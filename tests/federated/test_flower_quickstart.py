@@ -35,7 +35,7 @@ TEMPLATES = Path(find_spec("flwr").origin).parent / "cli/new/templates/app/code"
 
 
 class Net(nn.Module):
-    """The quick-start's network, for pictures of 28 x 28 in grey; with BatchNorm besides."""
+    """The quick-start's network, for pictures of 28 x 28 in gray; with BatchNorm besides."""
 
     def __init__(self):
         super().__init__()

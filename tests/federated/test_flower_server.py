@@ -160,12 +160,12 @@ def test_what_the_strategy_does_not_take_is_its_business(policy, tmp_path):
     assert sum(r["verdict"] == "failed" for r in read_rounds(tmp_path / "r")) == 1
 
 
-def labelled(message, after):
+def labeled(message, after):
     return reply_to(message, after, num_examples=8, labels=3)
 
 
 def test_what_is_beside_the_weights_is_looked_at(policy, tmp_path):
-    found = run(audited(FedAvg(), policy("refuse", measure="exact")), grid(n12=labelled), rounds=1)
+    found = run(audited(FedAvg(), policy("refuse", measure="exact")), grid(n12=labeled), rounds=1)
     failed = [r for r in read_rounds(tmp_path / "r") if r["verdict"] == "failed"]
     assert [(r["client"], r["unaudited"]) for r in failed] == [
         ("node-12", ["metrics/labels (a number)"])
@@ -263,7 +263,7 @@ def test_a_start_of_its_own_is_kept(policy, tmp_path):
     assert strategy.started
     assert weights(found) == weights(run(FedAvg()))
     assert len(read_rounds(tmp_path / "r")) == 6
-    # And it is itself again afterwards.
+    # And it is itself again afterward.
     run(strategy)
     assert len(read_rounds(tmp_path / "r")) == 6
 

@@ -106,7 +106,7 @@ def test_an_unknown_field_of_keys_is_refused(policy):
         LeakageAudit(policy(), keys={"rate": ("eta",)})
 
 
-def test_before_and_after_a_defence(update, policy, tmp_path):
+def test_before_and_after_a_defense(update, policy, tmp_path):
     found, labels = update
     # LocalDpMod of Flower 1.22 fails on arrays without a dimension.
     before, after = (

@@ -141,7 +141,7 @@ def test_what_the_server_sees(model, epochs):
     ],
     ids=str,
 )
-def test_the_gradient_is_put_to_scale_whatever_the_optimiser(model, options):
+def test_the_gradient_is_put_to_scale_whatever_the_optimizer(model, options):
     """With steps this small all gradients are the first one, and the update is their mean."""
     found = update(model, epochs=3, **{"learning_rate": 1e-3} | options)
     observation = found.observe(model)

@@ -76,7 +76,7 @@ def test_every_form_of_the_weights_is_audited_and_passes_as_it_is(tmp_path, site
     assert (record["action"], record["error"]) == ("sent", None)
 
 
-def test_filters_around_a_defence_show_what_it_buys(tmp_path, site, update):
+def test_filters_around_a_defense_show_what_it_buys(tmp_path, site, update):
     first, last = site(label="before"), site(label="after")
     fl_ctx, result = context(), weights(update)
     start(first, update, fl_ctx)

@@ -73,7 +73,7 @@ def test_the_server_never_gets_what_a_site_refuses(tmp_path):
             start_new_session=True,
         )
         try:
-            status = job.wait(timeout=280)
+            status = job.wait(timeout=900)
         finally:
             with contextlib.suppress(ProcessLookupError):  # nothing of it is left, as it should be
                 os.killpg(job.pid, signal.SIGKILL)

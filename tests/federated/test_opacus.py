@@ -173,7 +173,7 @@ def test_a_batch_in_several_parts_is_audited_as_a_whole(tmp_path, given):
     assert record.audit["score"]["exact"]
     # Without labels the number of samples is the expected one.
     site = Site()
-    audit = site.audit(tmp_path / "unlabelled")
+    audit = site.audit(tmp_path / "unlabeled")
     with BatchMemoryManager(
         data_loader=site.loader, max_physical_batch_size=4, optimizer=site.optimizer
     ) as parts:

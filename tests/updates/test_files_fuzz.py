@@ -3,7 +3,7 @@
 The run is short and always the same. For a long one with other files every time, say how many
 examples each test shall try:
 
-    LABELLEAK_FUZZ=100000 pytest tests/capture/test_files_fuzz.py
+    LABELLEAK_FUZZ=100000 pytest tests/updates/test_files_fuzz.py
 """
 
 import io
@@ -39,7 +39,7 @@ fuzzed = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def unchecked_signatures():
-    """What a broken file leads to is the code's to refuse, not the type checker's."""
+    """Let the code itself refuse a broken file, not the type checker."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -88,7 +88,7 @@ CHANGES = ["flip", "number", "write", "insert", "cut", "end", "copy", "splice"]
 
 @st.composite
 def mutated(draw, content):
-    """The bytes with one to a few of them changed, cut, moved or replaced."""
+    """The bytes with a few of them changed, cut, moved or replaced."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         stop = min(len(content), start + draw(st.integers(0, 40)))
@@ -120,7 +120,7 @@ def mutated(draw, content):
 
 @st.composite
 def rewritten_header(draw, content):
-    """A safetensors file of which the header is changed as JSON, or its length is."""
+    """A safetensors file with a changed JSON header or header length."""
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     for _ in range(draw(st.integers(1, 4))):
@@ -151,7 +151,7 @@ def rewritten_header(draw, content):
 
 @st.composite
 def rewritten_archive(draw, content):
-    """A file of torch.save of which members are changed and packed again, with right checksums."""
+    """A file of torch.save with changed members, packed again with right checksums."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
         target = draw(st.sampled_from([*old.namelist(), *["archive/data.pkl"] * 9]))
@@ -209,7 +209,7 @@ ENDING = pytest.mark.parametrize("ending", VALID)
 
 @st.composite
 def pairs(draw, ending, mutate):
-    """The model and the update, of which one or both are broken."""
+    """The model and the update, one or both of them broken."""
     broken = draw(st.sampled_from(["before", "update", "update", "both"]))
     before, update = VALID[ending]
     if broken in ("before", "both"):

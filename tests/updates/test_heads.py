@@ -17,7 +17,7 @@ STATE_DICTS = Path(__file__).with_name("state_dicts.txt")
 
 
 def expand(name):
-    """The names that one with a range stands for: a.{0-1}.b is a.0.b and a.1.b."""
+    """Expand a range in a name: a.{0-1}.b stands for a.0.b and a.1.b."""
     found = re.search(r"\{(\d+)-(\d+)\}", name)
     if not found:
         return [name]
@@ -54,7 +54,7 @@ def shapes_of(title, classes):
 
 
 def orders(shapes):
-    """As the model has them, and sorted by name, which is how safetensors keeps them."""
+    """In the order of the model, and sorted by name as safetensors stores them."""
     return [shapes, dict(sorted(shapes.items()))]
 
 
@@ -242,7 +242,7 @@ def test_no_linear_layer(shapes):
 
 
 @pytest.mark.parametrize(
-    "parametrisation",
+    "parametrization",
     [
         nn.utils.parametrizations.weight_norm,
         nn.utils.parametrizations.spectral_norm,
@@ -254,10 +254,10 @@ def test_no_linear_layer(shapes):
     ],
 )
 @pytest.mark.parametrize("hidden", [50, 10])
-def test_a_head_of_which_the_weight_is_made_from_others(parametrisation, hidden):
+def test_a_head_of_which_the_weight_is_made_from_others(parametrization, hidden):
     model = nn.Sequential()
     model.add_module("fc1", nn.Linear(20, hidden))
-    model.add_module("fc2", parametrisation(nn.Linear(hidden, 10)))
+    model.add_module("fc2", parametrization(nn.Linear(hidden, 10)))
     with pytest.raises(AmbiguousHead, match=r"fc2 is made from other tensors"):
         find_head(module_shapes(model))
 

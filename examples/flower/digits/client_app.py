@@ -1,4 +1,4 @@
-"""What a site runs: training, a defence, and an audit on either side of the defence."""
+"""What a site runs: training, a defense, and an audit on either side of the defense."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ Next = Callable[[Message, Context], Message]
 
 def audit_sent(message: Message, context: Context, call_next: Next) -> Message:
     """Audit what leaves; a site's own policy file decides, where its node names one."""
-    private = context.run_config["defence"] == "local-dp"
+    private = context.run_config["defense"] == "local-dp"
     audit = LeakageAudit(
         Policy(records=records_folder(context)),
         label="sent",
@@ -33,23 +33,23 @@ def audit_sent(message: Message, context: Context, call_next: Next) -> Message:
 
 
 def audit_trained(message: Message, context: Context, call_next: Next) -> Message:
-    """Record what would have left without the defence."""
+    """Record what would have left without the defense."""
     policy = Policy(action="record", records=records_folder(context))
     return LeakageAudit(policy, label="trained")(message, context, call_next)
 
 
-def defence(message: Message, context: Context, call_next: Next) -> Message:
-    """The defence that the run is configured with."""
+def defense(message: Message, context: Context, call_next: Next) -> Message:
+    """The defense that the run is configured with."""
     config = context.run_config
-    if message.metadata.message_type != "train" or config["defence"] == "none":
+    if message.metadata.message_type != "train" or config["defense"] == "none":
         return call_next(message, context)
-    if config["defence"] == "local-dp":
+    if config["defense"] == "local-dp":
         # One reply may differ from another by twice the norm that both are clipped to.
         noise = LocalDpMod(CLIPPING_NORM, 2 * CLIPPING_NORM, float(config["epsilon"]), DELTA)
         return noise(message, context, call_next)
-    if config["defence"] == "sparsification":
+    if config["defense"] == "sparsification":
         return sparsified(message, call_next(message, context), float(config["percent"]))
-    raise ValueError(f"defence {config['defence']!r}: none, local-dp or sparsification")
+    raise ValueError(f"defense {config['defense']!r}: none, local-dp or sparsification")
 
 
 def sparsified(message: Message, reply: Message, percent: float) -> Message:
@@ -80,7 +80,7 @@ def records_folder(context: Context) -> str:
     return str(Path(str(context.run_config["out"]), "records"))
 
 
-app = ClientApp(mods=[audit_sent, note_fingerprint, defence, audit_trained])
+app = ClientApp(mods=[audit_sent, note_fingerprint, defense, audit_trained])
 
 
 @app.train()

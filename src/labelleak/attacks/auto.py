@@ -153,7 +153,7 @@ def _unclipped(observation: Observation, plain: Estimate) -> Estimate:
     whole = _judged_attempt(larger, plain.found.attack)
     if whole is None or whole.error >= TRUSTED:
         return plain
-    flags = (*whole.found.flags, Flag.DEFENCE_SUSPECTED)
+    flags = (*whole.found.flags, Flag.DEFENSE_SUSPECTED)
     return replace(whole, found=replace(whole.found, flags=flags), unclipped=True)
 
 
@@ -199,7 +199,9 @@ def _fallback(
 def _set(observation: Observation, budget: Budget) -> Restoration:
     """The set of classes: proven by the gradient's rank, or else suggested by its signs."""
     found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
-    return found or run_attack(observation, "gradinversion")
+    return found or run_attack(
+        observation, "gradinversion" if observation.gradient.has_weight else "ebi"
+    )
 
 
 def _with_samples(
@@ -217,6 +219,7 @@ def _with_samples(
         embeddings=samples.embeddings,
         embedding_labels=samples.embedding_labels,
         invisible=samples.invisible,
+        present=estimate.present | (certain > 0),
     )
     if not trusted and found.counts is not None and found.attack != "rlg":
         found = replace(found, flags=(*found.flags, *samples.flags))

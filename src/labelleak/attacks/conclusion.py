@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from labelleak.attacks.presence import told_apart
+from labelleak.observation import Observation
 from labelleak.projection import project_to_counts, project_to_simplex
 from labelleak.restoration import Flag, Restoration
 
@@ -14,41 +16,48 @@ _NOT_INTEGRAL = 0.15
 
 
 def conclude(
+    observation: Observation,
     raw: Float[Tensor, " classes"],
     total: int | None,
     *,
     among: Int[Tensor, " possible"] | None = None,
     standard_errors: Float[Tensor, " classes"] | None = None,
+    errors: Float[Tensor, " classes"] | None = None,
     flags: tuple[Flag, ...] = (),
 ) -> Restoration:
     """Counts, set and shares that real-valued counts stand for.
 
     Args:
+        observation: What the server sees.
         raw: Real-valued counts, or shares where the total is not known, shape (classes,).
-        total: Number of instances, or None.
-        among: Classes that may be there, int64, shape (possible,); None for all of them. No other
-            class fills a gap.
-        standard_errors: Of `raw`, shape (classes,), where they are known.
+        total: Number of instances, or None. Where nobody told it, it may be a guess of the attack.
+        among: Classes that are known to be there, int64, shape (possible,); None where they are not
+            known. No other class fills a gap.
+        standard_errors: Of `raw`, shape (classes,), for the reader, where they are known.
+        errors: How far `raw` may be off, shape (classes,), where that is known: tells the classes
+            that are there where nobody told the total, and is not needed otherwise.
         flags: What the attack has to say.
 
     Returns:
         The restoration; flagged `TOTAL_DOES_NOT_FIT` where the clipped counts miss the total by
-        more than 5 % and more than one.
+        more than 5 % and more than one, and `SET_NOT_SURE` where nobody told the total and
+        `told_apart` is not sure of the set.
     """
     solved = slice(None) if among is None else among
     proportions = torch.zeros_like(raw)
     proportions[solved] = project_to_simplex(raw[solved], total or 1) / (total or 1)
-    if total is None:
-        clear = (
-            clear_shares(raw) if standard_errors is None else proportions > 2.0 * standard_errors
-        )
-        return Restoration(
-            present=clear,
-            raw=raw,
-            standard_errors=standard_errors,
-            proportions=proportions,
-            flags=flags,
-        )
+    if observation.num_instances is None:
+        present, sure = _set_without_size(observation, raw, total, among, errors)
+        flags = flags if sure else (*flags, Flag.SET_NOT_SURE)
+        if total is None:
+            return Restoration(
+                present=present,
+                raw=raw,
+                standard_errors=standard_errors,
+                proportions=proportions,
+                flags=flags,
+            )
+    assert total is not None, "it was told, or the attack guesses it"
     counts = torch.zeros_like(raw, dtype=torch.int64)
     counts[solved] = project_to_counts(raw[solved], total)
     if not total_fits(raw, total):
@@ -64,13 +73,21 @@ def conclude(
     )
 
 
-def clear_shares(shares: Float[Tensor, " classes"]) -> Bool[Tensor, " classes"]:
-    """Classes whose shares are clear: above half of that of a median class with any.
-
-    Without the number of instances the smallest share that can be told from an error is not known.
-    """
-    clipped = shares.clamp(0.0, 1.0)
-    return clipped > 0.5 * clipped[clipped > 0].median()
+def _set_without_size(
+    observation: Observation,
+    raw: Float[Tensor, " classes"],
+    total: int | None,
+    among: Int[Tensor, " possible"] | None,
+    errors: Float[Tensor, " classes"] | None,
+) -> tuple[Bool[Tensor, " classes"], bool]:
+    """The classes that are there, and whether that is sure; arguments as of `conclude`."""
+    if among is not None:
+        return torch.zeros_like(raw, dtype=torch.bool).index_fill(0, among, True), True
+    unit, size = 1.0, None
+    if total is not None:
+        unit, size = float(total), total * observation.training.epochs / observation.local_steps
+    shares, share_errors = raw / unit, None if errors is None else errors / unit
+    return told_apart(observation, shares, share_errors, observation.loss.scale(size))
 
 
 def total_fits(raw: Float[Tensor, " classes"], total: int) -> bool:

@@ -60,8 +60,9 @@ def diagnose(observation: Observation) -> Diagnosis:
     )
     raised = {
         Flag.SUMS_NOT_ZERO: not undisturbed,
-        Flag.DEFENCE_SUSPECTED: treated,
+        Flag.DEFENSE_SUSPECTED: treated,
         Flag.NO_BIAS: not observation.has_bias,
+        Flag.NO_WEIGHT: not observation.gradient.has_weight,
         Flag.SEVERAL_STEPS: observation.local_steps > 1,
         Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
     }
@@ -74,6 +75,19 @@ def class_sums(gradient: Float[Tensor, "classes features"]) -> Float[Tensor, " f
     # A product in the gradient's own precision: a sum in float64 takes ten times as long, and
     # rounding is far below the tolerance.
     return (gradient.new_ones(gradient.shape[0]) @ gradient).double()
+
+
+def gradient_noise(
+    gradient: Float[Tensor, "classes features"], sums: Float[Tensor, " features"] | None = None
+) -> float:
+    """Standard deviation of independent noise in an entry, from sums that are zero without it.
+
+    Args:
+        gradient: Gradient of the head's weight.
+        sums: Its `class_sums`, where they are at hand.
+    """
+    sums = class_sums(gradient) if sums is None else sums
+    return float(sums.norm()) / float(gradient.numel() ** 0.5)
 
 
 def _sums_are_zero(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
@@ -180,18 +194,34 @@ def _on_a_grid(tensor: Tensor) -> bool:
 def _certain_classes(
     observation: Observation, sums: Float[Tensor, " features"]
 ) -> Bool[Tensor, " classes"]:
-    """Classes with an entry of the bias gradient that no absent class can have.
+    """Classes that are proven; none for a summed loss whose batch size nobody told."""
+    if observation.batch_size is None and not observation.loss.averages:
+        return torch.zeros(observation.classes, dtype=torch.bool, device=sums.device)
+    return proven_classes(observation, observation.scale, sums)
+
+
+def proven_classes(
+    observation: Observation, scale: float, sums: Float[Tensor, " features"] | None = None
+) -> Bool[Tensor, " classes"]:
+    """Classes that must be in the batch, because no absent class has such a bias gradient.
 
     ``db_i = p_i - n_i / K`` is negative only if class i is present; label smoothing shifts that
     bound. The sums over the classes, zero without noise, show the size of the noise.
+
+    Args:
+        observation: What the server sees; without a bias gradient nothing is proven.
+        scale: How many times larger the gradient is than that of the mean loss.
+        sums: `class_sums` of the weight gradient, where they are at hand.
+
+    Returns:
+        bool, shape (classes,).
     """
-    bias, loss, classes = observation.gradient.bias, observation.loss, observation.classes
-    if bias is None or (observation.batch_size is None and not loss.averages):
-        return torch.zeros(classes, dtype=torch.bool, device=sums.device)
-    bias = bias.double() / observation.scale
+    gradient, loss, classes = observation.gradient, observation.loss, observation.classes
+    if gradient.bias is None:
+        return torch.zeros(classes, dtype=torch.bool, device=gradient.weight.device)
+    bias = gradient.bias.double() / scale
     weights = loss.weights(classes, bias)
     bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
-    noise = float((sums / observation.scale).square().mean().sqrt()) / classes**0.5
-    rounding = _ROUNDING_SHARE * float(bias.abs().max())
-    certain: Tensor = bias < -bound - _DEVIATIONS * noise - rounding
-    return certain
+    noise = gradient_noise(gradient.weight, sums) / scale
+    proven: Tensor = bias < -bound - _DEVIATIONS * noise - _ROUNDING_SHARE * bias.abs().max()
+    return proven

@@ -35,11 +35,12 @@ def restore(
 
     Raises:
         MissingKnowledge: The observation lacks what the attack needs.
-        InvalidObservation: The batch size is below the number of classes that are certainly there.
+        InvalidObservation: The batch size is below the number of classes that are certainly there,
+            or a model and its gradients are passed as they are.
         ValueError: No attack of that name, a hyper-parameter it does not have, or a time limit that
             is not positive.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)
@@ -50,6 +51,12 @@ def restore(
         >>> labelleak.restore(labelleak.capture(model, inputs, labels), "ilrg").present.tolist()
         [True, True, False, True, True]
     """
+    if not isinstance(observation, Observation) or not isinstance(attack, str):
+        raise InvalidObservation(
+            "restore takes an observation, and the name of an attack if any: "
+            "restore(observe(model, gradients, batch_size=K)), or of weights "
+            "restore(observe_update(model, before, after, learning_rate=F, batch_size=K))"
+        )
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
     diagnosis = diagnose(observation)

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labelleak.numerics import perplexity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
-from labelleak.restoration import Restoration
+from labelleak.restoration import Flag, Restoration
 
 TRUSTED = 0.2
 """Root mean square error of a count above which rounding is little better than chance."""
@@ -86,8 +87,8 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
     total = observation.num_instances if found.counts is None else int(found.counts.sum())
     even = 1.0 if errors is None else _evenness(observation, found)
     if total is None:
-        # Shares have no distance from whole numbers: attacks with standard errors go first.
-        order = float(errors is None) if even > _FLAT else math.inf
+        # Shares have no distance from whole numbers: a sure set goes first, then standard errors.
+        order = 2.0 * (Flag.SET_NOT_SURE in found.flags) + float(errors is None)
         return Estimate(found, math.inf, order, even)
     distance = _distance(raw, total)
     # Many absent classes, rightly near zero, would hide errors of the others.
@@ -149,6 +150,4 @@ def _evenness(observation: Observation, found: Restoration) -> float:
         return 1.0
     total = 1 if found.counts is None else int(found.counts.sum())
     prediction = (raw / total + bias.double() / observation.scale).clamp_min(1e-12)
-    prediction = prediction / prediction.sum()
-    perplexity = float(torch.exp(-(prediction * prediction.log()).sum()))
-    return perplexity / observation.classes
+    return perplexity(prediction / prediction.sum()) / observation.classes

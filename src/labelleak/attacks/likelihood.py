@@ -39,7 +39,7 @@ _MOST_ENTRIES = 2**24
 @register(
     "likelihood",
     title="Likelihood of auxiliary gradients (labelleak's own)",
-    needs=(Need.BIAS, Need.BATCH_SIZE, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.BIAS, Need.BATCH_SIZE, Need.MODEL, Need.AUXILIARY),
     uses=(Need.AFTER,),
     gives=(Gives.COUNTS,),
     assumes="auxiliary data of the client's kind, that the weights moved evenly in the "
@@ -93,7 +93,7 @@ def likelihood(observation: Observation, *, directions: int | None = None) -> Re
         )
     moments, seen = _moments(observation, directions)
     raw = total * probable_shares(moments, seen, total)
-    return conclude(raw, total)
+    return conclude(observation, raw, total)
 
 
 class Moments(NamedTuple):

@@ -14,8 +14,16 @@ from labelleak.restoration import Restoration
 
 
 class Need(Enum):
-    """Something an attack cannot do without; the value says how to provide it."""
+    """Something an attack cannot do without; the value says how to provide it.
 
+    Examples:
+        >>> import labelleak
+        >>> from labelleak.attacks import Need
+        >>> [need.name for need in labelleak.list_attacks()["ilrg"].needs]
+        ['WEIGHT', 'BIAS']
+    """
+
+    WEIGHT = "the gradient of the final layer's weight"
     BIAS = "the final layer's bias and its gradient"
     BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
     PLAIN_LOSS = "a plain cross-entropy loss: no label smoothing, no class weights"
@@ -33,6 +41,7 @@ class Need(Enum):
 
 
 _MET: dict[Need, Callable[[Observation], bool]] = {
+    Need.WEIGHT: lambda seen: seen.gradient.has_weight,
     Need.BIAS: lambda seen: seen.has_bias,
     Need.BATCH_SIZE: lambda seen: seen.batch_size is not None,
     Need.PLAIN_LOSS: lambda seen: seen.loss.is_plain,
@@ -47,7 +56,13 @@ _MET: dict[Need, Callable[[Observation], bool]] = {
 
 
 class Gives(Enum):
-    """What an attack concludes."""
+    """What an attack concludes.
+
+    Examples:
+        >>> from labelleak.attacks import Gives
+        >>> Gives.SET.value
+        'set'
+    """
 
     SET = "set"
     COUNTS = "counts"
@@ -72,6 +87,12 @@ class Attack:
         reference: Paper and place in it.
         models_steps: Whether it models several local steps, and not one step on all their samples.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
+
+    Examples:
+        >>> import labelleak
+        >>> attack = labelleak.list_attacks()["soft-label"]
+        >>> attack.name, [given.value for given in attack.gives]
+        ('soft-label', ['counts', 'class embeddings'])
     """
 
     name: str
@@ -149,7 +170,7 @@ def register(
 def list_attacks() -> Mapping[str, Attack]:
     """All registered attacks by name, those of the literature first; read-only.
 
-    Example:
+    Examples:
         >>> import labelleak
         >>> attacks = labelleak.list_attacks()
         >>> attacks["ilrg"].title
@@ -177,7 +198,7 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
         MissingKnowledge: The observation lacks what the attack needs.
         ValueError: No attack of that name, or a hyper-parameter it does not have.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

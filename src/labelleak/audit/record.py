@@ -39,6 +39,15 @@ class AuditRecord:
         source: Where the observation is from: files, kind, learning rate.
         version: Version of labelleak that wrote the record.
         schema: Name and version of this format.
+
+    Examples:
+        >>> import torch
+        >>> from labelleak import Head, HeadGradient, LocalTraining, Observation
+        >>> from labelleak.audit import audit_observation
+        >>> gradient = HeadGradient(torch.ones(3, 2), torch.tensor([-0.5, 0.2, 0.3]))
+        >>> seen = Observation(Head(torch.zeros(3, 2), torch.zeros(3)), gradient)
+        >>> audit_observation(seen, "gradinversion").attack
+        'gradinversion'
     """
 
     attack: str

@@ -47,7 +47,7 @@ class Allow:
     Raises:
         ValueError: A value is impossible; the message names the key.
 
-    Example:
+    Examples:
         >>> allow = Allow(numbers=("loss", "val_*"), lists={"auc": 10})
         >>> allow.number(("metrics", "val-loss")), allow.number(("metrics", "labels"))
         (True, False)

@@ -60,7 +60,7 @@ class Occasion:
         run: The framework's own name or number of the run.
         task: What was asked of the client, ``"train"`` or ``"evaluate"``.
 
-    Example:
+    Examples:
         >>> Occasion(round=3, client="hospital 3", label="before clipping").round
         3
     """
@@ -84,6 +84,14 @@ class Decision:
         record: What was written down.
         send: False: the policy refuses to send it.
         reason: Why, in one sentence.
+
+    Examples:
+        >>> import tempfile
+        >>> from labelleak.federated import Auditor, Occasion, Policy
+        >>> auditor = Auditor(Policy(action="refuse", records=tempfile.mkdtemp()))
+        >>> decision = auditor.failed("the reply is empty", Occasion(round=1, client="a"))
+        >>> decision.send, decision.record.verdict
+        (False, 'failed')
     """
 
     record: RoundRecord
@@ -98,7 +106,7 @@ class Auditor:
     of random numbers: training goes on as without it. It computes on the CPU, and reads the final
     layer alone unless there is a model or the attack needs more.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from labelleak import LocalTraining
         >>> from labelleak.federated import train_locally

@@ -70,7 +70,7 @@ class Contents:
         unaudited: Entries that neither an audit nor the policy covers: path and what is wrong.
         leaks: Entries that tell something of the labels by themselves.
 
-    Example:
+    Examples:
         >>> found = look_at({"metrics": {"loss": 0.5, "labels": [0, 0, 2]}}, Allow())
         >>> found.unaudited
         ('metrics/labels (a list of 3 numbers)',)

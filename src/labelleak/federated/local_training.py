@@ -27,7 +27,7 @@ class LocalUpdate:
         true_counts: Number of samples of each class in the local data that took part, int64, shape
             (classes,). For the caller to score with: no part of an observation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from labelleak import LocalTraining
         >>> from labelleak.federated import train_locally
@@ -93,7 +93,7 @@ def train_locally(
         ValueError: There is no data, not one label per input, a batch that is larger than the data,
             no learning rate, or another number of steps than the data have.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from labelleak import LocalTraining
         >>> from labelleak.federated import train_locally

@@ -71,6 +71,11 @@ class LeakageAudit(Filter):  # type: ignore[misc]
     ``TASK_RESULT_FILTER_ERROR`` with the reason in `REFUSAL_HEADER`: the server never gets any of
     it. Under a refusing policy a result leaves as a new one of what was looked at. Nothing that a
     client or server sends makes the filter raise.
+
+    Examples:
+        >>> from labelleak.federated.nvflare import LeakageAudit
+        >>> LeakageAudit(training={"learning_rate": 0.1, "batch_size": 32}).training["batch_size"]
+        32
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Policy:
     Raises:
         ValueError: A value is impossible; the message names the key.
 
-    Example:
+    Examples:
         >>> Policy(action="refuse", threshold=0.3).limit
         'at most 30.0% of the labels'
     """
@@ -131,6 +131,14 @@ def read_policy(path: Path | str) -> Policy:
     Raises:
         UnreadableFile: There is no such file, it is no TOML, or a key or value is wrong; the
             message names file and key.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "policy.toml")
+        >>> _ = path.write_text('action = "refuse"')
+        >>> read_policy(path).action
+        'refuse'
     """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))

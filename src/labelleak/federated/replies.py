@@ -215,7 +215,7 @@ def observe_gradients(
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Whatever state a training has, it is the same afterwards; inside, it is that of a fresh run.
+    """Whatever state a training has, it is the same afterward; inside, it is that of a fresh run.
 
     Generators of random numbers (torch, NumPy, Python), gradient mode, default device, autocast.
     """

@@ -57,6 +57,14 @@ class RoundRecord:
         time: When the record was made, UTC, ISO 8601.
         version: Version of labelleak that wrote it.
         schema: Name and version of this format.
+
+    Examples:
+        >>> import tempfile
+        >>> from labelleak.federated import Auditor, Occasion, Policy
+        >>> auditor = Auditor(Policy(action="refuse", records=tempfile.mkdtemp()))
+        >>> decision = auditor.failed("the reply is empty", Occasion(round=1, client="a"))
+        >>> decision.send, decision.record.verdict
+        (False, 'failed')
     """
 
     round: int
@@ -102,6 +110,15 @@ def append_record(folder: Path | str, record: RoundRecord) -> Path:
 
     Raises:
         UnreadableFile: It cannot be written, or is a link or another user's file.
+
+    Examples:
+        >>> import tempfile
+        >>> from labelleak.federated import Auditor, Occasion, Policy, append_record, read_rounds
+        >>> folder = tempfile.mkdtemp()
+        >>> decision = Auditor(Policy(records=folder)).failed("nothing came", Occasion(1, "a"))
+        >>> path = append_record(folder, decision.record)
+        >>> [record["verdict"] for record in read_rounds(folder)]
+        ['failed', 'failed']
     """
     line = json.dumps(record.as_dict(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
     return append_line(folder, file_name(record.client), line)
@@ -129,6 +146,15 @@ def read_rounds(path: Path | str) -> list[dict[str, Any]]:
 
     Raises:
         UnreadableFile: There is no such file or folder, or nothing in it is a record.
+
+    Examples:
+        >>> import tempfile
+        >>> from labelleak.federated import Auditor, Occasion, Policy, append_record, read_rounds
+        >>> folder = tempfile.mkdtemp()
+        >>> decision = Auditor(Policy(records=folder)).failed("nothing came", Occasion(1, "a"))
+        >>> path = append_record(folder, decision.record)
+        >>> [record["verdict"] for record in read_rounds(folder)]
+        ['failed', 'failed']
     """
     path = Path(path)
     try:

@@ -24,6 +24,19 @@ class Analytic:
     References:
         Geiping et al., "Inverting gradients", NeurIPS 2020, proposition 3.1 and theorem 1 of the
         arXiv version; Phong et al., "Privacy-preserving deep learning", IEEE TIFS 2018.
+
+    Examples:
+        >>> import torch, labelleak
+        >>> from labelleak.inversion import Analytic, invert
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
+        >>> image, label = torch.rand(1, 1, 2, 2), torch.tensor([1])
+        >>> loss = torch.nn.functional.cross_entropy(model(image), label)
+        >>> gradients = torch.autograd.grad(loss, list(model.parameters()))
+        >>> seen = labelleak.observe(model, gradients, batch_size=1)
+        >>> found = invert(seen, Analytic(), image_shape=(1, 2, 2))
+        >>> torch.allclose(found.images, image, atol=1e-4)
+        True
     """
 
     name = "analytic"

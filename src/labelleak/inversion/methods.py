@@ -41,6 +41,10 @@ class IG:
     References:
         Geiping et al., "Inverting gradients: how easy is it to break privacy in federated
         learning?", NeurIPS 2020.
+
+    Examples:
+        >>> IG(iterations=10).iterations
+        10
     """
 
     iterations: int = 4800
@@ -97,6 +101,10 @@ class DLG:
 
     References:
         Zhu et al., "Deep leakage from gradients", NeurIPS 2019.
+
+    Examples:
+        >>> DLG(iterations=10).iterations
+        10
     """
 
     iterations: int = 300

@@ -33,7 +33,7 @@ def whole_gradient(
         InvalidObservation: The batch is empty, or the model is in training mode, where pieces have
             no common BatchNorm statistics.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)

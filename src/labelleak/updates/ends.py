@@ -1,4 +1,4 @@
-"""Last layers that are no matrix with a row per class: one logit, and 1x1 convolutions."""
+"""Last layers that cannot be read: one logit, 1x1 convolutions, tables of embeddings."""
 
 import re
 from collections import Counter
@@ -6,6 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Shapes = Mapping[str, Sequence[int]]
+
+TIED = (
+    ": its gradient is the sum of what both do, and says nothing certain about labels; only an "
+    "untied head can be read (tie_word_embeddings=False in transformers)"
+)
+"""Why a head that is a table of embeddings, too, is refused."""
+# What follows the name of a layer in that of its weight, or of the tensors it is made from.
+_MADE_FROM = re.compile(r"(?:\.parametrizations)?\.weight(?:_|\.|$)")
+_TABLE = re.compile(r"embed|emb\.|wte|(^|[._])(tok|shared|table|lookup)")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ def other_ends(shapes: Shapes) -> list[OtherEnd]:
         layer: shape
         for layer, shape in weights.items()
         if shape[1] > 1
+        and "original_module" not in layer
         and (shape[0] == 1 if len(shape) == 2 else set(shape[2:]) == {1})
         and (shape[0] == 1 or taken[shape[0]] - (shape[0] == shape[1]) == 0)
     }
@@ -69,9 +79,31 @@ def other_ends(shapes: Shapes) -> list[OtherEnd]:
     ]
 
 
+def is_table(name: str) -> bool:
+    """Whether a weight is, by its name, a table that a model looks its tokens up in."""
+    return name.endswith("weight") and bool(_TABLE.search(name.lower()))
+
+
+def table_of_lone_bias(shapes: Shapes) -> str | None:
+    """The matrix that a bias belongs to which has no weight of its own, as in a tied head."""
+    weighted = {_MADE_FROM.split(name)[0] for name in shapes if ".weight" in name}
+    matrices = {
+        shape[0]: name
+        for name, shape in shapes.items()
+        if name.endswith("weight") and len(shape) == 2
+        if is_table(name) or f"{name.removesuffix('weight')}bias" not in shapes
+    }
+    for name, shape in shapes.items():
+        layer, _, kind = name.rpartition(".")
+        alone = kind == "final_logits_bias" or (kind == "bias" and layer and layer not in weighted)
+        if alone and max(shape, default=0) > 1 and shape[-1] in matrices:
+            return matrices[shape[-1]]
+    return None
+
+
 def _last_layer(layers: list[str], *, in_order: bool) -> str | None:
     """The layer that the model has last; None where the names are sorted and do not tell."""
-    if in_order and layers:
+    if layers and (in_order or len(layers) == 1):
         return layers[-1]
     # Layers of a Sequential are numbered.
     parents = {layer.rpartition(".")[0] for layer in layers}

@@ -18,6 +18,8 @@ from labelleak.loss import Loss
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates.heads import (
+    find_head,
+    head_candidates,
     layer_of,
     module_shapes,
     named_head,
@@ -71,7 +73,7 @@ def capture(
         AmbiguousHead: The head is not clear.
         InvalidObservation: The model's output is not the head's, or labels do not fit.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)
@@ -79,7 +81,7 @@ def capture(
         >>> labelleak.restore(labelleak.capture(model, inputs, labels)).counts.tolist()
         [3, 2, 0, 2, 1]
     """
-    layer = named_head(module_shapes(model), head)
+    layer = _layer(model, head)
     _check_not_shared(model, layer)
     found = deepcopy(head_of(dict(model.named_parameters(remove_duplicate=False)), layer))
     loss = Loss.of(loss)
@@ -100,6 +102,19 @@ def capture(
         model=inside_wrappers(model),
         input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
     )
+
+
+def _layer(model: nn.Module, head: str | None) -> str:
+    """The head's name: the one that was given, or is found; of copies the one that is trained."""
+    shapes = module_shapes(model)
+    if head is not None:
+        return named_head(shapes, head)
+    found = head_candidates(shapes)
+    weights = {name: parameter_name(name, "weight") for name in found}
+    trained = [name for name in found if model.get_parameter(weights[name]).requires_grad]
+    if len({shapes[weight] for weight in weights.values()}) == 1 and len(trained) == 1:
+        return trained[0]
+    return found[0] if len(found) == 1 else find_head(shapes)
 
 
 def _check_not_shared(model: nn.Module, layer: str) -> None:

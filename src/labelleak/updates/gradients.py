@@ -57,7 +57,7 @@ def observe(
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
         input_shape: Shape of one input of the model.
-        auxiliary: Labelled samples of the server's own.
+        auxiliary: Labeled samples of the server's own.
         head: Name of the final linear layer; None to find it.
 
     Returns:
@@ -71,7 +71,7 @@ def observe(
         InvalidObservation: The head's gradient is missing or cannot be right, or a value is
             impossible; or the head is tied to a table of embeddings.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)
@@ -156,7 +156,8 @@ def observe_head(parameters: StateDict, sent: StateDict, layer: str, **fields: A
         InvalidObservation: The gradient was not sent, or a value is impossible; or these are
             weights.
     """
-    head, gradient = head_of(parameters, layer), gradient_of(sent, layer)
+    head = head_of(parameters, layer)
+    gradient = gradient_of(sent, head)
     observation = Observation(head=head, gradient=gradient, **fields)
     # A copy of a language model's head would be large, and some rows tell.
     some = slice(0, 1024)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from labelleak.errors import AmbiguousHead
-from labelleak.updates.ends import OtherEnd, other_ends
+from labelleak.updates.ends import TIED, OtherEnd, is_table, other_ends, table_of_lone_bias
 
 Shapes = Mapping[str, Sequence[int]]
 Value = TypeVar("Value")
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 # Matrices that are no candidates: look-up tables, projections fused from several ones, the low-rank
 # factors of LoRA, and the auxiliary classifiers that some networks train with.
 _NOT_A_HEAD = re.compile(
-    r"embed|emb\.|wte|wpe|relative_attention_bias|qkv|query_key_value|(^|\.)(kv|to_kv|c_attn)\."
+    r"embed|emb\.|wte|wpe|rel_pos|relative_attention_bias|qkv|query_key_value|(^|\.)(kv|to_kv|c_attn)\."
     r"|(^|\.)shared\.$|(^|\.)aux|(^|\.)lora_"
 )
 # A weight matrix as it is, or the tensor that weight_norm or spectral_norm makes it from.
@@ -37,6 +37,8 @@ _WRAPPERS = ("module.", "_orig_mod.", "_module.")
 _PEFT = re.compile(r"(^|\.)(modules_to_save\.[^.]+|original_module|base_layer)(?=\.|$)")
 _CHOOSE = "choose one with head=NAME (on the command line --head NAME)"
 _MOST_LISTED = 12
+# So many layers that may be another kind of head are looked at; networks have a few.
+_MOST_ENDS = 50
 
 
 def strip_wrappers(names: Sequence[str]) -> dict[str, str]:
@@ -72,7 +74,7 @@ def without_wrappers(name: str) -> str:
 def without_peft(name: str) -> str:
     """One name as the base model has it, without the level that PEFT adds.
 
-    Example:
+    Examples:
         >>> without_peft("classifier.modules_to_save.default.weight")
         'classifier.weight'
     """
@@ -98,7 +100,7 @@ def find_head(shapes: Shapes) -> str:
             last layer is one that cannot be read: one logit, a 1x1 convolution, a table that the
             model looks tokens up in.
 
-    Example:
+    Examples:
         >>> find_head({"fc1.weight": (64, 392), "fc2.weight": (10, 64)})
         'fc2'
     """
@@ -121,17 +123,30 @@ def head_candidates(shapes: Shapes) -> list[str]:
             f"fully connected head can be read{_instead(shapes)}"
         )
     found, listed = _found(layers)
-    ends = [end for end in other_ends(shapes) if not _NOT_A_HEAD.search(end.layer.lower() + ".")]
-    hidden = {
-        name: end for name in found or listed for end in ends if _is_behind(end, name, layers)
-    }
-    if hidden.keys() >= set(found or listed):
+    table = table_of_lone_bias(shapes)
+    if table is not None and not _usual([n for n in layers if layers[n][0] == shapes[table][0]]):
+        raise AmbiguousHead(f"the head is tied to the table {layer_of(table)!r}{TIED}")
+    ends = _standing_out(shapes, layers)
+    hidden = _hidden(found or listed, ends, layers)
+    if not found:
+        # Nothing but blocks, and so any end that looks like one is behind them.
+        likely = [end for end in ends if _looks_like_a_head(end)]
+        hidden |= {name: end for name in listed for end in likely}
+    if hidden:
         end = next(iter(hidden.values()))
         raise AmbiguousHead(
             f"the last layer cannot be read yet: {end.text}; where it is not the head, "
-            f"candidates are: {_listed({name: layers[name] for name in hidden})}; {_CHOOSE}"
+            f"candidates are: {_listed({name: layers[name] for name in found or listed})}; "
+            f"{_CHOOSE}"
         )
-    found = [name for name in found or listed if name not in hidden]
+    tables = [name for name, shape in shapes.items() if is_table(name) and len(shape) == 2]
+    if tables and not found and set(listed).isdisjoint(_not_repeated(layers)):
+        raise not_clear(
+            {name: layers[name] for name in listed},
+            f" (one that is tied to {layer_of(tables[0])!r}, as language models have, cannot be "
+            "read)",
+        )
+    found = found or listed
     made = [name for name in found if parameter_name(name, "weight") not in shapes]
     if made:
         raise AmbiguousHead(
@@ -201,7 +216,7 @@ def _layers(shapes: Shapes) -> dict[str, tuple[int, int]]:
         for name, shape in shapes.items()
         if (match := _WEIGHT.search(name)) and len(shape) == 2 and shape[0] >= 2
     }
-    trained = {without_peft(name) for name in matrices if "modules_to_save." in name}
+    trained = {without_peft(layer_of(name)) for name in shapes if "modules_to_save." in name}
     return {
         name: sizes
         for name, sizes in matrices.items()
@@ -226,32 +241,56 @@ def _found(layers: Mapping[str, tuple[int, int]]) -> tuple[list[str], list[str]]
     return found, listed
 
 
-def _is_behind(end: OtherEnd, name: str, layers: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a layer of another kind comes after a linear one, which is hidden then.
+def _standing_out(shapes: Shapes, layers: Mapping[str, tuple[int, int]]) -> list[OtherEnd]:
+    """Layers of other kinds that repeat in no blocks, and of which nothing takes in the outputs."""
+    taken = {inputs for _, inputs in layers.values()} - {1}
+    ends = [
+        end
+        for end in other_ends(shapes)
+        if not (end.repeated or _NOT_A_HEAD.search(f"{end.layer.lower()}."))
+        if end.outputs not in taken or _looks_like_a_head(end)
+    ]
+    return ends[-_MOST_ENDS:]
+
+
+def _hidden(
+    names: list[str], ends: list[OtherEnd], layers: Mapping[str, tuple[int, int]]
+) -> dict[str, OtherEnd]:
+    """The linear layers of those names that a layer of another kind comes after, and which.
 
     It takes in what the linear layer puts out, or looks like a head where the other does not. Two
     heads of one embedding stand beside each other.
     """
-    outputs, inputs = layers[name]
-    if end.repeated or end.outputs in {taken for _, taken in layers.values()} - {1}:
+    own, usual = set(_usual(names)), set(_usual([end.layer for end in ends]))
+    return {
+        name: end
+        for name in names
+        for end in ends
+        if _is_behind(end, name, layers[name], own=name in own, usual=end.layer in usual)
+    }
+
+
+def _is_behind(end: OtherEnd, name: str, sizes: tuple[int, int], *, own: bool, usual: bool) -> bool:
+    """Whether it comes after a linear layer; `own` and `usual` say whose name is one of a head."""
+    outputs, inputs = sizes
+    if end.outputs == inputs:
         return False
+    deeper = _depth(end.layer) - _depth(name)
     if end.inputs == outputs:
-        return True
-    usual, own = bool(_usual([end.layer])), bool(_usual([name]))
-    if end.inputs == inputs and own:
+        # Not where the head has just as many classes as some block has channels.
+        return end.outputs == 1 or usual or not own or deeper <= 0
+    if end.inputs == inputs and (own or not usual):
         return False
-    return (
-        (usual and not own)
-        or (end.is_last and (usual or not own))
-        or (usual and _depth(end.layer) < _depth(name))
-    )
+    return (usual and (not own or deeper < 0)) or (end.is_last and (usual or not own))
+
+
+def _looks_like_a_head(end: OtherEnd) -> bool:
+    return end.is_last or bool(_usual([end.layer]))
 
 
 def _instead(shapes: Shapes) -> str:
     """What there is in place of a linear head, for a message."""
-    ends = other_ends(shapes)
-    named = set(_usual([end.layer for end in ends]))
-    likely = [end for end in ends if end.layer in named or end.is_last]
+    likely = [end for end in other_ends(shapes) if _looks_like_a_head(end)]
     return f", and {likely[-1].text}" if likely else ""
 
 

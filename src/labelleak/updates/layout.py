@@ -13,7 +13,7 @@ from labelleak.errors import InvalidObservation
 Shapes = Mapping[str, Sequence[int]]
 
 # A weight of the first GPTs, which transformers keeps as (features, outputs) beside usual heads.
-_CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
+_CONV1D = re.compile(r"(^|\.)(c_attn|q_attn|c_fc|c_proj)\.(base_layer\.)?weight$")
 _IN_ORDER = re.compile(r"arr_\d+$")
 # What BatchNorm counts stands in a state dict, and not among the parameters.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
@@ -46,7 +46,7 @@ def as_torch(shapes: Shapes) -> dict[str, Stored]:
         For ``dense/kernel:0`` the name ``dense.weight``. Matrices called ``weight`` of which every
         bias shows that they lie as kernels do are turned, too.
 
-    Example:
+    Examples:
         >>> as_torch({"dense/kernel": (64, 10), "dense/bias": (10,)})["dense.weight"]
         Stored(name='dense/kernel', is_kernel=True)
     """

@@ -6,6 +6,7 @@ a head may be there several times (a frozen copy, a teacher): then the one that 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from labelleak.checks import is_plain
 from labelleak.errors import InvalidObservation
+from labelleak.updates.ends import TIED, is_table
 from labelleak.updates.heads import (
     head_candidates,
     layer_of,
@@ -22,7 +24,6 @@ from labelleak.updates.heads import (
     without_peft,
 )
 
-_TABLES = ("embed", "emb.", "wte", "shared", "tok", "lookup", "table")
 # Rows of a table that are compared first: where they differ, the rest need not be read.
 _FIRST_ROWS = 16
 
@@ -45,7 +46,7 @@ class Held:
 
     values: Mapping[str, Tensor]
 
-    @property
+    @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor by name."""
         return {name: tuple(value.shape) for name, value in self.values.items()}
@@ -169,25 +170,39 @@ def _layers(model: Tensors, update: Tensors, head: str | None) -> tuple[list[str
 def _counterparts(
     layer: str, own: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]
 ) -> list[tuple[str, bool]]:
-    """Layers on the other side that may be the same, and whether their weight is turned."""
-    shape = own[parameter_name(layer, "weight")]
-    exact = parameter_name(layer, "weight")
-    if exact in others:
-        return [(layer, others[exact] == shape[::-1] != shape)]
-    fitting = {
-        layer_of(name): other == shape[::-1] != shape
-        for name, other in others.items()
-        if name.rpartition(".")[2] == "weight" and other in (shape, shape[::-1])
-    }
+    """Layers on the other side that may be the same, and whether their weight is turned.
+
+    Where the other side has no such weight, its bias tells.
+    """
+    for kind in ("weight", "bias"):
+        exact = parameter_name(layer, kind)
+        shape = own.get(exact, ())
+        turned = shape[::-1] if kind == "weight" else shape
+        if exact in others:
+            return [(layer, others[exact] == turned != shape)]
+        fitting = {
+            layer_of(name): other != shape
+            for name, other in others.items()
+            if name.rpartition(".")[2] == kind and other in (shape, turned)
+            if kind == "weight" or parameter_name(layer_of(name), "weight") not in others
+        }
+        if same := _of_that_name(layer, list(fitting), own, others):
+            return [(name, fitting[name]) for name in same]
+    return []
+
+
+def _of_that_name(
+    layer: str, candidates: list[str], own: Iterable[str], others: Iterable[str]
+) -> list[str]:
+    """Candidates that bear a layer's name but for PEFT's level, a suffix of it, or its rest."""
     plain = without_peft(layer)
-    same = [name for name in fitting if without_peft(name) == plain]
-    same = same or [name for name in fitting if _is_suffix(plain, without_peft(name))]
+    same = [name for name in candidates if without_peft(name) == plain]
+    same = same or [name for name in candidates if _is_suffix(plain, without_peft(name))]
     if not same:
         mine, theirs = _common_prefix(own), _common_prefix(others)
         short = plain.removeprefix(mine)
-        same = [name for name in fitting if without_peft(name).removeprefix(theirs) == short]
-    trained = [name for name in same if "original_module" not in name]
-    return [(name, fitting[name]) for name in trained or same]
+        same = [name for name in candidates if without_peft(name).removeprefix(theirs) == short]
+    return [name for name in same if "original_module" not in name] or same
 
 
 def _is_suffix(one: str, other: str) -> bool:
@@ -208,8 +223,11 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def _has_changed(pair: Pair, model: Tensors, update: Tensors, changed: Changed) -> bool:
-    sent = pair.tensor(update, "weight")
-    return sent is not None and changed(model.tensor(parameter_name(pair.layer, "weight")), sent)
+    for kind in ("weight", "bias"):
+        sent = pair.tensor(update, kind)
+        if sent is not None:
+            return changed(model.tensor(parameter_name(pair.layer, kind)), sent)
+    return False
 
 
 def _check_not_tied(model: Tensors, update: Tensors, pair: Pair) -> None:
@@ -222,15 +240,12 @@ def _check_not_tied(model: Tensors, update: Tensors, pair: Pair) -> None:
     for name, shape in model.shapes.items():
         if name == own or shape != model.shapes[own]:
             continue
-        words = f"{name.lower()}."
-        if any(word in words for word in _TABLES) and _is_same(model, own, name):
+        if is_table(name) and _is_same(model, own, name):
             sent = parameter_name(pair.sent, "weight")
             both = name in update.shapes and sent in update.shapes
             if not both or _is_same(update, sent, name):
                 raise InvalidObservation(
-                    f"the head {pair.layer!r} is tied to the table {layer_of(name)!r}: its "
-                    "gradient is the sum of what both do, and says nothing certain about labels; "
-                    "only an untied head can be read (tie_word_embeddings=False in transformers)"
+                    f"the head {pair.layer!r} is tied to the table {layer_of(name)!r}{TIED}"
                 )
 
 

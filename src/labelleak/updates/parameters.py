@@ -89,8 +89,8 @@ def as_tensor(what: str, value: Any) -> Tensor:
         return value.detach() if value.requires_grad else value
     array = np.asarray(value)
     try:
-        if array.dtype.name == "bfloat16":
-            # A type of JAX, which NumPy does not have itself.
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
+            # bfloat16 of JAX, which NumPy does not have itself and keeps as two bytes.
             bits = np.require(array, requirements=["C", "W"]).view(np.int16)
             return torch.from_numpy(bits).view(torch.bfloat16)
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -122,17 +122,21 @@ def head_of(parameters: StateDict, layer: str) -> Head:
     )
 
 
-def gradient_of(gradients: StateDict, layer: str) -> HeadGradient:
-    """The gradient of the head of that name.
+def gradient_of(gradients: StateDict, head: Head) -> HeadGradient:
+    """The gradient of a head; where only that of its bias was sent, with a weight of zeros.
 
     Raises:
         InvalidObservation: It was not sent.
     """
-    weight = gradients.get(parameter_name(layer, "weight"))
+    layer = head.name or ""
+    weight, bias = (gradients.get(parameter_name(layer, kind)) for kind in ("weight", "bias"))
+    if weight is None and bias is not None and head.bias is not None:
+        # Zeros that take no memory.
+        weight = bias.new_zeros(()).expand(head.weight.shape)
     if weight is None:
         raise InvalidObservation(
             f"there is no gradient for {parameter_name(layer, 'weight')}: names do not match, or "
             "the final layer is frozen; the update holds "
             + (", ".join(list(gradients)[-4:]) or "nothing")
         )
-    return HeadGradient(weight=weight, bias=gradients.get(parameter_name(layer, "bias")))
+    return HeadGradient(weight=weight, bias=bias)

@@ -58,6 +58,19 @@ def read_observation(
         AmbiguousHead: The head is not clear.
         MissingKnowledge: Weights, and no learning rate or number of steps.
         InvalidObservation: A value is impossible.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> from labelleak import LocalTraining
+        >>> from labelleak.updates import read_observation
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> before, update = folder / "before.safetensors", folder / "update.safetensors"
+        >>> save_file({"fc.weight": torch.zeros(3, 4), "fc.bias": torch.zeros(3)}, before)
+        >>> save_file({"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)}, update)
+        >>> read_observation(before, update, training=LocalTraining(batch_size=8)).classes
+        3
     """
     if kind not in get_args(Kind):
         raise InvalidObservation(f"kind {kind!r}: use one of {', '.join(get_args(Kind))}")
@@ -122,10 +135,12 @@ def _check_fits(model: TensorFile, sent: TensorFile, pair: Pair) -> None:
     Raises:
         UnreadableFile: It has not.
     """
+    bias = parameter_name(pair.layer, "bias"), parameter_name(pair.sent, "bias")
+    has_bias = bias[0] in model.shapes and bias[1] in sent.shapes
     for kind in ("weight", "bias"):
         own, name = parameter_name(pair.layer, kind), parameter_name(pair.sent, kind)
         expected, shape = model.shapes.get(own), sent.shapes.get(name)
-        if expected is None or (shape is None and kind == "bias"):
+        if expected is None or (shape is None and (kind == "bias" or has_bias)):
             continue
         if shape is None:
             raise UnreadableFile(

@@ -66,13 +66,13 @@ def observe_update(
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
         input_shape: Shape of one input of the model.
-        auxiliary: Labelled samples of the server's own.
+        auxiliary: Labeled samples of the server's own.
         head: Name of the final linear layer; None to find it.
 
     Returns:
         The observation; its gradients are float64. BatchNorm's running statistics, buffers and
-        integers are left out: the optimiser did not change them. A bias of the head that is not
-        among the weights afterwards counts as not sent. Names are without a wrapper's prefix, as
+        integers are left out: the optimizer did not change them. A bias of the head that is not
+        among the weights afterward counts as not sent. Names are without a wrapper's prefix, as
         those of `observe`.
 
     Raises:
@@ -80,7 +80,7 @@ def observe_update(
         MissingKnowledge: The learning rate or the number of steps is not known.
         InvalidObservation: A value is impossible, or the two state dicts do not fit.
 
-    Example:
+    Examples:
         >>> import torch, labelleak
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(20, 5)
@@ -162,31 +162,30 @@ def observe_head_update(
         MissingKnowledge: The learning rate is not known.
         InvalidObservation: The two do not fit, or a value is impossible.
     """
-    reach = _reach_of(training)
-    weight, bias = parameter_name(layer, "weight"), parameter_name(layer, "bias")
+    reach, head = _reach_of(training), head_of(before, layer)
+    has_bias = head.bias is not None and parameter_name(layer, "bias") in after
     gradients = {}
-    for name in (weight, bias):
+    for kind in ("weight", "bias"):
+        name = parameter_name(layer, kind)
         start, end = before.get(name), after.get(name)
-        if start is None or (end is None and name == bias):
+        if start is None or (end is None and (kind == "bias" or has_bias)):
             continue
         if end is None or end.shape != start.shape:
             raise InvalidObservation(
                 f"{name} is not the same tensor before and after: names or shapes do not match"
             )
         gradients[name] = _mean_gradient(name, start, end, training)
-    gradient = gradient_of(gradients, layer)
+    gradient = gradient_of(gradients, head)
     # The coarser of the two formats; zeros to begin with would fit in any.
-    epsilon = max(torch.finfo(before[weight].dtype).eps, machine_epsilon(after[weight]))
+    read = next(iter(gradients))
+    epsilon = max(torch.finfo(before[read].dtype).eps, machine_epsilon(after[read]))
     # The client rounded its weights, by at most epsilon / sqrt(12) of their size on average, and
     # its gradient before that.
     rounding = epsilon * (
-        4 * root_mean_square(gradient.weight) + 0.3 * root_mean_square(before[weight]) / reach
+        4 * root_mean_square(gradients[read]) + 0.3 * root_mean_square(before[read]) / reach
     )
     return Observation(
-        head=head_of(before, layer),
-        gradient=replace(gradient, rounding=rounding),
-        training=training,
-        **fields,
+        head=head, gradient=replace(gradient, rounding=rounding), training=training, **fields
     )
 
 
@@ -211,8 +210,9 @@ def observe_head_difference(
         if name in before and before[name].shape == change.shape
     }
     seen = observe_head_update(before, after, layer, training, **fields)
-    change = difference[parameter_name(layer, "weight")]
-    rounding = machine_epsilon(change) * 4 * root_mean_square(seen.gradient.weight)
+    weight = difference.get(parameter_name(layer, "weight"))
+    epsilon = 0.0 if weight is None else machine_epsilon(weight)
+    rounding = 4 * epsilon * root_mean_square(seen.gradient.weight)
     gradient = replace(seen.gradient, rounding=seen.gradient.rounding + rounding)
     return replace(seen, gradient=gradient)
 

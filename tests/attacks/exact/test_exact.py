@@ -217,12 +217,12 @@ def test_a_client_that_computes_in_single_precision_is_certified(seed):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_an_embedding_that_is_zero_everywhere_is_no_error(size):
+def test_a_weight_gradient_of_zeros_counts_as_not_sent(size):
+    """Embeddings that are zero everywhere leave the same gradient as a weight that was not sent."""
     made = trained(10, 2, size)
     made = Batch(made.weight, made.bias, torch.zeros_like(made.embeddings), made.labels * 0)
-    found = restored(made.observe())
-    assert found.certified
-    assert torch.equal(found.counts, made.counts)
+    with pytest.raises(MissingKnowledge, match="gradient of the final layer's weight"):
+        restored(made.observe())
 
 
 def test_a_low_rank_says_nothing_of_more_samples_than_the_head_has_room_for():

@@ -21,7 +21,7 @@ def images(shape, size, seed):
     return 0.5 * mean + 0.75**0.5 * fields
 
 
-def unlabelled(inputs):
+def unlabeled(inputs):
     """Auxiliary data whose labels say nothing: the attack looks at the inputs alone."""
     return Auxiliary(inputs, torch.zeros(len(inputs), dtype=torch.int64))
 
@@ -63,7 +63,7 @@ def test_auxiliary_inputs_stand_in_for_the_batch():
     errors = {"pooled": 0.0, "calibrated": 0.0}
     for seed in range(4):
         seen, counts = trial("fcn-3", shape, 10, 128, seed)
-        seen = replace(seen, gradients=None, auxiliary=unlabelled(images(shape, 400, 50 + seed)))
+        seen = replace(seen, gradients=None, auxiliary=unlabeled(images(shape, 400, 50 + seed)))
         for name in errors:
             errors[name] += float((restore(seen, name).raw - counts).square().mean())
     assert errors["calibrated"] < 0.3 * errors["pooled"]
@@ -73,7 +73,7 @@ def test_misleading_auxiliary_inputs_are_outvoted_by_the_gradient():
     """Inputs of ten times the size say nothing true: what pooled finds stays."""
     seen, counts = trial("lenet5", (3, 32, 32), 20, 40, 0)
     misleading = 10.0 * images((3, 32, 32), 200, 1) + 5.0
-    misled = replace(seen, auxiliary=unlabelled(misleading))
+    misled = replace(seen, auxiliary=unlabeled(misleading))
     assert torch.equal(restore(seen, "pooled").counts, counts)
     assert torch.equal(restore(misled, "calibrated").counts, counts)
 

@@ -15,8 +15,8 @@ def test_it_is_the_published_algorithm(seed):
     assert found.counts.tolist() == emitted_by_hand(sums, [impact] * 12, 30, [0.0] * 12)
 
 
-def test_a_case_worked_emitted_by_hand():
-    """The largest row sum is 0.75: one sample weighs 4 / 3 * 0.75 = 1."""
+def test_a_case_by_hand():
+    """The largest row sum is 0.75, so the impact is 4 / 3 * 0.75 = 1."""
     gradient = torch.tensor([[-1.5], [0.5], [0.25], [0.75]], dtype=torch.float64)
     found = restore(untrained(4, 1, 3).observe(HeadGradient(gradient), bias=False), "e2egi")
     assert found.counts.tolist() == [2, 0, 1, 0]

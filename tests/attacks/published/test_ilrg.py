@@ -88,7 +88,7 @@ KINDS = ("exact", "noisy", "zero rows", "zero bias", "sparse", "confident")
 
 
 def cases():
-    """200 heads: 2 to 1000 classes, evenly on a logarithmic scale but for the largest."""
+    """200 heads of 2 to 1000 classes, spaced evenly in the logarithm but for the largest."""
     sizes = [*np.geomspace(2, 150, 180).round().astype(int).tolist()]
     sizes += [200] * 6 + [300] * 7 + [400] * 4 + [600, 1000, 1000]
     for number, classes in enumerate(sizes):
@@ -113,7 +113,7 @@ def test_there_are_200_different_heads_of_every_kind():
 
 
 def assert_solved_alike(found, raw, rounded):
-    """Real numbers that differ by rounding errors, and integers wherever these decide nothing."""
+    """Real numbers are equal up to rounding, and so are integers unless a number is near a half."""
     tolerance = 1e-5 * max(1.0, np.abs(raw).max())
     assert np.abs(found.raw.numpy() - raw).max() <= tolerance
     decided = np.abs(raw - np.floor(raw) - 0.5) > 2 * tolerance
@@ -154,7 +154,7 @@ def test_known_classes_give_what_a_plain_pseudo_inverse_gives(case):
 
 
 def test_counts_of_known_classes_go_to_no_other_class():
-    """Their solution misses the total where the assumptions fail; it is made up among them."""
+    """Where the assumptions fail, the counts miss the total: known classes make up for it."""
     spilt = False
     for seed in range(10):
         random = rng(seed)
@@ -178,7 +178,7 @@ def test_counts_of_known_classes_go_to_no_other_class():
         shares = ilrg(replace(seen, training=LocalTraining())).proportions
         assert not shares[3:].any()
         assert float(shares.sum()) == pytest.approx(1.0)
-    assert spilt, "made up among all classes, none of these would have come out wrong"
+    assert spilt, "without that restriction, other classes get counts in some of these"
 
 
 @pytest.mark.parametrize("make", [one_embedding, separated])

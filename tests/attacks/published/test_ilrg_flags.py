@@ -13,7 +13,7 @@ from synthetic import losses, one_embedding, rng, told
 
 
 def test_nearly_singular_equations_are_flagged():
-    """Where every class is predicted with certainty, nothing tells one from another."""
+    """If every class is predicted with certainty, the equations say nothing about the counts."""
     own = torch.eye(8, 16, dtype=torch.float64)
     gradient = HeadGradient(own, torch.ones(8, dtype=torch.float64))
     flags = {
@@ -40,9 +40,9 @@ def test_a_total_that_does_not_fit_is_flagged():
 
 
 def with_fractions(fraction, classes=10, features=30, size=24, absent=0):
-    """An observation of which the restored counts are off by the given share of a sample.
+    """An observation whose restored counts are off by the given fraction of a sample.
 
-    Half of the present classes have that much too many, half too few, so that all else fits.
+    Half of the present classes have too many and half too few, so that the total fits.
     """
     batch = one_embedding(classes, features, size)
     batch.labels = torch.arange(size) % (classes - absent)
@@ -50,7 +50,7 @@ def with_fractions(fraction, classes=10, features=30, size=24, absent=0):
     change = torch.zeros(classes, dtype=torch.float64)
     change[0 : classes - absent : 2], change[1 : classes - absent : 2] = fraction, -fraction
     bias = gradient.bias - change / size
-    # As from one mean embedding: the quotients stay what they were.
+    # The gradient of one mean embedding, so that the quotients stay the same.
     weight = bias[:, None] * batch.embeddings[0]
     return batch.observe(HeadGradient(weight, bias))
 
@@ -77,7 +77,7 @@ def test_many_absent_classes_do_not_hide_what_is_wrong_with_the_others():
 
 @pytest.mark.parametrize("loss", losses(10), ids=str)
 def test_fractions_are_of_instances_whatever_the_loss(loss):
-    """Class weights scale the unknowns of the equations, and not the counts."""
+    """Class weights scale the unknowns of the equations, not the counts."""
     batch = one_embedding(10, 30, 24)
     observation = batch.observe_under(loss)
     assert Flag.NOT_INTEGRAL not in ilrg(observation).flags

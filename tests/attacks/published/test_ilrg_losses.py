@@ -1,4 +1,4 @@
-"""iLRG under every loss that it allows for."""
+"""iLRG under every loss that it can read."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_counts_are_exact_where_all_embeddings_are_the_same(options, classes, si
 )
 @pytest.mark.parametrize(("classes", "size"), [(6, 20), (10, 24), (40, 100)])
 def test_counts_are_exact_where_classes_differ_and_the_assumption_holds(options, classes, size):
-    """Embeddings and predictions of the classes are restored, too."""
+    """The embedding and the prediction of each class are exact, too."""
     asked = loss(**options, label_smoothing=0.0, classes=classes)
     batch = separated(classes, 2 * classes, size)
     found = ilrg(batch.observe(batch.autograd(**asked), **knowledge(asked)))
@@ -77,7 +77,7 @@ def test_counts_are_exact_where_classes_differ_and_the_assumption_holds(options,
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_equations_hold_for_any_predictions(options, seed):
-    """With the true prediction of every class, the true counts solve all equations."""
+    """Given the true prediction of each class, the true counts solve all equations."""
     classes, size = 8, 30
     asked = loss(**options, classes=classes)
     labels = torch.randint(classes, (size,), generator=rng(seed))
@@ -104,8 +104,8 @@ def test_the_equations_hold_for_any_predictions(options, seed):
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3])
-def test_smoothing_that_nobody_told_the_attack_spoils_the_counts(smoothing):
-    """So the exact counts above are due to the equations, not to an easy batch."""
+def test_without_knowing_the_smoothing_counts_are_wrong(smoothing):
+    """The exact counts above are due to the equations, not to an easy batch."""
     batch = one_embedding(10, 30, 200)
     gradient = batch.autograd(label_smoothing=smoothing)
     told, untold = (ilrg(batch.observe(gradient, label_smoothing=a)) for a in (smoothing, 0.0))
@@ -113,7 +113,7 @@ def test_smoothing_that_nobody_told_the_attack_spoils_the_counts(smoothing):
     assert not torch.equal(untold.rounded, batch.counts)
 
 
-def test_class_weights_that_nobody_told_the_attack_spoil_the_counts():
+def test_without_knowing_the_class_weights_counts_are_wrong():
     batch = one_embedding(10, 30, 200)
     weights = torch.linspace(0.5, 3, 10, dtype=torch.float64)
     gradient = batch.autograd(weight=weights)

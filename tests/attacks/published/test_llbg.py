@@ -30,18 +30,18 @@ def test_they_are_the_published_algorithms(seed):
         assert found.counts.tolist() == emitted_by_hand(beta, impact, 30, [0.0] * 12), attack
 
 
-def test_cases_worked_emitted_by_hand():
-    """db = (-0.5, -0.25, 0.25, 0.5) and K = 4: LLBG takes 1/4 a sample, EBI 3/16."""
+def test_cases_by_hand():
+    """db = (-0.5, -0.25, 0.25, 0.5) and K = 4: the impact is 1/4 in LLBG and 3/16 in EBI."""
     bias = torch.tensor([-0.5, -0.25, 0.25, 0.5], dtype=torch.float64)
     observation = untrained(4, 1, 4).observe(HeadGradient(torch.ones(4, 1).double(), bias))
-    # LLBG: 0 and 1 first; -0.25 and 0 are left, then 0 and 0: the lower class.
+    # LLBG emits 0 and 1, which leaves -0.25 and 0; then 0, which leaves 0 and 0: the lower class.
     assert restore(observation, "llbg").counts.tolist() == [3, 1, 0, 0]
-    # EBI: -5/16 and -1/16 are left, then -2/16 and -1/16.
+    # EBI emits 0 and 1, which leaves -5/16 and -1/16; then 0, which leaves -2/16 and -1/16.
     assert restore(observation, "ebi").counts.tolist() == [3, 1, 0, 0]
 
 
 def test_llbg_is_exact_where_predictions_are_uniform():
-    """With a head of zeros an entry is 1/C - n/K: after the first stage the largest n is first."""
+    """With a head of zeros an entry is 1/C - n/K."""
     batch = one_embedding(20, 10, 64)
     batch.weight.zero_()
     batch.bias.zero_()

@@ -13,7 +13,7 @@ def rows(batch):
 
 
 def dummy_row_sums(batch, inputs, label, size):
-    """Row sums of a batch of the given inputs, all labelled alike, by autograd."""
+    """Row sums of a batch of the given inputs, all labeled alike, by autograd."""
     labels = torch.full((len(inputs),), label)
     made_up = Batch(batch.weight, batch.bias, inputs.double(), labels)
     return made_up.autograd().weight.sum(dim=1).tolist()
@@ -68,8 +68,8 @@ def test_llg_plus_is_the_published_algorithm(seed):
     assert found.counts.tolist() == expected
 
 
-def test_llg_worked_emitted_by_hand():
-    """g = (-3, -1, 2, 2): impact (1 + 1/4) / 5 * -4 = -1, so 0 and 1, then 0, 0, and 0 again."""
+def test_llg_by_hand():
+    """Row sums (-3, -1, 2, 2): the impact is (1 + 1/4) / 5 * -4 = -1, so it emits 0, 1, 0, 0, 0."""
     gradient = HeadGradient(torch.tensor([[-3.0], [-1.0], [2.0], [2.0]], dtype=torch.float64))
     batch = untrained(4, 1, 5)
     found = restore(batch.observe(gradient, bias=False), "llg")
@@ -77,7 +77,7 @@ def test_llg_worked_emitted_by_hand():
 
 
 def test_one_embedding_for_all_is_restored_by_auxiliary_data():
-    """The impact is then exact but for the factor 1 + 1/C."""
+    """The impact is exact but for the factor 1 + 1/C."""
     batch = one_embedding(20, 30, 40)
     inputs = batch.embeddings[:1].expand(20, -1)
     auxiliary = Auxiliary(inputs, torch.arange(20))
@@ -140,6 +140,6 @@ def test_dummies_that_there_are_not(attack, wrong, message, unchecked):
 
 
 def test_many_labels_are_emitted_fast():
-    """4096 labels of 1000 classes: far below a second, where argmin by argmin takes several."""
+    """4096 labels of 1000 classes: a heap takes milliseconds, an argmin per label seconds."""
     batch = untrained(1000, 8, 4096)
     assert int(restore(batch.observe(), "llg").counts.sum()) == 4096

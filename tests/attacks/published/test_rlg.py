@@ -19,7 +19,7 @@ def basis_of(matrix):
     """Orthonormal basis of the space that the columns span; rows of zeros stay zero."""
     left, values, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
     basis = left[:, values > 1e-9 * values[0]]
-    # The oracles below scale the unknowns freely, so that they would read rounding errors.
+    # The linear program below has unbounded unknowns: it would separate rounding errors.
     return torch.where(basis.norm(dim=1, keepdim=True) > 1e-9, basis, 0.0)
 
 
@@ -35,12 +35,12 @@ def random_basis(classes, rank, seed, *, sums_to_zero=True, integers=False):
 
 
 def cut_off_by_farkas(basis):
-    """A row is cut off unless it is a sum of non-negative multiples of the others."""
+    """Farkas: a row is cut off unless it is a sum of non-negative multiples of the others."""
     rows = basis.numpy()
     return [bool(nnls(np.delete(rows, i, axis=0).T, rows[i])[1] > 1e-7) for i in range(len(rows))]
 
 
-def cut_off_by_programme(basis):
+def cut_off_by_program(basis):
     """As the paper states it: some r with (r Q)_i < 0 and (r Q)_j >= 0, here -1 and r unbounded."""
     rows = basis.numpy()
     classes, rank = rows.shape
@@ -70,19 +70,19 @@ SIZES = [(classes, rank) for classes in (3, 4, 6, 9) for rank in range(1, classe
 @pytest.mark.parametrize(("classes", "rank"), SIZES)
 @pytest.mark.parametrize("integers", [False, True])
 @pytest.mark.parametrize("sums_to_zero", [False, True])
-def test_separable_agrees_with_farkas_and_with_a_linear_programme(
+def test_separable_agrees_with_farkas_and_with_a_linear_program(
     classes, rank, integers, sums_to_zero
 ):
     for seed in range(4):
         basis = random_basis(classes, rank, seed, sums_to_zero=sums_to_zero, integers=integers)
         answer = separable(basis).tolist()
         assert answer == cut_off_by_farkas(basis)
-        assert answer == cut_off_by_programme(basis)
+        assert answer == cut_off_by_program(basis)
 
 
 @pytest.mark.parametrize(("classes", "rank"), SIZES)
 @pytest.mark.parametrize("integers", [False, True])
-def test_both_forms_of_the_programme_decide_every_class(classes, rank, integers):
+def test_both_forms_of_the_program_decide_every_class(classes, rank, integers):
     for seed in range(4):
         basis = random_basis(classes, rank, seed, integers=integers)
         rows = torch.nn.functional.normalize(basis, dim=1).numpy()
@@ -112,8 +112,8 @@ def test_the_tests_by_projection_are_never_wrong(seed, classes, share, integers,
 
 
 @pytest.mark.parametrize(("classes", "rank"), [(60, 3), (60, 12), (200, 24), (400, 24)])
-def test_few_classes_of_a_gradient_are_left_to_the_programmes(classes, rank):
-    """At most twice the rank, however many classes there are; never a present one."""
+def test_few_classes_of_a_gradient_are_left_to_the_programs(classes, rank):
+    """At most twice the rank, however many classes there are, and all present ones."""
     assert int((~held(random_basis(classes, rank, seed=classes))).sum()) <= 2 * rank
     batch = untrained(classes, 100, rank, spread=0.5, scale=4.0)
     left = ~held(basis_of(batch.gradient().weight))
@@ -148,7 +148,7 @@ def test_on_an_untrained_head_the_set_is_exact(classes, features, size, dtype):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_on_a_confident_head_the_set_is_exact(seed):
-    """Where the projections decide little: every present class takes a linear programme."""
+    """The projections decide little there: every present class needs a linear program."""
     batch = untrained(40, 100, 12, seed, spread=0.5, scale=4.0)
     projector = basis_of(batch.gradient().weight)
     projector = projector @ projector.T
@@ -158,13 +158,13 @@ def test_on_a_confident_head_the_set_is_exact(seed):
 
 
 def test_many_classes_and_a_batch_larger_than_both_take_no_time(monkeypatch):
-    """The projections decide all; there would be hundreds of programmes of seconds each."""
+    """The projections decide all classes: hundreds of linear programs would take seconds each."""
 
-    def programme(*arguments):
-        raise AssertionError("a linear programme was solved")
+    def program(*arguments):
+        raise AssertionError("a linear program was solved")
 
     for name in ("_cut_off_by_direction", "_cut_off_by_pattern"):
-        monkeypatch.setattr(module, name, programme)
+        monkeypatch.setattr(module, name, program)
     for size in (24, 200, 300):
         batch = untrained(400, 500, size, seed=size, dtype=torch.float32)
         assert torch.equal(rlg(batch.observe(dtype=torch.float32)).present, batch.present)
@@ -227,7 +227,7 @@ def test_a_noisy_gradient_is_refused(classes, features):
 
 
 def test_noise_that_the_gradient_is_known_to_carry_is_no_rank():
-    """As in a difference of weights, which were rounded before and after."""
+    """A difference of weights has such noise: both were rounded."""
     batch = untrained(100, 84, 4, spread=1.0)
     gradient = batch.gradient()
     noise = torch.randn(gradient.weight.shape, generator=rng(), dtype=torch.float64)
@@ -236,7 +236,7 @@ def test_noise_that_the_gradient_is_known_to_carry_is_no_rank():
 
 
 def test_positive_factors_per_class_change_nothing():
-    """They change no sign, and class weights are such factors, near enough."""
+    """They change no sign. Class weights are about such factors."""
     batch = untrained(20, 40, 6)
     gradient = batch.gradient().weight
     factors = 0.5 + torch.rand(20, 1, generator=rng(), dtype=torch.float64)

@@ -14,7 +14,7 @@ from synthetic import Batch, losses, rng, untrained
 
 
 def prototypes(classes, features, size, seed, scale=1.0):
-    """Every sample of a class has the same embedding: auxiliary data tells S exactly."""
+    """All samples of a class have the same embedding, so auxiliary data gives exact predictions."""
     generator = rng(seed)
     rows = torch.rand(classes, features, generator=generator).double()
     weight = scale * torch.randn(classes, features, generator=generator).double()
@@ -80,7 +80,7 @@ def test_least_squares_on_the_simplex_against_a_general_solver(seed):
 
 
 def test_least_squares_on_the_simplex_by_hand():
-    """The corner nearest to (2, 0), and the middle of an edge."""
+    """The corner nearest to (2, 0), and the middle of the edge."""
     matrix = torch.eye(2, dtype=torch.float64)
     assert least_squares_on_simplex(matrix, torch.tensor([2.0, 0.0]).double()).tolist() == [1, 0]
     half = least_squares_on_simplex(matrix, torch.tensor([3.0, 3.0]).double())
@@ -88,9 +88,9 @@ def test_least_squares_on_the_simplex_by_hand():
 
 
 def simulated(batch, auxiliary, rate, steps):
-    """Several steps by the law that the attack assumes, step by step and sample by sample.
+    """Several steps as the attack models them, one step and one sample at a time.
 
-    Returns the mean bias gradient and how far the mean logits go, for embeddings of one length.
+    Returns the mean bias gradient and the change of the logits, for embeddings of length one.
     """
     logits = batch.embeddings @ batch.weight.T
     drift, mean = torch.zeros(len(batch.weight)).double(), torch.zeros(len(batch.weight)).double()
@@ -105,7 +105,7 @@ def simulated(batch, auxiliary, rate, steps):
 
 
 def test_several_steps_are_simulated():
-    """The reach of a step is 2: embeddings of length one and the bias."""
+    """A step moves the logits by twice its gradient: embeddings of length one, and the bias."""
     batch, auxiliary = prototypes(6, 12, 24, 0)
     mean, drift = simulated(batch, auxiliary, 0.4, 10)
     # A weight gradient whose pooled embedding has length one.
@@ -117,11 +117,12 @@ def test_several_steps_are_simulated():
     static = restore(observed(batch, auxiliary, gradient), "rlu")
     found = restore(observation, "rlu")
     error, before = ((x.raw - batch.counts).abs().sum() for x in (found, static))
-    assert float(error) < 0.6 * float(before)
-    # Where the client's model shows the way that the logits went, the shares get better still.
+    assert float(error) < 0.7 * float(before)
+    # The client's model shows how the logits moved, which improves the shares.
     after = {"fc.weight": batch.weight, "fc.bias": drift}
     searched = restore(replace(observation, after=after), "rlu", searches=30)
-    assert float((searched.raw - batch.counts).abs().sum()) <= float(error) + 1e-9
+    # Thirty batches give 0.34 to 0.61 for the ratio above, and 0.02 to 0.39 for this one.
+    assert float((searched.raw - batch.counts).abs().sum()) < 0.6 * float(error)
 
 
 def test_without_searches_the_client_s_model_plays_no_part():
@@ -130,7 +131,7 @@ def test_without_searches_the_client_s_model_plays_no_part():
     observation = observed(batch, auxiliary, **knowledge)
     found = restore(observation, "rlu")
     again = restore(replace(observation, after=batch.after(0.1)), "rlu", searches=0)
-    assert torch.equal(found.raw, again.raw)
+    torch.testing.assert_close(found.raw, again.raw)
 
 
 def test_what_is_missing_is_named():

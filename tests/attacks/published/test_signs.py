@@ -84,11 +84,11 @@ def test_a_single_sample_is_exact(rule, variant, seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_with_signed_embeddings_absent_classes_are_claimed(seed):
-    """Why the attacks say what they assume: the sign tells nothing then."""
+    """The attacks assume non-negative embeddings: otherwise the sign says nothing."""
     batch = untrained(20, 30, 4, seed)
     batch.embeddings = batch.embeddings - batch.embeddings.mean()
     assert (gradinversion(batch.observe()).present & ~batch.present).any()
-    # Averaged over a row, signs are no better than the sign of the embedding's sum.
+    # The sign of a row's sum is that of the embedding's sum.
     batch.embeddings = -batch.embeddings.abs()
     assert torch.equal(idlg(batch.observe()).present, ~batch.present)
 

@@ -10,7 +10,7 @@ from synthetic import rng, told, untrained
 
 
 def one_sample(target, seed=0, features=20, scale=1.0):
-    """A sample with any target, and what the server sees of it."""
+    """What the server sees of one sample with this target, and its embedding."""
     generator = rng(seed)
     classes = len(target)
     weight = scale * torch.randn(classes, features, generator=generator).double()
@@ -63,7 +63,7 @@ def test_mixed_up_labels(seed, classes, share):
 
 
 def test_the_grid_finds_the_length_that_a_fine_search_finds():
-    """Every length between, one by one: none is better."""
+    """Compare with a fine grid of lengths."""
     target = smoothed(10, 3, 0.2)
     observation, embedding = one_sample(target, 5)
     length = float(restore(observation, "soft-label").class_embeddings[0].norm())

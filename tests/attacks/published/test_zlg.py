@@ -1,16 +1,22 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from labelleak.attacks import restore
+from labelleak.attacks.inputs import dummies
+from labelleak.attacks.probe import probe
+from labelleak.attacks.published.zlg import scatter
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Auxiliary, HeadGradient
+from labelleak.restoration import Flag
 from synthetic import one_embedding, rng, untrained
 
 ATTACKS = ("zlg", "zlg-plus", "dimitrov")
 
 
 def by_hand(batch, inputs, weight=None, bias=None):
-    """Mean prediction and mean sum, one sample after the other, and the counts they give."""
+    """Mean prediction and mean sum of the embeddings, one sample at a time."""
     weight, bias = (
         weight if weight is not None else batch.weight,
         (bias if bias is not None else batch.bias),
@@ -82,7 +88,7 @@ def test_dimitrov_on_one_step_is_zlg():
 
 
 def test_a_case_worked_by_hand():
-    """A head of zeros predicts 1/2; e = 2, one sample of class 0 and three of class 1."""
+    """A head of zeros predicts 1/2, the embedding is 2: one sample of class 0, three of class 1."""
     batch = untrained(2, 1, 4)
     batch.weight.zero_()
     batch.bias.zero_()
@@ -109,6 +115,35 @@ def test_without_a_batch_size_there_are_shares(attack):
     assert found.counts is None
     torch.testing.assert_close(found.raw * 20, restore(known, attack).raw)
     assert float(found.proportions.sum()) == pytest.approx(1.0)
+
+
+def test_without_a_batch_size_single_inputs_show_how_far_shares_may_be_off():
+    batch = untrained(8, 12, 20, spread=0.01)
+    batch.labels %= 2
+    alike = Auxiliary(batch.embeddings[:8], torch.arange(8))
+    found = restore(observed(batch, batch_size=None, auxiliary=alike), "zlg-plus")
+    assert torch.equal(found.present, batch.present)
+    assert Flag.SET_NOT_SURE not in found.flags
+    lengths = torch.linspace(0.2, 2.0, 8, dtype=torch.float64)[:, None]
+    apart = replace(alike, inputs=alike.inputs * lengths)
+    found = restore(observed(batch, batch_size=None, auxiliary=apart), "zlg-plus")
+    assert Flag.SET_NOT_SURE in found.flags
+
+
+@pytest.mark.parametrize("attack", ["zlg", "dimitrov"])
+def test_inputs_that_are_all_the_same_show_no_error(attack):
+    seen = observed(untrained(8, 12, 20), batch_size=None)
+    assert Flag.SET_NOT_SURE in restore(seen, attack, inputs="ones").flags
+    assert Flag.SET_NOT_SURE in restore(seen, attack, samples=1).flags
+
+
+def test_the_error_is_that_of_one_input():
+    batch = untrained(8, 12, 20)
+    seen = observed(batch, batch_size=None)
+    inputs = dummies(seen, "random", 64)
+    singles = torch.stack([counts(batch, *by_hand(batch, row[None])) / 20 for row in inputs])
+    errors = scatter(seen, inputs, probe(seen, inputs))
+    torch.testing.assert_close(errors, singles.std(dim=0) * 1.9983405 / 1.9599640)
 
 
 @pytest.mark.parametrize("attack", ["zlg", "dimitrov"])

@@ -11,7 +11,7 @@ from labelleak.attacks.exact.head_search import HeadSearch
 from labelleak.attacks.exact.layer_search import LayerSearch
 from labelleak.attacks.exact.previous_layer import previous_layer
 from labelleak.attacks.exact.restoration_from_samples import known_divisor, restoration_from
-from labelleak.attacks.registry import Gives, register
+from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
@@ -20,6 +20,7 @@ from labelleak.restoration import Flag, Restoration
 @register(
     "exact",
     title="Exact restoration with a certificate",
+    needs=(Need.WEIGHT,),
     gives=(Gives.COUNTS,),
     assumes="at most min(classes, features) - 1 samples, one local step, hard labels and a "
     "gradient without noise",
@@ -33,32 +34,43 @@ def restore_exactly(
     seed: int = 0,
     now: Callable[[], float] = time.monotonic,
 ) -> Restoration:
-    """Restore every sample's label and embedding, and prove them by rebuilding the gradient.
+    """Restore the label and the embedding of every sample, and prove them if possible.
 
-    With q = p - y the gradient is ``sum_k q_k [e_k, 1]^T / K``, of rank K. The samples are found
-    as sparse directions of its row space (behind a ReLU) and by descents from many starts on the
-    distance of q from the column space, each found one being taken out before the search goes on.
-    A sample is in the batch exactly if taking it out lowers the rank by one, which also tells K.
-    Where this proves nothing and the observation holds the whole update, the layer before the head
-    is searched as well.
+    With q = p - y the head's gradient is ``sum_k q_k [e_k, 1]^T / K``, of rank K. Samples are found
+    as sparse directions of its row space, and by descents to where q lies in its column space.
+    Samples found are taken out of the gradient before the search goes on. A point is a sample of
+    the batch exactly if taking it out lowers the rank by one, which also tells K. If the samples
+    are not proven this way and the observation holds the whole update, the search continues in the
+    gradient of the layer before the head.
 
     Args:
-        observation: Needs the weight gradient; bias and batch size where they are known.
-        time_limit: Seconds after which the search stops, positive; what was found by then counts.
-        seed: Of all guesses.
-        now: Reads the clock, in seconds; another one than the system's is for tests.
+        observation: What the server sees. Bias gradient and batch size help where they are known.
+        time_limit: Seconds after which the search stops, positive; samples found so far count.
+        seed: Seed of all random guesses.
+        now: Returns the time in seconds. For tests, which bring their own clock.
 
     Returns:
-        ``counts``, and one row of ``embeddings`` for each sample found with its class in
-        ``embedding_labels``, ordered by class. ``certain`` counts those that stand clear of the
-        gradient's errors and go with no other label; ``invisible`` says how many samples do not, at
-        its precision. ``certified`` only if the batch size is known, all are found and stand clear,
-        together they rebuild the gradient to rounding, and no hypothesis with another label does.
+        ``counts``, and for each sample found a row of ``embeddings`` and its class in
+        ``embedding_labels``, ordered by class. ``certain`` counts the samples that stand clear of
+        the gradient's errors and fit with no other label; ``invisible`` is the number of samples
+        that do not. ``certified`` is true only if the batch size is known, all samples are found
+        and stand clear, together they rebuild the gradient up to rounding, and no hypothesis with
+        another label does.
 
     Raises:
-        MissingKnowledge: Several local steps, smoothed labels, more samples than the rank can tell
-            apart, or a gradient whose rank noise has made full.
+        MissingKnowledge: There are several local steps, or smoothed labels, or more samples than
+            the rank can tell apart, or noise has made the rank full.
         ValueError: The time limit is not positive.
+
+    Examples:
+        >>> import labelleak as ll
+        >>> _ = torch.manual_seed(0)
+        >>> hidden, head = torch.nn.Linear(20, 30), torch.nn.Linear(30, 6)
+        >>> model = torch.nn.Sequential(hidden, torch.nn.ReLU(), head)
+        >>> observation = ll.capture(model, torch.randn(3, 20), torch.tensor([4, 1, 4]))
+        >>> found = restore_exactly(observation)
+        >>> found.counts.tolist(), found.certified
+        ([0, 1, 0, 0, 2, 0], True)
     """
     if not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")

@@ -22,7 +22,7 @@ _ENTRIES = 2**23
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """How well a set of samples rebuilds the gradient.
 
     Attributes:
@@ -38,7 +38,7 @@ class Judgement:
     rebuilt: bool
 
 
-def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: float) -> Judgement:
+def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: float) -> Judgment:
     """Fit the samples together, and compare what they leave of the gradient with its rounding.
 
     Args:
@@ -48,7 +48,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
         rounding: Typical rounding error of one entry of G.
 
     Returns:
-        The judgement.
+        The judgment.
     """
     times = (divisor / samples.inverse_weights).round().clamp_min(1.0)
     shares = times / divisor
@@ -73,7 +73,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
     inputs = points @ factors.right.T
     left_over = factors.matrix - q.T @ inputs
     allowed = left_over.numel() * rounding**2 + float((slips * inputs.norm(dim=1)).square().sum())
-    return Judgement(
+    return Judgment(
         Samples(inputs, samples.labels, divisor / times),
         times.long(),
         _seen(factors, points, q, slips),
@@ -209,7 +209,7 @@ def fits_other_label(
     return found
 
 
-def no_competitor(factors: HeadFactors, judged: Judgement, divisor: float, clock: Clock) -> bool:
+def no_competitor(factors: HeadFactors, judged: Judgment, divisor: float, clock: Clock) -> bool:
     """Whether every hypothesis with one label changed fits the gradient far worse.
 
     Needed where there are so few classes that single samples have no spare equations.

@@ -8,7 +8,7 @@ from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.acceptance import accepted, likely_labels
 from labelleak.attacks.exact.biorthogonality import compatible, refine_together
 from labelleak.attacks.exact.certificate import (
-    Judgement,
+    Judgment,
     clear_samples,
     determined_by_zeros,
     fits_other_label,
@@ -134,7 +134,7 @@ class HeadSearch(SampleSearch):
         # Only the other samples can confirm that one is repeated.
         return sure if complete else sure & (self.times(divisor) == 1)
 
-    def _proves(self, judged: Judgement, divisor: float | None) -> bool:
+    def _proves(self, judged: Judgment, divisor: float | None) -> bool:
         """Whether the samples rebuild the gradient, and no other hypothesis comes near."""
         if divisor is None or not judged.rebuilt or not bool(judged.seen.all()):
             return False
@@ -166,7 +166,7 @@ class HeadSearch(SampleSearch):
         """Add the points that are accepted and compatible with the samples found before."""
         factors = self.factors
         # `refine_together` may have made two of them the same.
-        known = Samples.none(factors.matrix).join(self.found)
+        known = self.found.pick(self.found.is_first())
         every = known.join(accepted(factors, points, labels, self.divisor))
         self.found = every.pick(compatible(factors, len(known), every, factors.rank))
 

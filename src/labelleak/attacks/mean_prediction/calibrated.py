@@ -43,7 +43,7 @@ _FEW = 64
 @register(
     "calibrated",
     title="calibrated (mean prediction of dummy inputs that match the update)",
-    needs=(Need.MODEL,),
+    needs=(Need.WEIGHT, Need.MODEL),
     uses=(Need.GRADIENTS, Need.INPUT_SHAPE, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="inputs normalized to a mean square of one, and smooth as images are; or auxiliary "

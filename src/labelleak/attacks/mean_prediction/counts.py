@@ -8,6 +8,7 @@ from labelleak.attacks.conclusion import are_integral, conclude
 from labelleak.attacks.evidence import mean_divisor
 from labelleak.attacks.mean_prediction.batch_size import fitting_batch_size
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction, scattered_counts
+from labelleak.attacks.presence import believable, favors_few
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -21,7 +22,9 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
-    size = observation.batch_size or fitting_batch_size(observation, mean)
+    size = observation.batch_size
+    if size is None and observation.classes > 2 and not favors_few(mean.probabilities):
+        size = fitting_batch_size(observation, mean)
     if size is None:
         mean_divisor(observation)  # refuses a summed loss, which then has no scale
     total = observation.num_instances
@@ -37,4 +40,11 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
         if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
             flags = (Flag.NOT_INTEGRAL,)
     known = total is None or observation.has_bias
-    return conclude(raw, total, standard_errors=errors if known else None, flags=flags)
+    return conclude(
+        observation,
+        raw,
+        total,
+        standard_errors=errors if known else None,
+        errors=believable(errors, mean.probabilities),
+        flags=flags,
+    )

@@ -17,7 +17,7 @@ from labelleak.observation import Observation
 
 @contextmanager
 def as_the_client(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, except for BatchNorm that the client trains; afterwards as before."""
+    """Evaluation mode, except for BatchNorm that the client trains; afterward as before."""
     with isolated(model):
         normalizing = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
         model.eval()

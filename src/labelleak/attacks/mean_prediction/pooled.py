@@ -5,7 +5,7 @@ import torch
 from labelleak.attacks.mean_prediction.counts import counts_of
 from labelleak.attacks.mean_prediction.mean_logits import mean_logits, second_order
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
-from labelleak.attacks.registry import Gives, register
+from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -13,6 +13,7 @@ from labelleak.restoration import Restoration
 @register(
     "pooled",
     title="pooled (one mean embedding by least squares)",
+    needs=(Need.WEIGHT,),
     gives=(Gives.COUNTS,),
     assumes="predictions that differ little within the batch, as of an untrained network",
     reference="labelleak, documentation of the attack 'pooled'",

@@ -7,7 +7,7 @@ import torch
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.inputs import Dummies, dummies
 from labelleak.attacks.probe import probe
-from labelleak.attacks.published.zlg import counts_from, statistics
+from labelleak.attacks.published.zlg import counts_from, scatter, statistics
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -18,7 +18,7 @@ Steps = Literal["all", "first", "last"]
 @register(
     "dimitrov",
     title="Dimitrov et al. (label restoration from FedAvg)",
-    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE, Need.AFTER),
+    needs=(Need.WEIGHT, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE, Need.AFTER),
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, that made-up inputs look "
     "like real ones to the network, and that both change evenly along the local steps",
@@ -42,7 +42,7 @@ def dimitrov(
         observation: Needs the weight gradient, both models and the inputs' shape. Without a batch
             size, proportions only.
         steps: Which steps are averaged: ``"all"``, or only the ``"first"`` or ``"last"``.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:
@@ -56,7 +56,8 @@ def dimitrov(
     if steps not in get_args(Steps):
         raise ValueError(f"steps {steps!r}: use {', '.join(map(repr, get_args(Steps)))}")
     made_up = dummies(observation, inputs, samples)
-    start, start_activity = statistics(probe(observation, made_up))
+    before = probe(observation, made_up)
+    start, start_activity = statistics(before)
     end, end_activity = statistics(probe(observation, made_up, observation.after))
     number = observation.local_steps
     chosen = {"all": range(number), "first": range(1), "last": range(number - 1, number)}[steps]
@@ -68,4 +69,5 @@ def dimitrov(
         )
         for step in chosen
     ]
-    return conclude(torch.stack(raw).mean(dim=0), observation.num_instances)
+    mean, errors = torch.stack(raw).mean(dim=0), scatter(observation, made_up, before)
+    return conclude(observation, mean, observation.num_instances, errors=errors)

@@ -10,7 +10,7 @@ from labelleak.restoration import Restoration
 @register(
     "e2egi",
     title="E2EGI, label step",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, predictions near 1/C and a class that is absent",
     reference="Li et al., 2023 (E2EGI: End-to-End Gradient Inversion in Federated Learning, IEEE "

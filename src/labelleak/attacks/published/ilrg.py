@@ -8,6 +8,7 @@ from torch import Tensor
 
 from labelleak.attacks.conclusion import are_integral, conclude
 from labelleak.attacks.evidence import bias_gradient, mean_divisor
+from labelleak.attacks.presence import believable
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.numerics import (
     minimum_norm_least_squares,
@@ -26,7 +27,7 @@ _ILL_CONDITIONED = 1e6
 @register(
     "ilrg",
     title="iLRG (instance-wise label restoration)",
-    needs=(Need.BIAS,),
+    needs=(Need.WEIGHT, Need.BIAS),
     gives=(Gives.COUNTS, Gives.EMBEDDINGS, Gives.PROBABILITIES),
     assumes="samples of one class have nearly the same embedding and prediction; best untrained",
     reference="Ma et al., ICLR 2023 (Instance-wise Batch Label Restoration via Gradients in "
@@ -62,8 +63,9 @@ def ilrg(observation: Observation) -> Restoration:
     known, total = observation.present_classes, observation.num_instances
     if total is not None and not are_integral(raw if known is None else raw[known]):
         flags = (*flags, Flag.NOT_INTEGRAL)
+    errors = None if total is not None else _errors(observation, probabilities, raw)
     return replace(
-        conclude(raw, total, among=known, flags=flags),
+        conclude(observation, raw, total, among=known, errors=errors, flags=flags),
         class_embeddings=embeddings,
         class_probabilities=probabilities,
     )
@@ -90,6 +92,27 @@ def _embeddings_and_logits(
         gradient, head.T, observation.num_instances, observation.gradient.rounding
     )
     return quotients, product.div_(divisor).add_(bias)
+
+
+def _errors(
+    observation: Observation,
+    probabilities: Float[Tensor, "classes classes"],
+    shares: Float[Tensor, " classes"],
+) -> Float[Tensor, " classes"] | None:
+    """How far the shares may be off, from how far the predictions of the classes differ.
+
+    With the mean prediction m, row j of the weight gradient is ``m_j`` parts of samples of all
+    classes less ``n_j / K`` parts of class j's own. The quotient takes the difference for the
+    latter, so the prediction of class j is off by about ``m_j K / n_j`` of its distance from m, and
+    m itself, with these errors weighted by ``n_j / K``, by the sum of ``m_j (p_j - m)``.
+    """
+    smoothing = observation.loss.label_smoothing
+    weights = observation.loss.weights(observation.classes, shares)
+    scale = (1.0 - smoothing) + smoothing * weights.mean() / weights
+    weight = (shares * weights).sum()
+    mean = (shares * weights / weight * scale) @ probabilities
+    squares = mean.square() @ (probabilities - mean / mean.sum()).square_()
+    return believable(squares.sqrt() * weight / weights / (1.0 - smoothing), mean)
 
 
 @dataclass(frozen=True)

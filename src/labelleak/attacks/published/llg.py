@@ -21,7 +21,7 @@ _REFERENCE = (
 @register(
     "llg",
     title="LLG (label leakage from gradients)",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and that every sample adds about the same to its row's sum",
     reference=_REFERENCE,
@@ -47,7 +47,7 @@ def llg(observation: Observation) -> Restoration:
 @register(
     "llg-star",
     title="LLG*",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and that made-up inputs look like real ones to the network",
     reference=_REFERENCE + ", impact and offset from dummy inputs",
@@ -57,13 +57,13 @@ def llg_star(
 ) -> Restoration:
     """LLG with the impact of a sample, and the offset of a class, from dummy inputs.
 
-    For a batch of dummies all labelled c the row sums are ``mean of (p_i - [i = c]) s``, with the
+    For a batch of dummies all labeled c the row sums are ``mean of (p_i - [i = c]) s``, with the
     prediction p and the sum s of the embedding. The impact is ``(1 + 1/C) / K`` times the mean over
     c of row c's sum; the offset of class i is the mean of its sum over the other c.
 
     Args:
         observation: Needs the weight gradient, the batch size, the model and the inputs' shape.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:
@@ -84,7 +84,7 @@ def llg_star(
 @register(
     "llg-plus",
     title="LLG+",
-    needs=(Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="non-negative embeddings, and auxiliary data of the client's kind",
     reference=_REFERENCE + ", impact and offset from auxiliary data",
@@ -92,7 +92,7 @@ def llg_star(
 def llg_plus(observation: Observation) -> Restoration:
     """LLG with the impact of a sample, and the offset of a class, from auxiliary data.
 
-    As LLG*, where the batch labelled c is made of auxiliary samples of class c.
+    As LLG*, where the batch labeled c is made of auxiliary samples of class c.
 
     Args:
         observation: Needs the weight gradient, the batch size, the model and auxiliary data with

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from labelleak.attacks.published.signs import restore_set
-from labelleak.attacks.registry import Gives, register
+from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.numerics import numerical_rank
 from labelleak.observation import Observation
@@ -24,6 +24,7 @@ _ROUNDING = 1e-12
 @register(
     "rlg",
     title="RLG (Revealing Labels from Gradients)",
+    needs=(Need.WEIGHT,),
     gives=(Gives.SET,),
     assumes="the gradient's rank below the number of features and of classes less one",
     reference="Dang et al., NeurIPS 2021 (arXiv:2111.00556), Algorithm 1",

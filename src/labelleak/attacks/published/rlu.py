@@ -22,7 +22,7 @@ from labelleak.restoration import Restoration
 @register(
     "rlu",
     title="RLU (recovering labels from local updates)",
-    needs=(Need.BIAS, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.BIAS, Need.MODEL, Need.AUXILIARY),
     uses=(Need.LEARNING_RATES, Need.AFTER),
     gives=(Gives.COUNTS, Gives.PROBABILITIES),
     assumes="auxiliary data of the client's kind, and that local steps move the logits of all "
@@ -74,7 +74,8 @@ def rlu(observation: Observation, *, searches: int = 5) -> Restoration:
             end = end - logits.mean(dim=0)
         predictions = simulation.predictions(shares, end, searches)
         shares = solve(observation, predictions, seen)
-    found = conclude(shares * (observation.num_instances or 1), observation.num_instances)
+    total = observation.num_instances
+    found = conclude(observation, shares * (total or 1), total)
     return Restoration(**{**vars(found), "class_probabilities": predictions})
 
 

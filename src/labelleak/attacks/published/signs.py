@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from labelleak.attacks.registry import Gives, register
+from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -20,6 +20,7 @@ Variant = Literal["extended", "original"]
 @register(
     "idlg",
     title="iDLG",
+    needs=(Need.WEIGHT,),
     gives=(Gives.SET,),
     assumes="non-negative embeddings; the original: a single sample",
     reference="Zhao, Mopuri and Bilen 2020 (arXiv:2001.02610), section 3; to a batch as in "
@@ -49,6 +50,7 @@ def idlg(observation: Observation, *, variant: Variant = "extended") -> Restorat
 @register(
     "gradinversion",
     title="GI (GradInversion)",
+    needs=(Need.WEIGHT,),
     gives=(Gives.SET,),
     assumes="non-negative embeddings; the original: no class twice in the batch",
     reference="Yin et al., CVPR 2021 (arXiv:2104.07586), equation 5; extended as in Ma et al., "

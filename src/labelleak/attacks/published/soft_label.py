@@ -21,7 +21,7 @@ _SPAN, _GRID, _CANDIDATES, _REFINEMENTS = (1e-4, 1e4), 2000, 8, 60
 @register(
     "soft-label",
     title="Soft label of one sample",
-    needs=(Need.ONE_SAMPLE,),
+    needs=(Need.WEIGHT, Need.ONE_SAMPLE),
     gives=(Gives.COUNTS, Gives.EMBEDDINGS),
     assumes="a single sample, and that all classes but one (smoothing) or two (mixup) have the "
     "same target",
@@ -60,7 +60,7 @@ def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restora
     model = _Line(gradient @ direction, slope, bias, 1 if kind == "smoothing" else 2)
     length = model.best()
     label = model.targets(length.reshape(1))[0]
-    found = conclude(label, 1)
+    found = conclude(observation, label, 1)
     embeddings = (length * direction).expand(observation.classes, -1)
     return Restoration(**{**vars(found), "rounded": None, "class_embeddings": embeddings})
 

@@ -1,6 +1,7 @@
 """ZLG and ZLG+: mean prediction and mean sum of an embedding from the server's own inputs."""
 
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
@@ -10,7 +11,7 @@ from labelleak.attacks.probe import Probe, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
-from labelleak.restoration import Restoration
+from labelleak.restoration import NORMAL_QUANTILE, Restoration
 
 _REFERENCE = (
     "Geng et al. 2021 (Towards General Deep Leakage in Federated Learning, arXiv:2110.09074)"
@@ -20,7 +21,7 @@ _REFERENCE = (
 @register(
     "zlg",
     title="ZLG (zero-shot label restoration)",
-    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
+    needs=(Need.WEIGHT, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE),
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, and that made-up inputs "
     "look like real ones to the network",
@@ -35,7 +36,7 @@ def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 
     Args:
         observation: Needs the weight gradient, the model and the inputs' shape. Without a batch
             size, proportions only.
-        inputs: ``"random"`` (standard normal, as normalised images are), ``"zeros"`` or ``"ones"``.
+        inputs: ``"random"`` (standard normal, as normalized images are), ``"zeros"`` or ``"ones"``.
         samples: Number of random dummies.
 
     Returns:
@@ -45,14 +46,13 @@ def zlg(observation: Observation, *, inputs: Dummies = "random", samples: int = 
         MissingKnowledge: The dummies' embeddings sum to zero.
         ValueError: No dummies of that kind, or none at all.
     """
-    seen = probe(observation, dummies(observation, inputs, samples))
-    return conclude(counts_from(observation, *statistics(seen)), observation.num_instances)
+    return estimate(observation, dummies(observation, inputs, samples))
 
 
 @register(
     "zlg-plus",
     title="ZLG+",
-    needs=(Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
+    needs=(Need.WEIGHT, Need.PLAIN_LOSS, Need.MODEL, Need.AUXILIARY),
     gives=(Gives.COUNTS,),
     assumes="that all embeddings have about the same sum, far from zero, and auxiliary data of the "
     "client's kind",
@@ -71,13 +71,44 @@ def zlg_plus(observation: Observation) -> Restoration:
     Raises:
         MissingKnowledge: The auxiliary embeddings sum to zero.
     """
-    seen = probe(observation, auxiliary_of(observation, every_class=False).inputs)
-    return conclude(counts_from(observation, *statistics(seen)), observation.num_instances)
+    return estimate(observation, auxiliary_of(observation, every_class=False).inputs)
+
+
+def estimate(observation: Observation, inputs: Tensor) -> Restoration:
+    """Counts from the server's own inputs, shape (samples, ...)."""
+    seen = probe(observation, inputs)
+    raw = counts_from(observation, *statistics(seen))
+    errors = scatter(observation, inputs, seen)
+    return conclude(observation, raw, observation.num_instances, errors=errors)
 
 
 def statistics(seen: Probe) -> tuple[Float[Tensor, " classes"], float]:
     """Mean prediction, and mean sum of an embedding's entries."""
     return seen.probabilities.mean(dim=0), float(seen.activity.mean())
+
+
+def scatter(
+    observation: Observation, inputs: Tensor, seen: Probe
+) -> Float[Tensor, " classes"] | None:
+    """Standard deviation of the counts that single inputs give.
+
+    It stands for the error of the counts: the client's samples may differ from the server's inputs
+    as these differ from each other. Student's quantile allows for few of them.
+
+    Args:
+        observation: What the server sees.
+        inputs: The server's own, shape (samples, ...).
+        seen: What they look like at the head.
+
+    Returns:
+        Shape (classes,), in the unit of the counts; None where all inputs are the same, or one
+        leaves no trace at the head.
+    """
+    if bool((inputs == inputs[:1]).all()) or not bool(seen.activity.all()):
+        return None
+    single = seen.probabilities - row_sums(observation) / seen.activity[:, None]
+    few = float(stdtrit(len(inputs) - 1, 0.975) / NORMAL_QUANTILE)
+    return few * (observation.num_instances or 1) * single.std(dim=0)
 
 
 def counts_from(

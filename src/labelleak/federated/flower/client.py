@@ -62,6 +62,11 @@ def provide_labels(labels: Tensor | Iterable[Any]) -> None:
 
     Raises:
         ValueError: They are no integers.
+
+    Examples:
+        >>> import torch
+        >>> from labelleak.federated.flower import provide_labels
+        >>> provide_labels(torch.tensor([0, 1, 1]))  # outside an audit nothing happens
     """
     if (held := _labels.get()) is None:
         return
@@ -91,6 +96,13 @@ class LeakageAudit:
     (``flower-supernode --node-config 'labelleak-policy="/etc/labelleak.toml"'``), read anew in
     every round. The outermost audit obeys it; one inside another records only. Where it cannot be
     read, the site neither trains nor sends.
+
+    Examples:
+        >>> from labelleak import LocalTraining
+        >>> from labelleak.federated.flower import LeakageAudit
+        >>> audit = LeakageAudit(training=LocalTraining(batch_size=32, momentum=0.9))
+        >>> callable(audit)
+        True
     """
 
     def __init__(

@@ -39,6 +39,12 @@ class AuditStrategy(Strategy):
     to an evaluate message, is compared with the policy's allow-list. Under a refusing policy the
     server has the reply already: it is kept from the aggregate, as an error reply in its place.
     With secure aggregation the server sees the aggregate alone, and that is audited.
+
+    Examples:
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> from labelleak.federated.flower import AuditStrategy
+        >>> type(AuditStrategy(FedAvg()).strategy).__name__
+        'FedAvg'
     """
 
     def __init__(

@@ -135,6 +135,12 @@ class Dataset:
 
     Raises:
         ValueError: the parts do not fit together.
+
+    Examples:
+        >>> from labelleak.lab import datasets
+        >>> digits = datasets.load("mnist-sample")
+        >>> digits.classes, digits.image_shape
+        (10, (1, 28, 28))
     """
 
     name: str

@@ -19,7 +19,13 @@ _SMALL = 64
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` takes, sorted."""
+    """The names that `load` takes, sorted.
+
+    Examples:
+        >>> from labelleak.lab import datasets
+        >>> "mnist-sample" in datasets.names()
+        True
+    """
     return tuple(sorted(CATALOG))
 
 
@@ -55,6 +61,12 @@ def load(
         ValueError: an unknown name or split, or `image_size` for a data set of fixed size.
         DataNotFound: it is missing; the message lists the searched places and what to do.
         UnreadableFile: a file is broken, or is another data set.
+
+    Examples:
+        >>> from labelleak.lab import datasets
+        >>> digits = datasets.load("mnist-sample")
+        >>> digits.classes, digits.image_shape
+        (10, (1, 28, 28))
     """
     if name not in CATALOG:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names())}")

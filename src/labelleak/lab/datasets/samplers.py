@@ -50,6 +50,11 @@ def random(
 
     Raises:
         ValueError: K is not positive, or larger than the data set without replacement.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(random(labels, 6, seed=0))
+        6
     """
     generator = _start(labels, batch_size, seed)
     return _uniform(torch.arange(len(labels)), batch_size, generator, replacement, "the data set")
@@ -78,6 +83,11 @@ def balanced(
     Raises:
         ValueError: K or `num_classes` is not positive, there are not so many classes, or a class
             has too few samples.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> torch.bincount(labels[balanced(labels, 8, seed=0)]).tolist()
+        [2, 2, 2, 2]
     """
     generator = _start(labels, batch_size, seed)
     sizes = torch.bincount(labels)
@@ -107,6 +117,11 @@ def unique(
 
     Raises:
         ValueError: K is not positive, or larger than the number of classes that occur.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> sorted(labels[unique(labels, 4, seed=0)].tolist())
+        [0, 1, 2, 3]
     """
     generator = _start(labels, batch_size, seed)
     counts = torch.zeros_like(torch.bincount(labels))
@@ -130,6 +145,11 @@ def single_class(
 
     Raises:
         ValueError: K is not positive, or no class has K samples.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(labels[single_class(labels, 5, seed=0)].unique())
+        1
     """
     generator = _start(labels, batch_size, seed)
     sizes = torch.bincount(labels)
@@ -166,6 +186,11 @@ def random_classes(
 
     Raises:
         ValueError: K or `num_classes` is not positive or too large for the data set.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(labels[random_classes(labels, 8, seed=0, num_classes=2)].unique()) <= 2
+        True
     """
     generator = _start(labels, batch_size, seed)
     chosen = _classes(labels, num_classes, generator)
@@ -196,6 +221,11 @@ def imbalanced(
     Raises:
         ValueError: K is less than 3, there are not three different classes, or one has too few
             samples.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(imbalanced(labels, 8, seed=0))
+        8
     """
     generator = _start(labels, batch_size, seed)
     if batch_size < 3:
@@ -232,6 +262,11 @@ def dirichlet(
 
     Raises:
         ValueError: K or `alpha` is not positive, or a class has too few samples.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(dirichlet(labels, 8, seed=0, replacement=True))
+        8
     """
     generator = _start(labels, batch_size, seed)
     if not (alpha > 0 and math.isfinite(alpha)):
@@ -273,6 +308,11 @@ def draw(
     Raises:
         ValueError: an unknown name, or what the sampler raises.
         TypeError: an option that the sampler does not have.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(draw("random", labels, 6, seed=0))
+        6
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(sorted(SAMPLERS))}")
@@ -291,6 +331,11 @@ def some_of_each_class(
 
     Returns:
         Indices into `labels`, ascending.
+
+    Examples:
+        >>> labels = torch.arange(40) % 4
+        >>> len(some_of_each_class(labels, 2, seed=0))
+        8
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]

@@ -20,6 +20,11 @@ class FCN(nn.Module):
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023.
+
+    Examples:
+        >>> from labelleak.lab import networks
+        >>> type(networks.build("fcn-3", classes=10, image_shape=(3, 32, 32), seed=0)).__name__
+        'FCN'
     """
 
     def __init__(

@@ -31,6 +31,11 @@ class LeNet5(nn.Module):
         LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023.
+
+    Examples:
+        >>> from labelleak.lab import networks
+        >>> type(networks.build("lenet5", classes=10, image_shape=(3, 32, 32), seed=0)).__name__
+        'LeNet5'
     """
 
     def __init__(

@@ -51,6 +51,11 @@ def names() -> tuple[str, ...]:
     Returns:
         `fcn-2` to `fcn-6`, `lenet5`, `vgg11` to `vgg19`, `resnet18` to `resnet152`. `build` takes
         each of them, and `fcn-N` of any other number N of layers up to 999.
+
+    Examples:
+        >>> from labelleak.lab import networks
+        >>> "lenet5" in networks.names()
+        True
     """
     return tuple(_NETWORKS)
 
@@ -96,6 +101,12 @@ def build(
     References:
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023.
+
+    Examples:
+        >>> from labelleak.lab import networks
+        >>> model = networks.build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=0)
+        >>> model(__import__("torch").zeros(2, 1, 28, 28)).shape[1]
+        10
     """
     network = _network(name)
     given = {"activation": activation, "batchnorm": batchnorm, "dropout": dropout, "stem": stem}

@@ -110,6 +110,11 @@ class ResNet(nn.Module):
         He et al., "Deep residual learning for image recognition", CVPR 2016.
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023.
+
+    Examples:
+        >>> from labelleak.lab import networks
+        >>> type(networks.build("resnet18", classes=10, image_shape=(3, 32, 32), seed=0)).__name__
+        'ResNet'
     """
 
     def __init__(

@@ -35,6 +35,11 @@ class VGG(nn.Module):
         recognition", ICLR 2015.
         Ma et al., "Instance-wise batch label restoration via gradients in federated learning",
         ICLR 2023.
+
+    Examples:
+        >>> from labelleak.lab import networks
+        >>> type(networks.build("vgg11", classes=10, image_shape=(3, 32, 32), seed=0)).__name__
+        'VGG'
     """
 
     def __init__(

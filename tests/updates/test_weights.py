@@ -3,206 +3,12 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
+from update_models import CLASSES, batches, named, train
 
-from labelleak import Flag, capture, observe, observe_update, restore
-from labelleak.errors import AmbiguousHead, InvalidObservation, MissingKnowledge
+from labelleak import Flag, observe, observe_update, restore
+from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.loss import Loss
 from labelleak.training import LocalTraining
-
-CLASSES = 5
-
-
-@pytest.fixture
-def model():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, CLASSES)
-        )
-
-
-def batches(number, size=8):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(size, 6, generator=generator),
-            torch.randint(CLASSES, (size,), generator=generator),
-        )
-        for _ in range(number)
-    ]
-
-
-def train(model, steps, learning_rate):
-    """Local steps of plain SGD; returns the state dict after them and each step's gradients."""
-    model = deepcopy(model).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
-    gradients = []
-    for images, labels in batches(steps):
-        optimizer.zero_grad()
-        nn.CrossEntropyLoss()(model(images), labels).backward()
-        gradients.append({name: value.grad.clone() for name, value in model.named_parameters()})
-        optimizer.step()
-    return model.state_dict(), gradients
-
-
-def named(model, **changed):
-    """A made-up gradient of every parameter, by name."""
-    gradients = {
-        name: torch.full_like(value, 0.25 + number)
-        for number, (name, value) in enumerate(model.named_parameters())
-    }
-    return {**gradients, **changed}
-
-
-class TestObserve:
-    def test_gradients_by_name(self, model):
-        gradients = named(model)
-        observation = observe(model, gradients, batch_size=24, loss=Loss(label_smoothing=0.1))
-        assert observation.head.name == "3"
-        assert torch.equal(observation.head.weight, model[3].weight)
-        assert torch.equal(observation.head.bias, model[3].bias)
-        assert torch.equal(observation.gradient.weight, gradients["3.weight"])
-        assert torch.equal(observation.gradient.bias, gradients["3.bias"])
-        assert observation.batch_size == 24
-        assert observation.loss.label_smoothing == 0.1
-        assert observation.model is model
-        assert observation.gradients.keys() == gradients.keys()
-
-    @pytest.mark.parametrize("kind", [list, tuple])
-    def test_gradients_in_the_order_of_the_parameters(self, model, kind):
-        images, labels = batches(1)[0]
-        loss = nn.CrossEntropyLoss()(model(images), labels)
-        observation = observe(model, kind(torch.autograd.grad(loss, list(model.parameters()))))
-        expected = capture(model, images, labels).gradient
-        assert (observation.gradient.weight - expected.weight).norm() <= 1e-6
-        assert (observation.gradient.bias - expected.bias).norm() <= 1e-6
-        assert list(observation.gradients) == [name for name, _ in model.named_parameters()]
-
-    def test_the_gradients_that_the_parameters_hold(self, model):
-        images, labels = batches(1)[0]
-        model[0].weight.requires_grad_(False)
-        nn.CrossEntropyLoss()(model(images), labels).backward()
-        observation = observe(model, [value.grad for value in model.parameters()])
-        assert torch.equal(observation.gradient.weight, model[3].weight.grad)
-        assert "0.weight" not in observation.gradients
-        assert "0.bias" in observation.gradients
-
-    def test_a_state_dict(self, model):
-        gradients = named(model)
-        observation = observe(model.state_dict(), gradients)
-        assert observation.model is None
-        assert torch.equal(observation.head.weight, model[3].weight)
-        assert torch.equal(observation.gradient.weight, gradients["3.weight"])
-
-    def test_a_named_head(self, model):
-        gradients = named(model)
-        observation = observe(model, gradients, head="0")
-        assert observation.classes == 20
-        assert torch.equal(observation.gradient.weight, gradients["0.weight"])
-
-    def test_nothing_requires_grad(self, model):
-        gradients = {name: value.requires_grad_() for name, value in named(model).items()}
-        observation = observe(model, gradients)
-        for tensor in (
-            observation.head.weight,
-            observation.head.bias,
-            observation.gradient.weight,
-            observation.gradient.bias,
-            *observation.gradients.values(),
-        ):
-            assert not tensor.requires_grad
-
-    def test_no_bias_gradient(self, model):
-        observation = observe(model, named(model, **{"3.bias": None}))
-        assert observation.gradient.bias is None
-        assert not observation.has_bias
-
-    @pytest.mark.parametrize("number", [0, 3, 5, 7])
-    def test_wrong_number(self, model, number):
-        with pytest.raises(InvalidObservation, match=f"{number} gradients for 6 parameters"):
-            observe(model, [torch.ones(1)] * number)
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_a_generator(self, model):
-        with pytest.raises(InvalidObservation, match="gradients are a generator: pass a dict"):
-            observe(model, (torch.ones(1) for _ in range(6)))
-
-    def test_a_list_for_a_state_dict(self, model):
-        with pytest.raises(InvalidObservation, match="pass the model itself"):
-            observe(model.state_dict(), list(named(model).values()))
-
-    @pytest.mark.parametrize(
-        "gradients", [{}, {"weight": torch.ones(5, 20)}, {"0.weight": torch.ones(20, 6)}]
-    )
-    def test_names_do_not_match(self, model, gradients):
-        with pytest.raises(InvalidObservation, match=r"no gradient for 3\.weight: names do not"):
-            observe(model, gradients)
-
-    def test_a_frozen_head(self, model):
-        with pytest.raises(InvalidObservation, match="the final layer is frozen"):
-            observe(model, named(model, **{"3.weight": None}))
-
-    def test_zeros(self, model):
-        zeros = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-        with pytest.raises(InvalidObservation, match="zero everywhere"):
-            observe(model, zeros)
-
-    def test_another_shape(self, model):
-        with pytest.raises(InvalidObservation, match="5x19 and the head 5x20"):
-            observe(model, named(model, **{"3.weight": torch.ones(5, 19), "3.bias": torch.ones(5)}))
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_not_finite(self, model, value):
-        gradients = named(model)
-        gradients["3.bias"][2] = value
-        with pytest.raises(InvalidObservation, match="bias has NaN or infinite entries"):
-            observe(model, gradients)
-
-    def test_ambiguous(self):
-        model = nn.ModuleDict({name: nn.Linear(4, 3) for name in ("left", "right")})
-        with pytest.raises(AmbiguousHead, match=r"left \(3 classes\), right \(3 classes\)"):
-            observe(model, named(model))
-        assert observe(model, named(model), head="right").head.name == "right"
-
-
-WRAPPERS = {
-    "none": ("", lambda model: model),
-    "DataParallel": ("module.", nn.DataParallel),
-    "compile": ("_orig_mod.", lambda model: torch.compile(model, backend="eager")),
-    "both": (
-        "_orig_mod.module.",
-        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
-    ),
-}
-
-
-@pytest.mark.parametrize("update", WRAPPERS)
-@pytest.mark.parametrize("wrapped", WRAPPERS)
-class TestWrappers:
-    """The server and the client wrap the model as they like."""
-
-    def test_gradients(self, model, wrapped, update):
-        gradients = {WRAPPERS[update][0] + name: value for name, value in named(model).items()}
-        outer = WRAPPERS[wrapped][1](model)
-        for server in (outer, outer.state_dict()):
-            observation = observe(server, gradients)
-            assert observation.head.name == "3"
-            assert torch.equal(observation.gradient.weight, named(model)["3.weight"])
-            assert observation.gradients.keys() == named(model).keys()
-        assert observe(outer, gradients).model is model
-        assert observe(outer, list(named(model).values())).gradients.keys() == named(model).keys()
-
-    def test_weights(self, model, wrapped, update):
-        after, gradients = train(model, 1, 0.1)
-        after = {WRAPPERS[update][0] + name: value for name, value in after.items()}
-        outer = WRAPPERS[wrapped][1](model)
-        for head in (None, "3", "module.3", "3.weight", "module.3.bias", "_orig_mod.module.3"):
-            observation = observe_update(
-                outer, outer.state_dict(), after, learning_rate=0.1, head=head
-            )
-            assert observation.head.name == "3"
-            assert observation.model is model
-            assert observation.gradients.keys() == gradients[0].keys()
 
 
 class TestObserveUpdate:
@@ -257,7 +63,7 @@ class TestObserveUpdate:
         assert observation.gradient.bias[counts.argmax()] < 0 < observation.gradient.bias.max()
 
     @pytest.mark.parametrize("with_model", [True, False])
-    def test_what_no_optimiser_changes_is_left_out(self, model, with_model):
+    def test_what_no_optimizer_changes_is_left_out(self, model, with_model):
         model.register_buffer("moments", torch.ones(3))
         after, gradients = train(model, 1, 0.1)
         after["moments"] = 2.0 * after["moments"]
@@ -314,6 +120,8 @@ class TestObserveUpdate:
     def test_names_or_shapes_do_not_match(self, model, kind, change):
         after, _ = train(model, 1, 0.1)
         value = after.pop(f"3.{kind}")
+        if change != "reshape":
+            del after["3.bias"]
         if change == "rename":
             after[f"fc.{kind}"] = value
         elif change == "reshape":
@@ -443,12 +251,3 @@ class TestObserveUpdate:
         )
         for name, expected in gradients[0].items():
             assert (observation.gradients[name] - expected).abs().max() <= 1e-5
-
-
-def test_weights_are_not_taken_for_gradients():
-    """The learning rate was forgotten."""
-    model = torch.nn.Linear(6, 4)
-    after = {name: value + 0.01 for name, value in model.state_dict().items()}
-    with pytest.raises(InvalidObservation, match=r"weights after training.*--learning-rate"):
-        observe(model, after)
-    observe_update(model, model.state_dict(), after, learning_rate=0.1)

@@ -97,7 +97,6 @@ def main(grid, context):
     asked += [("other", door, kind) for kind in ("evaluate", "query") for door in doors.OTHERS]
     while len(nodes := list(grid.get_node_ids())) < 3:
         time.sleep(0.5)
-    rows = []
     for start in range(0, len(asked), len(nodes)):
         some = asked[start : start + len(nodes)]
         messages = {}
@@ -107,15 +106,17 @@ def main(grid, context):
         for reply in grid.send_and_receive(messages.values(), timeout=120):
             table, door, kind = some[nodes.index(reply.metadata.src_node_id)]
             sent = wire(reply)
-            rows.append({
+            row = {
                 "table": table,
                 "door": door or "a plain update",
                 "task": kind,
                 "refused": reply.has_error(),
                 "told": reply.error.reason if reply.has_error() else "",
                 "hidden": any(secret in sent for secret in doors.BYTES),
-            })
-    Path(context.run_config["out"], "seen.json").write_text(json.dumps(rows))
+            }
+            with Path(context.run_config["out"], "seen.jsonl").open("a") as file:
+                file.write(json.dumps(row) + chr(10))
+    Path(context.run_config["out"], "done").touch()
 """
 
 FLOWER_APP = """
@@ -282,7 +283,9 @@ def flower(scratch: Path, environment: dict[str, str]) -> list[dict[str, Any]]:
     environment = run.with_flower(environment, scratch)
     with run.federation(out, environment, simulation=False, refuse=None, policy=None):
         run.run(f'out="{out}"', False, environment, out, app)
-    return list(json.loads((out / "seen.json").read_text()))
+    if not (out / "done").exists():
+        sys.exit("\n".join(log.read_text()[-2000:] for log in sorted(out.glob("*.log"))))
+    return seen_in(out)
 
 
 def nvflare(scratch: Path, environment: dict[str, str]) -> list[dict[str, Any]]:
@@ -296,7 +299,12 @@ def nvflare(scratch: Path, environment: dict[str, str]) -> list[dict[str, Any]]:
     finally:
         with contextlib.suppress(ProcessLookupError):  # nothing of it is left, as it should be
             os.killpg(job.pid, signal.SIGKILL)
-    return [json.loads(line) for line in (scratch / "seen.jsonl").read_text().splitlines()]
+    return seen_in(scratch)
+
+
+def seen_in(folder: Path) -> list[dict[str, Any]]:
+    """What the server wrote down."""
+    return [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ def is_table(name: str) -> bool:
     return name.endswith("weight") and bool(_TABLE.search(name.lower()))
 
 
-def table_of_lone_bias(shapes: Shapes) -> str | None:
-    """The matrix that a bias belongs to which has no weight of its own, as in a tied head."""
+def tables_of_lone_biases(shapes: Shapes) -> list[str]:
+    """The matrices that biases belong to which have no weight of their own, as in a tied head."""
     weighted = {_MADE_FROM.split(name)[0] for name in shapes if ".weight" in name}
     matrices = {
         shape[0]: name
@@ -93,12 +93,13 @@ def table_of_lone_bias(shapes: Shapes) -> str | None:
         if name.endswith("weight") and len(shape) == 2
         if is_table(name) or f"{name.removesuffix('weight')}bias" not in shapes
     }
+    found = []
     for name, shape in shapes.items():
         layer, _, kind = name.rpartition(".")
         alone = kind == "final_logits_bias" or (kind == "bias" and layer and layer not in weighted)
         if alone and max(shape, default=0) > 1 and shape[-1] in matrices:
-            return matrices[shape[-1]]
-    return None
+            found.append(matrices[shape[-1]])
+    return found
 
 
 def _last_layer(layers: list[str], *, in_order: bool) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from labelleak.errors import AmbiguousHead
-from labelleak.updates.ends import TIED, OtherEnd, is_table, other_ends, table_of_lone_bias
+from labelleak.updates.ends import TIED, OtherEnd, is_table, other_ends, tables_of_lone_biases
 
 Shapes = Mapping[str, Sequence[int]]
 Value = TypeVar("Value")
@@ -123,9 +123,10 @@ def head_candidates(shapes: Shapes) -> list[str]:
             f"fully connected head can be read{_instead(shapes)}"
         )
     found, listed = _found(layers)
-    table = table_of_lone_bias(shapes)
-    if table is not None and not _usual([n for n in layers if layers[n][0] == shapes[table][0]]):
-        raise AmbiguousHead(f"the head is tied to the table {layer_of(table)!r}{TIED}")
+    tied = tables_of_lone_biases(shapes)
+    sizes = {shapes[table][0] for table in tied}
+    if tied and not _usual([name for name, (outputs, _) in layers.items() if outputs in sizes]):
+        raise AmbiguousHead(f"the head is tied to the table {layer_of(tied[0])!r}{TIED}")
     ends = _standing_out(shapes, layers)
     hidden = _hidden(found or listed, ends, layers)
     if not found:

@@ -1,7 +1,7 @@
 """Tests whether an embedding and a label are a sample of the batch, by the head's gradient."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
@@ -89,16 +89,10 @@ def _excess(
     """`excess` of a few points, whose predictions fit in memory."""
     directions = logit_directions(factors.logits(points), labels)
     lengths = directions.norm(dim=1)
-    inside = directions @ factors.left
-    outside = (directions - inside @ factors.left.T).norm(dim=1)
-    # Each entry of column i of U is off by noise / S_i.
-    error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
+    outside = factors.outside(directions).norm(dim=1)
     inverse = factors.inverse_weights(points, labels)
-    allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * lengths
-    # The client computes 1 - p with an error of epsilon, which passes on to q.
-    own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
-    rounded = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
-    allowed += rounded.clamp_max(tolerances.MOST_MISFIT)
+    rounded = _rounding_of_complement(factors, points, labels)
+    allowed = _allowed_misfit(factors, directions, rounded)
     allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)
     if divisor is None:
         slipped = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, 0.0, torch.inf)
@@ -114,6 +108,45 @@ def _excess(
         slipped = (inverse * times / divisor - 1.0).abs() / allowed_slip
     excess = torch.maximum(outside / allowed, slipped)
     return torch.where(torch.isfinite(inverse), excess, torch.inf), inverse
+
+
+def _rounding_of_complement(
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+) -> Float[Tensor, " points"]:
+    """Relative error of q: the client computes 1 - p with an error of epsilon."""
+    own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
+    error: Tensor = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
+    return error
+
+
+def _allowed_misfit(
+    factors: HeadFactors,
+    directions: Float[Tensor, "points classes"],
+    rounded: Float[Tensor, " points"],
+) -> Float[Tensor, " points"]:
+    """How far errors can take the direction of a sample's q from the column space."""
+    inside = directions @ factors.left
+    # Each entry of column i of U is off by noise / S_i.
+    error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
+    allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * directions.norm(dim=1)
+    return allowed + rounded.clamp_max(tolerances.MOST_MISFIT)
+
+
+def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
+    """Which samples have spare equations that cannot all hold by chance.
+
+    Args:
+        factors: Factors of the head's gradient.
+        samples: Some of its samples.
+    """
+    points = samples.inputs @ factors.right
+    directions = logit_directions(factors.logits(points), samples.labels)
+    rounded = _rounding_of_complement(factors, points, samples.labels)
+    allowed = _allowed_misfit(factors, directions, rounded) / directions.norm(dim=1)
+    beyond: Tensor = allowed.clamp_max(1.0) ** max(0, factors.spare_equations) < tolerances.LUCK
+    return beyond
 
 
 def _weight_errors(

@@ -12,6 +12,7 @@ from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.head_factors import HeadFactors
 from labelleak.attacks.exact.joint_fit import column_scale, fit_jointly
 from labelleak.attacks.exact.samples import Samples
+from labelleak.attacks.exact.sparsity import have_no_other
 
 _POLISHING_STEPS = 40
 _COMPETITION_STEPS = 40
@@ -152,17 +153,17 @@ def _is_clear(
     return result
 
 
-def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
-    """Whether the zeros of the embeddings alone determine every embedding and label.
+def singled_out_by_zeros(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
+    """Which embeddings are determined by their zeros alone.
 
     A mixture of embeddings can be made zero in rank - 1 features; further zeros are chance. So
-    embeddings with many more zeros are unique, whatever the head predicts. Every q then follows
-    from a linear system, and its one negative entry is the label.
+    embeddings with many more zeros, that no other vector of the row space has, are unique, whatever
+    the head predicts.
 
     Args:
         factors: Factors of the head's gradient.
-        samples: As many samples as its rank, as the search found them: a joint fit gives up zeros
-            for better predictions.
+        samples: Some of its samples, as the search found them: a joint fit gives up zeros for
+            better predictions.
     """
     embeddings = samples.inputs[:, :-1] if factors.affine else samples.inputs
     points = samples.inputs @ factors.right
@@ -175,12 +176,27 @@ def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
     beyond = max(tolerances.FEWEST_ZEROS, int(tolerances.SHARE_OF_ZEROS * int(alive.sum())))
     enough = zeros.sum(dim=1) >= factors.rank - 1 + beyond
     enough &= large.sum(dim=1) >= tolerances.FEWEST_ZEROS
+    features = factors.right[: embeddings.shape[1]]
+    singled: Tensor = enough & have_no_other(features, factors.noise / factors.values, zeros)
+    return singled
+
+
+def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
+    """Whether the zeros of the embeddings alone determine every embedding and label.
+
+    Every q follows from the embeddings by a linear system, and its one negative entry is the label.
+
+    Args:
+        factors: Factors of the head's gradient.
+        samples: As many samples as its rank, as the search found them.
+    """
+    points = samples.inputs @ factors.right
     solved, failed = torch.linalg.solve_ex(points.T, (factors.left * factors.values).T)
     sizes = solved.norm(dim=1)
     others = solved.scatter(1, samples.labels[:, None], 0.0).amin(dim=1)
     own = solved.gather(1, samples.labels[:, None])[:, 0]
     signs = (own < -0.5 * sizes) & (others > -tolerances.DIFFERENT * sizes)
-    return int(failed) == 0 and bool((enough & signs).all())
+    return int(failed) == 0 and bool((singled_out_by_zeros(factors, samples) & signs).all())
 
 
 def fits_other_label(

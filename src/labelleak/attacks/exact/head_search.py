@@ -5,8 +5,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
-from labelleak.attacks.exact.acceptance import accepted, likely_labels
+from labelleak.attacks.exact.acceptance import accepted, beyond_luck, likely_labels
 from labelleak.attacks.exact.biorthogonality import compatible, refine_together
+from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, stand_apart
 from labelleak.attacks.exact.certificate import (
     Judgment,
     clear_samples,
@@ -15,6 +16,7 @@ from labelleak.attacks.exact.certificate import (
     judge,
     no_competitor,
     number_too_weak,
+    singled_out_by_zeros,
 )
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.descent import descend
@@ -122,15 +124,22 @@ class HeadSearch(SampleSearch):
         )
 
     def _sure(self, samples: Samples, divisor: float | None) -> Bool[Tensor, " samples"]:
-        """Which samples stand clear of the gradient's errors and fit with no other label."""
+        """Which samples are there beyond errors and chance, and fit with no other label."""
         if not len(samples):
             return torch.zeros_like(samples.labels, dtype=torch.bool)
         factors, complete = self.factors, self.is_complete
-        sure = clear_samples(factors, samples)
-        by_zeros = complete and determined_by_zeros(factors, self.found)
-        if factors.spare_equations > 0 and not by_zeros:
+        points = samples.inputs @ factors.right
+        inverse = factors.inverse_weights(points, samples.labels)
+        agreed = agreed_divisor(inverse) if self.divisor is None else self.divisor
+        if agreed is None:
+            return torch.zeros_like(samples.labels, dtype=torch.bool)
+        inside = factors.logit_gradients(points, samples.labels) @ factors.left
+        sure = clear_samples(factors, samples) & has_whole_weight(inverse, agreed)
+        sure = sure & stand_apart(factors, points, inside / inverse[:, None])
+        if not (complete and determined_by_zeros(factors, self.found)):
             known = divisor if complete else self.divisor
-            sure = sure & ~fits_other_label(factors, samples, known)
+            evident = beyond_luck(factors, samples) | singled_out_by_zeros(factors, self.found)
+            sure = sure & evident & ~fits_other_label(factors, samples, known)
         # Only the other samples can confirm that one is repeated.
         return sure if complete else sure & (self.times(divisor) == 1)
 
@@ -213,7 +222,7 @@ class HeadSearch(SampleSearch):
             self._descend(min(_MOST_STARTS, _STARTS * (1 + number // 2)))
             if len(self.found) == before > 1:
                 # The rest of the gradient is only as exact as the samples taken out of it.
-                self.found = refine_together(self.factors, self.found)
+                self.found = refine_together(self.factors, self.found, self._clock)
 
     def _descend(self, number: int) -> None:
         """Descend from a number of starts on the gradient minus the samples found."""

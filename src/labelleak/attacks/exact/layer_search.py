@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, stand_apart
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank
@@ -84,7 +85,7 @@ class LayerSearch(SampleSearch):
         """Evidence for the samples found."""
         return Evidence(
             embeddings=self._embeddings()[:, :-1],
-            sure=self._is_clear() & ~self._fit_other_label(),
+            sure=self._sure(divisor),
             too_weak=0,
             proves=self._proves,
         )
@@ -170,7 +171,7 @@ class LayerSearch(SampleSearch):
         # If there are two classes, d of the wrong label fits too, but with a negative weight.
         inverse = own * (inside @ dual)
         if self.divisor is not None:
-            times = (self.divisor / inverse).round().clamp_min(1.0)
+            times = (self.divisor / inverse).round().clamp(1.0, tolerances.MOST_TIMES)
             slip = (inverse * times / self.divisor - 1.0).abs()
             excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
         excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
@@ -186,6 +187,18 @@ class LayerSearch(SampleSearch):
         there = self.contributions() @ factors.left / factors.values @ point
         back = (self.found.inputs @ factors.right) @ (contribution / factors.values)
         return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
+
+    def _sure(self, divisor: float | None) -> Bool[Tensor, " samples"]:
+        """Which samples are there beyond errors, and fit with no other label."""
+        inverse, factors = self.found.inverse_weights, self.factors
+        agreed = agreed_divisor(inverse) if self.divisor is None else self.divisor
+        if agreed is None:
+            return torch.zeros_like(self.found.labels, dtype=torch.bool)
+        points, inside = self.found.inputs @ factors.right, self.contributions() @ factors.left
+        sure = self._is_clear() & has_whole_weight(inverse, agreed)
+        sure = sure & stand_apart(factors, points, inside) & ~self._fit_other_label()
+        # Only the other samples can confirm that one is repeated.
+        return sure if self.is_complete else sure & (self.times(divisor) == 1)
 
     def _fit_other_label(self) -> Bool[Tensor, " samples"]:
         """Which samples fit with another label as well."""

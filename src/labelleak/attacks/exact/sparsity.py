@@ -92,7 +92,7 @@ def have_no_other(
     rank = rows.shape[1]
     if rank == 1:
         return torch.ones_like(zeros[:, 0])
-    # In these coordinates every entry has an error of 1, and so a singular value of errors is known.
+    # In these coordinates every entry has an error of 1, so singular values of errors are known.
     scaled = rows / errors
     gram = torch.einsum("dn,ni,nj->dij", zeros.to(rows.dtype), scaled, scaled)
     second = torch.linalg.eigvalsh(gram)[:, 1].clamp_min(0.0).sqrt()

@@ -8,7 +8,7 @@ from labelleak.attacks.exact.head_factors import factorize
 from labelleak.attacks.exact.samples import Samples
 from synthetic import rng
 
-FACTORS = factorize(DENSE.observe(), 8)
+FACTORS = factorize(DENSE.observe(), 8, rng())
 
 
 def some(number):

@@ -1,5 +1,7 @@
 """Tests whether an embedding and a label are a sample of the batch, by the head's gradient."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -131,7 +133,8 @@ def _allowed_misfit(
     # Each entry of column i of U is off by noise / S_i.
     error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
     allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * directions.norm(dim=1)
-    return allowed + rounded.clamp_max(tolerances.MOST_MISFIT)
+    result: Tensor = allowed + rounded.clamp_max(tolerances.MOST_MISFIT)
+    return result
 
 
 def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
@@ -165,27 +168,34 @@ def _weight_errors(
 
 
 def likely_labels(
-    factors: HeadFactors, points: Float[Tensor, "points rank"]
-) -> tuple[Float[Tensor, "pairs rank"], Int[Tensor, " pairs"]]:
+    factors: HeadFactors, points: Float[Tensor, "points rank"], *, within: float = math.inf
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Pair every point with the labels whose q lies nearest to the column space.
 
     Args:
         factors: Factors of the head's gradient.
         points: Coordinates a.
+        within: Largest distance of the direction of q from the column space, relative to its
+            length, at which a label is worth a trial. The predicted label always is.
 
     Returns:
-        Each point repeated for its labels, and the labels, ascending for each point.
+        The point of each pair, ascending, and the label, ascending for each point.
     """
-    logits = factors.logits(points)
-    classes = logits.shape[1]
+    classes = factors.left.shape[0]
     # If the column space holds every q, rounding alone would say which is nearest: try all labels.
     tried = classes if factors.rank >= classes - 1 else min(_LABELS_TRIED, classes)
-    p = torch.softmax(logits, dim=1)
-    outside = factors.outside(p)
     own = 1.0 - factors.left.square().sum(dim=1)
-    squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
-    sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
-    ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
-    ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
-    labels = ratio.topk(tried, dim=1, largest=False).indices.sort(dim=1).values
-    return points.repeat_interleave(tried, dim=0), labels.flatten()
+    pairs = []
+    for part in torch.split(points, max(1, _ENTRIES // classes)):
+        p = torch.softmax(factors.logits(part), dim=1)
+        outside = factors.outside(p)
+        squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
+        sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
+        ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
+        ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
+        nearest = ratio.topk(tried, dim=1, largest=False)
+        labels, order = nearest.indices.sort(dim=1)
+        pairs.append((labels, nearest.values.gather(1, order) <= within**2))
+    labels, worthwhile = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    which = torch.arange(len(points), device=labels.device)[:, None].expand_as(labels)
+    return which[worthwhile], labels[worthwhile]

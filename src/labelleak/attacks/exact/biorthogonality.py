@@ -17,7 +17,9 @@ from labelleak.attacks.exact.samples import Samples
 
 _STEPS = 12
 # With more unknowns, samples times coordinates, the equations cost more time than they save.
-_MOST_UNKNOWNS = 3000
+_MOST_UNKNOWNS = 2000
+# The same for the entries of their derivatives, unknowns times classes: 512 MB.
+_MOST_SLOPES = 2**26
 
 
 def compatible(factors: HeadFactors, known: int, every: Samples, most: int) -> Int[Tensor, " kept"]:
@@ -55,7 +57,9 @@ def refine_together(factors: HeadFactors, samples: Samples, clock: Clock) -> Sam
     Returns:
         The same samples with more exact inputs, and inverse weights as before.
     """
-    if not 0 < factors.unknowns * len(samples) <= _MOST_UNKNOWNS:
+    unknowns = factors.unknowns * len(samples)
+    affordable = unknowns <= _MOST_UNKNOWNS and unknowns * factors.left.shape[0] <= _MOST_SLOPES
+    if not unknowns or not affordable or clock.is_over:
         return samples
     start = factors.on_bias(samples.inputs @ factors.right)
     _, allowed = _of_samples(factors, samples)

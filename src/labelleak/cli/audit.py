@@ -65,11 +65,11 @@ def audit_command(
 
     \b
     Examples:
-      labelleak audit --before model.safetensors --update grads.safetensors \\
+      labelleak audit --before model.safetensors --update gradients.safetensors \\
         --batch-size 24
-      labelleak audit --before model.safetensors --update after.safetensors \\
+      labelleak audit --before model.safetensors --update weights.safetensors \\
         --learning-rate 0.1 --labels labels.txt --threshold 0.5
-      labelleak audit --before model.safetensors --update after.safetensors \\
+      labelleak audit --before model.safetensors --update weights.safetensors \\
         --learning-rate 0.1 --momentum 0.9 --batch-size 8 --instances 24 --local-epochs 2
     """  # noqa: D301
     from labelleak.audit.labels import read_labels

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.attacks import restore
+from labelleak.audit.fit import flag_misfit
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.verdict import judge
 from labelleak.errors import InvalidObservation
@@ -69,6 +70,8 @@ def audit_observation(
     start = time.perf_counter()
     found = restore(observation, attack, time_limit=time_limit, **hyper_parameters)
     seconds = time.perf_counter() - start
+    if true_counts is not None:
+        found = flag_misfit(observation, found, true_counts)
     scored = None if true_counts is None else score(found, true_counts)
     verdict, reason = judge(found, scored, threshold)
     return AuditRecord(

@@ -42,6 +42,14 @@ class Flag(Enum):
         "the restored counts lie far from whole numbers before they are rounded: "
         "the estimate is about as coarse as a guess between neighbors"
     )
+    COUNTS_NOT_SURE = (
+        "the counts are an estimate, and its errors leave other counts probable or are not known"
+    )
+    SCALE_DOES_NOT_FIT = (
+        "the gradient is not at the scale of the loss and the batch size that were told: a summed "
+        "loss, a loss scale, accumulated or averaged gradients, a server's learning rate, "
+        "clipping, a temperature or another batch size; tell the loss and the recipe as they are"
+    )
     SEVERAL_STEPS = (
         "the update adds up several local steps; the attack treats them as one step on all their "
         "samples"
@@ -86,6 +94,7 @@ UNRELIABLE = frozenset(
         Flag.NO_WEIGHT,
         Flag.TOTAL_DOES_NOT_FIT,
         Flag.NOT_INTEGRAL,
+        Flag.COUNTS_NOT_SURE,
         Flag.SEVERAL_STEPS,
         Flag.SET_NOT_SURE,
         Flag.INCOMPLETE,

@@ -89,13 +89,13 @@ def test_where_there_can_be_none_the_most_precise_estimate_speaks():
     assert found.flags == ()
 
 
-def test_a_network_that_has_learned_is_left_to_the_bias_gradient():
-    """The others' mean prediction is far from even there, and their counts are worse."""
+def test_a_network_that_has_learned_is_left_to_a_damped_mean_prediction():
+    """That of the others is far from even there, and their counts are worse."""
     better, doubted = 0, 0
     for seed in range(6):
         batch = trained(seed=seed)
         found = restore(batch.observe())
-        assert found.attack == "mbi"
+        assert found.attack == "damped"
         doubted += Flag.ATTACKS_DISAGREE in found.flags
         better += accuracy(found, batch) > accuracy(restore(batch.observe(), "ilrg"), batch)
     assert better == 6
@@ -134,12 +134,12 @@ def test_no_count_is_below_what_is_certain(table):
     )
     table(
         exact=lambda observation, *, time_limit: partly,
-        mbi=lambda observation: Restoration(wrong > 0, wrong, attack="mbi"),
+        damped=lambda observation: Restoration(wrong > 0, wrong, attack="damped"),
         pooled=absent,
         ilrg=absent,
     )
     found = restore(batch.observe())
-    assert found.attack == "mbi"
+    assert found.attack == "damped"
     assert bool((found.counts >= certain).all())
     assert int(found.counts.sum()) == 8
     assert Flag.INCOMPLETE in found.flags

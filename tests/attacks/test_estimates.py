@@ -6,22 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from labelleak.attacks import estimates, restore
-from labelleak.attacks.estimates import Estimate, clipping_factor, judged
+from labelleak.attacks import restore
+from labelleak.attacks.estimates import Estimate, counts_are_sure, judged
 from labelleak.observation import HeadGradient
-from synthetic import one_embedding, rng
+from synthetic import one_embedding
 
 EVEN = one_embedding(10, 30, 24)
 SEEN = EVEN.observe()
-
-
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
-def test_fractions_without_meaning_are_seldom_taken_for_counts(classes):
-    """Uniform fractions of counts that are far from zero: less than one in fifty is let pass."""
-    bound = estimates._by_chance(classes)
-    fractions = torch.rand(2000, classes, generator=rng()).double()
-    distances = (fractions - fractions.round()).square().mean(dim=1).sqrt()
-    assert float((distances < bound).double().mean()) < 0.02
 
 
 def test_an_estimate_far_from_what_it_claims_is_not_believed():
@@ -60,14 +51,19 @@ def test_rounding_does_not_rank_estimates():
     assert one.rank == other.rank < Estimate(found, 0.1, 0.1).rank < Estimate(found, 0.2, 0.1).rank
 
 
-@pytest.mark.parametrize("factor", [1.5, 4.0, 20.0])
-def test_the_factor_of_clipping_makes_counts_whole(factor):
-    gradient = SEEN.gradient
-    clipped = replace(SEEN, gradient=HeadGradient(gradient.weight / factor, gradient.bias / factor))
-    plain = judged(clipped, restore(clipped, "pooled"))
-    assert clipping_factor(clipped, plain) == pytest.approx(factor, rel=0.01)
+def test_counts_are_sure_where_errors_leave_no_others():
+    found = restore(SEEN, "pooled")
+    assert counts_are_sure(SEEN, found, is_treated=False)
+    wide = replace(found, standard_errors=torch.full_like(found.raw, 0.4))
+    assert not counts_are_sure(SEEN, wide, is_treated=False)
+    assert not counts_are_sure(SEEN, restore(SEEN, "llbg"), is_treated=False)
 
 
-def test_a_gradient_that_is_not_clipped_has_no_factor():
-    plain = judged(SEEN, restore(SEEN, "pooled"))
-    assert clipping_factor(SEEN, plain) is None
+def test_errors_of_a_treated_gradient_are_told_by_whole_counts_alone():
+    """Three classes: 0.1 from whole numbers is chance, whatever the attack's own errors are."""
+    batch = one_embedding(3, 30, 24)
+    found = restore(batch.observe(), "pooled")
+    raw = found.counts + torch.tensor([0.1, -0.1, 0.0]).double()
+    near = replace(found, raw=raw, standard_errors=torch.full_like(raw, 0.1))
+    assert counts_are_sure(batch.observe(), near, is_treated=False)
+    assert not counts_are_sure(batch.observe(), near, is_treated=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labelleak.attacks import restore
-from labelleak.attacks.mbi import moment
+from labelleak.attacks.mean_prediction.damped import moment
 from labelleak.observation import HeadGradient
 from synthetic import emitted_by_hand, one_embedding, rng, untrained
 

@@ -1,7 +1,13 @@
 """Attacks: from what the server observes to the labels of the batch."""
 
 # Importing an attack enters it in the table.
-from labelleak.attacks import exact, likelihood, mbi, mean_prediction, published  # noqa: F401
+from labelleak.attacks import (  # noqa: F401
+    exact,
+    likelihood,
+    mbi,
+    mean_prediction,
+    published,
+)
 from labelleak.attacks.dispatch import restore
 from labelleak.attacks.registry import Attack, Gives, Need, list_attacks
 

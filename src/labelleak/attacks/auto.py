@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import torch
 
+from labelleak.attacks.certainty import TRUSTED
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
-from labelleak.attacks.estimates import TRUSTED, Estimate, clipping_factor, judged
-from labelleak.attacks.mbi import moment
+from labelleak.attacks.estimates import Estimate, judged
+from labelleak.attacks.posterior import expected_counts
 from labelleak.attacks.registry import run_attack
+from labelleak.attacks.scale import fitting_scale, scaled
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
@@ -29,8 +31,6 @@ _CONFIRMING = 2.0
 _PRECISE = 0.08
 # Standard errors between two estimates of a count that chance does not explain.
 _APART = 4.0
-# Largest moment for which `mbi` is believed: 1 is a network that knows nothing and an even batch.
-_MOST_MOMENT = 1.2
 
 
 def automatic(
@@ -75,6 +75,7 @@ def automatic(
     found = best.found
     if samples is not None:
         found = _with_samples(observation, found, samples, trusted=clear)
+    found = _expected(found)
     if _contradicted(best, estimates):
         found = replace(found, flags=(*found.flags, Flag.ATTACKS_DISAGREE))
     return found
@@ -122,7 +123,7 @@ def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
         if observation.auxiliary is not None:
             likelihood = _judged_attempt(observation, "likelihood")
             found.append(likelihood or _judged_attempt(observation, "rlu"))
-    return [_unclipped(observation, one) for one in found if one is not None]
+    return [_rescaled(observation, one) for one in found if one is not None]
 
 
 def _judged_attempt(observation: Observation, name: str) -> Estimate | None:
@@ -140,38 +141,23 @@ def _worthwhile(observation: Observation, pooled: Estimate | None) -> bool:
     return pooled.is_even and pooled.error >= _PRECISE
 
 
-def _unclipped(observation: Observation, plain: Estimate) -> Estimate:
-    """The estimate, or that of the gradient before clipping, if it was clipped.
+def _rescaled(observation: Observation, plain: Estimate) -> Estimate:
+    """The estimate, or that of the gradient at the scale that was told, if it is at another.
 
     The attack confirms the factor: only for the right one are its counts as whole as its standard
     errors claim.
     """
-    factor = None if plain.error < TRUSTED else clipping_factor(observation, plain)
-    if factor is None:
+    if plain.error < TRUSTED or plain.found.standard_errors is None or not plain.is_even:
         return plain
-    larger = _scaled(observation, factor)
-    whole = _judged_attempt(larger, plain.found.attack)
+    scale = fitting_scale(observation, plain.found)
+    if scale is None or not scale.is_confirmed:
+        return plain
+    whole = _judged_attempt(scaled(observation, scale.factor), plain.found.attack)
     if whole is None or whole.error >= TRUSTED:
         return plain
-    flags = (*whole.found.flags, Flag.DEFENSE_SUSPECTED)
-    return replace(whole, found=replace(whole.found, flags=flags), unclipped=True)
-
-
-def _scaled(observation: Observation, factor: float) -> Observation:
-    """The observation of a gradient so many times larger."""
-    gradient, gradients = observation.gradient, observation.gradients
-    bias = gradient.bias
+    added = (Flag.SCALE_DOES_NOT_FIT, *([Flag.DEFENSE_SUSPECTED] if scale.factor > 1.0 else []))
     return replace(
-        observation,
-        gradient=replace(
-            gradient,
-            weight=gradient.weight * factor,
-            bias=None if bias is None else bias * factor,
-            rounding=gradient.rounding * factor,
-        ),
-        gradients=None
-        if gradients is None
-        else {name: tensor * factor for name, tensor in gradients.items()},
+        whole, found=replace(whole.found, flags=(*whole.found.flags, *added)), rescaled=True
     )
 
 
@@ -190,10 +176,8 @@ def _fallback(
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
-    found = _attempt(observation, "mbi")
-    if found is None or moment(observation) > _MOST_MOMENT:
-        return best
-    return Estimate(found, math.inf)
+    found = _attempt(observation, "damped") or _attempt(observation, "llbg")
+    return best if found is None else Estimate(found, math.inf)
 
 
 def _set(observation: Observation, budget: Budget) -> Restoration:
@@ -237,6 +221,24 @@ def _with_samples(
     )
 
 
+def _expected(found: Restoration) -> Restoration:
+    """An estimate with its counts as they are expected, where their errors are known."""
+    raw, errors, counts = found.raw, found.standard_errors, found.counts
+    if raw is None or errors is None or counts is None:
+        return found
+    total = int(counts.sum())
+    expected = expected_counts(raw, errors, total)
+    least = torch.zeros_like(counts) if found.certain is None else found.certain
+    whole = least + project_to_counts(expected - least, total - int(least.sum()))
+    return replace(
+        found,
+        counts=whole,
+        present=whole > 0,
+        proportions=whole.double() / total,
+        rounded=torch.maximum(expected.clamp(0.0, total).round().long(), least),
+    )
+
+
 def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
     """Whether another estimate differs from the best by more than the errors of both.
 
@@ -249,8 +251,8 @@ def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
         raw, errors = other.found.raw, other.found.standard_errors
         if other.found.attack == best.found.attack or raw is None or other.found.counts is None:
             continue
-        if best.unclipped and not other.unclipped:
-            # The other estimate reads a gradient that is known to be too small.
+        if best.rescaled and not other.rescaled:
+            # The other estimate reads a gradient that is known to be at another scale.
             continue
         if not best.is_credible:
             if not torch.equal(other.found.counts, counts):

@@ -5,6 +5,7 @@ from inspect import signature
 
 from labelleak.attacks.auto import TIME_LIMIT, automatic
 from labelleak.attacks.diagnosis import diagnose
+from labelleak.attacks.estimates import counts_are_sure
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -75,6 +76,10 @@ def restore(
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
     flags = {*diagnosis.flags, *found.flags}
+    if found.counts is not None and not counts_are_sure(
+        observation, found, is_treated=diagnosis.is_treated
+    ):
+        flags.add(Flag.COUNTS_NOT_SURE)
     if list_attacks()[found.attack].models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
     if found.counts is None and found.proportions is None:

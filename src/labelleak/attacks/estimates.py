@@ -4,16 +4,17 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from labelleak.attacks.certainty import (
+    agrees,
+    are_whole,
+    distance_from_feasible,
+    distance_of_told,
+    probability_right,
+)
 from labelleak.numerics import perplexity
 from labelleak.observation import Observation
-from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
-
-TRUSTED = 0.2
-"""Root mean square error of a count above which rounding is little better than chance."""
 
 # Errors below this one are equal: such counts round to the right ones, and the rest of the error
 # may be rounding of the gradient, which must not choose between estimates.
@@ -21,17 +22,11 @@ _SAME_ERROR = 1e-3
 # Least perplexity of an even mean prediction, relative to the number of classes. Below, the network
 # is sure of some classes, and its mean prediction no longer follows from a mean embedding.
 _FLAT = 0.85
-# Down to this perplexity, an estimate is believed if its counts are this near to whole numbers:
-# untrained networks whose embeddings are far from zero favor some classes, too.
-_UNEVEN, _WHOLE = 0.5, 0.1
-# A count nearer to zero than this is that of an absent class.
-_ABSENT = 0.1
-# Largest credible distance from feasible counts: in claimed standard errors, plus a margin.
-_CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
-# Least and largest factor by which clipping is assumed to scale, and how many factors are tried.
-_LEAST_FACTOR = 1.1
-_LARGEST_FACTOR = 30.0
-_FACTORS = 500
+# Down to this perplexity, an estimate is believed if its counts are whole and chance does not
+# explain it: untrained networks whose embeddings are far from zero favor some classes, too.
+_UNEVEN = 0.5
+# Counts are sure if they are all right with this probability, given their errors.
+_SURE = 0.95
 
 
 @dataclass(frozen=True)
@@ -46,14 +41,14 @@ class Estimate:
         distance: Root mean square distance from the nearest feasible counts.
         evenness: Perplexity of the mean prediction, relative to the number of classes; 1 for an
             attack without standard errors, which does not assume it to be even.
-        unclipped: Whether it is of the gradient as it was before clipping.
+        rescaled: Whether it is of the gradient brought to the scale that was told.
     """
 
     found: Restoration
     error: float
     distance: float = math.inf
     evenness: float = 1.0
-    unclipped: bool = False
+    rescaled: bool = False
 
     @property
     def is_even(self) -> bool:
@@ -90,57 +85,39 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         # Shares have no distance from whole numbers: a sure set goes first, then standard errors.
         order = 2.0 * (Flag.SET_NOT_SURE in found.flags) + float(errors is None)
         return Estimate(found, math.inf, order, even)
-    distance = _distance(raw, total)
-    # Many absent classes, rightly near zero, would hide errors of the others.
-    told = (raw.abs() > _ABSENT) | found.present
-    apart = (raw - raw.round()).abs()
-    if found.counts is not None:
-        apart = torch.maximum(apart, (raw - found.counts).abs())
-    of_told = max(distance, float(apart[told].square().mean().sqrt()))
+    distance = distance_from_feasible(raw, total)
+    whole = are_whole(found)
     if errors is None:
-        right = of_told < _by_chance(int(told.sum()))
-        return Estimate(found, of_told if right else math.inf, of_told)
+        of_told = max(distance, distance_of_told(found))
+        return Estimate(found, of_told if whole else math.inf, of_told)
+    follows = even > _FLAT or (even > _UNEVEN and whole)
+    credible = follows and agrees(raw, errors, total)
     claimed = float(errors.square().mean().sqrt())
-    follows = even > _FLAT or (even > _UNEVEN and of_told < _WHOLE)
-    credible = follows and distance < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
     return Estimate(found, max(distance, claimed) if credible else math.inf, distance, even)
 
 
-def clipping_factor(observation: Observation, estimate: Estimate) -> float | None:
-    """The factor above 1 that makes counts whole, if there is one: the gradient was clipped.
+def counts_are_sure(observation: Observation, found: Restoration, *, is_treated: bool) -> bool:
+    """Whether all counts of a restoration are right with 95 % probability, as far as that shows.
 
-    Clipping divides the gradient by one factor s and does not change the mean prediction. Only for
-    the right s is ``n = K (p - s db)`` whole and non-negative.
+    Proven counts are. Otherwise the estimate must be credible, and its errors leave no other counts
+    probable.
+
+    Args:
+        observation: What the attack saw.
+        found: With counts.
+        is_treated: Whether the gradient shows a defense. An attack's own errors then do not hold,
+            and only whole counts that chance does not explain tell of them.
     """
-    found = estimate.found
-    bias, raw, counts = observation.gradient.bias, found.raw, found.counts
-    if not observation.loss.is_plain or bias is None or raw is None or counts is None:
-        return None
-    if found.standard_errors is None or not estimate.is_even:
-        return None
-    total = int(counts.sum())
-    seen = total * bias.double() / observation.scale
-    factors = torch.logspace(0.0, math.log10(_LARGEST_FACTOR), _FACTORS, dtype=torch.float64)
-    distances = [_distance(raw - (factor - 1.0) * seen, total) for factor in factors.tolist()]
-    least = min(distances)
-    # Of factors with equally whole counts, the one nearest to no clipping.
-    near = next(i for i, distance in enumerate(distances) if distance <= least + _SAME_ERROR)
-    factor = float(factors[near])
-    return factor if factor > _LEAST_FACTOR and least < _by_chance(len(raw)) else None
-
-
-def _distance(raw: Float[Tensor, " classes"], total: int) -> float:
-    """Root mean square distance from the nearest feasible counts."""
-    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
-
-
-def _by_chance(classes: int) -> float:
-    """Root mean square distance from whole numbers that chance undercuts once in a thousand times.
-
-    The square of a uniform distance has mean 1/12 and variance 1/180.
-    """
-    least = 1.0 / 12.0 - 3.0 * math.sqrt(1.0 / (180.0 * classes))
-    return max(0.05, min(TRUSTED, math.sqrt(max(0.0, least))))
+    if found.certified or found.raw is None or found.counts is None:
+        return found.certified
+    estimate = judged(observation, found)
+    errors = found.standard_errors
+    if errors is None or is_treated:
+        errors = torch.full_like(found.raw, max(estimate.distance, distance_of_told(found)))
+        if not are_whole(found):
+            return False
+    total = int(found.counts.sum())
+    return estimate.is_credible and probability_right(found.raw, errors, total) > _SURE
 
 
 def _evenness(observation: Observation, found: Restoration) -> float:

@@ -1,9 +1,8 @@
 """MBI: labels emitted from the bias gradient, with an impact that its spread tells."""
 
-import math
-
 from labelleak.attacks.emission import emit_labels
 from labelleak.attacks.evidence import bias_gradient, instances
+from labelleak.attacks.mean_prediction.damped import moment, pull
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -35,16 +34,5 @@ def mbi(observation: Observation) -> Restoration:
         Counts that sum to the number of instances.
     """
     evidence, total = bias_gradient(observation), instances(observation)
-    certain = -float(evidence.clamp_max(0.0).sum())
-    impact = min(1.0, max(certain, moment(observation))) / total
+    impact = min(1.0, max(pull(observation), moment(observation))) / total
     return emit_labels(evidence, evidence.new_tensor(-impact), total)
-
-
-def moment(observation: Observation) -> float:
-    """Impact of all samples together that the spread of the bias gradient implies.
-
-    One for a network that knows nothing, zero for one that is right; above one where the assumed
-    spread of the batch or of the mistakes is wrong.
-    """
-    spread = float(bias_gradient(observation).norm())
-    return spread * math.sqrt(instances(observation) / (1.0 - 1.0 / observation.classes))

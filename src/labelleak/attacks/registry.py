@@ -117,7 +117,7 @@ _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",
     "ebi", "soft-label", "rlu",
-    "exact", "likelihood", "calibrated", "pooled", "mbi",
+    "exact", "likelihood", "calibrated", "pooled", "damped", "mbi",
 )  # fmt: skip
 
 

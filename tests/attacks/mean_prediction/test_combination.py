@@ -32,6 +32,8 @@ def estimates(apart, error):
         noise=0.0,
         embedding=torch.zeros(9, dtype=torch.float64),
         doubt=0.0,
+        signal=1.0,
+        has_learned=False,
     )
     return seen, pooled
 

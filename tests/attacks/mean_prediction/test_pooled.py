@@ -15,7 +15,7 @@ module = importlib.import_module("labelleak.attacks.mean_prediction.pooled")
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@pytest.mark.parametrize(("classes", "features", "size"), [(2, 1, 1), (10, 30, 64), (40, 7, 500)])
+@pytest.mark.parametrize(("classes", "features", "size"), [(5, 1, 1), (10, 30, 64), (40, 7, 500)])
 def test_with_one_embedding_everything_is_exact(classes, features, size):
     batch = one_embedding(classes, features, size)
     found = restore(batch.observe(), "pooled")
@@ -89,21 +89,18 @@ def test_intervals_hold_what_they_promise(spread, noise):
     assert 0.90 <= covered(spread, noise) <= 0.99
 
 
-def test_confident_networks_get_errors_that_say_so():
+def test_networks_that_have_learned_get_no_errors_that_would_not_hold():
     """Classes apart in the direction of their rows, as after training: few counts are right."""
-    inside, right, flagged = [], [], []
+    right = []
     for seed in range(20):
         batch = untrained(20, 60, 40, seed, spread=0.3)
         batch.weight *= 8.0
         batch.embeddings = (batch.embeddings + 0.3 * batch.weight[batch.labels]).relu()
         found = restore(batch.observe(), "pooled")
-        low, high = found.intervals.T
-        inside.append((low <= batch.counts) & (batch.counts <= high))
         right.append(found.counts == batch.counts)
-        flagged.append(found.unreliable)
+        assert found.standard_errors is None
+        assert found.unreliable or torch.equal(found.counts, batch.counts)
     assert float(torch.cat(right).double().mean()) < 0.9
-    assert float(torch.cat(inside).double().mean()) >= 0.85
-    assert sum(flagged) >= 15
 
 
 def test_the_same_observation_gives_the_same_result():

@@ -1,5 +1,5 @@
-"""Attacks that estimate the mean prediction over the batch: pooled and calibrated."""
+"""Attacks that estimate the mean prediction over the batch: pooled, calibrated and damped."""
 
-from labelleak.attacks.mean_prediction import calibrated, pooled
+from labelleak.attacks.mean_prediction import calibrated, damped, pooled
 
-__all__ = ["calibrated", "pooled"]
+__all__ = ["calibrated", "damped", "pooled"]

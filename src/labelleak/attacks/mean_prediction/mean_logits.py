@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.special import chdtri
 from torch import Tensor
 
 from labelleak.attacks.mean_prediction.regression import (
@@ -13,13 +14,17 @@ from labelleak.attacks.mean_prediction.regression import (
     noisy_rows,
     regress,
 )
-from labelleak.attacks.mean_prediction.scatter import expected_scatter
+from labelleak.attacks.mean_prediction.scatter import FEW_CLASSES, expected_scatter
 from labelleak.attacks.mean_prediction.weight_only import restored_bias_gradient
 from labelleak.observation import Observation
 
 # Replicates for a small head, and for a large one, where each costs a column of every product.
 _REPLICATES, _REPLICATES_LARGE = 128, 7
 _NOISY_ROWS = 4
+# Share of its variance that the error of a shrunk estimate keeps at least.
+_LEAST_SIGNAL = 0.25
+# A head that has not learned passes for one that has with this probability.
+_BY_CHANCE = 1e-3
 
 
 class MeanLogits(NamedTuple):
@@ -35,6 +40,9 @@ class MeanLogits(NamedTuple):
         noise: Standard deviation of the noise in an entry of the gradient, in its unit.
         embedding: Mean embedding, float64, shape (features,).
         doubt: See `Scatter`.
+        signal: Share of the estimate's squared length that its own error does not explain, from 0
+            to 1.
+        has_learned: Whether embeddings lie along the head's rows: see `_has_learned`.
     """
 
     logits: Float[Tensor, " classes"]
@@ -44,6 +52,8 @@ class MeanLogits(NamedTuple):
     noise: float
     embedding: Float[Tensor, " features"]
     doubt: float
+    signal: float
+    has_learned: bool
 
 
 def mean_logits(
@@ -73,24 +83,101 @@ def mean_logits(
     embeddings, noise = regress(
         gradient.weight, bias_gradient, replicates, double=double, block=block
     )
-    columns = torch.cat([embeddings, noisy_rows(embeddings[:, :1], noise, _NOISY_ROWS)], dim=1)
+    noisy = noisy_rows(embeddings[:, :1], noise, _NOISY_ROWS)
+    directions = _directions(embeddings, replicates if observation.classes <= FEW_CLASSES else 0)
+    columns = torch.cat([embeddings, noisy, directions], dim=1)
     logits = apply_weight(head.weight, columns, double=double, block=block)
     logits -= logits.mean(dim=0)
-    center, deviations, noisy = logits[:, :1], logits[:, 1:-_NOISY_ROWS], logits[:, -_NOISY_ROWS:]
+    numbers = [1, replicates, _NOISY_ROWS, directions.shape[1]]
+    center, deviations, of_noise, others = torch.split(logits, numbers, dim=1)
     scatter = expected_scatter(observation, bias_gradient)
     size = max(float(deviations.square().mean()), 1e-300)
-    error, single = scatter.factors(float(noisy.square().mean()) / size)
-    if head.bias is not None:
-        center = center + head.bias.double()[:, None]
+    error, single = scatter.factors(float(of_noise.square().mean()) / size)
+    errors, samples = error * deviations, single * deviations
+    variance = error**2 * _mean_length(embeddings[:, 1:])
+    if directions.numel():
+        before = scatter.beforehand(gradient.weight, embeddings[:, 0], _mean_length(noisy))
+        rows, rest = before.weight_of_rows**0.5, (1.0 - before.weight_of_rows) ** 0.5
+        errors = rows * errors + rest * before.error * others
+        samples = rows * samples + rest * before.single * others
+        if observation.classes == 2:
+            variance = before.error**2
+    length = max(float(embeddings[:, 0].square().sum()), 1e-300)
+    offset = 0.0 if head.bias is None else head.bias.double()[:, None]
     return MeanLogits(
-        center[:, 0],
-        center + deviations * error,
-        deviations * single,
+        (center + offset)[:, 0],
+        center + offset + errors,
+        samples,
         bias_gradient,
         noise,
         embeddings[:, 0],
         scatter.doubt,
+        max(0.0, 1.0 - variance / length),
+        _has_learned(head.weight, center, deviations, embeddings),
     )
+
+
+def _has_learned(
+    weight: Float[Tensor, "classes features"],
+    center: Float[Tensor, "classes 1"],
+    deviations: Float[Tensor, "classes replicates"],
+    embeddings: Float[Tensor, "features estimates"],
+) -> bool:
+    """Whether training has turned the head toward what embeddings differ in.
+
+    The rows of a head as it is initialized are independent of the embeddings: residuals of the
+    gradient's rows then give logits of the mean square that their length and the head's lets
+    expect. Training turns the head's rows to where embeddings differ, and such logits are many
+    times larger. Two classes leave no residuals, but for them the mean embedding shows it, if less
+    clearly.
+    """
+    classes, features = weight.shape
+    logits, vectors = (
+        (deviations, embeddings[:, 1:]) if classes > 2 else (center, embeddings[:, :1])
+    )
+    squares = float(weight.double().square().sum())
+    squares -= classes * float(weight.double().mean(dim=0).square().sum())
+    products = vectors.T @ vectors
+    length = float(products.trace())
+    if not length:
+        return False
+    expected = length * squares / features
+    # Every independent direction among the vectors gives classes - 1 logits to compare.
+    directions = length**2 / float(products.square().sum())
+    freedom = (classes - 1) * directions
+    most = float(chdtri(freedom, _BY_CHANCE)) / freedom
+    return float(logits.square().sum()) > most * expected
+
+
+def shrunk(observation: Observation, found: MeanLogits) -> MeanLogits:
+    """The estimate with its embedding shrunk toward zero (James and Stein 1961).
+
+    An estimate that is no longer than its error explains tells nothing: the mean prediction is then
+    nearer to that of the head's bias.
+
+    Args:
+        observation: Of the head.
+        found: The estimate by least squares, which is not biased and too long.
+    """
+    bias = observation.head.bias
+    offset = 0.0 if bias is None else bias.double() - bias.double().mean()
+    logits = offset + found.signal * (found.logits - offset)
+    errors = max(found.signal, _LEAST_SIGNAL) ** 0.5 * (found.replicates - found.logits[:, None])
+    return found._replace(logits=logits, replicates=logits[:, None] + errors)
+
+
+def _mean_length(vectors: Float[Tensor, "features vectors"]) -> float:
+    """Mean squared length."""
+    return float(vectors.square().sum(dim=0).mean())
+
+
+def _directions(
+    like: Float[Tensor, "features _"], number: int
+) -> Float[Tensor, "features directions"]:
+    """Random vectors of an expected squared length of one."""
+    generator = torch.Generator().manual_seed(7)
+    drawn = torch.randn(len(like), number, generator=generator, dtype=torch.float64).to(like)
+    return drawn.div_(len(like) ** 0.5)
 
 
 def second_order(found: MeanLogits) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"]]:

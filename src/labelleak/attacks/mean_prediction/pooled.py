@@ -3,7 +3,7 @@
 import torch
 
 from labelleak.attacks.mean_prediction.counts import counts_of
-from labelleak.attacks.mean_prediction.mean_logits import mean_logits, second_order
+from labelleak.attacks.mean_prediction.mean_logits import mean_logits, second_order, shrunk
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
@@ -40,17 +40,17 @@ def pooled(observation: Observation) -> Restoration:
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
-    return counts_of(observation, _mean_prediction(observation))
+    return counts_of(observation, mean_prediction(observation))
 
 
-def _mean_prediction(observation: Observation) -> MeanPrediction:
+def mean_prediction(observation: Observation) -> MeanPrediction:
     """The mean prediction over the batch by pooling, with replicates that show its error.
 
     The mean of softmax is not the softmax of the mean: samples scatter about the mean embedding,
     which shifts the mean prediction. The shift is applied and counted as an error of its own size,
     since rows do not show the scatter within classes and between them separately.
     """
-    found = mean_logits(observation)
+    found = shrunk(observation, mean_logits(observation))
     shift, size = second_order(found)
     generator = torch.Generator().manual_seed(5)
     errors = torch.randn(found.replicates.shape, generator=generator, dtype=torch.float64)
@@ -60,4 +60,5 @@ def _mean_prediction(observation: Observation) -> MeanPrediction:
         torch.softmax(found.replicates, dim=0) + shift[:, None] + errors,
         found.bias_gradient,
         noise=found.noise,
+        has_learned=found.has_learned,
     )

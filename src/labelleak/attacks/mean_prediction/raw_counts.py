@@ -7,6 +7,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
+from labelleak.attacks.mean_prediction.scatter import degrees_of_freedom
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE
 
@@ -21,12 +22,15 @@ class MeanPrediction(NamedTuple):
             float64, shape (classes, replicates).
         bias_gradient: Gradient of the head's bias in its own unit, float64, shape (classes,).
         noise: Standard deviation of the noise in an entry of the bias gradient.
+        has_learned: Whether the network is seen to be trained: replicates then do not tell how far
+            the estimate is off, since samples' mistakes depend on their labels.
     """
 
     probabilities: Float[Tensor, " classes"]
     replicates: Float[Tensor, "classes replicates"]
     bias_gradient: Float[Tensor, " classes"]
     noise: float = 0.0
+    has_learned: bool = False
 
 
 class Scattered(NamedTuple):
@@ -106,8 +110,8 @@ def scattered_counts(
     given = mean.bias_gradient[:, None]
     raw = raw_counts(observation, mean.probabilities[:, None], given, instances, batch_size)[:, 0]
     others = raw_counts(observation, mean.replicates, given, instances, batch_size)
-    # The scatter is estimated from as many rows as there are classes: Student's quantile.
-    student = float(stdtrit(observation.classes - 1, 0.975))
+    # The scatter is estimated from few rows where there are few classes: Student's quantile.
+    student = float(stdtrit(degrees_of_freedom(observation.classes), 0.975))
     scatter = (others - raw[:, None]) * (student / NORMAL_QUANTILE)
     loss = observation.loss
     weights = loss.weights(observation.classes, raw)

@@ -13,6 +13,33 @@ from labelleak.observation import Observation
 _SURE = 0.3
 # Floor of the scatter of rows: those of a batch of one class do not scatter at all.
 _LEAST_SCATTER = 1e-3
+# What is known of embeddings before any row is seen: their variance over the square of their mean.
+# Those after a ReLU are of one sign, and differ about as much as they are long. Others may be zero
+# on average. That counts as much as so many degrees of freedom; rows have classes - 2, which for
+# more classes than these are enough.
+_RATIO, _RATIO_OF_SIGNED = 5.0, 300.0
+_ONE_SIGN = 0.9
+_PRIOR_FREEDOM = 2
+FEW_CLASSES = 4
+
+
+def degrees_of_freedom(classes: int) -> int:
+    """Those of the scatter that errors are estimated from."""
+    return classes - 2 + _PRIOR_FREEDOM if classes <= FEW_CLASSES else classes - 1
+
+
+class Beforehand(NamedTuple):
+    """What is known of the scatter of rows beforehand: all there is for two classes.
+
+    Attributes:
+        error: Standard deviation of the length of the mean embedding's error.
+        single: That of one sample's embedding.
+        weight_of_rows: Share that the rows have in what is known of the scatter together.
+    """
+
+    error: float
+    single: float
+    weight_of_rows: float
 
 
 class Scatter(NamedTuple):
@@ -24,9 +51,11 @@ class Scatter(NamedTuple):
     Attributes:
         rows: Expected sum of squared residuals, in units of the variance of one sample's embedding
             over the batch size.
+        trace: Expected sum of squares of all rows but for the mean embedding's part, in that unit.
         estimate: Variance of the estimate, in the same unit.
         classes: Number of rows.
         squares: Sum of squares of the bias gradient.
+        told: The batch size as told, or else `size`.
         size: Effective number of samples: the batch size, or more if the bias gradient is smaller
             than that of a batch of this size that is predicted at random.
         doubt: From 0 to 1: that the bias gradient is small because the network is sure of most
@@ -34,9 +63,11 @@ class Scatter(NamedTuple):
     """
 
     rows: float
+    trace: float
     estimate: float
     classes: int
     squares: float
+    told: float
     size: float
     doubt: float
 
@@ -51,6 +82,30 @@ class Scatter(NamedTuple):
         own = (1.0 - noisy) * self.estimate / self.rows
         return math.sqrt(own + noisy / (self.squares * freedom)), math.sqrt(
             (1.0 - noisy) * self.size / self.rows
+        )
+
+    def beforehand(
+        self,
+        gradient: Float[Tensor, "classes features"],
+        estimate: Float[Tensor, " features"],
+        noise: float,
+    ) -> "Beforehand":
+        """What is known of the scatter before any row is compared with another.
+
+        Args:
+            gradient: Of the weight. The mean embedding and the scatter about it share its squares.
+            estimate: Of the mean embedding, shape (features,).
+            noise: Mean squared length of a noisy row.
+        """
+        freedom = self.classes - 2
+        lean = abs(float(estimate.sum())) / max(float(estimate.abs().sum()), 1e-300)
+        ratio = (_RATIO if lean > _ONE_SIGN else _RATIO_OF_SIGNED) / self.told
+        squares = float(gradient.double().square().sum())
+        variance = ratio * squares / (self.squares + ratio * self.trace)
+        return Beforehand(
+            error=math.sqrt(variance * self.estimate + noise / self.squares),
+            single=math.sqrt(variance * self.told),
+            weight_of_rows=freedom / (freedom + _PRIOR_FREEDOM),
         )
 
 
@@ -81,9 +136,11 @@ def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " cl
     told = observation.num_instances or size
     return Scatter(
         rows=scale**2 * keep * max(trace - fitted / squares, _LEAST_SCATTER),
+        trace=scale**2 * keep * max(trace, _LEAST_SCATTER),
         estimate=keep * max(fitted, 0.0) / squares**2,
         classes=classes,
         squares=scale**2 * squares,
+        told=max(told, 1.0),
         size=max(size, told),
         doubt=max(1.0 - told / max(_SURE * size, 1e-300), 0.0),
     )

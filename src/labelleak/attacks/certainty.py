@@ -1,0 +1,104 @@
+"""Whether counts can be told for sure: their own errors against the distance of other counts."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from labelleak.projection import project_to_counts
+from labelleak.restoration import Restoration
+
+TRUSTED = 0.2
+"""Root mean square error of a count above which rounding is little better than chance."""
+
+# So improbable is a distance that is not put down to chance.
+_CHANCE = 1e-3
+# A count nearer to zero than this is that of an absent class.
+_ABSENT = 0.1
+# Largest credible distance from feasible counts: in claimed standard errors, plus a margin.
+_CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
+# Floor of an error, for rounding errors of the gradient.
+_LEAST_ERROR = 1e-3
+
+
+def probability_right(
+    raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int
+) -> float:
+    """Probability that the feasible counts nearest to estimates are the true ones.
+
+    For normal errors, and whole numbers that are all as probable beforehand.
+
+    Args:
+        raw: Real-valued counts, float64, shape (classes,).
+        errors: Their standard errors, likewise.
+        total: Number of instances.
+    """
+    counts = project_to_counts(raw, total)
+    variances = errors.clamp_min(_LEAST_ERROR).square()
+    own = (raw - counts).square()
+    # Log odds of the next count above and below, which is never below zero.
+    odds = torch.zeros_like(raw)
+    for step in (1, -1):
+        other = (raw - counts - step).square()
+        odds += torch.exp((own - other) / (2.0 * variances)).where(counts + step >= 0, 0.0)
+    return float(torch.exp(-odds.log1p().sum()))
+
+
+def agrees(raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int) -> bool:
+    """Whether counts lie no farther from feasible ones than their standard errors let expect.
+
+    Feasible are whole counts, non-negative and of the right sum.
+    """
+    claimed = float(errors.square().mean().sqrt())
+    return distance_from_feasible(raw, total) < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
+
+
+def distance_from_feasible(raw: Float[Tensor, " classes"], total: int) -> float:
+    """Root mean square distance from the nearest feasible counts."""
+    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
+
+
+def distance_of_told(found: Restoration) -> float:
+    """Root mean square distance from whole counts, of the classes that are told to be there.
+
+    That of all classes is small where many are absent, however wrong the others are.
+    """
+    raw, told = found.raw, _told(found)
+    assert raw is not None, "an attack that estimates counts"
+    apart = (raw - raw.round()).abs()
+    if found.counts is not None:
+        apart = torch.maximum(apart, (raw - found.counts).abs())
+    return float(apart[told].square().mean().sqrt()) if bool(told.any()) else 0.0
+
+
+def are_whole(found: Restoration) -> bool:
+    """Whether the counts that are told are nearer to whole numbers than chance explains."""
+    return distance_of_told(found) < by_chance(int(_told(found).sum()) - 1)
+
+
+def _told(found: Restoration) -> Bool[Tensor, " classes"]:
+    assert found.raw is not None, "an attack that estimates counts"
+    return (found.raw.abs() > _ABSENT) | found.present
+
+
+def by_chance(free: int, length: float = 0.0) -> float:
+    """Root mean square distance from whole numbers that chance undercuts once in a thousand times.
+
+    Estimates that mean nothing are spread evenly between whole numbers. The share of them that lies
+    within a distance r of whole numbers is the volume of a ball of radius r; where the nearest of
+    all estimates along a path is taken, that of a tube about the path.
+
+    Args:
+        free: Number of counts that the others do not determine.
+        length: Length of the path, in counts; 0 for a single estimate.
+
+    Returns:
+        At most `TRUSTED`; 0 where even the smallest distance would be chance.
+    """
+    across = free - 1 if length else free
+    if across < 1:
+        return 0.0
+    log_ball = across / 2 * math.log(math.pi) - math.lgamma(across / 2 + 1)
+    log_radius = (math.log(_CHANCE / max(length, 1.0)) - log_ball) / across
+    return min(TRUSTED, math.exp(log_radius) / math.sqrt(free + 1))

@@ -59,7 +59,10 @@ def orders(shapes):
 
 
 def candidates(error):
-    found = re.search(r"candidates are: (.*?)( and more)?; choose one with head=NAME", str(error))
+    found = re.search(
+        r"candidates are: (.*?)( and more)?; choose the one .* with head=NAME",
+        str(error),
+    )
     return re.findall(r"([^ ,]+|\(top level\)) \(\d+ classes\)", found[1])
 
 

@@ -112,7 +112,9 @@ class TestACopyThatIsNotTrained:
 
 def test_two_copies_that_are_both_trained():
     model = nn.ModuleDict({name: nn.Linear(6, 3) for name in ("teacher", "student")})
-    with pytest.raises(AmbiguousHead, match=r"2 copies of it changed, .* teacher .*, student"):
+    with pytest.raises(
+        AmbiguousHead, match=r"2 layers of one shape changed, .* teacher .*, student"
+    ):
         observe(model, named(model))
     assert observe(model, named(model), head="student").head.name == "student"
 
@@ -198,7 +200,7 @@ class TestAPrefix:
             for name, value in tensors(1).items()
         }
         update = save(sent, tmp_path / "update.safetensors")
-        message = refused(before, update, r"2 copies of it changed", AmbiguousHead)
+        message = refused(before, update, r"2 layers of one shape changed", AmbiguousHead)
         assert "one.fc (5 classes), two.fc (5 classes)" in message
         for number, name in enumerate(("one.fc", "two.fc")):
             observation = read_observation(before, update, head=name)
@@ -307,7 +309,7 @@ class TestTwoStateDicts:
         before = {key: tensors(0) for key in keys}
         update = {key: tensors(number) for number, key in enumerate(keys, 1)}
         paths = [save(before, tmp_path / "b.pt"), save(update, tmp_path / "a.pt")]
-        message = refused(*paths, "2 copies of it changed", AmbiguousHead, **told)
+        message = refused(*paths, "2 layers of one shape changed", AmbiguousHead, **told)
         assert all(f"{key}.fc (5 classes)" in message for key in keys)
         for key in keys:
             observation = read_observation(*paths, head=f"{key}.fc", **told)
@@ -340,7 +342,7 @@ class TestTwoStateDicts:
     def test_in_memory(self):
         before = {key: tensors(0) for key in ("teacher", "student")}
         after = {key: tensors(number) for number, key in enumerate(before, 1)}
-        with pytest.raises(AmbiguousHead, match="2 copies of it changed"):
+        with pytest.raises(AmbiguousHead, match="2 layers of one shape changed"):
             observe_update(None, before, after, learning_rate=0.1)
         after["teacher"] = tensors(0)
         assert observe_update(None, before, after, learning_rate=0.1).head.name == "student.fc"

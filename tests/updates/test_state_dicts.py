@@ -73,7 +73,7 @@ def test_a_named_one_is_read_though_the_usual_one_moved(tmp_path):
 def test_others_of_which_two_moved_are_listed(tmp_path):
     before = {"model": tensors(0), "a": tensors(1), "b": tensors(2)}
     paths = written(tmp_path, before, {**before, "a": tensors(3), "b": tensors(4)})
-    with pytest.raises(AmbiguousHead, match=r"2 copies of it changed, .*a\.fc .*, b\.fc"):
+    with pytest.raises(AmbiguousHead, match=r"2 layers of one shape changed, .*a\.fc .*, b\.fc"):
         read(*paths)
 
 

@@ -35,7 +35,7 @@ _USUAL_PARTS = frozenset({"head", "classifier", "classification", "logits", "out
 _WRAPPERS = ("module.", "_orig_mod.", "_module.")
 # PEFT moves a layer one level down, into the copy that is trained and into one that stays as it is.
 _PEFT = re.compile(r"(^|\.)(modules_to_save\.[^.]+|original_module|base_layer)(?=\.|$)")
-_CHOOSE = "choose one with head=NAME (on the command line --head NAME)"
+_CHOOSE = "choose the one that puts out the logits with head=NAME (on the command line --head NAME)"
 _MOST_LISTED = 12
 # So many layers that may be another kind of head are looked at; networks have a few.
 _MOST_ENDS = 50

@@ -145,7 +145,7 @@ def find_pair(model: Tensors, update: Tensors, head: str | None, changed: Change
                     pair.sent if len(layers) == 1 else pair.layer: weights[pair.layer]
                     for pair in pairs
                 },
-                f": {len(pairs)} copies of it changed" if trained else "",
+                f": {len(pairs)} layers of one shape changed" if trained else "",
             )
     if not pairs and len(layers) > 1:
         raise not_clear(weights)

@@ -262,7 +262,8 @@ def test_what_was_really_run_is_told():
         "stage_used": "iteration 26 of 260, 100 samples of each class", "batch_size": 24,
         "sampler": "random_classes", "defense": "gaussian noise 0.001", "known_classes": True,
         "trials": 0, "trials_planned": 3, "panel": "p", "series": "s", "x": 10.0, "failed": {},
-        "inversion": None, "pictures": None, "shrunk": [], "note": None,
+        "inversion": None, "pictures": None, "shrunk": [], "note": None, "earlier": 0, "code": [],
+        "range": "evaluation",
     }  # fmt: skip
     assert found["panels"][0]["x_ticks"] == [10.0]
     assert found["environment"]["torch"] == torch.__version__
@@ -310,6 +311,35 @@ def test_baselines_time_intervals_and_who_spoke_are_summarized():
     assert values == pytest.approx(dict(zip(wanted, expected, strict=True)))
     assert row["metrics"]["auto.coverage"]["trials"] == 2
     assert row["spoke"] == {"pooled": 2, "exact": 1}
+
+
+def test_results_of_earlier_code_are_kept_and_marked():
+    """Where this code has made records of a row, earlier ones do not count."""
+    of = experiment(trials=2)
+    study = one_study(StudyRow(label="r", experiment=of))
+    before = [
+        {**one, "key": f"old {index}", "definition": of.definition_key(index), "code": "0b7d"}
+        for index, one in enumerate(example_records(of, (0.1, 0.2)))
+    ]
+    unsaid = [
+        {**one, "key": of.definition_key(index)}
+        for index, one in enumerate(example_records(of, (0.5, 0.7)))
+    ]
+    now = [{**one, "code": "41aa"} for one in example_records(of, (0.8,))]
+
+    def row(records):
+        (found,) = summarize(study, records)["rows"]
+        lnacc = found["metrics"]["ilrg.lnacc"]["ours"]
+        return found["trials"], found["earlier"], found["code"], lnacc
+
+    assert row(unsaid) == (2, 2, ["not recorded"], pytest.approx(0.6))
+    assert row(unsaid + before) == (2, 2, ["0b7d"], pytest.approx(0.15))
+    assert row(now + before) == (1, 0, ["41aa"], pytest.approx(0.8))
+    other = experiment(trials=2, seed=1)
+    assert (
+        summarize(one_study(StudyRow(label="r", experiment=other)), before)["rows"][0]["trials"]
+        == 0
+    )
 
 
 def test_a_set_has_no_numbers():

@@ -76,6 +76,19 @@ def test_means_and_intervals_on_a_case_worked_out_by_hand():
     assert lnacc["published"] is lnacc["difference"] is lnacc["inside"] is None
 
 
+@pytest.mark.parametrize(("right", "trials"), [(50, 50), (0, 20), (3, 8)])
+def test_shares_have_an_interval_even_where_all_trials_agree(right, trials):
+    """Wilson, 1927: the shares p with (share - p)^2 = z^2 p (1 - p) / n."""
+    of = experiment(trials=trials)
+    values = [float(index < right) for index in range(trials)]
+    cells = summarize(one_study(StudyRow(label="r", experiment=of)), example_records(of, values))
+    cell = cells["rows"][0]["metrics"]["ilrg.lnacc"]
+    share, z = right / trials, stats.norm.ppf(0.975)
+    for bound in (cell["low"], cell["high"]):
+        assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / trials, abs=1e-9)
+    assert 0.0 <= cell["low"] < cell["high"] <= 1.0
+
+
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     numbers = np.random.default_rng(0).normal(0.5, 0.05, size=(400, 8))
     covered = 0

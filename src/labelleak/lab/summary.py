@@ -61,9 +61,10 @@ SUMMARY_SCHEMA = "labelleak/study/1"
 """Name and version of the summary format."""
 
 INTERVAL = (
-    "95 % interval of the mean over trials: Student's t, cut off at the bounds of the metric; it "
-    "covers the choice of the batches, and that of the initial weights only where each trial has "
-    "its own"
+    "95 % interval of the mean over trials: Student's t, cut off at the bounds of the metric; "
+    "Wilson's where every trial is 0 or 1, since no scatter among these trials does not mean that "
+    "there is none. It covers the choice of the batches, and that of the network only where "
+    "each trial has its own: the other rows say 'one network'"
 )
 _CONFIDENCE = 0.95
 
@@ -272,6 +273,11 @@ def _mean_and_interval(
     mean = statistics.fmean(values)
     if len(values) == 1:
         return mean, None, None
+    if bounds == (0.0, 1.0) and set(values) <= {0.0, 1.0}:
+        found = stats.binomtest(round(sum(values)), len(values)).proportion_ci(
+            _CONFIDENCE, method="wilson"
+        )
+        return mean, float(found.low), float(found.high)
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * error
     lowest, highest = bounds

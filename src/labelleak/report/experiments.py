@@ -184,6 +184,7 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         f"{row['data']} ({row['split']}{size})",
         ", ".join(network),
         stage,
+        *([] if "in each trial" in stage else ["one network"]),
         f"K = {row['batch_size']}, {row['sampler'].replace('_', ' ')}",
         *([row["defense"]] if row["defense"] else []),
         *(["classes known"] if row["known_classes"] else []),

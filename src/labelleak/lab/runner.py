@@ -85,7 +85,7 @@ def run(
             on this machine. Its workers need labelleak, the same `data_dir`, and for trained
             networks the same cache folder (LABELLEAK_CACHE).
         device: Where networks run in trials, ``"cpu"`` or ``"cuda"``. The same trial gives the same
-            record bit for bit on the CPU only.
+            record bit for bit on the CPU only, and on one kind of it.
         progress: Called with the progress of ``"train ..."`` for each network, then ``"trials"``.
         connect_seconds: How long to wait for the Dask scheduler.
 

@@ -126,6 +126,24 @@ def readme_attacks(read: Read) -> list[str]:
     return table(["attack", "needs", *columns], lines)
 
 
+def table1_tally(read: Read) -> list[str]:
+    """How many of table 1's figures agree, and how little some of them say."""
+    study = next(study for study in read(QUICK)["studies"] if study["name"] == "table1")
+    cells = [
+        cell
+        for row in study["rows"]
+        for cell in row["metrics"].values()
+        if cell["published"] is not None and cell["inside"] is not None
+    ]
+    inside = sum(cell["inside"] for cell in cells)
+    same = sum(cell["ours"] in (0.0, 1.0) for cell in cells)
+    return [
+        f"Of table 1, {inside} of the {len(cells)} figures that the authors' logs give lie inside "
+        f"our intervals. In {same} of them every batch of ours has the same score, and the "
+        "interval is as wide as the number of batches leaves open."
+    ]
+
+
 def coverage(read: Read) -> list[str]:
     """Share of the true counts inside 95 % intervals, in every setting of the leaderboard."""
     names = ("pooled", "calibrated", "auto")
@@ -188,6 +206,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "readme-leaderboard": readme_leaderboard,
     "leaderboard-provenance": leaderboard_provenance,
     "readme-attacks": readme_attacks,
+    "table1-tally": table1_tally,
     "coverage": coverage,
     "figure4": figure4,
     "constants": origins,

@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test portability smoke federation lint docs clean
+.PHONY: help demo test portability smoke federation lint docs check-claims clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
 
 demo: $(VENV)/demo.stamp ## audit one update made from a real batch; writes labelleak-demo/
 	$(BIN)/labelleak demo --out labelleak-demo
@@ -39,6 +39,9 @@ smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smal
 federation: $(VENV)/federation.stamp ## run the examples of audited federations
 	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --refuse 2
 	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --simulation
+
+check-claims: $(VENV)/test.stamp ## compare every figure in README and docs with its record
+	$(BIN)/python benchmarks/claims.py
 
 lint: $(VENV)/lint.stamp ## check style and types
 	$(BIN)/ruff check

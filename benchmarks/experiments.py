@@ -63,6 +63,7 @@ def photographs(batch_size: int) -> Experiment:
         batch=Batch(size=batch_size, replacement=True),
         attacks=("ilrg",),
         trials=1,
+        range="all",
     )
 
 
@@ -76,6 +77,7 @@ def digits(trials: int) -> list[Experiment]:
             batch=Batch(size=size),
             attacks=("ilrg", "rlg"),
             trials=trials,
+            range="all",
         )
         for name, size in (("lenet5", 1024), ("resnet18", 64))
     ]

@@ -31,10 +31,12 @@ from typing import NamedTuple
 from labelleak.lab import paper
 from labelleak.lab.definition import Experiment
 from labelleak.lab.experiment_grid import read_grid
+from labelleak.lab.keys import definition_of
+from labelleak.lab.materials import network_of, training_of, training_set
 from labelleak.lab.pretraining import is_trained, train
 from labelleak.lab.sources import Source
 from labelleak.lab.store import Record, read_records
-from labelleak.lab.trial import run_trial, training_set
+from labelleak.lab.trial import run_trial
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -72,12 +74,13 @@ def recorded_trials(folder: str, experiments: list[Experiment]) -> list[list[Tri
     for experiment in experiments:
         for index in range(experiment.trials):
             # Studies share trials: each belongs to the first.
-            known.setdefault(experiment.trial_key(index), (experiment, index))
+            known.setdefault(experiment.definition_key(index), (experiment, index))
     groups: dict[str, list[Trial]] = {}
     for record in read_records(ROOT / "results" / folder):
         slow = any(text in record["experiment"] for text in SLOW)
-        if record["key"] in known and not slow:
-            trial = Trial(folder, *known[record["key"]], record)
+        definition = definition_of(record)
+        if definition in known and not slow:
+            trial = Trial(folder, *known[definition], record)
             groups.setdefault(trial.experiment.name, []).append(trial)
     return list(groups.values())
 
@@ -95,7 +98,7 @@ def in_turns(groups: list[list[Trial]], rng: random.Random) -> Iterator[Trial]:
 
 def sample(trials: int, seed: int) -> list[Trial]:
     """Trials of both folders in equal parts; slow ones last, and stages of training in order."""
-    leaderboard = read_grid(ROOT / "examples" / "leaderboard.toml")
+    leaderboard = read_grid(ROOT / "results" / "leaderboard" / "grid.toml")
     studies = [paper.study(name, "quick", SOURCES) for name in paper.names()]
     quick = [experiment for study in studies for experiment in study.experiments]
     half = trials // 2
@@ -120,11 +123,12 @@ def _order(trial: Trial) -> tuple[int, str, int, str, int]:
 def run_again(trial: Trial, data_dir: Path) -> Record:
     """Run a trial, after the training that it needs, and compare it with its record."""
     experiment = trial.experiment
-    if experiment.training is not None:
+    network, training = network_of(experiment), training_of(experiment)
+    if training is not None:
         dataset = training_set(experiment, data_dir)
-        if not is_trained(experiment.network, experiment.training, dataset):
+        if not is_trained(network, training, dataset):
             print(f"training for {experiment.name}", file=sys.stderr)
-            train(experiment.network, [experiment.training], dataset)
+            train(network, [training], dataset)
     attacks: dict[str, Record] = {}
 
     def watch(name: str, _: Observation, found: Restoration) -> None:
@@ -135,7 +139,7 @@ def run_again(trial: Trial, data_dir: Path) -> Record:
         if outcome["error"] is not None:
             attacks[name] = dict.fromkeys(RESTORED_FIELDS) | {"error": outcome["error"]}
     return {
-        "key": record["key"],
+        "key": trial.record["key"],
         "folder": trial.folder,
         "experiment": experiment.name,
         "trial": trial.number,

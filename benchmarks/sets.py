@@ -7,8 +7,10 @@ digits side by side), untrained and after some steps of SGD, and synthetic heads
 embeddings that resemble each other. Gradients are autograd's. Single attacks see the head's, in
 single and in double precision; the audit (`auto`) sees the whole update, in single precision.
 
-The bounds of `labelleak.attacks.presence` were chosen on the development range. The evaluation
-range has other seeds, other images (the test split) and networks that were trained on others.
+Ranges are those of `labelleak.lab.ranges`: networks are trained on the range's images of the train
+split, and batches are drawn from its images of the test split. The bounds of
+`labelleak.attacks.presence` were chosen before there were such ranges, on small seeds and images of
+the train split: on no batch of either range.
 
 `before` is the rule that stood before: a share was there above half of the median share of the
 classes with any, or above two standard errors where the attack has them. `flagged` is the share of
@@ -32,6 +34,7 @@ import labelleak
 from labelleak.lab.datasets import load as load_data
 from labelleak.lab.datasets.samplers import draw
 from labelleak.lab.networks import build
+from labelleak.lab.ranges import DEVELOPMENT, EVALUATION, Range
 from labelleak.restoration import UNRELIABLE, Flag, Restoration
 from measuring import Row, load, write
 
@@ -48,22 +51,6 @@ AUDIT = "audit"
 AUDIT_SECONDS = 2.0
 PAIRS = 20_000
 FEATURES = 64
-
-
-class Range(NamedTuple):
-    """What batches and networks are made of; two ranges share nothing."""
-
-    name: str
-    first_seed: int
-    split: str
-    training: slice
-    """Images of the train split that networks are trained on."""
-    drawn: slice
-    """Images of the split that batches are drawn from."""
-
-
-DEVELOPMENT = Range("development", 0, "train", slice(0, 1500), slice(1500, 2500))
-EVALUATION = Range("evaluation", 10_000, "test", slice(2500, 5000), slice(0, 1000))
 
 
 @dataclass(frozen=True)
@@ -106,10 +93,10 @@ class Samples(NamedTuple):
 
 
 @cache
-def samples(split: str, part: tuple[int, int], classes: int) -> Samples:
-    """Those of a part of a split."""
+def samples(split: str, where: Range, classes: int) -> Samples:
+    """Those of a range in a split."""
     dataset = load_data("mnist-sample", split=split)
-    images, labels = dataset.batch(torch.arange(*part))
+    images, labels = dataset.batch(where.samples(dataset.labels))
     if classes == 10:
         return Samples(images, None, labels)
     if classes == 2:
@@ -124,7 +111,7 @@ def network(setting: Setting, where: Range, seed: int) -> nn.Module:
     shape = (1, 28, 56 if setting.classes == 100 else 28)
     model = build(setting.network, classes=setting.classes, image_shape=shape, seed=seed)
     if setting.steps:
-        known = samples("train", (where.training.start, where.training.stop), setting.classes)
+        known = samples("train", where, setting.classes)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         random = torch.Generator().manual_seed(seed)
         for _ in range(setting.steps):
@@ -152,13 +139,13 @@ def batches(
     setting: Setting, where: Range, number: int
 ) -> Iterator[tuple[str, int, nn.Module, Tensor, Tensor]]:
     """Kind, size, network, inputs and labels of so many batches of every kind and size."""
-    for seed in range(where.first_seed, where.first_seed + number):
+    for seed in map(where.numbered, range(number)):
         if setting.network == "head":
             model, common = head(setting, seed)
             labels = torch.arange(setting.classes).repeat(max(SIZES))
         else:
             model = network(setting, where, seed)
-            known = samples(where.split, (where.drawn.start, where.drawn.stop), setting.classes)
+            known = samples("test", where, setting.classes)
             labels = known.labels
         for size in SIZES:
             # A batch of one sample is of one class.
@@ -166,7 +153,7 @@ def batches(
                 sampler, options = KINDS[kind]
                 if "num_classes" in options:
                     options = {"num_classes": min(setting.classes, options["num_classes"])}
-                own = seed * 1000 + size
+                own = where.derive(seed, size, kind)
                 chosen = draw(sampler, labels, size, own, **options, replacement=True)
                 if setting.network == "head":
                     random = torch.Generator().manual_seed(own)

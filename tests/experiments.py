@@ -11,6 +11,7 @@ def experiment(name="a", **fields):
         "batch": Batch(size=24),
         "attacks": ("ilrg",),
         "trials": 3,
+        "range": "all",
     }
     return Experiment(name=name, **(given | fields))
 

@@ -54,7 +54,10 @@ def _attacks(row: dict[str, Any]) -> Iterator[str]:
     yield f"## {row['label']}"
     yield ""
     planned = "" if row["trials"] == row["trials_planned"] else f" of {row['trials_planned']}"
-    yield f"{row['trials']}{planned} batches, {row['network']} on {row['data']}."
+    made = "" if row["range"] == "evaluation" else f" Not the evaluation range: {row['range']}."
+    if row["earlier"]:
+        made += " An earlier run, by another version of the code."
+    yield f"{row['trials']}{planned} batches, {row['network']} on {row['data']}.{made}"
     yield ""
     cells = row["metrics"]
     names = dict.fromkeys(name.partition(".")[0] for name in cells)

@@ -53,9 +53,25 @@ def test_a_grid_is_run_and_shown(grid, tmp_path):
     assert len(records) == len(keys) == 16
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "noise, batch.size=24" in page
+    assert "range evaluation" in page
+    assert "earlier run" not in page
+    assert read_grid(out / "grid.toml") == read_grid(grid)
     with (out / "mine.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "ilrg.leacc"]
     assert len(rows) == 4
+
+
+def test_what_other_code_has_run_is_run_again_and_kept(grid, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr("labelleak.lab.definition.code_hash", lambda images: "older")
+    assert compare(grid, "--out", out, "--workers", 1).status == 0
+    before = read_records(out)
+    monkeypatch.undo()
+    assert compare(grid, "--out", out, "--workers", 1).status == 0
+    after = read_records(out)
+    assert after[: len(before)] == before
+    definitions = [record["definition"] for record in before]
+    assert sorted(record["definition"] for record in after[len(before) :]) == sorted(definitions)
 
 
 def test_json_is_the_summary_and_nothing_else(grid, tmp_path):

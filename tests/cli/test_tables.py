@@ -4,8 +4,16 @@ import pytest
 from rich.console import Console
 
 import labelleak
+from experiments import experiment
 from labelleak.cli.attacks import _row
-from labelleak.cli.tables import print_attacks, print_inversion, print_record
+from labelleak.cli.tables import (
+    print_attacks,
+    print_comparison,
+    print_inversion,
+    print_record,
+)
+from labelleak.lab.experiment_grid import grid_study
+from labelleak.lab.summary import summarize
 
 
 @pytest.fixture
@@ -35,6 +43,16 @@ def test_names_from_files_are_no_markup(terminal):
         terminal,
     )  # fmt: skip
     assert " ".join(terminal.file.getvalue().split()).count(name) == 4
+
+
+def test_rows_of_an_earlier_run_are_named(terminal):
+    of = experiment(trials=1)
+    score = dict.fromkeys(("leacc", "lnacc", "recall", "accuracy", "exact"), 1.0)
+    entry = {"counts": score, "rounded": None, "certified": False, "error": None}
+    made = {"key": of.definition_key(0), "attacks": {"ilrg": entry}, "measures": {}}
+    print_comparison(summarize(grid_study([of], "grid", "Grid"), [made]), terminal)
+    text = " ".join(terminal.file.getvalue().split())
+    assert text.endswith("From an earlier run, by another version of the code: 'a'")
 
 
 INVERSION = {

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -7,10 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from experiments import experiment
+from labelleak.lab import definition
 from labelleak.lab.definition import (
     Batch,
     DefenseSetting,
     Experiment,
+    InversionSetting,
     Local,
     Network,
     Training,
@@ -18,6 +21,7 @@ from labelleak.lab.definition import (
 from labelleak.lab.experiment_grid import problem_lines
 
 STAGE = Training(unit="iterations", steps=100, total=1000)
+IMAGES = InversionSetting(labels="given", iterations=1)
 
 
 class TestKey:
@@ -50,6 +54,8 @@ class TestKey:
             {"local": Local(steps=2, learning_rate=0.1)},
             {"auxiliary_per_class": 5},
             {"seed": 1},
+            {"range": "evaluation"},
+            {"range": "development"},
         ],
         ids=str,
     )
@@ -62,7 +68,15 @@ class TestKey:
 
     def test_is_that_of_the_records_made_before(self):
         """A change here makes every record unknown: raise the version in TRIAL_SCHEMA with it."""
-        assert experiment().trial_key(0)[:16] == "e980f6a9dee9508b"
+        assert experiment().definition_key(0)[:16] == "e980f6a9dee9508b"
+
+    def test_differs_where_the_code_does(self, monkeypatch):
+        before, restoring = experiment().trial_key(0), experiment(inversion=IMAGES).trial_key(0)
+        monkeypatch.setattr(definition, "code_hash", lambda images: "12" if images else "34")
+        assert experiment(inversion=IMAGES).trial_key(0) != restoring
+        known = experiment().definition_key(0)
+        expected = hashlib.sha256(f"{known}/34".encode()).hexdigest()
+        assert before != experiment().trial_key(0) == expected
 
     def test_is_the_same_in_another_process(self):
         program = (
@@ -151,6 +165,12 @@ def test_lists_and_dicts_are_taken_as_a_file_has_them():
         ),
         ({"auxiliary_per_class": 5, "data_split": "test"}, "definition", "both be from the split"),
         ({"attacks": ["ilrg", "irlg"]}, "attacks.1", "auto, ilrg, rlg"),
+        ({"range": "test"}, "range", "'development', 'evaluation' or 'all'"),
+        (
+            {"range": "evaluation", "network": {"name": "fcn-3", "seed": 2**31}},
+            "definition",
+            "outside the range 'evaluation': it must be 0 to 2147483647",
+        ),
         ({"attacks": []}, "attacks", "at least 1 item"),
         ({"attacks": ["ilrg", "ilrg"]}, "attacks", "twice"),
         ({"attacks": ["rlg"], "measures": ["cossim"]}, "definition", "'ilrg'"),

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from experiments import experiment
+from labelleak.attacks import Need, list_attacks
 from labelleak.errors import UnreadableFile
 from labelleak.lab.definition import Batch, DefenseSetting, Network
 from labelleak.lab.experiment_grid import grid_study, read_grid
@@ -62,11 +65,12 @@ def test_tables_are_merged_and_combined(grid):
         network=Network(name="fcn-3", activation="swish"),
         defense=DefenseSetting(name="gaussian_noise", value=0.5),
         seed=1,
+        range="evaluation",
     )
 
 
 def test_the_defaults_alone_are_an_experiment(grid):
-    assert grid(SMALL + "batch.size = 24") == [experiment()]
+    assert grid(SMALL + "batch.size = 24") == [experiment(range="evaluation")]
 
 
 def test_whole_tables_are_alternatives_too(grid):
@@ -123,3 +127,37 @@ def test_a_grid_becomes_a_study_with_all_it_measures():
     assert {"ilrg.exact", "idlg.leacc", "soteria_embedding_mse"} <= set(found.metrics)
     assert "a1_mse" not in found.metrics
     assert found.scale is None
+
+
+LEADERBOARD = read_grid(Path(__file__).parents[2] / "examples" / "leaderboard.toml")
+CLASSES = {"mnist": 10, "fashion-mnist": 10, "tiny-imagenet-100": 100}
+# Always known to the server of a trial; the learning rates are only made use of.
+KNOWN = {
+    Need.WEIGHT, Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE
+}  # fmt: skip
+
+
+def can_run(experiment):
+    """The attacks whose needs the setting meets, at a cost that a leaderboard can bear.
+
+    `exact` gives up at once on large batches, and `calibrated` passes its dummies through the
+    network many times.
+    """
+    known = set(KNOWN)
+    if experiment.auxiliary_per_class is not None:
+        known.add(Need.AUXILIARY)
+    if experiment.local is not None:
+        known.add(Need.AFTER)
+    names = {name for name, attack in list_attacks().items() if set(attack.needs) <= known}
+    if experiment.local is not None or experiment.batch.size >= CLASSES[experiment.data]:
+        names.remove("exact")
+    if experiment.network.name in ("vgg16", "resnet18"):
+        names.remove("calibrated")
+    return names
+
+
+@pytest.mark.parametrize("experiment", LEADERBOARD, ids=lambda experiment: experiment.name)
+def test_every_attack_that_can_run_in_a_setting_stands_in_the_leaderboard(experiment):
+    assert experiment.attacks[0] == "auto"
+    assert set(experiment.attacks[1:]) == can_run(experiment)
+    assert experiment.range == "evaluation"

@@ -8,7 +8,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from labelleak.errors import UnreadableFile
-from labelleak.lab.definition import TRIAL_SCHEMA, Experiment
+from labelleak.lab.definition import Experiment
+from labelleak.lab.keys import TRIAL_SCHEMA
 from labelleak.lab.store import Store, read_records
 from labelleak.lab.trial import run_trial
 
@@ -23,6 +24,7 @@ def experiment(labels="restored", **fields):
             "attacks": ["ilrg"],
             "inversion": {"labels": labels, "iterations": 20},
             "trials": 1,
+            "range": "all",
             **fields,
         }
     )
@@ -85,15 +87,23 @@ def test_a_record_does_not_come_without_its_pictures(records, tmp_path):
 
 
 # The name, the number of trials, and what experiments had no field for at first.
-NEWER = {"name", "trials", "inversion", "time_limit", "baselines", "local", "auxiliary_per_class"}
+NEWER = {
+    "name",
+    "trials",
+    "inversion",
+    "time_limit",
+    "baselines",
+    "local",
+    "auxiliary_per_class",
+} | {"range"}
 
 
 def test_keys_of_experiments_without_inversion_are_as_they_were():
     plain = experiment(inversion=None)
     content = plain.model_dump(mode="json", exclude=NEWER)
     text = json.dumps([TRIAL_SCHEMA, content, 3], sort_keys=True, separators=(",", ":"))
-    assert plain.trial_key(3) == hashlib.sha256(text.encode()).hexdigest()
-    assert experiment("free").trial_key(3) != experiment("shared").trial_key(3)
+    assert plain.definition_key(3) == hashlib.sha256(text.encode()).hexdigest()
+    assert experiment("free").definition_key(3) != experiment("shared").definition_key(3)
 
 
 def test_inversion_of_a_defended_gradient_is_refused():

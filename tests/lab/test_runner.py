@@ -72,6 +72,14 @@ def test_processes_give_the_same_records_bit_for_bit(alone, folder):
     assert json.dumps(found) == json.dumps(alone)
 
 
+def address_in(path):
+    """The address in a scheduler's file; None while the scheduler has not written all of it."""
+    try:
+        return json.loads(path.read_text())["address"]
+    except (OSError, ValueError):
+        return None
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A Dask scheduler with two worker processes on this machine: its address, and its cache."""
@@ -97,10 +105,10 @@ def cluster(tmp_path_factory):
         for _ in range(2):
             start("worker", "--no-nanny", "--nthreads", "1")
         until = time.monotonic() + 60
-        while not (folder / "scheduler").exists():
+        while (address := address_in(folder / "scheduler")) is None:
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.05)
-        yield json.loads((folder / "scheduler").read_text())["address"], cache
+        yield address, cache
     finally:
         for process in started:
             process.kill()

@@ -15,7 +15,7 @@ from labelleak.lab.definition import Batch, DefenseSetting, Local, Network, Trai
 from labelleak.lab.networks import build
 from labelleak.lab.pretraining import train, training_samples
 from labelleak.lab.seeds import derive_seed
-from labelleak.lab.simulated_client import ClientSamples
+from labelleak.lab.simulated_client import ClientSamples, client_gradient
 from labelleak.lab.trial import run_trial
 from labelleak.restoration import Flag
 from labelleak.training import LocalTraining
@@ -80,11 +80,11 @@ def test_a_trained_network_is_the_snapshot_and_its_batches_are_what_it_was_train
     train(e.network, [STAGE], digits)
     drawn = []
 
-    def look(model, pieces):
-        drawn.append((model, list(pieces)))
-        return capture(model, drawn[-1][1])
+    def look(model, batch, **options):
+        drawn.append((model, list(batch.pieces())))
+        return client_gradient(model, batch, **options)
 
-    monkeypatch.setattr(simulated_client, "capture", look)
+    monkeypatch.setattr(simulated_client, "client_gradient", look)
     run_trial(e, 0)
     model, pieces = drawn[0]
     assert not model.training
@@ -119,16 +119,15 @@ def test_photographs_are_streamed_and_cropped_anew(photographs, monkeypatch):
     )
     sizes, images = [], []
 
-    def look(model, pieces):
-        def watched():
-            for inputs, labels in pieces:
-                sizes.append(len(inputs))
-                images.extend(inputs.clone())
-                yield inputs, labels
+    pieces = ClientSamples.pieces
 
-        return capture(model, watched())
+    def watched(batch):
+        for inputs, labels in pieces(batch):
+            sizes.append(len(inputs))
+            images.extend(inputs.clone())
+            yield inputs, labels
 
-    monkeypatch.setattr(simulated_client, "capture", look)
+    monkeypatch.setattr(ClientSamples, "pieces", watched)
     record = run_trial(e, 0, photographs)
     assert sizes == [7] * 5 + [5]
     assert len({image.numpy().tobytes() for image in images}) == 40
@@ -149,6 +148,31 @@ def test_pieces_together_are_the_batch():
     assert [len(labels) for _, labels in pieces] == [64, 64, 22]
     assert torch.equal(torch.cat([inputs for inputs, _ in pieces]), batch.inputs())
     assert torch.equal(torch.cat([labels for _, labels in pieces]), digits.labels[:150])
+
+
+def test_the_gradient_is_what_a_client_of_single_precision_sends():
+    """One backward pass by hand gives the same, and a large batch is the sum of its pieces."""
+    digits = load("mnist-sample")
+    model = build("lenet5", classes=10, image_shape=(1, 28, 28), seed=3).eval()
+    batch = ClientSamples(digits, torch.arange(24), None, "cpu")
+    inputs, labels = digits.batch(batch.indices)
+    loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+    by_hand = torch.autograd.grad(loss, list(model.parameters()))
+    found = client_gradient(model, batch, whole=True)
+    head = client_gradient(model, batch, whole=False)
+    assert len(head) == 2
+    for (name, _), value in zip(model.named_parameters(), by_hand, strict=True):
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(head.get(name, value), value, rtol=1e-5, atol=1e-8)
+    large = ClientSamples(digits, torch.arange(150), None, "cpu")
+    exact = capture(model, *digits.batch(large.indices)).gradient
+    parts = client_gradient(model, large, whole=False)
+    assert len(parts) == 2
+    for name, value in parts.items():
+        expected = exact.weight if name.endswith("weight") else exact.bias
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-7)
+    assert all(value.grad is None and value.requires_grad for value in model.parameters())
 
 
 WHOLE = {"idlg": False, "zlg": False, "calibrated": True, "auto": True}

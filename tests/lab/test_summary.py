@@ -76,6 +76,19 @@ def test_means_and_intervals_on_a_case_worked_out_by_hand():
     assert lnacc["published"] is lnacc["difference"] is lnacc["inside"] is None
 
 
+@pytest.mark.parametrize(("right", "trials"), [(50, 50), (0, 20), (3, 8)])
+def test_shares_have_an_interval_even_where_all_trials_agree(right, trials):
+    """Wilson, 1927: the shares p with (share - p)^2 = z^2 p (1 - p) / n."""
+    of = experiment(trials=trials)
+    values = [float(index < right) for index in range(trials)]
+    cells = summarize(one_study(StudyRow(label="r", experiment=of)), example_records(of, values))
+    cell = cells["rows"][0]["metrics"]["ilrg.lnacc"]
+    share, z = right / trials, stats.norm.ppf(0.975)
+    for bound in (cell["low"], cell["high"]):
+        assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / trials, abs=1e-9)
+    assert 0.0 <= cell["low"] < cell["high"] <= 1.0
+
+
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     numbers = np.random.default_rng(0).normal(0.5, 0.05, size=(400, 8))
     covered = 0
@@ -262,7 +275,8 @@ def test_what_was_really_run_is_told():
         "stage_used": "iteration 26 of 260, 100 samples of each class", "batch_size": 24,
         "sampler": "random_classes", "defense": "gaussian noise 0.001", "known_classes": True,
         "trials": 0, "trials_planned": 3, "panel": "p", "series": "s", "x": 10.0, "failed": {},
-        "inversion": None, "pictures": None, "shrunk": [], "note": None,
+        "inversion": None, "pictures": None, "shrunk": [], "note": None, "earlier": 0, "code": [],
+        "range": "evaluation",
     }  # fmt: skip
     assert found["panels"][0]["x_ticks"] == [10.0]
     assert found["environment"]["torch"] == torch.__version__
@@ -310,6 +324,35 @@ def test_baselines_time_intervals_and_who_spoke_are_summarized():
     assert values == pytest.approx(dict(zip(wanted, expected, strict=True)))
     assert row["metrics"]["auto.coverage"]["trials"] == 2
     assert row["spoke"] == {"pooled": 2, "exact": 1}
+
+
+def test_results_of_earlier_code_are_kept_and_marked():
+    """Where this code has made records of a row, earlier ones do not count."""
+    of = experiment(trials=2)
+    study = one_study(StudyRow(label="r", experiment=of))
+    before = [
+        {**one, "key": f"old {index}", "definition": of.definition_key(index), "code": "0b7d"}
+        for index, one in enumerate(example_records(of, (0.1, 0.2)))
+    ]
+    unsaid = [
+        {**one, "key": of.definition_key(index)}
+        for index, one in enumerate(example_records(of, (0.5, 0.7)))
+    ]
+    now = [{**one, "code": "41aa"} for one in example_records(of, (0.8,))]
+
+    def row(records):
+        (found,) = summarize(study, records)["rows"]
+        lnacc = found["metrics"]["ilrg.lnacc"]["ours"]
+        return found["trials"], found["earlier"], found["code"], lnacc
+
+    assert row(unsaid) == (2, 2, ["not recorded"], pytest.approx(0.6))
+    assert row(unsaid + before) == (2, 2, ["0b7d"], pytest.approx(0.15))
+    assert row(now + before) == (1, 0, ["41aa"], pytest.approx(0.8))
+    other = experiment(trials=2, seed=1)
+    assert (
+        summarize(one_study(StudyRow(label="r", experiment=other)), before)["rows"][0]["trials"]
+        == 0
+    )
 
 
 def test_a_set_has_no_numbers():

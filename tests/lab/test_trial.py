@@ -9,6 +9,7 @@ from experiments import experiment, observations
 from labelleak.attacks import list_attacks, restore
 from labelleak.errors import DataNotFound, LabelLeakError
 from labelleak.lab import trial
+from labelleak.lab.code_version import code_hash
 from labelleak.lab.datasets import draw, load
 from labelleak.lab.definition import Batch, DefenseSetting, Network, Training
 from labelleak.lab.networks import build
@@ -70,6 +71,8 @@ def test_a_record_is_one_line_of_json_that_says_what_was_run():
     assert record == {
         "schema": "labelleak/trial/1",
         "key": e.trial_key(1),
+        "definition": e.definition_key(1),
+        "code": code_hash(),
         "experiment": "a",
         "trial": 1,
         "data": {"name": "mnist-sample", "stands_in_for": "mnist", "split": "test"},

@@ -80,8 +80,8 @@ def test_what_was_really_run_is_said(table, document):
     text = document(study_page([table], "Run")).text
     assert (
         "tiny-imagenet-100 (train, 64 pixels) · lenet5 (relu), with BatchNorm, dropout 0.5, "
-        "imagenet stem · iteration 104 of 260 (published: epoch 40) · K = 24, random · "
-        "sparsify 10 · classes known · 10 local steps, learning rate 0.05 · "
+        "imagenet stem · iteration 104 of 260 (published: epoch 40) · one network · K = 24, "
+        "random · sparsify 10 · classes known · 10 local steps, learning rate 0.05 · "
         "500 auxiliary samples of each class · 7 of 10 trials" in text
     )
     assert "Not as published: batch size 24 instead of 48" in text

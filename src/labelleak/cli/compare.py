@@ -45,8 +45,13 @@ def compare_command(
         [grid]
         batch.size = [8, 24, 64]
 
-    Writes records.jsonl, summary.json, a CSV file and report.html. After an interruption the same
-    command continues where it stopped.
+    Writes records.jsonl, summary.json, a CSV file, report.html and a copy of the grid. After an
+    interruption the same command continues where it stopped. Trials that another version of the
+    code has run are run again; their records are kept.
+
+    Batches and networks are of the range "evaluation" unless the grid says range = "development"
+    or range = "all". The first two share no seed and no sample: choose settings on one of them, and
+    report the other.
 
     Exit status: 0 all experiments were run; 2 one of them could not be run (it is named, and the
     results hold the others).
@@ -55,8 +60,10 @@ def compare_command(
     from labelleak.lab.experiment_grid import grid_study, read_grid
     from labelleak.lab.summary import summarize
     from labelleak.report.run import write_run
+    from labelleak.storage import write_whole
 
     experiments = read_grid(grid)
+    text = grid.read_text(encoding="utf-8")
     if time_limit is not None:
         limited = {"time_limit": time_limit}
         experiments = [experiment.model_copy(update=limited) for experiment in experiments]
@@ -64,6 +71,7 @@ def compare_command(
     records, failed = run_experiments(experiments, folder, place)
     title = f"Comparison: {grid.stem}"
     summary = summarize(grid_study(experiments, grid.stem, title), records)
+    write_whole(folder / "grid.toml", text)
     page = write_run(folder, title, [summary])
     if output_format == "json":
         click.echo(json.dumps(summary, indent=2, allow_nan=False))

@@ -54,7 +54,7 @@ class Place:
             type=click.Choice(["cpu", "cuda"]),
             default="cpu",
             show_default=True,
-            help="Device of the networks. Results are the same bit for bit on the CPU only.",
+            help="Device of the networks. Results are the same bit for bit on one kind of CPU.",
         ),
     ]
 

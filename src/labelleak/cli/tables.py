@@ -151,12 +151,20 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
                 label = trials = ""
         table.add_section()
     target.print(table)
+    _print_earlier(summary, target)
     for row in summary["rows"]:
         for attack, failure in row["failed"].items():
             target.print(
                 f"{attack} could not run in {failure['failed']} of {failure['of']} trials of "
                 f"{row['label']!r}: {failure['error']}",
             )
+
+
+def _print_earlier(summary: Mapping[str, Any], target: Console) -> None:
+    """Name the rows that hold nothing that this code has run."""
+    for row in summary["rows"]:
+        if row.get("earlier"):
+            target.print(f"From an earlier run, by another version of the code: {row['label']!r}")
 
 
 def _scores_of_all_batches(metrics: Mapping[str, Any], attack: str) -> dict[str, Any]:
@@ -199,6 +207,7 @@ def print_study(summary: Mapping[str, Any], target: Console) -> None:
             label = ""
         table.add_section()
     target.print(table)
+    _print_earlier(summary, target)
     for row in summary["rows"]:
         if row["note"]:
             target.print(Text.assemble((row["label"], "yellow"), f": {row['note']}"))

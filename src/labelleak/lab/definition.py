@@ -1,7 +1,5 @@
 """Experiments as data: frozen, validated definitions."""
 
-import hashlib
-import json
 import math
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -17,12 +15,12 @@ from pydantic import (
 )
 
 from labelleak.attacks import list_attacks
+from labelleak.lab.code_version import code_hash
 from labelleak.lab.datasets import names as data_names
 from labelleak.lab.datasets.samplers import SAMPLERS
+from labelleak.lab.keys import hash_of_definition, hash_with_code
 from labelleak.lab.networks import build
-
-TRIAL_SCHEMA = "labelleak/trial/1"
-"""Name and version of a trial's record; part of every key."""
+from labelleak.lab.ranges import RANGES, RangeName
 
 Activation = Literal["relu", "swish", "leaky_relu"]
 DefenseName = Literal[
@@ -310,7 +308,9 @@ class Experiment(Definition):
             (processor time, which makes records differ between machines) are about every attack.
         inversion: How images are restored; None if they are not.
         trials: Number of batches.
-        seed: Seed from which all randomness of the trials is derived.
+        seed: Number of the seed from which all randomness of the trials is derived.
+        range: Where samples and seeds are taken from, see `labelleak.lab.ranges`. Seeds of the
+            network and its training are counted inside it.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -332,6 +332,7 @@ class Experiment(Definition):
     inversion: InversionSetting | None = None
     trials: PositiveInt
     seed: SeedNumber = 0
+    range: RangeName = "evaluation"
 
     @field_validator("data")
     @classmethod
@@ -347,6 +348,9 @@ class Experiment(Definition):
 
     @model_validator(mode="after")
     def _measurable(self) -> "Experiment":
+        for place in (self.network, self.training):
+            if place is not None and place.seed != "per-trial":
+                RANGES[self.range].numbered(place.seed)
         if self.network.seed == "per-trial" and self.training is not None:
             raise ValueError("network.seed 'per-trial' is for a network without training")
         if self.of_ilrg and "ilrg" not in self.attacks:
@@ -378,23 +382,15 @@ class Experiment(Definition):
         local = self.local
         return self.batch.size * (1 if local is None else local.steps // local.epochs)
 
-    def trial_key(self, index: int) -> str:
-        """The identity of one trial: a hash of everything that its record depends on.
+    def definition_key(self, index: int) -> str:
+        """The identity of a trial as it is asked for, whatever code runs it.
 
         The name and the number of trials are left out, so that an experiment keeps its records when
         it is renamed or given more trials.
-
-        Args:
-            index: Number of the trial, from 0.
-
-        Returns:
-            SHA-256 of the definition in canonical JSON, the index and the version of the record's
-            schema, 64 hexadecimal digits.
         """
-        content = self.model_dump(mode="json", exclude={"name", "trials"})
-        for name in ("inversion", "time_limit", "baselines", "local", "auxiliary_per_class"):
-            if not getattr(self, name):
-                # These fields were added later: a key without them stays as it was.
-                del content[name]
-        text = json.dumps([TRIAL_SCHEMA, content, index], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_of_definition(self.model_dump(mode="json", exclude={"name", "trials"}), index)
+
+    def trial_key(self, index: int) -> str:
+        """The identity of one trial: a hash of its definition and of the code that runs it."""
+        code = code_hash(images=self.inversion is not None)
+        return hash_with_code(self.definition_key(index), code)

@@ -28,7 +28,7 @@ from labelleak.lab.datasets.cache import cache_folder
 from labelleak.lab.datasets.samplers import some_of_each_class
 from labelleak.lab.definition import Network, Training
 from labelleak.lab.networks import build
-from labelleak.lab.seeds import derive_seed
+from labelleak.lab.ranges import range_of
 from labelleak.lab.threads import one_thread
 
 TrainingProgress = Callable[[int, int], None]
@@ -57,7 +57,7 @@ def training_samples(training: Training | None, dataset: Dataset) -> Int64[Tenso
     """
     if training is None or training.samples_per_class is None:
         return torch.arange(len(dataset))
-    seed = derive_seed(training.seed, "samples")
+    seed = range_of(training.seed).derive(training.seed, "samples")
     return some_of_each_class(dataset.labels, training.samples_per_class, seed)
 
 
@@ -183,7 +183,8 @@ class Schedule:
 
     def order(self, epoch: int) -> Int64[Tensor, " samples"]:
         """The samples in the order of an epoch, counted from 0."""
-        seed = derive_seed(self.training.seed, "order", epoch)
+        number = self.training.seed
+        seed = range_of(number).derive(number, "order", epoch)
         generator = torch.Generator().manual_seed(seed)
         return self.samples[torch.randperm(len(self.samples), generator=generator)]
 
@@ -284,7 +285,8 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.iteration)
         # Dropout must draw the same after an interruption.
-        torch.manual_seed(derive_seed(self.schedule.training.seed, "dropout", self.iteration))
+        number = self.schedule.training.seed
+        torch.manual_seed(range_of(number).derive(number, "dropout", self.iteration))
         self._optimizer.zero_grad()
         logits = self._model(inputs.to(self._device))
         loss = nn.functional.cross_entropy(logits, labels.to(self._device))

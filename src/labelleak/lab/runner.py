@@ -15,9 +15,10 @@ import torch
 
 from labelleak.errors import LabelLeakError
 from labelleak.lab.definition import Experiment
+from labelleak.lab.materials import dataset_of, network_of, training_of, training_set
 from labelleak.lab.pretraining import is_trained, train
 from labelleak.lab.store import Record, Store
-from labelleak.lab.trial import cached_dataset, run_trial, training_set
+from labelleak.lab.trial import run_trial
 
 RunProgress = Callable[[str, int, int], None]
 """Called with the name of the work, how much of it is done, and how much there is."""
@@ -84,7 +85,7 @@ def run(
             on this machine. Its workers need labelleak, the same `data_dir`, and for trained
             networks the same cache folder (LABELLEAK_CACHE).
         device: Where networks run in trials, ``"cpu"`` or ``"cuda"``. The same trial gives the same
-            record bit for bit on the CPU only.
+            record bit for bit on the CPU only, and on one kind of it.
         progress: Called with the progress of ``"train ..."`` for each network, then ``"trials"``.
         connect_seconds: How long to wait for the Dask scheduler.
 
@@ -141,17 +142,16 @@ def _prepare(
     failed: dict[str, str] = {}
     runs: dict[object, list[Experiment]] = {}
     for experiment in experiments:
-        split, size = experiment.data_split, experiment.image_size
         try:
-            cached_dataset(experiment.data, split, data_dir, size)
+            dataset_of(experiment, experiment.data_split, data_dir)
         except (LabelLeakError, ValueError) as error:
             failed[experiment.name] = str(error)
             continue
-        if experiment.training is not None:
-            whole = experiment.training.model_copy(update={"steps": 0})
-            runs.setdefault((experiment.data, size, experiment.network, whole), []).append(
-                experiment
-            )
+        training = training_of(experiment)
+        if training is not None:
+            whole = training.model_copy(update={"steps": 0})
+            run = (experiment.data, experiment.image_size, network_of(experiment), whole)
+            runs.setdefault((*run, experiment.range), []).append(experiment)
     for stages in runs.values():
         failed |= _train(stages, data_dir, tell)
     return failed
@@ -161,8 +161,8 @@ def _train(
     experiments: list[Experiment], data_dir: str | None, tell: RunProgress
 ) -> dict[str, str]:
     """Train the network that these experiments have in common to all their stages."""
-    network = experiments[0].network
-    stages = {e.name: e.training for e in experiments if e.training is not None}
+    network = network_of(experiments[0])
+    stages = {e.name: stage for e in experiments if (stage := training_of(e)) is not None}
     what = f"train {network.name} on {experiments[0].data}"
     try:
         dataset = training_set(max(experiments, key=_steps), data_dir)

@@ -7,19 +7,21 @@ from functools import partial
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from labelleak import defenses
 from labelleak.attacks import Need, list_attacks
 from labelleak.federated import train_locally
-from labelleak.hooks import hooked
+from labelleak.hooks import recorded
 from labelleak.lab.datasets import Dataset, draw
 from labelleak.lab.definition import DefenseSetting, Experiment, Local
+from labelleak.lab.materials import training_of
 from labelleak.lab.measures import ClassSums
 from labelleak.lab.pretraining import training_samples
 from labelleak.metrics import counts_of
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
-from labelleak.updates import capture, find_head, whole_gradient
+from labelleak.updates import find_head, observe
 from labelleak.updates.heads import module_shapes
 
 SeedFor = Callable[[str], int]
@@ -103,14 +105,53 @@ def observe_client(
     if experiment.local is not None:
         seen = _after_training(experiment.local, experiment.batch.size, model, batch, seed("order"))
         return replace(seen, input_shape=shape)
-    seen = capture(model, batch.pieces()) if sums is None else _watch(model, batch, sums)
-    shaped = replace(seen, input_shape=shape)
-    wanted = _wanted(experiment, shaped)
-    if Need.INPUT_SHAPE in wanted:
-        seen = shaped
-    if Need.GRADIENTS in wanted:
-        seen = _with_whole_gradient(seen, model, batch)
+    wanted = _wanted(experiment, model)
+    whole = Need.GRADIENTS in wanted
+    seen = observe(
+        model,
+        client_gradient(model, batch, whole=whole, sums=sums),
+        batch_size=len(batch.indices),
+        input_shape=shape if Need.INPUT_SHAPE in wanted else None,
+    )
+    if not whole:
+        seen = replace(seen, gradients=None)
     return _defend(experiment.defense, seen, batch, seed("defense"))
+
+
+def client_gradient(
+    model: nn.Module, batch: ClientSamples, *, whole: bool, sums: ClassSums | None = None
+) -> dict[str, Tensor]:
+    """The gradient as a client's autograd gives it, rounded as the network's dtype rounds.
+
+    A batch of more than one piece is added up piece by piece, as micro-batches are.
+
+    Args:
+        model: The network, in evaluation mode.
+        batch: The client's samples.
+        whole: Whether all parameters are asked for, or only those of the head.
+        sums: Collects embeddings and predictions during the forward pass; None for no collection.
+
+    Returns:
+        Gradient of the mean cross-entropy by name of the parameter.
+    """
+    head = find_head(module_shapes(model))
+    values = {name: value.detach() for name, value in model.named_parameters()}
+    asked = {
+        name: value.requires_grad_()
+        for name, value in values.items()
+        if whole or name in (f"{head}.weight", f"{head}.bias")
+    }
+    total: dict[str, Tensor] = {}
+    for inputs, labels in batch.pieces():
+        with torch.enable_grad(), recorded(model.get_submodule(head)) as passages:
+            logits = functional_call(model, values, (inputs,))
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            parts = torch.autograd.grad(loss / len(batch.indices), list(asked.values()))
+        for name, part in zip(asked, parts, strict=True):
+            total[name] = total[name] + part if name in total else part
+        if sums is not None:
+            sums.add(passages[0].entered.detach(), passages[0].left.detach(), labels)
+    return total
 
 
 def _after_training(
@@ -131,7 +172,7 @@ def _after_training(
 
 def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " samples"]:
     """Indices of the client's samples, out of those that the network was trained on."""
-    batch, training = experiment.batch, experiment.training
+    batch, training = experiment.batch, training_of(experiment)
     some = training is not None and training.samples_per_class is not None
     if not some or experiment.data_split != "train":
         return draw(batch.sampler, dataset.labels, experiment.samples, seed, **batch.options)
@@ -141,30 +182,17 @@ def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, 
     ]
 
 
-def _wanted(experiment: Experiment, observation: Observation) -> set[Need]:
+def _wanted(experiment: Experiment, model: nn.Module) -> set[Need]:
     """What the attacks can use; for auto, whatever is cheap enough to use."""
     names = {name for name in experiment.attacks if name != "auto"}
     wanted = {
         need for name in names for need in (*list_attacks()[name].needs, *list_attacks()[name].uses)
     }
     if "auto" in experiment.attacks:
-        assert observation.model is not None, "capture leaves it there"
-        layers = sum(isinstance(module, nn.Linear) for module in observation.model.modules())
+        layers = sum(isinstance(module, nn.Linear) for module in model.modules())
         # `exact` and `calibrated` use the layers before the head.
         wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
     return wanted
-
-
-def _with_whole_gradient(
-    observation: Observation, model: nn.Module, batch: ClientSamples
-) -> Observation:
-    """Add the gradients of all parameters; those of the head stay as captured."""
-    gradients = whole_gradient(model, batch.pieces())
-    name, gradient = observation.head.name, observation.gradient
-    gradients[f"{name}.weight"] = gradient.weight
-    if gradient.bias is not None:
-        gradients[f"{name}.bias"] = gradient.bias
-    return replace(observation, gradients=gradients)
 
 
 def empty_class_sums(model: nn.Module) -> ClassSums:
@@ -172,22 +200,6 @@ def empty_class_sums(model: nn.Module) -> ClassSums:
     weight = model.get_parameter(f"{find_head(module_shapes(model))}.weight")
     classes, features = weight.shape
     return ClassSums(classes, features, weight.device)
-
-
-def _watch(model: nn.Module, batch: ClientSamples, sums: ClassSums) -> Observation:
-    """Capture the update, and collect embeddings and predictions during the forward pass."""
-    passing: list[Tensor] = []
-
-    def pieces() -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, labels in batch.pieces():
-            passing[:] = [labels]
-            yield inputs, labels
-
-    def look(_: nn.Module, embeddings: Tensor, logits: Tensor) -> None:
-        sums.add(embeddings, logits, passing[0])
-
-    with hooked(model.get_submodule(find_head(module_shapes(model))), leaving=look):
-        return capture(model, pieces())
 
 
 def _defend(
@@ -215,7 +227,7 @@ def _defense(
     if defense.name == "quantize":
         return partial(defenses.quantize, bits=int(value), generator=generator)
     model, head = observation.model, observation.head.name
-    assert model is not None, "capture leaves it there"
-    assert head is not None, "capture has found it"
+    assert model is not None, "the simulated client's model is known"
+    assert head is not None, "it has been found by name"
     mask = defenses.soteria_mask(model, batch.inputs(), value, head)
     return partial(defenses.soteria, mask=mask, weight_name=f"{head}.weight")

@@ -17,6 +17,9 @@ A summary is plain data that the report renders::
         "stage_used": "untrained",      # of this run
         "batch_size": 24, "sampler": "random", "defense": null, "known_classes": false,
         "trials": 50, "trials_planned": 50,
+        "earlier": 0,                   # how many of them other code than this one has made
+        "code": ["0b7d..."],            # hashes of the code that made them
+        "range": "evaluation",          # of samples and seeds
         "panel": null, "series": null, "x": null,
         "metrics": {"ilrg.lnacc": {
           "ours": 0.992, "low": 0.984, "high": 1.0,   # null without a trial; one has no interval
@@ -48,6 +51,7 @@ from scipy import stats
 
 from labelleak._version import __version__
 from labelleak.lab.definition import DefenseSetting, Experiment
+from labelleak.lab.keys import definition_of
 from labelleak.lab.metric_catalog import IMAGE_SCORES, Metric, metric
 from labelleak.lab.published_figures import PublishedRun
 from labelleak.lab.store import Record
@@ -57,9 +61,10 @@ SUMMARY_SCHEMA = "labelleak/study/1"
 """Name and version of the summary format."""
 
 INTERVAL = (
-    "95 % interval of the mean over trials: Student's t, cut off at the bounds of the metric; it "
-    "covers the choice of the batches, and that of the initial weights only where each trial has "
-    "its own"
+    "95 % interval of the mean over trials: Student's t, cut off at the bounds of the metric; "
+    "Wilson's where every trial is 0 or 1, since no scatter among these trials does not mean that "
+    "there is none. It covers the choice of the batches, and that of the network only where "
+    "each trial has its own: the other rows say 'one network'"
 )
 _CONFIDENCE = 0.95
 
@@ -74,7 +79,7 @@ def summarize(study: Study, records: Iterable[Record]) -> dict[str, Any]:
     Returns:
         Plain data as described above. Trials without a record are not counted.
     """
-    by_key = {record["key"]: record for record in records}
+    known = _Known(records)
     metrics = [metric(name) for name in study.metrics]
     return {
         "schema": SUMMARY_SCHEMA,
@@ -94,7 +99,7 @@ def summarize(study: Study, records: Iterable[Record]) -> dict[str, Any]:
             for m in metrics
         ],
         "panels": [panel.model_dump(mode="json") for panel in study.panels],
-        "rows": [_row(row, metrics, by_key) for row in study.rows],
+        "rows": [_row(row, metrics, known) for row in study.rows],
         "omitted": list(study.omitted),
         "environment": environment(),
     }
@@ -117,10 +122,35 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record]) -> dict[str, Any]:
+class _Known:
+    """Records by what they are of."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._by_key: dict[str, Record] = {}
+        self._by_definition: dict[str, Record] = {}
+        for record in records:
+            self._by_key[record["key"]] = record
+            self._by_definition[definition_of(record)] = record
+
+    def of(self, experiment: Experiment) -> tuple[list[Record], int]:
+        """The records of an experiment, and how many of them earlier code made.
+
+        Those of earlier code, the newest of each trial, are taken only where this code has made
+        none.
+        """
+        trials = range(experiment.trials)
+        keys = [experiment.trial_key(index) for index in trials]
+        made = [self._by_key[key] for key in keys if key in self._by_key]
+        if made:
+            return made, 0
+        keys = [experiment.definition_key(index) for index in trials]
+        made = [self._by_definition[key] for key in keys if key in self._by_definition]
+        return made, len(made)
+
+
+def _row(row: StudyRow, metrics: Sequence[Metric], known: _Known) -> dict[str, Any]:
     experiment = row.experiment
-    keys = (experiment.trial_key(index) for index in range(experiment.trials))
-    records = [by_key[key] for key in keys if key in by_key]
+    records, earlier = known.of(experiment)
     cells = {m.name: cell for m in metrics if (cell := _cell(m, row, records)) is not None}
     network = experiment.network
     return {
@@ -142,6 +172,9 @@ def _row(row: StudyRow, metrics: Sequence[Metric], by_key: Mapping[str, Record])
         "known_classes": experiment.known_classes,
         "trials": len(records),
         "trials_planned": experiment.trials,
+        "earlier": earlier,
+        "code": sorted({str(record.get("code", "not recorded")) for record in records}),
+        "range": experiment.range,
         "panel": row.panel,
         "series": row.series,
         "x": row.x,
@@ -240,6 +273,11 @@ def _mean_and_interval(
     mean = statistics.fmean(values)
     if len(values) == 1:
         return mean, None, None
+    if bounds == (0.0, 1.0) and set(values) <= {0.0, 1.0}:
+        found = stats.binomtest(round(sum(values)), len(values)).proportion_ci(
+            _CONFIDENCE, method="wilson"
+        )
+        return mean, float(found.low), float(found.high)
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * error
     lowest, highest = bounds

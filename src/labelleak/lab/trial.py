@@ -5,8 +5,10 @@ A record is plain data for one line of JSON::
     {
       "schema": "labelleak/trial/1",
       "key": "9f0c...",                 # Experiment.trial_key
+      "definition": "41aa...",          # Experiment.definition_key
+      "code": "0b7d...",                # hash of the code that ran it
       "experiment": "FCN-3", "trial": 0,
-      "data": {"name": "mnist", "stands_in_for": null, "split": "train"},
+      "data": {"name": "mnist-evaluation", "stands_in_for": null, "split": "train"},
       "network": "fcn-3",
       "classes": 10, "features": 300, "batch_size": 24,
       "attacks": {
@@ -28,7 +30,10 @@ A record is plain data for one line of JSON::
     }
 
 A record holds no path, and no time unless the measure ``seconds`` is asked for: the same trial
-gives the same record on any machine, unless an attack searches until its time limit.
+gives the same record on any machine with the same kind of processor and the same versions of torch,
+unless an attack searches until its time limit. Other processors round differently, which trained
+networks and borderline flags show. Records made before the ranges have neither ``definition`` nor
+``code``.
 """
 
 import threading
@@ -43,13 +48,22 @@ from torch import Tensor, nn
 
 from labelleak.attacks import restore
 from labelleak.errors import LabelLeakError
-from labelleak.lab.datasets import Dataset, load
+from labelleak.lab.code_version import code_hash
+from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.samplers import some_of_each_class
-from labelleak.lab.definition import TRIAL_SCHEMA, Experiment, Network, Training
+from labelleak.lab.definition import Experiment, Network, Training
 from labelleak.lab.image_reconstruction import reconstruct
+from labelleak.lab.keys import TRIAL_SCHEMA
+from labelleak.lab.materials import (
+    cached_dataset,
+    dataset_of,
+    network_of,
+    training_of,
+    training_set,
+)
 from labelleak.lab.measures import ClassSums, baseline, coverage, measure
 from labelleak.lab.pretraining import load_network
-from labelleak.lab.seeds import derive_seed
+from labelleak.lab.ranges import RANGES
 from labelleak.lab.simulated_client import (
     ClientSamples,
     SeedFor,
@@ -79,8 +93,9 @@ def run_trial(
 ) -> Record:
     """Run one trial of an experiment.
 
-    On the CPU one thread computes, so that the same trial gives the same record bit for bit
-    whatever else runs beside it. Data sets and networks are kept for the next trial.
+    On the CPU one thread computes, so that the same trial gives the same record bit for bit on the
+    same kind of processor, whatever else runs beside it. Data sets and networks are kept for the
+    next trial.
 
     Args:
         experiment: The experiment.
@@ -105,36 +120,10 @@ def run_trial(
         return _run(experiment, index, data_dir, device, watch)
 
 
-@lru_cache(maxsize=2)
-def cached_dataset(
-    name: str, split: str, data_dir: Path | str | None, image_size: int | None
-) -> Dataset:
-    """The same as `datasets.load`, kept for the next call of this process."""
-    return load(name, split=split, data_dir=data_dir, image_size=image_size)
-
-
 def forget() -> None:
     """Release the data sets and networks that this process keeps."""
     cached_dataset.cache_clear()
     _network.cache_clear()
-
-
-def training_set(experiment: Experiment, data_dir: Path | str | None) -> Dataset:
-    """The data set that the experiment's network is made for, and trained on.
-
-    Args:
-        experiment: The experiment.
-        data_dir: Folder with the data.
-
-    Returns:
-        The split ``train`` for a trained network, else the one that batches are drawn from.
-
-    Raises:
-        DataNotFound: The data set is missing.
-    """
-    trained = experiment.training is not None and experiment.training.steps
-    split = "train" if trained else experiment.data_split
-    return cached_dataset(experiment.data, split, data_dir, experiment.image_size)
 
 
 @lru_cache(maxsize=2)
@@ -162,7 +151,7 @@ def _run(
     device: str,
     watch: Watch | None,
 ) -> Record:
-    seed = partial(derive_seed, experiment.seed, index)
+    seed = partial(RANGES[experiment.range].derive, experiment.seed, index)
     scene = _set_up(experiment, seed, data_dir, device)
     outcomes, measures = _attack(experiment, scene, watch)
     reconstruction: Record = {}
@@ -176,6 +165,8 @@ def _run(
     return {
         "schema": TRIAL_SCHEMA,
         "key": experiment.trial_key(index),
+        "definition": experiment.definition_key(index),
+        "code": code_hash(images=experiment.inversion is not None),
         "experiment": experiment.name,
         "trial": index,
         "data": {
@@ -197,18 +188,14 @@ def _run(
 def _set_up(
     experiment: Experiment, seed: SeedFor, data_dir: Path | str | None, device: str
 ) -> _Scene:
-    dataset = cached_dataset(
-        experiment.data, experiment.data_split, data_dir, experiment.image_size
-    )
-    network = experiment.network
-    if network.seed == "per-trial":
-        network = network.model_copy(update={"seed": seed("network")})
-    model = _network(network, experiment.training, training_set(experiment, data_dir), device)
+    dataset = dataset_of(experiment, experiment.data_split, data_dir)
+    network = network_of(experiment, own_seed=seed("network"))
+    model = _network(network, training_of(experiment), training_set(experiment, data_dir), device)
     batch = draw_samples(experiment, dataset, seed, device)
     sums = empty_class_sums(model) if experiment.of_ilrg else None
     observation = observe_client(experiment, model, batch, seed, sums)
     if experiment.auxiliary_per_class is not None:
-        others = cached_dataset(experiment.data, "test", data_dir, experiment.image_size)
+        others = dataset_of(experiment, "test", data_dir)
         number = experiment.auxiliary_per_class
         inputs, labels = others.batch(some_of_each_class(others.labels, number, seed("auxiliary")))
         auxiliary = Auxiliary(inputs.to(device), labels.to(device))

@@ -40,6 +40,7 @@ def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = N
         studies=studies,
         totals=totals,
         experiments=sum(len(summary["rows"]) for summary in summaries),
+        earlier=sum(bool(row.get("earlier")) for s in summaries for row in s["rows"]),
         # A user's own grid has no published figures, so nothing of it can be left out.
         compared=any(study["published"] or study["omitted"] for study in studies),
         stand_ins=_stand_ins(summaries),
@@ -150,6 +151,7 @@ def _row(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[s
         "facts": _facts(row),
         "stands_in_for": row["stands_in_for"],
         "data": row["data"],
+        "earlier": row.get("earlier", 0),
         "shrunk": row["shrunk"],
         "failed": row["failed"],
         "note": row["note"],
@@ -182,12 +184,14 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         f"{row['data']} ({row['split']}{size})",
         ", ".join(network),
         stage,
+        *([] if "in each trial" in stage else ["one network"]),
         f"K = {row['batch_size']}, {row['sampler'].replace('_', ' ')}",
         *([row["defense"]] if row["defense"] else []),
         *(["classes known"] if row["known_classes"] else []),
         *([row["local"]] if row.get("local") else []),
         *([f"{row['auxiliary']} auxiliary samples of each class"] if row.get("auxiliary") else []),
         *_search(row.get("inversion")),
+        *([f"range {row['range']}"] if row.get("range", "all") != "all" else []),
         trials,
     ]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,6 +41,11 @@ class Photographs:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def subset(self, indices: Int64[Tensor, " part"]) -> "Photographs":
+        """Some of them, in this order; none is opened."""
+        places = indices.tolist()
+        return Photographs(lambda index: self._open(places[index]), len(places), self.shape[2])
 
     def decode(
         self, index: int, augment: torch.Generator | None = None
@@ -180,6 +185,20 @@ class Dataset:
     def lazy(self) -> bool:
         """Whether images are photographs decoded on demand; only those can be augmented."""
         return isinstance(self.images, Photographs)
+
+    def subset(self, indices: Int64[Tensor, " part"], name: str) -> "Dataset":
+        """A data set of some of the samples, with the same classes.
+
+        Args:
+            indices: The samples, in this order, int64.
+            name: Name of the new data set, for records and trained networks.
+
+        Returns:
+            The data set; it has no access to the other samples, unless they are photographs.
+        """
+        images = self.images
+        some = images.subset(indices) if isinstance(images, Photographs) else images[indices]
+        return replace(self, name=name, images=some, labels=self.labels[indices])
 
     def batch(
         self, indices: Int64[Tensor, " batch"], augment: torch.Generator | None = None

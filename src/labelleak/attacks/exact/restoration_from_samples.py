@@ -85,7 +85,9 @@ def restoration_from(observation: Observation, search: SampleSearch) -> Restorat
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
         by_divisor = observation.loss.averages and observation.loss.class_weights is None
-        total = round(divisor) if by_divisor else int(times.sum())
+        # A divisor of more than twice the samples found is nothing that they have in common.
+        total = int(times.sum()) if not by_divisor else round(divisor)
+        total = total if total < 2 * int(times.sum()) else None
     order = evidence.embeddings.sum(dim=1).sort(stable=True).indices
     order = order[labels[order].sort(stable=True).indices]
     findings = Findings(
@@ -137,7 +139,7 @@ def account_for_batch(
         sure = torch.zeros_like(findings.sure) if told else findings.sure
         findings = replace(findings, sure=sure, total=findings.total if told else None)
     whole = findings.number == findings.total and proven()
-    if whole and told:
+    if whole:
         # What is proven of the batch is proven of every sample.
         findings = replace(findings, sure=torch.ones_like(findings.sure))
     labels, times, total = findings.labels, findings.times, findings.total

@@ -54,8 +54,8 @@ def ilrg(observation: Observation) -> Restoration:
         the sum K), class embeddings and class probabilities.
 
     Raises:
-        MissingKnowledge: A summed loss and no batch size: the gradient has no scale. Or more classes
-            than there is memory for.
+        MissingKnowledge: A summed loss and no batch size: the gradient has no scale. Or more
+            classes than there is memory for.
     """
     check_room(observation, "ilrg")
     right = bias_gradient(observation)

@@ -15,8 +15,9 @@ from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.low_rank import LowRank
 from labelleak.attacks.exact.sparsity import sparse_directions
 
-# Rounds of guesses in a row that may find nothing.
-_PATIENCE = 12
+# Rounds of guesses in a row that may find nothing new: at first, and once any is found. Of 16
+# samples about one is guessed in a round, and the last is one of 16.
+_PATIENCE_AT_FIRST, _PATIENCE = 12, 64
 # One less the cosine of directions that are the same, as of sparse directions.
 _SAME_DIRECTION = 1e-5
 
@@ -38,10 +39,11 @@ def inputs_by_open_units(
     Returns:
         As many as the rank, of any length; none where not all are found.
     """
-    everything = torch.eye(factors.rank).to(factors.values)
+    everything, errors = torch.eye(factors.rank).to(factors.values), factors.noise / factors.values
     known, fruitless = everything[:0], 0
-    while len(known) < factors.rank and fruitless < _PATIENCE and not clock.is_over:
-        errors = factors.noise / factors.values
+    while len(known) < factors.rank and not clock.is_over:
+        if fruitless >= (_PATIENCE if len(known) else _PATIENCE_AT_FIRST):
+            break
         drawn = sparse_directions(factors.left, errors, everything, generator)
         every = torch.cat([known, drawn[come_from_head(factors, drawn, head)]])
         same = (every @ every.T).abs() > 1.0 - _SAME_DIRECTION
@@ -69,7 +71,9 @@ def come_from_head(
     """
     errors = factors.noise * (directions / factors.values).norm(dim=1)
     outputs = directions @ factors.left.T
-    is_open = (outputs.abs() > tolerances.ZERO * errors[:, None]).double()
+    # A unit that is hardly open may as well be closed and have an error.
+    hardly = (tolerances.ZERO * errors).clamp_min(tolerances.DIRECTION)
+    is_open = (outputs.abs() > hardly[:, None]).double()
     # Gradients of logits sum to zero.
     slopes = head - head.mean(dim=0)
     pulled = is_open[:, None, :] * slopes

@@ -197,3 +197,29 @@ def read_json(path: Path | str) -> Any:
         raise UnreadableFile(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise UnreadableFile(f"{path}: is not JSON") from None
+
+
+def read_words(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
+    """The words of a text file, separated by spaces, commas or line breaks.
+
+    Args:
+        path: The file, UTF-8, with or without a byte order mark.
+        what: What the words are, for a message: ``"labels"``.
+
+    Yields:
+        The number of a line, from 1, and a word of it.
+
+    Raises:
+        UnreadableFile: There is no such file, it is no text, or it holds no words.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UnreadableFile(f"{path}: is no text file of {what}") from None
+    if not text.replace(",", " ").strip():
+        raise UnreadableFile(f"{path}: holds no {what}")
+    for number, line in enumerate(text.split("\n"), start=1):
+        for word in line.replace(",", " ").split():
+            yield number, word

@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.errors import UnreadableFile
+from labelleak.storage import read_words
 
 
 def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
@@ -31,24 +32,14 @@ def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
         ...     read_labels(path, classes=3).tolist()
         [0, 2, 2]
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UnreadableFile(f"{path}: is no text file of labels") from None
     labels = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        for word in line.replace(",", " ").split():
-            # Python refuses to read a number of thousands of digits.
-            plain = word.isascii() and word.isdigit() and len(word) <= 18
-            if not plain or int(word) >= classes:
-                raise UnreadableFile(
-                    f"{path}, line {number}: {word[:40]!r} is no label: integers from 0 to "
-                    f"{classes - 1} are needed"
-                )
-            labels.append(int(word))
-    if not labels:
-        raise UnreadableFile(f"{path}: holds no labels")
+    for number, word in read_words(path, "labels"):
+        # Python refuses to read a number of thousands of digits.
+        plain = word.isascii() and word.isdigit() and len(word) <= 18
+        if not plain or int(word) >= classes:
+            raise UnreadableFile(
+                f"{path}, line {number}: {word[:40]!r} is no label: integers from 0 to "
+                f"{classes - 1} are needed"
+            )
+        labels.append(int(word))
     return torch.tensor(labels)

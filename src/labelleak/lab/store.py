@@ -47,7 +47,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Record]:
         try:
             record = json.loads(line)
             records.setdefault(record["key"], record)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UnreadableFile(
                 f"{path}: line {number} is not a record of a trial: delete that line, and its "
                 "trial runs again"

@@ -260,7 +260,12 @@ Lie = Callable[[Draw, Tensor, Tensor, int, Loss], Told]
 
 
 def _other_size(draw: Draw, weight: Tensor, bias: Tensor, size: int, loss: Loss) -> Told:
-    return weight, bias, max(1, draw.one_of(size - 1, size + 1, 2 * size, size // 2)), loss
+    # A size that is wrong by a whole factor gives the same gradient: a batch of every sample twice.
+    near = range(max(2, size - 4), size + 5)
+    others = [other for other in near if other % size and size % other]
+    if not others:
+        return _noise(draw, weight, bias, size, loss)
+    return weight, bias, draw.one_of(*others), loss
 
 
 def _other_scale(draw: Draw, weight: Tensor, bias: Tensor, size: int, loss: Loss) -> Told:
@@ -292,6 +297,9 @@ def _quantized(draw: Draw, weight: Tensor, bias: Tensor, size: int, loss: Loss) 
 
 
 def _shuffled_bias(draw: Draw, weight: Tensor, bias: Tensor, size: int, loss: Loss) -> Told:
+    if len(bias) == 2:
+        # That of two classes changes its sign, as the embedding may.
+        return _noise(draw, weight, bias, size, loss)
     return weight, bias[torch.randperm(len(bias), generator=draw.generator)], size, loss
 
 

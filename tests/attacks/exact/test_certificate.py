@@ -134,7 +134,7 @@ def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
         # It rebuilds the gradient, with equations to spare, and is not the only one that does.
         assert judge(factors, true, 3.0, seen.gradient.rounding, endless()).rebuilt
         assert factors.spare_equations > 0
-        assert fits_other_label(factors, true, 3.0).any()
+        assert fits_other_label(factors, true, 3.0, endless()).any()
         found = restored(seen)
         assert not found.certified
         # Nor are the labels certain that may be exchanged.

@@ -15,6 +15,7 @@ def test_which_layer_is_taken():
     seen, inputs, _ = whole_update(NETWORK, 8, batch_size=8)
     layer = previous_layer(seen)
     assert layer.gradient.shape == (100, 121)
+    assert layer.behind_relu
     with torch.no_grad():
         hidden = torch.cat([NETWORK[:2](inputs).double(), torch.ones(8, 1).double()], dim=1)
         embeddings = NETWORK[:-1](inputs).double()
@@ -22,6 +23,15 @@ def test_which_layer_is_taken():
     assert previous_layer(replace(seen, model=None)) is None
     smooth = torch.nn.Sequential(*NETWORK[:3], torch.nn.SiLU(), NETWORK[4]).eval()
     assert previous_layer(replace(seen, model=smooth)) is None
+    straight = torch.nn.Sequential(*NETWORK[:3], torch.nn.Identity(), NETWORK[4]).eval()
+    assert previous_layer(replace(seen, model=straight)) is None
+
+
+def test_a_layer_that_takes_the_raw_inputs_is_taken():
+    seen, _, _ = whole_update(network((20, 100, 5)), 8, batch_size=8)
+    layer = previous_layer(seen)
+    assert layer.gradient.shape == (100, 21)
+    assert not layer.behind_relu
 
 
 def test_a_layer_of_one_unit_is_no_error():

@@ -1,12 +1,14 @@
 """What the samples found say of the whole batch."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from exact_batches import DENSE, FLOAT, endless
+from exact_batches import DENSE, FLOAT, endless, trained
 from exact_networks import NETWORK
 
+from labelleak.attacks.exact.head_search import HeadSearch
 from labelleak.attacks.exact.layer_search import LayerSearch
 from labelleak.attacks.exact.previous_layer import previous_layer
 from labelleak.attacks.exact.restoration_from_samples import (
@@ -15,6 +17,8 @@ from labelleak.attacks.exact.restoration_from_samples import (
     known_divisor,
     restoration_from,
 )
+from labelleak.projection import project_to_counts
+from labelleak.restoration import Flag
 from labelleak.updates import observe
 from synthetic import rng
 
@@ -92,3 +96,32 @@ def test_counts_of_samples_that_leave_no_trace_do_not_depend_on_rounding():
     # No class is likelier than another: the first stands for all.
     others = torch.bincount(labels[1:], minlength=5)
     assert torch.equal(found.counts, others + torch.eye(5, dtype=torch.int64)[0])
+
+
+def test_samples_that_were_not_found_are_shared_out_evenly_where_no_fit_is_whole():
+    """Of a trained head with more samples than the search finds."""
+    made = trained(12, 60, 10, relu=True, scale=8.0)
+    search = HeadSearch(made.observe(), 10.0, rng(), endless())
+    search.run()
+    search.found = search.found.pick(torch.arange(4))
+    found = restoration_from(made.observe(), search)
+    assert Flag.INCOMPLETE in found.flags
+    kept = torch.bincount(search.found.labels, minlength=12)
+    assert torch.equal(found.counts - kept, project_to_counts(torch.full((12,), 0.5), 6))
+
+
+def test_weights_that_nothing_shares_are_no_batch_size():
+    """One sample of weight 1 / 288, and nobody told how many there are."""
+    search = HeadSearch(DENSE.observe(), 8.0, rng(), endless())
+    search.run()
+    search.divisor = None
+    one = search.found.pick(torch.tensor([0]))
+    search.found = replace(one, inverse_weights=torch.full((1,), 288.0, dtype=FLOAT))
+    search._factors = replace(
+        search.factors,
+        left=search.factors.left[:, :1],
+        values=search.factors.values[:1],
+        right=search.factors.right[:, :1],
+    )
+    found = restoration_from(DENSE.observe(batch_size=None), search)
+    assert found.counts is None

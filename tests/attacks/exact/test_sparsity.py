@@ -4,7 +4,7 @@ import torch
 from exact_batches import FLOAT, trained
 
 from labelleak.attacks.exact.head_factors import factorize
-from labelleak.attacks.exact.sparsity import sparse_directions
+from labelleak.attacks.exact.sparsity import have_no_other, sparse_directions
 from synthetic import rng
 
 
@@ -18,3 +18,13 @@ def test_sparse_directions_are_the_samples():
     truth = torch.nn.functional.normalize(made.embeddings, dim=1)
     hits = (images @ truth.T).abs() > 1 - 1e-9
     assert hits.any(dim=0).all()
+
+
+def test_zeros_that_two_samples_share_single_out_neither():
+    made = trained(30, 100, 6, relu=True)
+    made.embeddings[0, 40:] = made.embeddings[1, 40:] = 0.0
+    factors = factorize(made.observe(), 6, rng())
+    rows, errors = factors.right[:-1], factors.noise / factors.values
+    own = made.embeddings[2:3] == 0.0
+    shared = (made.embeddings[:1] == 0.0) & (made.embeddings[1:2] == 0.0)
+    assert have_no_other(rows, errors, torch.cat([own, shared])).tolist() == [True, False]

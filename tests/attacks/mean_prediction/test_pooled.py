@@ -1,4 +1,5 @@
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labelleak.attacks import restore
+from labelleak.errors import MissingKnowledge
 from labelleak.observation import HeadGradient
 from synthetic import one_embedding, rng, untrained
 
@@ -119,3 +121,14 @@ def test_samples_that_take_part_in_every_epoch_count_once():
     twice = restore(batch.observe(local_steps=2, local_epochs=2), "pooled")
     assert torch.equal(once.counts, twice.counts)
     torch.testing.assert_close(once.raw, twice.raw)
+
+
+def test_a_bias_gradient_that_is_all_rounding_is_refused_with_the_reason():
+    """In half precision, where mistakes of the two classes cancel."""
+    weight = torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
+    seen = replace(
+        one_embedding(2, 3, 2).observe(), gradient=HeadGradient(weight, torch.full((2,), 1e-3))
+    )
+    with pytest.raises(MissingKnowledge, match="the same for every class"):
+        restore(seen, "pooled")
+    assert restore(seen).attack != "pooled"

@@ -9,6 +9,7 @@ from torch import Tensor
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.acceptance import excess, likely_labels
 from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.descent import descend
 from labelleak.attacks.exact.head_factors import HeadFactors
 from labelleak.attacks.exact.joint_fit import column_scale, fit_jointly
 from labelleak.attacks.exact.samples import Samples
@@ -16,6 +17,8 @@ from labelleak.attacks.exact.sparsity import have_no_other
 
 _POLISHING_STEPS = 40
 _COMPETITION_STEPS = 40
+# Steps from the embedding of a sample to where another label fits.
+_MOVES = 8
 # With more unknowns, samples times coordinates, samples are judged as they were found.
 _MOST_UNKNOWNS = 2000
 # The same for the entries of their derivatives, unknowns times classes: 512 MB.
@@ -208,9 +211,9 @@ def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
 
 
 def fits_other_label(
-    factors: HeadFactors, samples: Samples, divisor: float | None
+    factors: HeadFactors, samples: Samples, divisor: float | None, clock: Clock
 ) -> Bool[Tensor, " samples"]:
-    """Whether the embedding of a sample, or without a bias its opposite, fits with another label.
+    """Whether an embedding near a sample's, or without a bias its opposite, fits another label.
 
     If predictions are confident and wrong, every q is a difference of two unit vectors, which says
     nothing of the embedding. Such differences span those of other pairs of the same classes. Labels
@@ -220,6 +223,7 @@ def fits_other_label(
         factors: Factors of the head's gradient.
         samples: Some of its samples.
         divisor: D, or None if it is unknown.
+        clock: Time limit.
 
     Returns:
         Bool, shape (samples,).
@@ -231,7 +235,14 @@ def fits_other_label(
     which, labels = likely_labels(factors, points, within=tolerances.MOST_MISFIT)
     other = labels != samples.labels.repeat(2)[which]
     other |= which >= len(samples)
-    fits = excess(factors, points[which[other]], labels[other], divisor)[0] <= 1.0
+    start, labels = points[which[other]], labels[other]
+    fits = excess(factors, start, labels, divisor)[0] <= 1.0
+    if factors.spare_equations > 0:
+        # An embedding that was fitted to one label is a little off for another that it goes with.
+        enough = tolerances.ARRIVED**2
+        moved, _ = descend(factors, start, labels, enough=enough, clock=clock, steps=_MOVES)
+        near = (moved - start).norm(dim=1) <= tolerances.NEARBY * start.norm(dim=1)
+        fits |= near & (excess(factors, moved, labels, divisor)[0] <= 1.0)
     found = torch.zeros_like(samples.labels, dtype=torch.bool)
     found[which[other][fits] % len(samples)] = True
     return found

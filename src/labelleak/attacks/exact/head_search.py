@@ -88,6 +88,11 @@ class HeadSearch(SampleSearch):
         times = (self.divisor / self.found.inverse_weights).round()
         return bool((times > 1.5).any()) and float(times.sum()) == self.divisor
 
+    @property
+    def _is_square(self) -> bool:
+        """Whether there are as many samples as the rank, so that they determine the gradient."""
+        return len(self.found) == self.factors.rank
+
     def run(self) -> None:
         """Search until all samples are found, time is up, or the search gives up."""
         # Without a bias and spare equations nothing tells the length of a sparse direction.
@@ -96,7 +101,9 @@ class HeadSearch(SampleSearch):
         if self.factors.spare_equations > 0:
             self._search_by_descents()
         if self.is_complete and len(self.found) < self.factors.rank:
-            self._factors = factorize(self._observation, len(self.found), self._generator)
+            fewer = factorize(self._observation, len(self.found), self._generator)
+            # Otherwise noise hides one of them.
+            self._factors = fewer if fewer.rank == len(self.found) else self.factors
 
     def contributions(self) -> Float[Tensor, "samples classes"]:
         """The q of each sample found, over its inverse weight."""
@@ -112,7 +119,7 @@ class HeadSearch(SampleSearch):
     def evidence(self, divisor: float | None) -> Evidence:
         """Evidence for the samples found; once all are found, they are fitted together first."""
         judged, samples = None, self.found
-        if len(samples) and divisor is not None and self.is_complete:
+        if len(samples) and divisor is not None and self._is_square:
             judged = judge(self.factors, samples, divisor, self._rounding, self._clock)
             samples = judged.samples
         missing = self.factors.rank - len(samples)
@@ -129,7 +136,7 @@ class HeadSearch(SampleSearch):
         """Which samples are there beyond errors and chance, and fit with no other label."""
         if not len(samples):
             return torch.zeros_like(samples.labels, dtype=torch.bool)
-        factors, complete = self.factors, self.is_complete
+        factors, complete = self.factors, self._is_square
         points = samples.inputs @ factors.right
         inverse = factors.inverse_weights(points, samples.labels)
         agreed = agreed_divisor(inverse) if self.divisor is None else self.divisor
@@ -141,7 +148,7 @@ class HeadSearch(SampleSearch):
         if not (complete and determined_by_zeros(factors, self.found)):
             known = divisor if complete else self.divisor
             evident = beyond_luck(factors, samples) | singled_out_by_zeros(factors, self.found)
-            sure = sure & evident & ~fits_other_label(factors, samples, known)
+            sure = sure & evident & ~fits_other_label(factors, samples, known, self._clock)
         # Only the other samples can confirm that one is repeated.
         return sure if complete else sure & (self.times(divisor) == 1)
 
@@ -152,7 +159,9 @@ class HeadSearch(SampleSearch):
         if determined_by_zeros(self.factors, self.found):
             return True
         if self.factors.spare_equations > 0:
-            return not bool(fits_other_label(self.factors, judged.samples, divisor).any())
+            return not bool(
+                fits_other_label(self.factors, judged.samples, divisor, self._clock).any()
+            )
         return no_competitor(self.factors, judged, divisor, self._clock)
 
     @property

@@ -1,11 +1,12 @@
 """The search by the gradient of the fully connected layer before the head.
 
-Between two ReLUs the gradient of a layer ``z = W h + b`` is
+Before a ReLU the gradient of a layer ``z = W h + b`` is
 
     G = [dW, db] = 1/D * sum_k d_k [h_k, 1]^T ,     d_k = (z_k > 0) * (W_head^T q_k) .
 
-Its rank is K even for K far above the number of classes. The inputs h_k are sparse directions of
-its row space (SPEAR, Dimitrov et al., NeurIPS 2024). A forward pass of h_k yields the embedding,
+Its rank is K even for K far above the number of classes. Behind a ReLU the inputs h_k are sparse
+directions of its row space, and in any case the d_k are sparse directions of its column space
+(SPEAR, Dimitrov et al., NeurIPS 2024). A forward pass of h_k yields the embedding,
 the prediction and, for each label, d_k. The right label is the one whose d_k lies in the column
 space.
 """
@@ -19,6 +20,7 @@ from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, 
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank, decompose, decomposition_seconds
+from labelleak.attacks.exact.open_units import inputs_by_open_units
 from labelleak.attacks.exact.previous_layer import PreviousLayer
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.search import Evidence, SampleSearch
@@ -66,7 +68,11 @@ class LayerSearch(SampleSearch):
     def run(self) -> None:
         """Search until all samples are found, time is up, or the search gives up."""
         rank = self.factors.rank
-        if rank:
+        if rank and not self._layer.behind_relu:
+            head = self._layer.head[:, :-1]
+            inputs = inputs_by_open_units(self.factors, head, self._generator, self._clock)
+            self._offer(inputs)
+        elif rank:
             patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
             self._search_sparse(self.factors.right[:-1], patience)
 
@@ -130,10 +136,11 @@ class LayerSearch(SampleSearch):
         inputs = factors.right @ point
         error = float(factors.input_errors(point[None]))
         negative = float(inputs[:-1].min()) < -tolerances.NEGATIVE * error
-        if len(self.found) >= factors.rank or negative:
+        if len(self.found) >= factors.rank or (negative and self._layer.behind_relu):
             return
-        # An entry that is zero within its error is zero behind a ReLU.
-        inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
+        if self._layer.behind_relu:
+            # An entry that is zero within its error is zero.
+            inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
         inputs[-1] = 1.0
         excess, inverse, contributions = self._by_label(inputs, point)
         # Below its errors, how well a label fits is chance: of several that fit, take the first.

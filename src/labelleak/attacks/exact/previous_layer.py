@@ -13,7 +13,7 @@ from labelleak.observation import Observation
 
 @dataclass(frozen=True)
 class PreviousLayer:
-    """A fully connected layer between two ReLUs, directly before the head; all float64.
+    """A fully connected layer before the head, with a ReLU between them; all float64.
 
     Attributes:
         weight: [W, b], shape (outputs, inputs + 1).
@@ -22,6 +22,7 @@ class PreviousLayer:
         head: [W, b] of the head, shape (classes, outputs + 1).
         class_weights: Weight of each class in the loss, shape (classes,).
         epsilon: Machine epsilon of the client's arithmetic.
+        behind_relu: Whether a ReLU makes the layer's inputs, so that they are zero or above.
     """
 
     weight: Float[Tensor, "outputs columns"]
@@ -30,6 +31,7 @@ class PreviousLayer:
     head: Float[Tensor, "classes width"]
     class_weights: Float[Tensor, " classes"]
     epsilon: float
+    behind_relu: bool
 
     def embed(self, inputs: Float[Tensor, "samples columns"]) -> Float[Tensor, "samples width"]:
         """[e, 1] of [h, 1]."""
@@ -68,10 +70,10 @@ def previous_layer(observation: Observation) -> PreviousLayer | None:
     samples fit.
     """
     gradients, head = observation.gradients, observation.head
-    module_name = _name_of_layer(observation)
-    if gradients is None or head.bias is None or module_name is None:
+    found = _layer_before_head(observation)
+    if gradients is None or head.bias is None or found is None:
         return None
-    name, module = module_name
+    name, module, behind_relu = found
     by_weight, by_bias = (gradients.get(f"{name}.{kind}") for kind in ("weight", "bias"))
     if module.bias is None or by_weight is None or by_bias is None:
         return None
@@ -87,11 +89,15 @@ def previous_layer(observation: Observation) -> PreviousLayer | None:
         torch.cat([head.weight, head.bias[:, None]], dim=1).double(),
         observation.loss.weights(head.classes, head.bias.double()),
         float(torch.finfo(head.weight.dtype).eps),
+        behind_relu=behind_relu,
     )
 
 
-def _name_of_layer(observation: Observation) -> tuple[str, nn.Linear] | None:
-    """Name and module of the layer before the head, if another such layer precedes it."""
+def _layer_before_head(observation: Observation) -> tuple[str, nn.Linear, bool] | None:
+    """Name and module of the fully connected layer before the head, and whether a ReLU feeds it.
+
+    Between that layer and the head there has to be a ReLU.
+    """
     model, head = observation.model, observation.head
     # A layer of one unit can show no sample.
     if model is None or not observation.has_bias or head.features < 2:
@@ -100,18 +106,17 @@ def _name_of_layer(observation: Observation) -> tuple[str, nn.Linear] | None:
     names = [name for name, _ in leaves]
     if head.name not in names:
         return None
-    chain: list[tuple[str, nn.Linear]] = []
-    width = head.features
-    for name, module in reversed(leaves[: names.index(head.name)]):
-        if isinstance(module, (nn.ReLU, nn.Identity)):
-            continue
-        if isinstance(module, nn.Dropout) and not (module.training and module.p):
-            continue
-        if not isinstance(module, nn.Linear) or module.out_features != width:
-            return None
-        chain.append((name, module))
-        width = module.in_features
-        # The second layer from the head makes the input of the first, through a ReLU.
-        if len(chain) == 2:
-            return chain[0]
-    return None
+    before = [leaf for leaf in leaves[: names.index(head.name)] if not _passes_on(leaf[1])]
+    if len(before) < 2 or not isinstance(before[-1][1], nn.ReLU):
+        return None
+    name, module = before[-2]
+    if not isinstance(module, nn.Linear) or module.out_features != head.features:
+        return None
+    return name, module, len(before) > 2 and isinstance(before[-3][1], nn.ReLU)
+
+
+def _passes_on(module: nn.Module) -> bool:
+    """Whether a module passes on the entries that it is given."""
+    if isinstance(module, nn.Dropout):
+        return not (module.training and module.p)
+    return isinstance(module, (nn.Identity, nn.Flatten))

@@ -1,6 +1,5 @@
 """From the samples that a search has found to the restoration of the whole batch."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -85,7 +84,9 @@ def restoration_from(observation: Observation, search: SampleSearch) -> Restorat
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
         by_divisor = observation.loss.averages and observation.loss.class_weights is None
-        total = round(divisor) if by_divisor else int(times.sum())
+        # A divisor of more than twice the samples found is nothing that they have in common.
+        total = int(times.sum()) if not by_divisor else round(divisor)
+        total = total if total < 2 * int(times.sum()) else None
     order = evidence.embeddings.sum(dim=1).sort(stable=True).indices
     order = order[labels[order].sort(stable=True).indices]
     findings = Findings(
@@ -137,7 +138,7 @@ def account_for_batch(
         sure = torch.zeros_like(findings.sure) if told else findings.sure
         findings = replace(findings, sure=sure, total=findings.total if told else None)
     whole = findings.number == findings.total and proven()
-    if whole and told:
+    if whole:
         # What is proven of the batch is proven of every sample.
         findings = replace(findings, sure=torch.ones_like(findings.sure))
     labels, times, total = findings.labels, findings.times, findings.total
@@ -200,24 +201,22 @@ def _rest(
 ) -> Float[Tensor, " classes"]:
     """Estimate the real-valued counts of the samples that were not found.
 
-    Uses iLRG where it applies to the rest of the gradient. Otherwise counts are proportional to
-    the row sums, which are most negative for the most frequent classes.
+    iLRG's estimate from the rest of the gradient is taken where it is whole, as before training.
+    Otherwise the samples are shared out evenly: on trained networks that is right far more often
+    than a fit to what is left.
     """
     classes = observation.classes
     even = torch.full((classes,), number / classes, dtype=torch.float64)
-    if search.is_complete:
-        # Only rounding is left of the gradient, which tells no classes apart.
-        return even.to(search.found.labels.device)
-    left_over = search.rest_of_head()
-    with_bias = left_over.shape[1] > observation.head.features
-    plain = observation.loss.class_weights is None and with_bias
-    if plain and divisor is not None and classes <= _DENSE_CLASSES:
-        scaled = left_over * (divisor / number)
-        gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
-        training = LocalTraining(batch_size=number)
-        raw = ilrg(Observation(observation.head, gradient, training=training)).raw
-        assert raw is not None
-        return raw
-    pull = (-left_over.sum(dim=1)).clamp_min(0.0)
-    size = float(pull.sum())
-    return pull * (number / size) if math.isfinite(size) and size > 0 else even.to(pull)
+    even = even.to(search.found.labels.device)
+    plain = observation.loss.class_weights is None and observation.has_bias
+    # Where all is found, only rounding is left of the gradient, which tells no classes apart.
+    if search.is_complete or not plain or divisor is None or classes > _DENSE_CLASSES:
+        return even
+    scaled = search.rest_of_head() * (divisor / number)
+    if not float(scaled[:, -1].abs().max()) > 0.0:
+        return even
+    gradient = HeadGradient(scaled[:, :-1], scaled[:, -1])
+    training = LocalTraining(batch_size=number)
+    fitted = ilrg(Observation(observation.head, gradient, training=training))
+    whole = fitted.raw is not None and Flag.NOT_INTEGRAL not in fitted.flags
+    return fitted.raw if whole and fitted.raw is not None else even

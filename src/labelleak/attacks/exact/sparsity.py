@@ -19,6 +19,8 @@ _SCREENED, _COMPARED, _KEPT = 512, 768, 48
 _REFINEMENTS = 3
 # One less the cosine of directions that are the same: of raw guesses, and of refined ones.
 _SAME_GUESS, _SAME_DIRECTION = 1e-2, 1e-5
+# Relative error of a singular value from the matrix times its transpose, in double precision.
+_HALF_OF_DIGITS = 1e-7
 # A vector's largest entry stands above the error of an entry by this factor, or it is all error.
 _ABOVE_ERRORS = 30.0 * tolerances.ZERO
 
@@ -95,9 +97,10 @@ def have_no_other(
     # In these coordinates every entry has an error of 1, so singular values of errors are known.
     scaled = rows / errors
     gram = torch.einsum("dn,ni,nj->dij", zeros.to(rows.dtype), scaled, scaled)
-    second = torch.linalg.eigvalsh(gram)[:, 1].clamp_min(0.0).sqrt()
-    loudest = zeros.sum(dim=1).sqrt() + rank**0.5
-    single: Tensor = second > tolerances.NOT_ERROR * loudest
+    sizes = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    loudest = tolerances.NOT_ERROR * (zeros.sum(dim=1).sqrt() + rank**0.5)
+    # Squares lose half of the digits.
+    single: Tensor = sizes[:, 1] > torch.maximum(loudest, _HALF_OF_DIGITS * sizes[:, -1])
     return single
 
 

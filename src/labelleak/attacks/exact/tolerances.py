@@ -124,6 +124,9 @@ NEAR = 0.2
 
 # The certificate
 
+NEARBY = 0.1
+"""Relative distance at which an embedding for another label still is a variant of the first."""
+
 CLEAR = 10.0
 """A sample is seen if leaving it out changes the gradient by this many times its errors."""
 

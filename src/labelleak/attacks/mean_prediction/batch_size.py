@@ -17,6 +17,10 @@ _LEAST_ERROR = 1e-4
 _EVIDENCE = 7.0
 # A multiple of the right size makes counts whole, too: a larger size needs so much more evidence.
 _MORE_EVIDENCE = 3.0
+# Density of counts that are not whole.
+_FLOOR = 1e-9
+# So many of the largest counts are looked at first.
+_SCREENED = 256
 # A count farther from the nearest whole number, in standard errors, rules a size out.
 _MOST_ERRORS = 10.0
 
@@ -46,20 +50,30 @@ def fitting_batch_size(observation: Observation, mean: MeanPrediction) -> int | 
     squares = float(fixed.square().mean())
     products = float((fixed * per_scatter).mean())
     growing = float(per_scatter.square().mean())
+    squares += float(fixed_noise.square().mean())
+    products += float((fixed_noise * per_noise).mean())
+    growing += float(per_noise.square().mean())
+    largest = per_raw.abs().topk(min(_SCREENED, len(per_raw))).indices
     best, most = None, _EVIDENCE
     for size in range(1, _LARGEST + 1):
         variance = squares + 2.0 * size * products + size**2 * growing
-        variance += float((fixed_noise + size * per_noise).square().mean())
         error = max(math.sqrt(max(variance, 0.0)), _LEAST_ERROR)
         if error > _LARGEST_ERROR:
             break
+        least = max(most, _EVIDENCE + math.log(size))
+        peak = 1.0 / (error * math.sqrt(2 * math.pi))
+        few = one.raw[largest] + (size - 1) * per_raw[largest]
+        off = float((few - few.round().clamp_min(0.0)).abs().max())
+        # Neither the largest counts nor counts that are all whole would do.
+        if off > _MOST_ERRORS * error or len(per_raw) * math.log(peak + _FLOOR) <= least:
+            continue
         raw = one.raw + (size - 1) * per_raw
         distances = raw - raw.round().clamp_min(0.0)
         if float(distances.abs().max()) > _MOST_ERRORS * error:
             # Otherwise whole counts of many absent classes would outvote one that is not whole.
             continue
-        density = torch.exp(-0.5 * (distances / error).square()) / (error * math.sqrt(2 * math.pi))
-        evidence = float((density + 1e-9).log().sum())
-        if evidence > _EVIDENCE + math.log(size) and evidence > most:
+        density = torch.exp(-0.5 * (distances / error).square()) * peak
+        evidence = float((density + _FLOOR).log().sum())
+        if evidence > least:
             best, most = size, evidence + _MORE_EVIDENCE
     return best

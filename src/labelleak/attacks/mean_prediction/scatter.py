@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 
 # Down to this share of its expected square, a bias gradient may be small by chance.
@@ -115,11 +116,18 @@ def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " cl
     Args:
         observation: Of the loss and the batch size.
         bias_gradient: Given or restored, in the gradient's unit, float64.
+
+    Raises:
+        MissingKnowledge: It is the same for every class.
     """
     classes, smoothing = observation.classes, observation.loss.label_smoothing
     scale = observation.scale
     centered = (bias_gradient - bias_gradient.mean()) / scale
-    squares = max(float(centered.square().sum()), 1e-300)
+    squares = float(centered.square().sum())
+    if not squares:
+        raise MissingKnowledge(
+            "the bias gradient is the same for every class, which is rounding: it tells no counts"
+        )
     share = ((1.0 - smoothing) / classes - centered).clamp_min(0.0)
     share = share / share.sum() if bool(share.any()) else torch.ones_like(share) / classes
     weight = torch.ones_like(share)

@@ -76,10 +76,11 @@ def restore(
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
     flags = {*diagnosis.flags, *found.flags}
-    if found.counts is not None and not counts_are_sure(
-        observation, found, is_treated=diagnosis.is_treated
-    ):
-        flags.add(Flag.COUNTS_NOT_SURE)
+    # Where nobody told the batch size, counts are told up to a common factor: the set has a flag.
+    if total is not None and found.counts is not None:
+        is_treated = diagnosis.is_treated
+        if not counts_are_sure(observation, found, is_treated=is_treated):
+            flags.add(Flag.COUNTS_NOT_SURE)
     if list_attacks()[found.attack].models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
     if found.counts is None and found.proportions is None:

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
 # Standard errors of a sample variance beyond which chance does not explain it.
-_ERRORS = 2.0
+_ERRORS = 4.0
 
 
 def expected_counts(
@@ -16,8 +15,8 @@ def expected_counts(
 ) -> Float[Tensor, " classes"]:
     """Estimates of the counts, each drawn toward an even batch as far as its error asks for.
 
-    Counts are taken to scatter about ``total / classes`` as those of a batch drawn at random; or, if
-    the estimates scatter by more than that and their errors explain, by the rest (empirical Bayes).
+    Counts are taken to scatter about ``total / classes`` as those of a batch drawn at random; or,
+    if estimates scatter by more than that and their errors explain, by the rest (empirical Bayes).
 
     Args:
         raw: Real-valued counts, float64, shape (classes,).

@@ -241,7 +241,9 @@ def fits_other_label(
         # An embedding that was fitted to one label is a little off for another that it goes with.
         enough = tolerances.ARRIVED**2
         moved, _ = descend(factors, start, labels, enough=enough, clock=clock, steps=_MOVES)
-        near = (moved - start).norm(dim=1) <= tolerances.NEARBY * start.norm(dim=1)
+        # Short embeddings differ by little beside the one that stands for the bias.
+        own = start - factors.origin * (start @ factors.right[-1])[:, None] * factors.affine
+        near = (moved - start).norm(dim=1) <= tolerances.NEARBY * own.norm(dim=1)
         fits |= near & (excess(factors, moved, labels, divisor)[0] <= 1.0)
     found = torch.zeros_like(samples.labels, dtype=torch.bool)
     found[which[other][fits] % len(samples)] = True

@@ -11,6 +11,73 @@ from typing import Any
 
 from labelleak.errors import UnreadableFile
 
+_MOST_JSON = 2**27
+
+
+def what_is_at(path: Path | str) -> str:
+    """What a path leads to: ``"a file"``, ``"a folder"``, ``"a pipe"``, ``"a device"``, ...
+
+    Returns:
+        Its kind in words; empty where nothing is there.
+    """
+    try:
+        return _kind(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return ""
+
+
+def check_file(path: Path | str) -> None:
+    """Make sure that a path leads to a regular file, which ends and does not wait.
+
+    Raises:
+        UnreadableFile: Nothing is there, or a folder, pipe, device or socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise UnreadableFile(f"{path}: no such file") from None
+    _check_mode(path, mode)
+
+
+def read_whole(path: Path | str, most: int | None = None) -> bytes:
+    """All that a regular file holds.
+
+    Args:
+        path: The file.
+        most: The most bytes that are read; None for any number.
+
+    Raises:
+        UnreadableFile: There is no such file, it cannot be read or is larger, or it is a folder,
+            pipe, device or socket.
+    """
+    try:
+        check_file(path)
+        # What was a file a moment ago may be a pipe now, which must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | _flags_of("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"))
+        with os.fdopen(descriptor, "rb") as file:
+            _check_mode(path, os.fstat(descriptor).st_mode)
+            content = file.read(-1 if most is None else most + 1)
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror}") from None
+    if most is not None and len(content) > most:
+        raise UnreadableFile(f"{path}: is too large: at most {most} bytes are read")
+    return content
+
+
+def _check_mode(path: Path | str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise UnreadableFile(f"{path}: is {_kind(mode)}, and no file")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
 
 def check_writable(path: Path | str, inputs: Sequence[Path | str] = ()) -> None:
     """Make sure, before any work, that `write_whole` can write a file.
@@ -86,9 +153,14 @@ def append_line(folder: Path | str, name: str, line: bytes) -> Path:
 
 
 def _flags(*names: str) -> int:
-    """Flags of `os.open` that not every system has; those that every new descriptor gets."""
+    """Flags of `os.open` for a file to be written, which may be no link."""
+    return _flags_of("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", *names)
+
+
+def _flags_of(*names: str) -> int:
+    """Flags of `os.open`, of which not every system has all."""
     flags = 0
-    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", *names):
+    for name in names:
         flags |= getattr(os, name, 0)
     return flags
 
@@ -189,11 +261,11 @@ def read_json(path: Path | str) -> Any:
     """What a JSON file holds.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything else.
+        UnreadableFile: There is no such file, it holds anything else, or more than 128 MiB.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+        return json.loads(read_whole(path, _MOST_JSON).decode())
+    except UnreadableFile:
+        raise
     except (ValueError, RecursionError):
         raise UnreadableFile(f"{path}: is not JSON") from None

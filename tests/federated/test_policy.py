@@ -83,5 +83,5 @@ def test_what_is_wrong_is_told_in_one_line_with_file_and_key(tmp_path, text, wor
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UnreadableFile, match="No such file"):
+    with pytest.raises(UnreadableFile, match="no such file"):
         read_policy(tmp_path / "none.toml")

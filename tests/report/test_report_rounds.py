@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from labelleak.errors import UnreadableFile
 from labelleak.report.rounds import rounds_page
 
 _HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\u2028&amp;"
@@ -129,6 +130,16 @@ def test_without_true_counts_nothing_is_private(made, record):
     shares = [0.5, 0, 0.4, 0, 0, 0, 0, 0, 0, 0.1]
     page = rounds_page([made(audit=audit | {"counts": None, "proportions": shares})])
     assert data_of(page)["rows"][0][19][0] == [0, 0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("policy", None), ("audit", "x"), ("time", None), ("audit", {"score": {"accuracy": "x"}})],
+)
+def test_a_record_that_is_not_as_its_schema_says_is_one_line(made, field, value):
+    broken = made() | {field: value}
+    with pytest.raises(UnreadableFile, match="here: does not hold what its schema says"):
+        rounds_page([made(), broken], source="here")
 
 
 def test_many_classes_stay_in_the_records(made):

@@ -220,8 +220,8 @@ def record_reads(monkeypatch):
     reads = []
 
     def recording(open_file):
-        def opened(path):
-            shapes, read = open_file(path)
+        def opened(*arguments):
+            shapes, read = open_file(*arguments)
             return shapes, lambda name: (reads.append(name), read(name))[1]
 
         return opened

@@ -1,5 +1,6 @@
 """The auditor's own labels, from a text file."""
 
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -7,21 +8,26 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.errors import UnreadableFile
+from labelleak.storage import read_whole
+
+# Some million labels, which take a few seconds.
+_MOST_BYTES = 2**24
 
 
 def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
     """Read labels from a text file: integers separated by spaces, commas or line breaks.
 
     Args:
-        path: The file, UTF-8, with or without a byte order mark. Empty lines are skipped.
+        path: The file, UTF-8, with or without a byte order mark, of at most 16 MiB. Empty lines are
+            skipped.
         classes: Number of classes C.
 
     Returns:
         int64, shape (batch,), in the order of the file.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything but integers from 0 to C - 1.
-            The message names the line.
+        UnreadableFile: There is no such file, it is larger, or it holds anything but integers from
+            0 to C - 1. The message names the line.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -33,13 +39,11 @@ def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+        text = read_whole(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UnreadableFile(f"{path}: is no text file of labels") from None
     labels = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(StringIO(text, newline=None), start=1):
         for word in line.replace(",", " ").split():
             # Python refuses to read a number of thousands of digits.
             plain = word.isascii() and word.isdigit() and len(word) <= 18

@@ -52,7 +52,6 @@ def _write_run_page(source: Path) -> Path:
 
 def _write_rounds_page(path: Path, out: Path | None) -> Path:
     from labelleak.federated.rounds import read_rounds
-    from labelleak.report.pages import held_to_schema
     from labelleak.report.rounds import rounds_page
 
     page = out or (path / "report.html" if path.is_dir() else path.with_suffix(".html"))
@@ -62,9 +61,7 @@ def _write_rounds_page(path: Path, out: Path | None) -> Path:
     for notice in notices:
         tell(f"labelleak: {one_line(str(notice.message))}")
     check_writable(page, [path] if path.is_file() else list(path.glob("*.jsonl")))
-    with held_to_schema(path):
-        text = rounds_page(records)
-    write_whole(page, text, private=True)
+    write_whole(page, rounds_page(records, source=path), private=True)
     return page
 
 

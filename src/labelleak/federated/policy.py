@@ -11,12 +11,14 @@ from labelleak.audit.record import AuditRecord
 from labelleak.audit.verdict import Verdict
 from labelleak.errors import UnreadableFile
 from labelleak.federated.allow import Allow
+from labelleak.storage import read_whole
 
 Action = Literal["record", "warn", "refuse"]
 Measure = Literal["accuracy", "exact"]
 RoundVerdict = Literal["within", "over", "inconclusive", "failed"]
 
 _DEFAULT_THRESHOLD = 0.5
+_MOST_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,9 @@ def read_policy(path: Path | str) -> Policy:
         'refuse'
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+        content = tomllib.loads(read_whole(path, _MOST_BYTES).decode())
+    except UnreadableFile:
+        raise
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(f"{path}: is not TOML: {error}") from None
     known = [field.name for field in fields(Policy)]

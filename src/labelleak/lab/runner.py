@@ -261,7 +261,7 @@ def _on_dask(
 ) -> Iterator[Record | _Failure]:
     try:
         from distributed import Client, KilledWorker, as_completed
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
     except ImportError:
         raise LabelLeakError(
             "a Dask cluster needs the extra 'dask': pip install 'labelleak[experiments,dask]'"

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from labelleak.report.pages import render
+from labelleak.report.pages import held_to_schema, render
 
 VERDICTS = {
     "over": "more than the policy allows",
@@ -22,6 +23,7 @@ def rounds_page(
     title: str = "What each round gave away",
     *,
     most_classes: int = 300_000,
+    source: Path | str = "records of rounds",
 ) -> str:
     """A self-contained HTML page of the audits in a federation, with filters.
 
@@ -30,10 +32,19 @@ def rounds_page(
         title: Heading of the page.
         most_classes: Leave the classes of each audit out of the page where all audits together
             have more than these, as the page would be slow to open.
+        source: Where the records are from, to be named by an error.
 
     Returns:
         The page, one file with nothing to load. It contains the true counts of the records.
+
+    Raises:
+        UnreadableFile: A record is not as its schema says.
     """
+    with held_to_schema(source):
+        return _page(records, title, most_classes)
+
+
+def _page(records: list[dict[str, Any]], title: str, most_classes: int) -> str:
     records = sorted(records, key=lambda record: (record["round"], record["client"]))
     detailed = sum(len(_classes(record)) for record in records) <= most_classes
     texts: dict[str, int] = {}

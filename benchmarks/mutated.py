@@ -14,6 +14,7 @@ right checksums, since a bare .npy is refused by its name. Exit status 1: there 
 
 import argparse
 import io
+import itertools
 import json
 import os
 import random
@@ -371,7 +372,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--files", type=int, default=100_000, help="of each format, in all")
     parser.add_argument("--formats", nargs="+", choices=names, default=names)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="for each format")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     load = measuring.load()
@@ -382,9 +383,10 @@ def main() -> int:
     }
     if options.output is not None and options.output.exists():
         rows |= {row["format"]: row for row in json.loads(options.output.read_text())["rows"]}
-    for name in options.formats:
-        for _ in run(name, rows[name], options.files, time.monotonic() + options.seconds):
-            measuring.write(options.output, __doc__, load, 1, rows=list(rows.values()))
+    until = time.monotonic() + options.seconds
+    running = [run(name, rows[name], options.files, until) for name in options.formats]
+    for _ in itertools.chain.from_iterable(itertools.zip_longest(*running)):
+        measuring.write(options.output, __doc__, load, 1, rows=list(rows.values()))
     return any(row["fault"] for row in rows.values())
 
 

@@ -80,7 +80,6 @@ class Child:
         self, folder: Path, prepare: Callable[[], object] | None, options: dict[str, Any]
     ) -> None:
         def main() -> None:
-            os.setpgid(0, 0)
             if prepare is not None:
                 prepare()
             with os.fdopen(writing, "w") as file:
@@ -89,6 +88,8 @@ class Child:
         reading, writing = os.pipe()
         self.process = FORK.Process(target=main)
         self.process.start()
+        assert self.process.pid is not None
+        os.setpgid(self.process.pid, 0)  # of what it starts, too
         os.close(writing)
         self._said = os.fdopen(reading)
 
@@ -130,7 +131,9 @@ def kill(folder: Path, kills: int) -> Row:
             (folder / FILE_NAME).write_bytes(b"\n".join(before[: len(before) // 2]) + b"\n{")
             before = whole_lines(folder)
         child = started(folder, workers=1)
-        time.sleep(rng.uniform(0.0, 1.0))
+        if rng.random() < 0.8:  # at work, and not getting ready
+            wait_for(folder, len(before) + 1, child)
+        time.sleep(rng.uniform(0.0, 0.3))
         child.kill()
         after = whole_lines(folder)
         torn += after[: len(before)] != before

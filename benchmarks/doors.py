@@ -1,14 +1,15 @@
 """The doors of the tests in real federations: what a server receives of a client that tries them.
 
-    python benchmarks/doors.py flower [--output results/benchmark-doors-flower.json]
-    python benchmarks/doors.py nvflare [--output results/benchmark-doors-nvflare.json]
+    python benchmarks/doors.py flower [--output results/benchmark-doors.json]
+    python benchmarks/doors.py nvflare [--output results/benchmark-doors.json]
 
 ``flower`` starts a SuperLink and three SuperNodes on the loopback interface (`examples/flower`),
 and ``nvflare`` FLARE's simulator with three sites. Each client audits under a refusing policy that
 lets every plain update pass, and answers each task through one door of `tests/flower_doors.py` or
 `tests/nvflare_doors.py`; a plain update is the control. The server writes down what arrives:
 whether it is a refusal, and whether the bytes of it hold what was hidden. A door is open where they
-do, or where anything but a refusal arrives. Takes some minutes. Exit status 1: a door is open.
+do, or where anything but a refusal arrives. Takes some minutes. Rows of the other framework stay in
+the output. Exit status 1: a door is open.
 """
 
 import argparse
@@ -258,7 +259,11 @@ def main() -> int:
     for row in opened:
         print(f"OPEN: {row['task']}: {row['door']}: {row}")
     print(f"{len(opened)} of {len(rows) - 1} doors are open")
-    measuring.write(options.output, options.framework, load, 1, rows=rows)
+    rows = [{"framework": options.framework, **row} for row in rows]
+    if options.output is not None and options.output.exists():
+        there = json.loads(options.output.read_text())["rows"]
+        rows = [row for row in there if row["framework"] != options.framework] + rows
+    measuring.write(options.output, __doc__, load, 1, rows=rows)
     return bool(opened)
 
 

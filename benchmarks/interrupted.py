@@ -100,6 +100,10 @@ class Child:
         self.process.join()
         return text
 
+    def alive(self) -> bool:
+        """Whether it is still at work."""
+        return self.process.is_alive()
+
     def kill(self) -> None:
         """End it and all that it started, at once."""
         assert self.process.pid is not None
@@ -108,15 +112,31 @@ class Child:
         self._said.close()
 
 
+class Fresh:
+    """A sweep in a new interpreter: a forked one does not end the worker processes it started."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        command = [sys.executable, __file__, "--sweep", str(folder), str(workers)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def alive(self) -> bool:
+        """Whether it is still at work."""
+        return self.process.poll() is None
+
+    def said(self) -> str:
+        """What it said, once it has ended."""
+        return self.process.communicate()[0].strip()
+
+
 def whole_lines(folder: Path) -> list[bytes]:
     path = folder / FILE_NAME
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1].splitlines()
 
 
-def wait_for(folder: Path, lines: int, child: Child) -> None:
+def wait_for(folder: Path, lines: int, child: Child | Fresh) -> None:
     """Wait until the sweep has made so many records, or has ended."""
-    while len(whole_lines(folder)) < lines and child.process.is_alive():
+    while len(whole_lines(folder)) < lines and child.alive():
         time.sleep(0.005)
 
 
@@ -178,13 +198,13 @@ def core(folder: Path, _: int) -> Row:
 
 def worker(folder: Path, _: int) -> Row:
     """Kill one of two worker processes."""
-    child = started(folder, workers=2)
+    child = Fresh(folder, workers=2)
     wait_for(folder, 20, child)
     os.kill(workers_of(child)[0], signal.SIGKILL)
-    return {"starts": 2, "said": [child.said(), started(folder, workers=2).said()]}
+    return {"starts": 2, "said": [child.said(), Fresh(folder, workers=2).said()]}
 
 
-def workers_of(child: Child) -> list[int]:
+def workers_of(child: Fresh) -> list[int]:
     """The worker processes of a sweep."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
@@ -267,6 +287,9 @@ def judged(row: Row, folder: Path, expected: dict[str, bytes]) -> Row:
 
 def main() -> int:
     """Run the scenarios, print what became of the records, write it down."""
+    if sys.argv[1:2] == ["--sweep"]:
+        print(sweep(Path(sys.argv[2]), workers=int(sys.argv[3])))
+        return 0
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))

@@ -54,6 +54,7 @@ from labelleak.updates import read_observation
 ROOT = Path(__file__).parents[1]
 SLOW = 10.0  # seconds
 HANGS = 60.0
+STARTS = 600.0  # imports, on a busy machine
 KEPT_FAULTS = 20
 TRAINING = LocalTraining(batch_size=8)
 
@@ -266,7 +267,8 @@ def child(what: str, start: int, stop: int, scratch: Path) -> None:
     canary = scratch / "canary"
     made = sources(scratch, canary)
     ending, read = readers(scratch)[what]
-    path, place = scratch / f"mutated{ending}", scratch / "number"
+    path = scratch / f"mutated{ending}"
+    place = os.open(scratch / "number", os.O_WRONLY | os.O_CREAT)
     watched: list[str] = []
     counts: Counter[str] = Counter()
     slowest = 0.0
@@ -281,7 +283,8 @@ def child(what: str, start: int, stop: int, scratch: Path) -> None:
 
     sys.addaudithook(watch)
     for number in range(start, stop):
-        place.write_text(str(number))
+        # At once, so that the parent never sees a part of it.
+        os.pwrite(place, b"%09d" % number, 0)
         path.write_bytes(mutated(what, number, made))
         watched.clear()
         begun = time.monotonic()
@@ -332,7 +335,7 @@ def run(what: str, row: dict[str, Any], stop: int, until: float) -> Iterator[Non
                 now = place.read_text() if place.exists() else ""
                 if now != reached:
                     reached, changed_at = now, time.monotonic()
-                if time.monotonic() - changed_at > HANGS:
+                if time.monotonic() - changed_at > (HANGS if reached else STARTS):
                     process.kill()
             note(row, said.read_text())
             if process.returncode:

@@ -68,6 +68,10 @@ class Flag(Enum):
         "than their errors: the assumptions of one of them do not hold here"
     )
     TIME_LIMIT = "the time limit was reached before the search was over"
+    LABELS_DO_NOT_FIT = (
+        "the restored counts contradict the labels given to score by: other samples were trained "
+        "on (drawn with replacement, another partition), or a fact told of the training is wrong"
+    )
 
     @property
     def text(self) -> str:

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from labelleak.errors import UnreadableFile
 
 _MOST_JSON = 2**27
+# Some million labels, which take a few seconds.
+_MOST_WORDS = 2**24
 
 
 def what_is_at(path: Path | str) -> str:
@@ -269,3 +272,27 @@ def read_json(path: Path | str) -> Any:
         raise
     except (ValueError, RecursionError):
         raise UnreadableFile(f"{path}: is not JSON") from None
+
+
+def read_words(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
+    """The words of a text file, separated by spaces, commas or line breaks.
+
+    Args:
+        path: The file, UTF-8, with or without a byte order mark, of at most 16 MiB.
+        what: What the words are, for a message: ``"labels"``.
+
+    Yields:
+        The number of a line, from 1, and a word of it.
+
+    Raises:
+        UnreadableFile: There is no such file, it is larger or no text, or it holds no words.
+    """
+    try:
+        text = read_whole(path, _MOST_WORDS).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UnreadableFile(f"{path}: is no text file of {what}") from None
+    if not text.replace(",", " ").strip():
+        raise UnreadableFile(f"{path}: holds no {what}")
+    for number, line in enumerate(StringIO(text, newline=None), start=1):
+        for word in line.replace(",", " ").split():
+            yield number, word

@@ -1,9 +1,14 @@
 from dataclasses import replace
 
+import pytest
+import torch
 from torch import nn
 
+from labelleak.attacks import restore
 from labelleak.attacks.cost import Budget
-from labelleak.observation import Head
+from labelleak.errors import MissingKnowledge
+from labelleak.observation import Head, HeadGradient, Observation
+from labelleak.training import LocalTraining
 from synthetic import one_embedding, untrained
 
 SMALL = untrained(20, 40, 6)
@@ -53,3 +58,18 @@ def test_large_heads_are_neither_decomposed_nor_squared():
     assert not Budget(many, 1e9).allows_equations
     assert Budget(many, 1e9).allows_search
     assert not Budget(untrained(2000, 1500, 2).observe(), 1e9).allows_search
+
+
+@pytest.mark.parametrize("attack", ["ilrg", "rlg", "calibrated"])
+def test_more_classes_than_fit_into_memory_are_refused_with_the_reason(attack):
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 16_385))
+    gradient = torch.zeros(16_385, 1)
+    gradient[:2, 0] = torch.tensor([1.0, -1.0])
+    seen = Observation(
+        Head(model[1].weight, model[1].bias),
+        HeadGradient(gradient, gradient[:, 0]),
+        training=LocalTraining(batch_size=1),
+        model=model,
+    )
+    with pytest.raises(MissingKnowledge, match=r"16385 of them take 2 GB.*use 'pooled'"):
+        restore(seen, attack)

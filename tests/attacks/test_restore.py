@@ -77,6 +77,25 @@ def test_a_time_limit_reaches_the_attacks_that_search_and_them_only(monkeypatch)
     assert restore(SMALL.observe(), "ilrg", time_limit=3.0).attack == "ilrg"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        (torch.nn.Linear(3, 2), {"weight": torch.ones(2, 3), "bias": torch.ones(2)}),
+        (torch.nn.Linear(3, 2).state_dict(), [torch.ones(2, 3)]),
+        (SMALL.gradient(),),
+        ("update.safetensors",),
+        (SMALL.observe(), 24),
+    ],
+)
+@pytest.mark.parametrize("hyper_parameters", [{}, {"batch_size": 24}])
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_observation_is_told_how_to_become_one(given, hyper_parameters):
+    with pytest.raises(InvalidObservation) as error:
+        restore(*given, **hyper_parameters)
+    assert "restore(observe(model, gradients, batch_size=K))" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_auto_takes_no_hyper_parameters():
     with pytest.raises(ValueError, match="'auto' takes no hyper-parameters: name the attack"):
         restore(SMALL.observe(), variant="original")

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from labelleak.audit import labels
+from labelleak import storage
 from labelleak.audit.labels import read_labels
 from labelleak.errors import UnreadableFile
 
@@ -48,7 +48,7 @@ def test_what_is_no_label_is_named_with_its_line(tmp_path, content, message):
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(labels, "_MOST_BYTES", 5)
+    monkeypatch.setattr(storage, "_MOST_WORDS", 5)
     path = tmp_path / "labels.txt"
     path.write_text("0 1 2 3")
     with pytest.raises(UnreadableFile, match="at most 5 bytes are read"):

@@ -43,6 +43,33 @@ def test_a_low_score_is_no_evidence_under_a_doubt_and_a_high_one_is(
     assert judge(found, score(found, TRUTH), threshold)[0] is verdict
 
 
+MISFIT = (Flag.LABELS_DO_NOT_FIT,)
+
+
+@pytest.mark.parametrize(
+    ("counts", "certified", "threshold", "verdict", "reason"),
+    [
+        # The score is of labels that were not trained on.
+        (TWO_WRONG, False, None, Verdict.INCONCLUSIVE, "there is no score to judge by"),
+        (TWO_WRONG, False, 1.0, Verdict.INCONCLUSIVE, "there is no score to judge by"),
+        (TWO_WRONG, False, 0.5, Verdict.OVER_THRESHOLD, "66.7% of the labels given, above 50.0%"),
+        # All that was trained on is proven, whatever the score.
+        (TWO_WRONG, True, 0.9, Verdict.OVER_THRESHOLD, "all labels that were trained on"),
+        (TWO_WRONG, True, 1.0, Verdict.INCONCLUSIVE, "there is no score to judge by"),
+        (TWO_WRONG, True, None, Verdict.INCONCLUSIVE, "there is no score to judge by"),
+    ],
+)
+@pytest.mark.parametrize("flags", [MISFIT, (*DOUBTFUL, *MISFIT)])
+def test_labels_that_do_not_fit_are_never_within(
+    counts, certified, threshold, verdict, reason, flags
+):
+    found = restored(counts, certified=certified, flags=flags)
+    judged, text = judge(found, score(found, TRUTH), threshold)
+    assert judged is verdict
+    assert reason in text
+    assert "contradict the labels" in text
+
+
 def test_only_an_accuracy_over_the_threshold_ends_with_one():
     statuses = {verdict: verdict.exit_status for verdict in Verdict}
     assert statuses == {

@@ -4,9 +4,12 @@ import shlex
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from command_line import labelleak
 from labelleak.attacks import Need, list_attacks
+from labelleak.lab.demo import LEARNING_RATE
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,26 @@ def test_the_command_at_the_end_repeats_the_audit(demo):
         assert second[key] == first[key]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "labels.txt", "report.html"])
+def test_the_gradients_are_those_of_the_step_that_led_to_the_weights(demo):
+    _, folder = demo
+    model, gradients, weights = (
+        load_file(folder / f"{name}.safetensors") for name in ("model", "gradients", "weights")
+    )
+    assert model.keys() == gradients.keys() == weights.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(weights[name], model[name] - LEARNING_RATE * gradient)
+    told = ("--batch-size", "24", "--format", "json")
+    done = labelleak(
+        "audit", "--before", folder / "model.safetensors",
+        "--update", folder / "gradients.safetensors", *told
+    )  # fmt: skip
+    record = json.loads((folder / "record.json").read_text())
+    assert json.loads(done.out)["counts"] == record["counts"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "gradients.safetensors", "labels.txt", "report.html"]
+)
 def test_what_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
     done = labelleak("demo", "--out", tmp_path)

@@ -1,8 +1,12 @@
 import pytest
+import torch
 
+import labelleak
 from labelleak import UnreadableFile
-from labelleak.federated import Policy, read_policy
+from labelleak.audit import audit_observation
+from labelleak.federated import Auditor, Occasion, Policy, read_policy
 from labelleak.federated.allow import Allow
+from labelleak.lab import datasets, networks
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -85,3 +89,48 @@ def test_what_is_wrong_is_told_in_one_line_with_file_and_key(tmp_path, text, wor
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UnreadableFile, match="no such file"):
         read_policy(tmp_path / "none.toml")
+
+
+def test_the_draws_of_all_epochs_are_told_as_one_epoch(tmp_path):
+    """As the page on labels says of sampling with replacement."""
+    model = torch.nn.Linear(6, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs, labels = torch.rand(8, 6), torch.arange(8) % 5
+    drawn = []
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        for batch in torch.randint(8, (8,), generator=generator).split(4):
+            drawn.append(labels[batch])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+    counts = torch.bincount(torch.cat(drawn), minlength=5)
+    auditor = Auditor(Policy(records=str(tmp_path)))
+    recipe = labelleak.LocalTraining(learning_rate=0.01, batch_size=4)
+    after = model.state_dict()
+    occasion = Occasion(round=1, client="a")
+    decision = auditor.audit_update(
+        before, after, recipe, occasion, instances=16, true_counts=counts
+    )
+    assert decision.record.error is None
+    assert sum(decision.record.audit["counts"]) == 16
+    assert decision.record.audit["local_steps"] == 4
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "exact"])
+@pytest.mark.parametrize(("samples", "verdict"), [(6, "over"), (60, "inconclusive")])
+def test_labels_that_were_not_trained_on_are_never_within(measure, samples, verdict):
+    """Six samples are certified, sixty are estimated; a refusing policy sends neither."""
+    digits = datasets.load("mnist-sample")
+    model = networks.build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=0).eval()
+    inputs, labels = digits.batch(torch.arange(samples))
+    own = torch.bincount(digits.labels[100 : 100 + samples], minlength=10)
+    assert not torch.equal(own, torch.bincount(labels, minlength=10))
+    policy = Policy(action="refuse", measure=measure, threshold=None)
+    threshold = policy.threshold if measure == "exact" else 0.95
+    seen = labelleak.capture(model, inputs, labels)
+    record = audit_observation(seen, true_counts=own, threshold=threshold)
+    assert record.certified is (samples == 6)
+    assert policy.judge(record)[0] == verdict
+    assert "contradict the labels" in policy.judge(record)[1]

@@ -110,7 +110,7 @@ def test_killed_while_writing(folder):
     assert [r["key"] for r in read_records(folder)][-2:] == [str(len(lines) - 2), "next"]
 
 
-@pytest.mark.parametrize("line", ["{", "3", "[]", '{"schema": 1}', "\x00"])
+@pytest.mark.parametrize("line", ["{", "3", "[]", '{"schema": 1}', "\x00", "[" * 100_000], ids=len)
 def test_a_broken_line_is_named(folder, line):
     write(folder)
     path = folder / FILE_NAME

@@ -243,6 +243,43 @@ def test_an_audit_unfolds(several, browse):
     assert "1 local step, batches of 24" in shown
 
 
+_WRONG = ("x", 3, [1], [{}], {"a": 1}, None, float("nan"), float("inf"), True)
+
+
+@pytest.mark.parametrize("within", ["record", "audit", "policy", "score"])
+def test_values_of_other_types_are_a_page_or_one_line(made, within):
+    """The right schema, and any value in any place: what a stranger's file may hold."""
+    whole = json.dumps(made())
+    told = set()
+    for key in list(named(json.loads(whole), within)):
+        for value in _WRONG:
+            broken = json.loads(whole)
+            named(broken, within)[key] = value
+            try:
+                page = rounds_page([made(), broken], source="r.jsonl")
+            except UnreadableFile as error:
+                told.add(str(error))
+            else:
+                assert page.endswith("</html>")
+    assert told
+    assert all(re.match("r.jsonl: does not hold what its schema says [^\n]+$", one) for one in told)
+
+
+def named(record, within):
+    audit = record["audit"]
+    return {
+        "record": record,
+        "audit": audit,
+        "policy": record["policy"],
+        "score": audit["score"],
+    }[within]
+
+
+def test_a_record_that_lacks_its_audit_is_one_line(made):
+    with pytest.raises(UnreadableFile, match=r"^the records of rounds: does not hold what"):
+        rounds_page([made(audit="x", policy=None)])
+
+
 def test_many_clients_and_rounds(made, browse):
     records = [made(number, f"client-{one}") for number in range(30) for one in range(60)]
     page = rounds_page(records)

@@ -219,13 +219,11 @@ class TestOnlyTheHeadIsRead:
 def record_reads(monkeypatch):
     reads = []
 
-    def recording(open_file):
-        def opened(*arguments):
-            shapes, read = open_file(*arguments)
-            return shapes, lambda name: (reads.append(name), read(name))[1]
+    open_file = files._open
 
-        return opened
+    def opened(*arguments):
+        shapes, read, usual = open_file(*arguments)
+        return shapes, lambda name: (reads.append(name), read(name))[1], usual
 
-    for name in ("_open_safetensors", "_open_pickled"):
-        monkeypatch.setattr(files, name, recording(getattr(files, name)))
+    monkeypatch.setattr(files, "_open", opened)
     return reads

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from labelleak.errors import MissingKnowledge
 from labelleak.hooks import hooked
 from labelleak.isolation import isolated
 from labelleak.observation import Observation
@@ -19,6 +20,24 @@ _MOST_DECOMPOSED = 4e9
 # Dummies that `calibrated` sends through the model: 1,536 twice, and 2,200 for the mean that they
 # should have and its errors; rounded up.
 _DUMMIES = 6_000
+
+
+def check_room(observation: Observation, attack: str) -> None:
+    """Refuse more classes than there is memory for where an attack relates all of them.
+
+    Args:
+        observation: What the server sees.
+        attack: Name of the attack, for the message.
+
+    Raises:
+        MissingKnowledge: There are too many.
+    """
+    if not Budget(observation, math.inf).has_room:
+        gigabytes = 8 * observation.classes**2 / 1e9
+        raise MissingKnowledge(
+            f"attack {attack!r} relates all classes to each other: {observation.classes} of them "
+            f"take {gigabytes:.0f} GB, and {_DENSE_CLASSES} are the most (use 'pooled' or 'llbg')"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """The auditor's own labels, from a text file."""
 
-from io import StringIO
 from pathlib import Path
 
 import torch
@@ -8,10 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.errors import UnreadableFile
-from labelleak.storage import read_whole
-
-# Some million labels, which take a few seconds.
-_MOST_BYTES = 2**24
+from labelleak.storage import read_words
 
 
 def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
@@ -37,22 +33,14 @@ def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
         ...     read_labels(path, classes=3).tolist()
         [0, 2, 2]
     """
-    path = Path(path)
-    try:
-        text = read_whole(path, _MOST_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UnreadableFile(f"{path}: is no text file of labels") from None
     labels = []
-    for number, line in enumerate(StringIO(text, newline=None), start=1):
-        for word in line.replace(",", " ").split():
-            # Python refuses to read a number of thousands of digits.
-            plain = word.isascii() and word.isdigit() and len(word) <= 18
-            if not plain or int(word) >= classes:
-                raise UnreadableFile(
-                    f"{path}, line {number}: {word[:40]!r} is no label: integers from 0 to "
-                    f"{classes - 1} are needed"
-                )
-            labels.append(int(word))
-    if not labels:
-        raise UnreadableFile(f"{path}: holds no labels")
+    for number, word in read_words(path, "labels"):
+        # Python refuses to read a number of thousands of digits.
+        plain = word.isascii() and word.isdigit() and len(word) <= 18
+        if not plain or int(word) >= classes:
+            raise UnreadableFile(
+                f"{path}, line {number}: {word[:40]!r} is no label: integers from 0 to "
+                f"{classes - 1} are needed"
+            )
+        labels.append(int(word))
     return torch.tensor(labels)

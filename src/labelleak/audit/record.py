@@ -36,7 +36,7 @@ class AuditRecord:
         verdict: Value of a `Verdict`.
         reason: The reason for the verdict, in one sentence.
         seconds: Time that the attack took, in seconds.
-        source: Where the observation is from: files, kind, learning rate.
+        source: Where the observation is from: files, kind, and what was told of training and loss.
         version: Version of labelleak that wrote the record.
         schema: Name and version of this format.
 

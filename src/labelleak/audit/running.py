@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.attacks import restore
+from labelleak.audit.fit import flag_misfit
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.verdict import judge
 from labelleak.errors import InvalidObservation
@@ -63,16 +64,14 @@ def audit_observation(
     if threshold is not None and true_counts is None:
         raise InvalidObservation("a threshold on accuracy needs the true labels to measure it")
     if true_counts is not None and total is not None and int(true_counts.sum()) != total:
-        steps = f" x {observation.local_steps} steps" if observation.local_steps > 1 else ""
-        if observation.training.epochs > 1:
-            steps += f" / {observation.training.epochs} epochs"
         raise InvalidObservation(
-            f"{int(true_counts.sum())} true labels for a batch size of "
-            f"{observation.batch_size}{steps}: they must agree"
+            f"{int(true_counts.sum())} true labels for {_size_of(observation)}: they must agree"
         )
     start = time.perf_counter()
     found = restore(observation, attack, time_limit=time_limit, **hyper_parameters)
     seconds = time.perf_counter() - start
+    if true_counts is not None:
+        found = flag_misfit(observation, found, true_counts)
     scored = None if true_counts is None else score(found, true_counts)
     verdict, reason = judge(found, scored, threshold)
     return AuditRecord(
@@ -99,6 +98,16 @@ def audit_observation(
         seconds=seconds,
         source=dict(source or {}),
     )
+
+
+def _size_of(observation: Observation) -> str:
+    """The number of samples, in the terms that it was told in."""
+    if observation.instances is not None:
+        return f"{observation.instances} instances"
+    steps = f" x {observation.local_steps} steps" if observation.local_steps > 1 else ""
+    if observation.training.epochs > 1:
+        steps += f" / {observation.training.epochs} epochs"
+    return f"a batch size of {observation.batch_size}{steps}"
 
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:

@@ -3,7 +3,7 @@
 from enum import Enum
 
 from labelleak.metrics import Score
-from labelleak.restoration import Restoration
+from labelleak.restoration import Flag, Restoration
 
 
 class Verdict(Enum):
@@ -40,6 +40,8 @@ def judge(found: Restoration, scored: Score | None, threshold: float | None) -> 
     doubts = "; ".join(flag.text for flag in found.flags) if found.unreliable else ""
     if scored is not None and scored.accuracy is not None:
         restored = f"{found.attack} restored {scored.accuracy:.1%} of the labels"
+        if Flag.LABELS_DO_NOT_FIT in found.flags:
+            return _judge_misfit(found, scored.accuracy, threshold)
         if threshold is None:
             if doubts:
                 return Verdict.INCONCLUSIVE, f"{restored}, and is not to be relied on: {doubts}"
@@ -61,6 +63,23 @@ def judge(found: Restoration, scored: Score | None, threshold: float | None) -> 
     if doubts:
         return Verdict.INCONCLUSIVE, f"the restored labels are not to be relied on: {doubts}"
     return Verdict.AUDITED, f"{_restored(found)}; no verdict of an audit is proof of safety"
+
+
+def _judge_misfit(
+    found: Restoration, accuracy: float, threshold: float | None
+) -> tuple[Verdict, str]:
+    """Judge a result that contradicts the labels it is scored by."""
+    reason = Flag.LABELS_DO_NOT_FIT.text
+    if found.certified and threshold is not None and threshold < 1.0:
+        return Verdict.OVER_THRESHOLD, (
+            f"{found.attack} restored all labels that were trained on, which is proven; {reason}"
+        )
+    if threshold is not None and accuracy > threshold:
+        return Verdict.OVER_THRESHOLD, (
+            f"{found.attack} restored {accuracy:.1%} of the labels given, above {threshold:.1%}; "
+            f"{reason}"
+        )
+    return Verdict.INCONCLUSIVE, f"there is no score to judge by: {reason}"
 
 
 def _restored(found: Restoration) -> str:

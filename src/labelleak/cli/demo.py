@@ -26,7 +26,8 @@ def demo_command(out: Path) -> None:
 
     Trains a small network for one step on a batch of the embedded MNIST sample, audits the update
     as the server would, and shows the restored counts beside the true ones and the score of every
-    attack. Writes the model and update files, one record per attack, and the page report.html.
+    attack. Writes model.safetensors, gradients.safetensors, weights.safetensors and labels.txt, one
+    record per attack, and the page report.html.
     """
     from labelleak.lab.demo import audit_files, run_client
 

@@ -116,6 +116,9 @@ class Policy:
             return ("inconclusive" if inconclusive else "within"), found.reason
         elif found.score["exact"]:
             return "over", f"{found.attack} restored all counts exactly"
+        elif found.certified:
+            # Proven, and other than the labels given: those are not what was trained on.
+            return "over", f"{proven}; {found.reason}"
         if inconclusive or found.counts is None:
             return "inconclusive", found.reason
         return "within", found.reason

@@ -31,13 +31,15 @@ class DemoFiles:
 
     Attributes:
         before: The model that the server hands out.
-        update: The weights that the client sends back after one local step.
+        gradients: The gradients of that batch by parameter name, as FedSGD sends them.
+        weights: The weights after one local step with them, as FedAvg sends them.
         labels: The client's private labels, used only to score.
         description: The network, the data and the step, for the reader.
     """
 
     before: Path
-    update: Path
+    gradients: Path
+    weights: Path
     labels: Path
     description: str
 
@@ -51,7 +53,7 @@ class DemoFiles:
             [
                 "labelleak audit",
                 f"--before {shlex.quote(str(self.before))}",
-                f"--update {shlex.quote(str(self.update))}",
+                f"--update {shlex.quote(str(self.weights))}",
                 "--kind weights",
                 f"--learning-rate {LEARNING_RATE}",
                 f"--batch-size {BATCH_SIZE}",
@@ -79,7 +81,8 @@ def run_client(folder: Path) -> DemoFiles:
     model = build(NETWORK, classes=digits.classes, image_shape=digits.image_shape, seed=_SEED)
     files = DemoFiles(
         folder / "model.safetensors",
-        folder / "update.safetensors",
+        folder / "gradients.safetensors",
+        folder / "weights.safetensors",
         folder / "labels.txt",
         f"{BATCH_SIZE} handwritten digits (MNIST), network {NETWORK} (784-300-300-10, untrained), "
         f"one local step of SGD with learning rate {LEARNING_RATE}",
@@ -91,8 +94,10 @@ def run_client(folder: Path) -> DemoFiles:
     write_whole(files.before, save(model.state_dict()))
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    write_whole(files.gradients, save(gradients))
     optimizer.step()
-    write_whole(files.update, save(model.state_dict()))
+    write_whole(files.weights, save(model.state_dict()))
     write_whole(files.labels, " ".join(map(str, labels.tolist())) + "\n")
     return files
 
@@ -108,7 +113,7 @@ def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
     """
     observation = read_observation(
         files.before,
-        files.update,
+        files.weights,
         kind="weights",
         training=LocalTraining(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, steps=1),
     )
@@ -122,7 +127,7 @@ def audit_files(files: DemoFiles) -> Iterator[AuditRecord]:
                 true_counts=counts_of(labels, observation.classes),
                 source={
                     "before": str(files.before),
-                    "update": str(files.update),
+                    "update": str(files.weights),
                     "kind": "weights",
                     "learning_rate": LEARNING_RATE,
                 },

@@ -71,7 +71,7 @@ def held_to_schema(path: Path | str) -> Iterator[None]:
     """Context in which a record that is not as its schema says is an error of its file.
 
     Args:
-        path: The file, which names the schema.
+        path: The file, which names the schema, or what the records are.
 
     Raises:
         UnreadableFile: A value of the record is missing, or of another type.
@@ -81,6 +81,5 @@ def held_to_schema(path: Path | str) -> Iterator[None]:
     except LabelLeakError:
         raise
     except _NOT_AS_IT_SAYS as error:
-        raise UnreadableFile(
-            f"{path}: does not hold what its schema says ({type(error).__name__}: {error})"
-        ) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UnreadableFile(f"{path}: does not hold what its schema says ({reason})") from None

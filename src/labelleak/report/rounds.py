@@ -23,7 +23,7 @@ def rounds_page(
     title: str = "What each round gave away",
     *,
     most_classes: int = 300_000,
-    source: Path | str = "records of rounds",
+    source: Path | str = "the records of rounds",
 ) -> str:
     """A self-contained HTML page of the audits in a federation, with filters.
 
@@ -32,13 +32,13 @@ def rounds_page(
         title: Heading of the page.
         most_classes: Leave the classes of each audit out of the page where all audits together
             have more than these, as the page would be slow to open.
-        source: Where the records are from, to be named by an error.
+        source: The file or folder that they are from, for a message.
 
     Returns:
         The page, one file with nothing to load. It contains the true counts of the records.
 
     Raises:
-        UnreadableFile: A record is not as its schema says.
+        UnreadableFile: A value of a record is missing, or of another type than its schema says.
     """
     with held_to_schema(source):
         return _page(records, title, most_classes)

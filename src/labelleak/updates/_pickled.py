@@ -34,7 +34,7 @@ _GLOBALS = frozenset(
 _LARGEST_TUPLE = 1000
 
 
-def load_pickled(path: Path, limits: Limits) -> dict[str, Tensor]:
+def load_pickled(path: Path, limits: Limits) -> tuple[dict[str, Tensor], str]:
     """The named tensors of a file that ``torch.save`` wrote, mapped into memory and not read.
 
     Args:
@@ -42,7 +42,9 @@ def load_pickled(path: Path, limits: Limits) -> dict[str, Tensor]:
         limits: What it may claim at most.
 
     Returns:
-        Its tensors by name.
+        Its tensors by name, of several state dicts each behind its own name; and the prefix of
+        those that a file with several usually means: ``"model."`` beside a ``"model_ema"``. The
+        prefix is empty where none of them stands out.
 
     Raises:
         UnreadableFile: It holds something else, or is made to do harm. What the readers raise at
@@ -76,10 +78,10 @@ def load_pickled(path: Path, limits: Limits) -> dict[str, Tensor]:
         except pickle.UnpicklingError:
             # Its message advises to have the code run.
             raise _more_than_tensors(path) from None
-    tensors = _named_tensors(content)
-    if tensors is None:
+    found = _named_tensors(content)
+    if found is None:
         raise UnreadableFile(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return tensors
+    return found
 
 
 def _more_than_tensors(path: Path, what: str = "") -> UnreadableFile:
@@ -122,13 +124,8 @@ def _look_through(path: Path, pickled: bytes, limits: Limits) -> None:
             stack.extend([size if "TUPLE" in name else 1] * len(opcode.stack_after))
 
 
-def _named_tensors(content: object) -> dict[str, Tensor] | None:
-    """The state dict in what a file holds, by name; of several each behind its own name.
-
-    Of several state dicts the one is taken that checkpoints usually call so, if just one has such a
-    name. Otherwise all of them are there, to be told apart by what the client trained or by the
-    caller: a teacher and a student.
-    """
+def _named_tensors(content: object) -> tuple[dict[str, Tensor], str] | None:
+    """The state dicts in what a file holds, and the prefix of the usual one, see `load_pickled`."""
     if not isinstance(content, Mapping):
         return None
     nested = {str(key): value for key, value in content.items() if isinstance(value, Mapping)}
@@ -142,13 +139,14 @@ def _named_tensors(content: object) -> dict[str, Tensor] | None:
     }
     usual = [key for key in _NESTED if key in (whole or found)]
     if len(whole) < 2:
-        return next((found[key] for key in [*usual, "", *found] if key in (whole or found)), None)
-    chosen = usual if len(usual) == 1 else list(whole)
-    return {
+        keys = (key for key in [*usual, "", *found] if key in (whole or found))
+        return next(((found[key], "") for key in keys), None)
+    tensors = {
         f"{key}.{name}" if key else name: value
-        for key in chosen
-        for name, value in whole[key].items()
+        for key, named in whole.items()
+        for name, value in named.items()
     }
+    return tensors, f"{usual[0]}." if len(usual) == 1 else ""
 
 
 def _tensors_in(mapping: Mapping[object, object]) -> dict[str, Tensor]:

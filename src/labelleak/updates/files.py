@@ -8,7 +8,7 @@ files, too, one array is read at a time, without pickles.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,14 @@ class StoredTensors:
         shapes: Shape of every tensor by the name that is kept, in the file's order.
         read: Reads one by that name.
         largest: Bytes that no tensor can exceed.
+        usual: Prefix of the tensors that are meant where nothing else tells; empty for all.
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     read: _Read
     largest: int
+    usual: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ class TensorFile:
     shapes: Mapping[str, tuple[int, ...]]
     _stored: Mapping[str, Stored]
     _tensors: StoredTensors
+
+    def usual(self) -> "TensorFile":
+        """Of several state dicts in the file the one that is usually meant; else all of it."""
+        prefix = self._tensors.usual
+        stored = {name: at for name, at in self._stored.items() if at.name.startswith(prefix)}
+        if len(stored) == len(self._stored):
+            return self
+        return replace(self, shapes={name: self.shapes[name] for name in stored}, _stored=stored)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, on the CPU.
@@ -113,13 +123,14 @@ def open_tensors(path: Path | str, *, limits: Limits = LIMITS) -> TensorFile:
 
     Returns:
         Its tensors by the names and with the axes that torch would give them. A prefix that a
-        wrapper put on every name is taken off.
+        wrapper put on every name is taken off. Of several state dicts the usual one is taken
+        (``"model"`` beside ``"model_ema"``), or all of them, each behind its own name.
 
     Raises:
         UnreadableFile: It does not exist, is damaged, or holds no named tensors, or loading it
             would have to run code; or it is of a format that is not read.
     """
-    return by_name(open_stored(path, limits))
+    return by_name(open_stored(path, limits)).usual()
 
 
 def by_name(tensors: StoredTensors, names: Sequence[str] | None = None) -> TensorFile:
@@ -151,21 +162,23 @@ def open_stored(path: Path | str, limits: Limits = LIMITS) -> StoredTensors:
         ending = path.suffix.lower()
         if ending in _REFUSED:
             raise UnreadableFile(f"{path}: {ending} files hold {_REFUSED[ending]}")
-        shapes, read = _open(path, ending, limits)
+        shapes, read, usual = _open(path, ending, limits)
         check_names(path, list(shapes), limits)
         largest = limits.unpacked_bytes if ending == ".npz" else path.stat().st_size
-        return StoredTensors(path, shapes, read, largest)
+        return StoredTensors(path, shapes, read, largest, usual)
 
 
-def _open(path: Path, ending: str, limits: Limits) -> tuple[_Shapes, _Read]:
+def _open(path: Path, ending: str, limits: Limits) -> tuple[_Shapes, _Read, str]:
     if ending == ".npz":
         check_archive(path, limits)
-        return shapes_in_archive(path), partial(read_in_archive, path)
-    if ending in _PICKLED:
-        check_archive(path, limits)
-        return _open_pickled(path, limits)
-    check_header(path, limits)
-    return _open_safetensors(path, limits)
+        return shapes_in_archive(path), partial(read_in_archive, path), ""
+    if ending not in _PICKLED:
+        check_header(path, limits)
+        return *_open_safetensors(path, limits), ""
+    check_archive(path, limits)
+    tensors, usual = load_pickled(path, limits)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    return shapes, tensors.__getitem__, usual
 
 
 @contextmanager
@@ -192,11 +205,6 @@ def _open_safetensors(path: Path, limits: Limits) -> tuple[_Shapes, _Read]:
     check_names(path, names, limits)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes, file.get_tensor
-
-
-def _open_pickled(path: Path, limits: Limits) -> tuple[_Shapes, _Read]:
-    tensors = load_pickled(path, limits)
-    return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
 
 
 def _open_shards(path: Path, limits: Limits) -> StoredTensors:

@@ -137,7 +137,7 @@ def find_pair(model: Tensors, update: Tensors, head: str | None, changed: Change
     if len(set(weights.values())) > 1:
         raise not_clear(weights)
     if len(pairs) > 1:
-        trained = [pair for pair in pairs if _has_changed(pair, model, update, changed)]
+        trained = [pair for pair in pairs if has_changed(pair, model, update, changed)]
         pairs = trained or pairs
         if len(pairs) > 1:
             raise not_clear(
@@ -222,7 +222,8 @@ def _common_prefix(names: Iterable[str]) -> str:
     return "".join(f"{part}." for part in common)
 
 
-def _has_changed(pair: Pair, model: Tensors, update: Tensors, changed: Changed) -> bool:
+def has_changed(pair: Pair, model: Tensors, update: Tensors, changed: Changed) -> bool:
+    """Whether the head was trained, by its weight or else its bias; `changed` as of `find_pair`."""
     for kind in ("weight", "bias"):
         sent = pair.tensor(update, kind)
         if sent is not None:

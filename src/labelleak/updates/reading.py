@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from labelleak.errors import InvalidObservation, MissingKnowledge, UnreadableFile
+from labelleak.errors import AmbiguousHead, InvalidObservation, MissingKnowledge, UnreadableFile
 from labelleak.loss import Loss
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
@@ -16,7 +16,7 @@ from labelleak.updates.gradients import observe_head
 from labelleak.updates.heads import parameter_name
 from labelleak.updates.layout import is_in_order, matched_in_order, names_in_order
 from labelleak.updates.limits import LIMITS, Limits
-from labelleak.updates.matching import Pair, find_pair
+from labelleak.updates.matching import Changed, Pair, find_pair, has_changed
 from labelleak.updates.weights import observe_head_difference, observe_head_update
 
 Kind = Literal["gradients", "weights", "difference"]
@@ -81,9 +81,10 @@ def read_observation(
             "weights need the learning rate of the local steps to become a gradient "
             "(on the command line --learning-rate F)"
         )
-    model, sent = _in_one_order(open_stored(before, limits), open_stored(update, limits))
-    pair = find_pair(
-        model, sent, head, changed=_differ if kind == "weights" else lambda _, new: bool(new.any())
+    model, sent, pair = _paired(
+        *_in_one_order(open_stored(before, limits), open_stored(update, limits)),
+        head,
+        changed=_differ if kind == "weights" else lambda _, new: bool(new.any()),
     )
     _check_fits(model, sent, pair)
     kinds = [one for one in ("weight", "bias") if parameter_name(pair.layer, one) in model.shapes]
@@ -104,6 +105,48 @@ def read_observation(
     return observe(start, end, pair.name, told, **more)
 
 
+def _paired(
+    model: TensorFile, sent: TensorFile, head: str | None, changed: Changed
+) -> tuple[TensorFile, TensorFile, Pair]:
+    """The tensors to read and the head among them, where a file may hold several state dicts.
+
+    The usual one is read (``"model"`` beside ``"model_ema"``) unless it stayed as it was and
+    another one changed, or the caller names a head of another one.
+
+    Raises:
+        AmbiguousHead: As `find_pair`; or more than one of the others changed.
+    """
+    usual = model.usual(), sent.usual()
+    if usual[0] is model and usual[1] is sent:
+        return model, sent, find_pair(model, sent, head, changed)
+    try:
+        pair = find_pair(*usual, head, changed)
+    except AmbiguousHead:
+        if head is None:
+            raise
+        return model, sent, find_pair(model, sent, head, changed)
+    if has_changed(pair, *usual, changed):
+        return *usual, pair
+    try:
+        other = find_pair(model, sent, head, changed)
+    except AmbiguousHead:
+        if _others_changed(model, sent, usual[1], changed):
+            raise
+        return *usual, pair
+    return (model, sent, other) if has_changed(other, model, sent, changed) else (*usual, pair)
+
+
+def _others_changed(
+    model: TensorFile, sent: TensorFile, usual: TensorFile, changed: Changed
+) -> bool:
+    """Whether a matrix of another state dict than the usual one changed."""
+    return any(
+        changed(model.tensor(name), sent.tensor(name))
+        for name, shape in sent.shapes.items()
+        if len(shape) == 2 and name not in usual.shapes and model.shapes.get(name) == shape
+    )
+
+
 def _differ(before: Tensor, after: Tensor) -> bool:
     return not torch.equal(before.to(after), after)
 
@@ -119,7 +162,8 @@ def _in_one_order(model: StoredTensors, sent: StoredTensors) -> tuple[TensorFile
     if all(unnamed):
         names = [names_in_order(list(file.shapes.values())) for file in files]
     else:
-        other = files[unnamed.index(False)].shapes
+        named = files[unnamed.index(False)]
+        other = {name: s for name, s in named.shapes.items() if name.startswith(named.usual)}
         names = [
             matched_in_order(str(file.path), list(file.shapes.values()), other)
             if without

@@ -6,8 +6,9 @@ from exact_batches import DENSE, FLOAT, extended, restored, trained
 
 from labelleak.attacks.exact.acceptance import accepted, excess, likely_labels
 from labelleak.attacks.exact.head_factors import factorize
+from synthetic import rng
 
-FACTORS = factorize(DENSE.observe(), 8)
+FACTORS = factorize(DENSE.observe(), 8, rng())
 POINTS = extended(DENSE) @ FACTORS.right
 
 
@@ -43,9 +44,16 @@ def test_mixtures_and_other_labels_are_not_accepted():
 
 
 def test_the_true_label_is_a_likely_one():
-    points, labels = likely_labels(FACTORS, POINTS)
-    assert torch.equal(points, POINTS.repeat_interleave(12, dim=0))
+    which, labels = likely_labels(FACTORS, POINTS)
+    assert torch.equal(which, torch.arange(8).repeat_interleave(12))
     assert (labels.view(8, 12) == DENSE.labels[:, None]).any(dim=1).all()
+
+
+def test_a_label_whose_error_is_far_from_the_column_space_is_not_worth_a_trial():
+    which, labels = likely_labels(FACTORS, POINTS, within=1e-3)
+    predicted = FACTORS.logits(POINTS).argmax(dim=1)
+    expected = [sorted({int(a), int(b)}) for a, b in zip(DENSE.labels, predicted, strict=True)]
+    assert [labels[which == k].tolist() for k in range(8)] == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

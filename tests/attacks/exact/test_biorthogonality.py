@@ -1,14 +1,14 @@
 """Samples of one batch are biorthogonal."""
 
 import torch
-from exact_batches import DENSE, FLOAT, extended
+from exact_batches import DENSE, FLOAT, endless, extended
 
 from labelleak.attacks.exact.biorthogonality import PartialFit, compatible, refine_together
 from labelleak.attacks.exact.head_factors import factorize
 from labelleak.attacks.exact.samples import Samples
 from synthetic import rng
 
-FACTORS = factorize(DENSE.observe(), 8)
+FACTORS = factorize(DENSE.observe(), 8, rng())
 
 
 def some(number):
@@ -28,7 +28,7 @@ def test_refining_makes_samples_more_exact_while_others_are_missing():
     slips = 1e-3 * torch.randn(5, 7, generator=rng(), dtype=FLOAT) @ FACTORS.directions.T
     blurred = some(5)
     blurred.inputs.add_(slips @ FACTORS.right.T)
-    refined = refine_together(FACTORS, blurred)
+    refined = refine_together(FACTORS, blurred, endless())
     assert torch.allclose(refined.inputs, extended(DENSE)[:5], atol=1e-9)
     assert torch.equal(refined.labels, blurred.labels)
     assert torch.equal(refined.inverse_weights, blurred.inverse_weights)

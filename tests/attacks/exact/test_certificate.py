@@ -86,8 +86,8 @@ def test_a_wrong_batch_size_is_not_certified():
 @pytest.mark.parametrize("made", [DENSE, FEW_CLASSES], ids=["dense", "few classes"])
 def test_a_wrong_label_is_judged_wrong(made):
     seen = made.observe()
-    factors = factorize(seen, 8)
-    right = judge(factors, samples(made), 8.0, seen.gradient.rounding)
+    factors = factorize(seen, 8, rng())
+    right = judge(factors, samples(made), 8.0, seen.gradient.rounding, endless())
     assert right.rebuilt
     assert right.seen.all()
     assert determined_by_zeros(factors, right.samples) == (made is FEW_CLASSES)
@@ -96,14 +96,14 @@ def test_a_wrong_label_is_judged_wrong(made):
     for k in range(8):
         labels = made.labels.clone()
         labels[k] = (labels[k] + 1) % len(made.weight)
-        wrong = judge(factors, samples(made, labels), 8.0, seen.gradient.rounding)
+        wrong = judge(factors, samples(made, labels), 8.0, seen.gradient.rounding, endless())
         assert not (wrong.rebuilt and bool(wrong.seen.all()))
 
 
 def test_a_label_is_not_proven_where_there_is_no_time_to_try_the_others():
     made = untrained(12, 200, 8, spread=1.0)
-    factors = factorize(made.observe(), 8)
-    judged = judge(factors, samples(made), 8.0, 1e-12)
+    factors = factorize(made.observe(), 8, rng())
+    judged = judge(factors, samples(made), 8.0, 1e-12, endless())
     assert no_competitor(factors, judged, 8.0, endless())
     assert not no_competitor(factors, judged, 8.0, Clock(0.0))
 
@@ -129,10 +129,10 @@ def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
     assert torch.allclose(made.gradient().weight, other.gradient().weight, rtol=0.0, atol=1e-6)
     for batch_made in (made, other):
         seen = batch_made.observe(dtype=torch.float32)
-        factors = factorize(seen, 3)
+        factors = factorize(seen, 3, rng())
         true = samples(batch_made)
         # It rebuilds the gradient, with equations to spare, and is not the only one that does.
-        assert judge(factors, true, 3.0, seen.gradient.rounding).rebuilt
+        assert judge(factors, true, 3.0, seen.gradient.rounding, endless()).rebuilt
         assert factors.spare_equations > 0
         assert fits_other_label(factors, true, 3.0).any()
         found = restored(seen)

@@ -8,7 +8,7 @@ from labelleak.attacks.exact.descent import ColumnSpaceFits, descend, misfit
 from labelleak.attacks.exact.head_factors import factorize
 from synthetic import rng
 
-FACTORS = factorize(DENSE.observe(), 8)
+FACTORS = factorize(DENSE.observe(), 8, rng())
 POINTS = extended(DENSE) @ FACTORS.right
 STARTS = POINTS + 0.2 * torch.randn(8, 7, generator=rng(), dtype=FLOAT) @ FACTORS.directions.T
 

@@ -151,7 +151,7 @@ def test_a_repeated_sample_is_told_from_rounding_that_looks_like_one_more():
         rounding=1e-7,
     )
     seen = made.observe(gradient)
-    assert factorize(seen, 8).rank == 8
+    assert factorize(seen, 8, rng()).rank == 8
     found = restored(seen)
     assert torch.equal(found.counts, made.counts)
     assert len(found.embeddings) == 7

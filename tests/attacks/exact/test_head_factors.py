@@ -5,6 +5,7 @@ from exact_batches import DENSE, FLOAT, extended
 
 from labelleak.attacks.exact.head_factors import deflate, factorize
 from labelleak.attacks.exact.logit_gradient import logit_gradients
+from synthetic import rng
 
 
 def logit_gradients_of(made, weights):
@@ -12,7 +13,7 @@ def logit_gradients_of(made, weights):
 
 
 def test_coordinates_hold_embeddings_and_logits():
-    factors = factorize(DENSE.observe(), 8)
+    factors = factorize(DENSE.observe(), 8, rng())
     points = extended(DENSE) @ factors.right
     assert factors.rank == 8
     assert torch.allclose(points @ factors.right.T, extended(DENSE), atol=1e-9)
@@ -23,7 +24,7 @@ def test_coordinates_hold_embeddings_and_logits():
 
 def test_taking_a_sample_out_lowers_the_rank_and_nothing_else_does():
     """The inverse weight against the definition: the rank of what is left."""
-    factors = factorize(DENSE.observe(), 8)
+    factors = factorize(DENSE.observe(), 8, rng())
     points = extended(DENSE) @ factors.right
     inverse = factors.inverse_weights(points, DENSE.labels)
     assert torch.allclose(inverse, torch.full_like(inverse, 8.0), rtol=1e-6)
@@ -36,7 +37,7 @@ def test_taking_a_sample_out_lowers_the_rank_and_nothing_else_does():
 
 
 def test_deflation_leaves_the_gradient_of_the_other_samples():
-    factors = factorize(DENSE.observe(), 8)
+    factors = factorize(DENSE.observe(), 8, rng())
     rows, q = extended(DENSE), logit_gradients_of(DENSE, factors.weights)
     rest = deflate(factors, rows[:5], q[:5] / 8.0)
     assert rest.rank == 3

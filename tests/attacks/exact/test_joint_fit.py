@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exact_batches import DENSE, FEW_CLASSES, FLOAT, extended
+from exact_batches import DENSE, FEW_CLASSES, FLOAT, endless, extended
 
 from labelleak.attacks.exact.head_factors import factorize
 from labelleak.attacks.exact.joint_fit import JointFits, column_scale, fit_jointly
@@ -10,14 +10,14 @@ from synthetic import rng
 
 
 def fitted(made, hypotheses):
-    factors = factorize(made.observe(), 8)
+    factors = factorize(made.observe(), 8, rng())
     points = extended(made) @ factors.right
     shares = torch.full(hypotheses.shape, 1.0 / 8.0, dtype=FLOAT)
     start = points + 0.01 * torch.randn(points.shape, generator=rng(), dtype=FLOAT) @ (
         factors.directions @ factors.directions.T
     )
     starts = start.repeat(len(hypotheses), 1, 1)
-    return factors, *fit_jointly(factors, starts, hypotheses, shares, steps=60)
+    return factors, *fit_jointly(factors, starts, hypotheses, shares, steps=60, clock=endless())
 
 
 @pytest.mark.parametrize("made", [DENSE, FEW_CLASSES], ids=["dense", "few classes"])
@@ -36,7 +36,7 @@ def test_it_tells_true_labels_from_wrong_ones(made):
 
 def test_it_follows_its_own_derivatives():
     """The normal equations in closed form against differences of the residuals."""
-    factors = factorize(DENSE.observe(), 8)
+    factors = factorize(DENSE.observe(), 8, rng())
     labels = torch.stack([DENSE.labels, DENSE.labels.flip(0)])
     shares = torch.linspace(0.1, 0.2, 16, dtype=FLOAT).view(2, 8)
     problems = JointFits(factors, labels, shares, column_scale(factors))

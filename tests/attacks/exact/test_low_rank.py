@@ -4,10 +4,11 @@ import torch
 from exact_batches import DENSE, FLOAT, extended
 
 from labelleak.attacks.exact.head_factors import factorize
+from synthetic import rng
 
 
 def test_the_space_left_holds_the_other_samples_and_no_more():
-    factors = factorize(DENSE.observe(), 8)
+    factors = factorize(DENSE.observe(), 8, rng())
     points = extended(DENSE) @ factors.right
     q = factors.logit_gradients(points, DENSE.labels)
     space = factors.space_left(q[:5] / 8.0)
@@ -18,7 +19,7 @@ def test_the_space_left_holds_the_other_samples_and_no_more():
 
 
 def test_a_sample_s_logit_gradient_has_no_part_outside():
-    factors = factorize(DENSE.observe(), 8)
+    factors = factorize(DENSE.observe(), 8, rng())
     q = factors.logit_gradients(extended(DENSE) @ factors.right, DENSE.labels)
     assert factors.outside(q).norm() < 1e-9 * q.norm()
     other = torch.ones(1, 30, dtype=FLOAT)

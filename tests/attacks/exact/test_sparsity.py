@@ -10,7 +10,7 @@ from synthetic import rng
 
 def test_sparse_directions_are_the_samples():
     made = trained(30, 100, 6, relu=True)
-    factors = factorize(made.observe(), 6)
+    factors = factorize(made.observe(), 6, rng())
     found = sparse_directions(
         factors.right[:-1], factors.noise / factors.values, torch.eye(6, dtype=FLOAT), rng()
     )

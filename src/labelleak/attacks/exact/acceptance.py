@@ -1,7 +1,9 @@
 """Tests whether an embedding and a label are a sample of the batch, by the head's gradient."""
 
+import math
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
@@ -89,16 +91,10 @@ def _excess(
     """`excess` of a few points, whose predictions fit in memory."""
     directions = logit_directions(factors.logits(points), labels)
     lengths = directions.norm(dim=1)
-    inside = directions @ factors.left
-    outside = (directions - inside @ factors.left.T).norm(dim=1)
-    # Each entry of column i of U is off by noise / S_i.
-    error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
+    outside = factors.outside(directions).norm(dim=1)
     inverse = factors.inverse_weights(points, labels)
-    allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * lengths
-    # The client computes 1 - p with an error of epsilon, which passes on to q.
-    own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
-    rounded = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
-    allowed += rounded.clamp_max(tolerances.MOST_MISFIT)
+    rounded = _rounding_of_complement(factors, points, labels)
+    allowed = _allowed_misfit(factors, directions, rounded)
     allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)
     if divisor is None:
         slipped = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, 0.0, torch.inf)
@@ -114,6 +110,46 @@ def _excess(
         slipped = (inverse * times / divisor - 1.0).abs() / allowed_slip
     excess = torch.maximum(outside / allowed, slipped)
     return torch.where(torch.isfinite(inverse), excess, torch.inf), inverse
+
+
+def _rounding_of_complement(
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+) -> Float[Tensor, " points"]:
+    """Relative error of q: the client computes 1 - p with an error of epsilon."""
+    own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
+    error: Tensor = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
+    return error
+
+
+def _allowed_misfit(
+    factors: HeadFactors,
+    directions: Float[Tensor, "points classes"],
+    rounded: Float[Tensor, " points"],
+) -> Float[Tensor, " points"]:
+    """How far errors can take the direction of a sample's q from the column space."""
+    inside = directions @ factors.left
+    # Each entry of column i of U is off by noise / S_i.
+    error = factors.noise * (inside / factors.values).norm(dim=1) * factors.left.shape[0] ** 0.5
+    allowed = tolerances.ERROR_MARGIN * error + tolerances.DIRECTION * directions.norm(dim=1)
+    result: Tensor = allowed + rounded.clamp_max(tolerances.MOST_MISFIT)
+    return result
+
+
+def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
+    """Which samples have spare equations that cannot all hold by chance.
+
+    Args:
+        factors: Factors of the head's gradient.
+        samples: Some of its samples.
+    """
+    points = samples.inputs @ factors.right
+    directions = logit_directions(factors.logits(points), samples.labels)
+    rounded = _rounding_of_complement(factors, points, samples.labels)
+    allowed = _allowed_misfit(factors, directions, rounded) / directions.norm(dim=1)
+    beyond: Tensor = allowed.clamp_max(1.0) ** max(0, factors.spare_equations) < tolerances.LUCK
+    return beyond
 
 
 def _weight_errors(
@@ -132,27 +168,34 @@ def _weight_errors(
 
 
 def likely_labels(
-    factors: HeadFactors, points: Float[Tensor, "points rank"]
-) -> tuple[Float[Tensor, "pairs rank"], Int[Tensor, " pairs"]]:
+    factors: HeadFactors, points: Float[Tensor, "points rank"], *, within: float = math.inf
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Pair every point with the labels whose q lies nearest to the column space.
 
     Args:
         factors: Factors of the head's gradient.
         points: Coordinates a.
+        within: Largest distance of the direction of q from the column space, relative to its
+            length, at which a label is worth a trial. The predicted label always is.
 
     Returns:
-        Each point repeated for its labels, and the labels, ascending for each point.
+        The point of each pair, ascending, and the label, ascending for each point.
     """
-    logits = factors.logits(points)
-    classes = logits.shape[1]
+    classes = factors.left.shape[0]
     # If the column space holds every q, rounding alone would say which is nearest: try all labels.
     tried = classes if factors.rank >= classes - 1 else min(_LABELS_TRIED, classes)
-    p = torch.softmax(logits, dim=1)
-    outside = factors.outside(p)
     own = 1.0 - factors.left.square().sum(dim=1)
-    squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
-    sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
-    ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
-    ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
-    labels = ratio.topk(tried, dim=1, largest=False).indices.sort(dim=1).values
-    return points.repeat_interleave(tried, dim=0), labels.flatten()
+    pairs = []
+    for part in torch.split(points, max(1, _ENTRIES // classes)):
+        p = torch.softmax(factors.logits(part), dim=1)
+        outside = factors.outside(p)
+        squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
+        sizes = p.square().sum(dim=1, keepdim=True) - 2.0 * p + 1.0
+        ratio = squares.clamp_min(0.0) / sizes.clamp_min(1e-300)
+        ratio = ratio.scatter(1, p.argmax(dim=1, keepdim=True), -1.0)
+        nearest = ratio.topk(tried, dim=1, largest=False)
+        labels, order = nearest.indices.sort(dim=1)
+        pairs.append((labels, nearest.values.gather(1, order) <= within**2))
+    labels, worthwhile = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    which = torch.arange(len(points), device=labels.device)[:, None].expand_as(labels)
+    return which[worthwhile], labels[worthwhile]

@@ -1,8 +1,4 @@
-"""Biorthogonality of the samples of one batch: selects compatible samples, and refines them.
-
-The coupling of two samples j and k is ``(U^T q_j)^T S^-1 a_k`` over the inverse weight of j. For
-samples of one batch it is 1 if j = k, and 0 otherwise.
-"""
+"""Biorthogonality of the samples of one batch: selects compatible samples, and refines them."""
 
 from dataclasses import dataclass
 
@@ -11,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.certainty import couplings
+from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.descent import direction_slopes
 from labelleak.attacks.exact.head_factors import HeadFactors
 from labelleak.attacks.exact.levenberg_marquardt import minimize
@@ -19,7 +17,9 @@ from labelleak.attacks.exact.samples import Samples
 
 _STEPS = 12
 # With more unknowns, samples times coordinates, the equations cost more time than they save.
-_MOST_UNKNOWNS = 3000
+_MOST_UNKNOWNS = 2000
+# The same for the entries of their derivatives, unknowns times classes: 512 MB.
+_MOST_SLOPES = 2**26
 
 
 def compatible(factors: HeadFactors, known: int, every: Samples, most: int) -> Int[Tensor, " kept"]:
@@ -34,7 +34,7 @@ def compatible(factors: HeadFactors, known: int, every: Samples, most: int) -> I
     Returns:
         Indices of the samples kept, ascending.
     """
-    coupling, allowed = _couplings(factors, every)
+    coupling, allowed = _of_samples(factors, every)
     excess = coupling.abs() - allowed
     clashes = torch.maximum(excess, excess.T) > tolerances.COUPLING
     kept = list(range(known))
@@ -44,7 +44,7 @@ def compatible(factors: HeadFactors, known: int, every: Samples, most: int) -> I
     return torch.tensor(kept, device=every.labels.device, dtype=torch.int64)
 
 
-def refine_together(factors: HeadFactors, samples: Samples) -> Samples:
+def refine_together(factors: HeadFactors, samples: Samples, clock: Clock) -> Samples:
     """Fit samples to the column space and to biorthogonality, each equation weighed by its error.
 
     Unlike a fit to the whole gradient, this works while other samples are missing.
@@ -52,14 +52,17 @@ def refine_together(factors: HeadFactors, samples: Samples) -> Samples:
     Args:
         factors: Factors of the whole head gradient.
         samples: Some of its samples.
+        clock: Time limit.
 
     Returns:
         The same samples with more exact inputs, and inverse weights as before.
     """
-    if not 0 < factors.unknowns * len(samples) <= _MOST_UNKNOWNS:
+    unknowns = factors.unknowns * len(samples)
+    affordable = unknowns <= _MOST_UNKNOWNS and unknowns * factors.left.shape[0] <= _MOST_SLOPES
+    if not unknowns or not affordable or clock.is_over:
         return samples
     start = factors.on_bias(samples.inputs @ factors.right)
-    _, allowed = _couplings(factors, samples)
+    _, allowed = _of_samples(factors, samples)
     directions = logit_directions(factors.logits(start), samples.labels)
     noise = factors.noise * ((directions @ factors.left) / factors.values).norm(dim=1)
     problem = PartialFit(
@@ -70,7 +73,7 @@ def refine_together(factors: HeadFactors, samples: Samples) -> Samples:
         / (allowed + tolerances.LEAST_ERROR)
         / samples.inverse_weights[:, None],
     )
-    points, _ = minimize(problem, start[None], steps=_STEPS)
+    points, _ = minimize(problem, start[None], steps=_STEPS, clock=clock)
     return Samples(points[0] @ factors.right.T, samples.labels, samples.inverse_weights)
 
 
@@ -142,18 +145,10 @@ class PartialFit:
         return self
 
 
-def _couplings(
+def _of_samples(
     factors: HeadFactors, samples: Samples
 ) -> tuple[Float[Tensor, "samples samples"], Float[Tensor, "samples samples"]]:
     """The couplings of all pairs, and their errors."""
     points = samples.inputs @ factors.right
     inside = factors.logit_gradients(points, samples.labels) @ factors.left
-    dual_points, dual_inside = points / factors.values, inside / factors.values
-    inverse = samples.inverse_weights[:, None]
-    coupling = inside @ dual_points.T / inverse
-    rounding = tolerances.CLIENT_ROUNDING * (
-        inside.norm(dim=1)[:, None] * dual_points.norm(dim=1)
-        + dual_inside.norm(dim=1)[:, None] * points.norm(dim=1)
-    )
-    noise = factors.noise * dual_inside.norm(dim=1)[:, None] * dual_points.norm(dim=1)
-    return coupling, (rounding + noise) / inverse.abs()
+    return couplings(factors, points, inside / samples.inverse_weights[:, None])

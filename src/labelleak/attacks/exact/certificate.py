@@ -12,11 +12,14 @@ from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.head_factors import HeadFactors
 from labelleak.attacks.exact.joint_fit import column_scale, fit_jointly
 from labelleak.attacks.exact.samples import Samples
+from labelleak.attacks.exact.sparsity import have_no_other
 
 _POLISHING_STEPS = 40
 _COMPETITION_STEPS = 40
 # With more unknowns, samples times coordinates, samples are judged as they were found.
-_MOST_UNKNOWNS = 3000
+_MOST_UNKNOWNS = 2000
+# The same for the entries of their derivatives, unknowns times classes: 512 MB.
+_MOST_SLOPES = 2**26
 # Most entries of the equations of hypotheses in memory at once: 64 MB.
 _ENTRIES = 2**23
 
@@ -38,7 +41,9 @@ class Judgment:
     rebuilt: bool
 
 
-def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: float) -> Judgment:
+def judge(
+    factors: HeadFactors, samples: Samples, divisor: float, rounding: float, clock: Clock
+) -> Judgment:
     """Fit the samples together, and compare what they leave of the gradient with its rounding.
 
     Args:
@@ -46,6 +51,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
         samples: As many samples as its rank.
         divisor: D.
         rounding: Typical rounding error of one entry of G.
+        clock: Time limit; samples that there is no time to fit are judged as they were found.
 
     Returns:
         The judgment.
@@ -54,7 +60,9 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
     shares = times / divisor
     points = samples.inputs @ factors.right
     scale = column_scale(factors)
-    few = len(samples) * factors.unknowns <= _MOST_UNKNOWNS
+    unknowns = len(samples) * factors.unknowns
+    few = unknowns <= _MOST_UNKNOWNS and unknowns * factors.matrix.shape[0] <= _MOST_SLOPES
+    few = few and not clock.is_over
     for _ in range(2):
         [points], _ = fit_jointly(
             factors,
@@ -62,6 +70,7 @@ def judge(factors: HeadFactors, samples: Samples, divisor: float, rounding: floa
             samples.labels[None],
             shares[None],
             steps=_POLISHING_STEPS if few else 0,
+            clock=clock,
             scale=scale,
         )
         # Then weigh every column by its errors, including those of the client's arithmetic.
@@ -152,17 +161,17 @@ def _is_clear(
     return result
 
 
-def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
-    """Whether the zeros of the embeddings alone determine every embedding and label.
+def singled_out_by_zeros(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
+    """Which embeddings are determined by their zeros alone.
 
     A mixture of embeddings can be made zero in rank - 1 features; further zeros are chance. So
-    embeddings with many more zeros are unique, whatever the head predicts. Every q then follows
-    from a linear system, and its one negative entry is the label.
+    embeddings with many more zeros, that no other vector of the row space has, are unique, whatever
+    the head predicts.
 
     Args:
         factors: Factors of the head's gradient.
-        samples: As many samples as its rank, as the search found them: a joint fit gives up zeros
-            for better predictions.
+        samples: Some of its samples, as the search found them: a joint fit gives up zeros for
+            better predictions.
     """
     embeddings = samples.inputs[:, :-1] if factors.affine else samples.inputs
     points = samples.inputs @ factors.right
@@ -175,18 +184,33 @@ def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
     beyond = max(tolerances.FEWEST_ZEROS, int(tolerances.SHARE_OF_ZEROS * int(alive.sum())))
     enough = zeros.sum(dim=1) >= factors.rank - 1 + beyond
     enough &= large.sum(dim=1) >= tolerances.FEWEST_ZEROS
+    features = factors.right[: embeddings.shape[1]]
+    singled: Tensor = enough & have_no_other(features, factors.noise / factors.values, zeros)
+    return singled
+
+
+def determined_by_zeros(factors: HeadFactors, samples: Samples) -> bool:
+    """Whether the zeros of the embeddings alone determine every embedding and label.
+
+    Every q follows from the embeddings by a linear system, and its one negative entry is the label.
+
+    Args:
+        factors: Factors of the head's gradient.
+        samples: As many samples as its rank, as the search found them.
+    """
+    points = samples.inputs @ factors.right
     solved, failed = torch.linalg.solve_ex(points.T, (factors.left * factors.values).T)
     sizes = solved.norm(dim=1)
     others = solved.scatter(1, samples.labels[:, None], 0.0).amin(dim=1)
     own = solved.gather(1, samples.labels[:, None])[:, 0]
     signs = (own < -0.5 * sizes) & (others > -tolerances.DIFFERENT * sizes)
-    return int(failed) == 0 and bool((enough & signs).all())
+    return int(failed) == 0 and bool((singled_out_by_zeros(factors, samples) & signs).all())
 
 
 def fits_other_label(
     factors: HeadFactors, samples: Samples, divisor: float | None
 ) -> Bool[Tensor, " samples"]:
-    """Whether the embedding of a sample fits with another label as well.
+    """Whether the embedding of a sample, or without a bias its opposite, fits with another label.
 
     If predictions are confident and wrong, every q is a difference of two unit vectors, which says
     nothing of the embedding. Such differences span those of other pairs of the same classes. Labels
@@ -200,12 +224,16 @@ def fits_other_label(
     Returns:
         Bool, shape (samples,).
     """
-    points, labels = likely_labels(factors, samples.inputs @ factors.right)
-    which = torch.arange(len(samples)).to(labels).repeat_interleave(len(labels) // len(samples))
-    other = labels != samples.labels[which]
-    fits = excess(factors, points[other], labels[other], divisor)[0] <= 1.0
+    points = samples.inputs @ factors.right
+    if not factors.affine:
+        # q and e may both have the other sign.
+        points = torch.cat([points, -points])
+    which, labels = likely_labels(factors, points, within=tolerances.MOST_MISFIT)
+    other = labels != samples.labels.repeat(2)[which]
+    other |= which >= len(samples)
+    fits = excess(factors, points[which[other]], labels[other], divisor)[0] <= 1.0
     found = torch.zeros_like(samples.labels, dtype=torch.bool)
-    found[which[other][fits]] = True
+    found[which[other][fits] % len(samples)] = True
     return found
 
 
@@ -249,8 +277,11 @@ def no_competitor(factors: HeadFactors, judged: Judgment, divisor: float, clock:
             return False
         part = slice(start, start + together)
         reached, _ = fit_jointly(
-            factors, starts[part], labels[part], shares[part], steps=_COMPETITION_STEPS
+            factors, starts[part], labels[part], shares[part], steps=_COMPETITION_STEPS, clock=clock
         )
+        # A fit that was cut short excludes nothing.
+        if clock.is_over:
+            return False
         if not bool((_mismatch(factors, reached, labels[part], shares[part]) > least).all()):
             return False
     return True

@@ -12,10 +12,12 @@ class Clock:
         now: Reads the time in seconds; only differences matter.
 
     Attributes:
+        seconds: The time limit.
         ran_out: Whether any reading so far was past the limit.
     """
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
         self._now = now
         self._end = now() + seconds
         self.ran_out = False

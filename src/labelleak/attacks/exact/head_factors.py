@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.logit_gradient import logit_gradients
-from labelleak.attacks.exact.low_rank import LowRank
+from labelleak.attacks.exact.low_rank import LowRank, decompose, decomposition_seconds
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 
@@ -103,19 +103,27 @@ class HeadFactors(LowRank):
         return points / (points @ self.right[-1])[:, None] if self.affine else points
 
 
-def factorize(observation: Observation, rank: int | None) -> HeadFactors:
+def factorize(
+    observation: Observation,
+    rank: int | None,
+    generator: torch.Generator,
+    *,
+    seconds: float = math.inf,
+) -> HeadFactors:
     """Factorize the observed gradient of the head.
 
     Args:
         observation: What the server sees.
         rank: Upper bound on the rank, such as the batch size, or None.
+        generator: Source of randomness.
+        seconds: About as long as that may take.
 
     Returns:
         The factors, cut at the noise or at the bound, whichever is lower.
 
     Raises:
         MissingKnowledge: The rank is as high as it can be, so that it tells no samples apart, or it
-            is above the bound.
+            is above the bound, or the gradient is too large for that time.
     """
     head, gradient = observation.head, observation.gradient
     layer, matrix = head.weight.double(), gradient.weight.double()
@@ -128,17 +136,25 @@ def factorize(observation: Observation, rank: int | None) -> HeadFactors:
         layer = torch.cat([layer, head.bias.double()[:, None]], dim=1)
     elif head.bias is not None:
         offset = head.bias.double()
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     # The columns sum to zero, so the rank is below the number of classes.
     full = min(matrix.shape[0] - 1, matrix.shape[1])
+    most = rank if rank is not None and rank < full else None
+    if (cost := decomposition_seconds(matrix.shape, most)) > seconds:
+        raise MissingKnowledge(
+            f"exact restoration needs more time here: to decompose a gradient of {head.classes} "
+            f"classes and {head.features} features once takes about {cost:.0f} of the "
+            f"{seconds:.0f} seconds there are for it (raise time_limit)"
+        )
+    found = decompose(matrix, most, generator)
+    values = found.values
     if rank is not None and rank < full:
-        beyond = float(values[rank:full].norm() / values.norm())
+        beyond = found.noise * matrix.numel() ** 0.5 / float(matrix.norm())
         if beyond > tolerances.UNEXPLAINED:
             raise MissingKnowledge(
                 "exact restoration needs a gradient without noise, and the right batch size: "
                 f"{rank} samples leave {beyond:.1e} of this gradient unexplained, whatever they are"
             )
-    noise = _noise(values, matrix.shape, gradient.rounding, rank)
+    noise = _noise(found, matrix.shape, gradient.rounding, rank)
     loud = noise * tolerances.RANK_MARGIN * sum(math.sqrt(side) for side in matrix.shape)
     size = int((values[:full] > loud).sum())
     if rank is not None:
@@ -152,9 +168,9 @@ def factorize(observation: Observation, rank: int | None) -> HeadFactors:
             "no samples apart"
         )
     return HeadFactors(
-        left=left[:, :size].contiguous(),
+        left=found.left[:, :size].contiguous(),
         values=values[:size],
-        right=right[:size].T.contiguous(),
+        right=found.right[:, :size].contiguous(),
         noise=noise,
         epsilon=max(torch.finfo(head.weight.dtype).eps, tolerances.ARITHMETIC),
         matrix=matrix,
@@ -182,7 +198,10 @@ def deflate(
         where the rest drowns in the errors of these samples; at least 1.
     """
     matrix = factors.matrix - contributions.T @ inputs
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    # The rest stays in the row space.
+    taken = contributions.T @ (inputs @ factors.right)
+    core = factors.left * factors.values - taken
+    left, values, right = torch.linalg.svd(core, full_matrices=False)
     size = factors.rank - len(inputs)
     error = float(values[size]) if size < len(values) else 0.0
     size = max(1, int((values[:size] > tolerances.DEFLATION_MARGIN * error).sum()))
@@ -191,22 +210,20 @@ def deflate(
         matrix=matrix,
         left=left[:, :size].contiguous(),
         values=values[:size],
-        right=right[:size].T.contiguous(),
+        right=factors.right @ right[:size].T,
         noise=max(factors.noise, error / sum(math.sqrt(side) for side in matrix.shape)),
     )
 
 
-def _noise(
-    values: Float[Tensor, " values"], shape: torch.Size, rounding: float, rank: int | None
-) -> float:
+def _noise(found: LowRank, shape: torch.Size, rounding: float, rank: int | None) -> float:
     """Size of the error of one entry.
 
     If the number of samples is known, further singular values consist of errors and show their
     size. Otherwise only the number format bounds it.
     """
-    least = tolerances.DECOMPOSITION * float(values.max()) / math.sqrt(max(shape))
+    least = tolerances.DECOMPOSITION * float(found.values.max()) / math.sqrt(max(shape))
     free = (shape[0] - 1, shape[1])
     if rank is None or rank >= min(free):
         return max(rounding / 4, least)
     entries = (free[0] - rank) * (free[1] - rank)
-    return max(float(values[rank : min(free)].norm()) / math.sqrt(entries), least)
+    return max(found.noise * math.sqrt(shape[0] * shape[1] / entries), least)

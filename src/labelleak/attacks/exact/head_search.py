@@ -5,8 +5,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
-from labelleak.attacks.exact.acceptance import accepted, likely_labels
+from labelleak.attacks.exact.acceptance import accepted, beyond_luck, likely_labels
 from labelleak.attacks.exact.biorthogonality import compatible, refine_together
+from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, stand_apart
 from labelleak.attacks.exact.certificate import (
     Judgment,
     clear_samples,
@@ -15,6 +16,7 @@ from labelleak.attacks.exact.certificate import (
     judge,
     no_competitor,
     number_too_weak,
+    singled_out_by_zeros,
 )
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.descent import descend
@@ -31,7 +33,7 @@ _PATIENCE = 6
 # Passes of descents, and how many starts the first and the largest of them have.
 _PASSES, _STARTS, _MOST_STARTS = 40, 256, 2048
 # Ends of descents that are fitted to the whole gradient after each pass, and steps of that fit.
-_SETTLED, _SETTLING_STEPS = 96, 40
+_SETTLED, _SETTLING_STEPS, _SETTLED_ENTRIES = 96, 40, 2**24
 # Without a bias: sparse directions kept per round, and lengths tried for each.
 _KEPT_DIRECTIONS, _LENGTHS_TRIED = 24, 9
 
@@ -57,7 +59,9 @@ class HeadSearch(SampleSearch):
         clock: Clock,
     ) -> None:
         self._observation = observation
-        self._factors = factorize(observation, observation.batch_size)
+        self._factors = factorize(
+            observation, observation.batch_size, generator, seconds=clock.seconds / 2
+        )
         super().__init__(divisor, Samples.none(self._factors.matrix), generator, clock)
 
     @property
@@ -92,7 +96,7 @@ class HeadSearch(SampleSearch):
         if self.factors.spare_equations > 0:
             self._search_by_descents()
         if self.is_complete and len(self.found) < self.factors.rank:
-            self._factors = factorize(self._observation, len(self.found))
+            self._factors = factorize(self._observation, len(self.found), self._generator)
 
     def contributions(self) -> Float[Tensor, "samples classes"]:
         """The q of each sample found, over its inverse weight."""
@@ -109,7 +113,7 @@ class HeadSearch(SampleSearch):
         """Evidence for the samples found; once all are found, they are fitted together first."""
         judged, samples = None, self.found
         if len(samples) and divisor is not None and self.is_complete:
-            judged = judge(self.factors, samples, divisor, self._rounding)
+            judged = judge(self.factors, samples, divisor, self._rounding, self._clock)
             samples = judged.samples
         missing = self.factors.rank - len(samples)
         return Evidence(
@@ -122,15 +126,22 @@ class HeadSearch(SampleSearch):
         )
 
     def _sure(self, samples: Samples, divisor: float | None) -> Bool[Tensor, " samples"]:
-        """Which samples stand clear of the gradient's errors and fit with no other label."""
+        """Which samples are there beyond errors and chance, and fit with no other label."""
         if not len(samples):
             return torch.zeros_like(samples.labels, dtype=torch.bool)
         factors, complete = self.factors, self.is_complete
-        sure = clear_samples(factors, samples)
-        by_zeros = complete and determined_by_zeros(factors, self.found)
-        if factors.spare_equations > 0 and not by_zeros:
+        points = samples.inputs @ factors.right
+        inverse = factors.inverse_weights(points, samples.labels)
+        agreed = agreed_divisor(inverse) if self.divisor is None else self.divisor
+        if agreed is None:
+            return torch.zeros_like(samples.labels, dtype=torch.bool)
+        inside = factors.logit_gradients(points, samples.labels) @ factors.left
+        sure = clear_samples(factors, samples) & has_whole_weight(inverse, agreed)
+        sure = sure & stand_apart(factors, points, inside / inverse[:, None])
+        if not (complete and determined_by_zeros(factors, self.found)):
             known = divisor if complete else self.divisor
-            sure = sure & ~fits_other_label(factors, samples, known)
+            evident = beyond_luck(factors, samples) | singled_out_by_zeros(factors, self.found)
+            sure = sure & evident & ~fits_other_label(factors, samples, known)
         # Only the other samples can confirm that one is repeated.
         return sure if complete else sure & (self.times(divisor) == 1)
 
@@ -183,7 +194,8 @@ class HeadSearch(SampleSearch):
         if not len(points):
             return False
         if factors.affine:
-            self._take(*likely_labels(factors, points))
+            which, labels = likely_labels(factors, points, within=tolerances.MOST_MISFIT)
+            self._take(points[which], labels)
         else:
             self._take_at_some_length(points)
         return True
@@ -194,8 +206,8 @@ class HeadSearch(SampleSearch):
         ratios = torch.logspace(-0.8, 0.8, _LENGTHS_TRIED).to(directions)
         lengths = typical_length(factors) * ratios
         points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
-        points, labels = likely_labels(factors, points)
-        self._take(self._settled(points, labels), labels)
+        which, labels = likely_labels(factors, points)
+        self._take(self._settled(points[which], labels), labels)
 
     def _settled(
         self, points: Float[Tensor, "points rank"], labels: Int[Tensor, " points"]
@@ -213,7 +225,7 @@ class HeadSearch(SampleSearch):
             self._descend(min(_MOST_STARTS, _STARTS * (1 + number // 2)))
             if len(self.found) == before > 1:
                 # The rest of the gradient is only as exact as the samples taken out of it.
-                self.found = refine_together(self.factors, self.found)
+                self.found = refine_together(self.factors, self.found, self._clock)
 
     def _descend(self, number: int) -> None:
         """Descend from a number of starts on the gradient minus the samples found."""
@@ -232,7 +244,8 @@ class HeadSearch(SampleSearch):
         ends = Samples(
             reached[chosen] @ rest.right.T, labels[chosen], torch.ones_like(chosen).double()
         )
-        ends = ends.pick(ends.is_first().nonzero()[:_SETTLED, 0])
+        most = min(_SETTLED, max(1, _SETTLED_ENTRIES // rest.left.shape[0]))
+        ends = ends.pick(ends.is_first().nonzero()[:most, 0])
         whole = self.factors.on_bias(ends.inputs @ self.factors.right)
         settled = self._settled(whole, ends.labels)
         # Rounding moves points along flat directions, so the start may fit better than the end.

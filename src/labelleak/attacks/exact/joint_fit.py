@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.head_factors import HeadFactors
 from labelleak.attacks.exact.levenberg_marquardt import minimize
 
@@ -17,6 +18,7 @@ def fit_jointly(
     shares: Float[Tensor, "hypotheses samples"],
     *,
     steps: int,
+    clock: Clock,
     scale: Float[Tensor, " rank"] | None = None,
 ) -> tuple[Float[Tensor, "hypotheses samples rank"], Float[Tensor, " hypotheses"]]:
     """Solve ``sum_k share_k q_k (a_k / S)^T = U`` by least squares, for every hypothesis.
@@ -30,6 +32,7 @@ def fit_jointly(
         labels: The hypotheses.
         shares: How often each sample is in the batch, over D.
         steps: Largest number of steps.
+        clock: Time limit.
         scale: Factor on each column; None for `column_scale`.
 
     Returns:
@@ -39,7 +42,7 @@ def fit_jointly(
     problems = JointFits(factors, labels, shares, scale)
     # A single sample with a bias has no unknowns.
     steps = steps if factors.unknowns else 0
-    return minimize(problems, points, steps=steps)
+    return minimize(problems, points, steps=steps, clock=clock)
 
 
 def column_scale(factors: HeadFactors) -> Float[Tensor, " rank"]:

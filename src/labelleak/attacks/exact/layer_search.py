@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, stand_apart
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
-from labelleak.attacks.exact.low_rank import LowRank
+from labelleak.attacks.exact.low_rank import LowRank, decompose, decomposition_seconds
 from labelleak.attacks.exact.previous_layer import PreviousLayer
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.search import Evidence, SampleSearch
@@ -27,9 +28,8 @@ from labelleak.observation import Observation
 # Rounds in a row that may find nothing; with more than 24 samples, lucky guesses come at once or
 # hardly ever.
 _LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
-# With more entries, a randomized decomposition takes the place of the full one.
-_DENSE = 2_000_000
-_OVERSAMPLED, _MOST_RANDOMIZED = 24, 512
+# Every label is tried for each sample: seconds for one entry of the head, measured.
+_SECONDS_PER_TRIAL = 1e-7
 
 
 class LayerSearch(SampleSearch):
@@ -56,7 +56,7 @@ class LayerSearch(SampleSearch):
     ) -> None:
         super().__init__(divisor, Samples.none(layer.gradient), generator, clock)
         self._observation, self._layer = observation, layer
-        self._factors = _factorize(layer, observation.batch_size, generator)
+        self._factors = _factorize(layer, observation.batch_size, generator, clock.seconds / 2)
 
     @property
     def factors(self) -> LowRank:
@@ -84,7 +84,7 @@ class LayerSearch(SampleSearch):
         """Evidence for the samples found."""
         return Evidence(
             embeddings=self._embeddings()[:, :-1],
-            sure=self._is_clear() & ~self._fit_other_label(),
+            sure=self._sure(divisor),
             too_weak=0,
             proves=self._proves,
         )
@@ -109,6 +109,8 @@ class LayerSearch(SampleSearch):
     def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
         """Take the sparse directions that are samples; returns whether any could be one."""
         for point in self._scaled_by_bias(directions):
+            if self._clock.is_over:
+                break
             self._take(point)
         if len(self.found) == self.factors.rank - 1:
             self._take_last()
@@ -170,7 +172,7 @@ class LayerSearch(SampleSearch):
         # If there are two classes, d of the wrong label fits too, but with a negative weight.
         inverse = own * (inside @ dual)
         if self.divisor is not None:
-            times = (self.divisor / inverse).round().clamp_min(1.0)
+            times = (self.divisor / inverse).round().clamp(1.0, tolerances.MOST_TIMES)
             slip = (inverse * times / self.divisor - 1.0).abs()
             excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
         excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
@@ -186,6 +188,18 @@ class LayerSearch(SampleSearch):
         there = self.contributions() @ factors.left / factors.values @ point
         back = (self.found.inputs @ factors.right) @ (contribution / factors.values)
         return bool(torch.maximum(there.abs(), back.abs()).max() < tolerances.COUPLING)
+
+    def _sure(self, divisor: float | None) -> Bool[Tensor, " samples"]:
+        """Which samples are there beyond errors, and fit with no other label."""
+        inverse, factors = self.found.inverse_weights, self.factors
+        agreed = agreed_divisor(inverse) if self.divisor is None else self.divisor
+        if agreed is None:
+            return torch.zeros_like(self.found.labels, dtype=torch.bool)
+        points, inside = self.found.inputs @ factors.right, self.contributions() @ factors.left
+        sure = self._is_clear() & has_whole_weight(inverse, agreed)
+        sure = sure & stand_apart(factors, points, inside) & ~self._fit_other_label()
+        # Only the other samples can confirm that one is repeated.
+        return sure if self.is_complete else sure & (self.times(divisor) == 1)
 
     def _fit_other_label(self) -> Bool[Tensor, " samples"]:
         """Which samples fit with another label as well."""
@@ -239,25 +253,20 @@ def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) ->
     return bool(left_over <= tolerances.LEFT_OVER * rounding * matrix.numel() ** 0.5)
 
 
-def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Generator) -> LowRank:
-    """Factorize the layer's gradient; rank 0 if it tells nothing of the samples."""
+def _factorize(
+    layer: PreviousLayer, batch_size: int | None, generator: torch.Generator, seconds: float
+) -> LowRank:
+    """Factorize the layer's gradient; rank 0 if it tells nothing of the samples, or takes long."""
     matrix = layer.gradient
     most = min(matrix.shape) // 2
     few = most if batch_size is None else min(batch_size, most)
-    if matrix.numel() > _DENSE:
-        few = min(few, _MOST_RANDOMIZED)
-        width = few + _OVERSAMPLED
-        mixed = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
-        for _ in range(2):
-            mixed = matrix @ (matrix.T @ torch.linalg.qr(mixed).Q)
-        basis = torch.linalg.qr(mixed).Q
-        small, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-        left = basis @ small
-    else:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    left, values, right = left[:, :few], values[:few], right[:few].T
-    rest = float((matrix - (left * values) @ right.T).norm()) / matrix.numel() ** 0.5
-    noise = max(rest, tolerances.DECOMPOSITION * float(values[0]) / max(matrix.shape))
+    trials = few * layer.head.numel() * _SECONDS_PER_TRIAL
+    if decomposition_seconds(matrix.shape, few) + trials > seconds:
+        nothing = matrix.new_zeros(0)
+        return LowRank(matrix[:, :0], nothing, matrix.T[:, :0].contiguous(), 0.0)
+    found = decompose(matrix, few, generator)
+    values = found.values
+    noise = max(found.noise, tolerances.DECOMPOSITION * float(values[0]) / max(matrix.shape))
     if batch_size is None:
         # Without a batch size only the number format tells how large rounding is.
         noise = max(noise, layer.rounding / 4)
@@ -267,4 +276,4 @@ def _factorize(layer: PreviousLayer, batch_size: int | None, generator: torch.Ge
     crowded = rank == len(values) if batch_size is None else batch_size > len(values)
     if crowded or noise * matrix.numel() ** 0.5 > tolerances.UNEXPLAINED * float(values.norm()):
         rank = 0
-    return LowRank(left[:, :rank], values[:rank], right[:, :rank].contiguous(), noise)
+    return LowRank(found.left[:, :rank], values[:rank], found.right[:, :rank].contiguous(), noise)

@@ -6,6 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Columns beyond those asked for in a randomized decomposition, and by how much it has to be
+# narrower than the full one to be faster.
+_OVERSAMPLED, _WORTHWHILE = 24, 4
+# Seconds of one core, measured: per multiplication of a product, and per entry and column of a
+# full decomposition.
+_SECONDS_PER_PRODUCT, _SECONDS_PER_ROTATION = 2e-10, 1e-9
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -49,3 +56,52 @@ class LowRank:
         basis, _ = torch.linalg.qr(constraints, mode="complete")
         left: Tensor = basis[:, len(contributions) :]
         return left
+
+
+def decompose(
+    matrix: Float[Tensor, "rows columns"], most: int | None, generator: torch.Generator
+) -> LowRank:
+    """The largest singular values of a gradient and their vectors.
+
+    A randomized decomposition (Halko, Martinsson and Tropp 2011, two power iterations) takes the
+    place of the full one where few of many singular values are asked for.
+
+    Args:
+        matrix: G.
+        most: Number of values; None for all.
+        generator: Source of randomness.
+
+    Returns:
+        The factors, with the root mean square of what they leave of G as their noise.
+    """
+    if most is None or not _is_randomized(matrix.shape, most):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        mixed = matrix @ torch.randn(
+            matrix.shape[1], most + _OVERSAMPLED, generator=generator, dtype=torch.float64
+        ).to(matrix)
+        for _ in range(2):
+            mixed = matrix @ (matrix.T @ torch.linalg.qr(mixed).Q)
+        basis = torch.linalg.qr(mixed).Q
+        small, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+        left = basis @ small
+    left, values, right = left[:, :most], values[:most], right[:most].T
+    rest = float((matrix - (left * values) @ right.T).norm()) / matrix.numel() ** 0.5
+    return LowRank(left, values, right, rest)
+
+
+def decomposition_seconds(shape: torch.Size, most: int | None) -> float:
+    """About how long `decompose` takes on one core, counted so that no clock decides.
+
+    Args:
+        shape: Rows and columns of the gradient.
+        most: Number of values; None for all.
+    """
+    few, many = sorted(shape)
+    if most is not None and _is_randomized(shape, most):
+        return _SECONDS_PER_PRODUCT * 7 * few * many * (most + _OVERSAMPLED)
+    return _SECONDS_PER_ROTATION * few * many * (few + _OVERSAMPLED)
+
+
+def _is_randomized(shape: torch.Size, most: int) -> bool:
+    return min(shape) > _WORTHWHILE * (most + _OVERSAMPLED)

@@ -136,6 +136,10 @@ def account_for_batch(
         # Too many were found: some are mixtures, or the batch size was estimated wrongly.
         sure = torch.zeros_like(findings.sure) if told else findings.sure
         findings = replace(findings, sure=sure, total=findings.total if told else None)
+    whole = findings.number == findings.total and proven()
+    if whole and told:
+        # What is proven of the batch is proven of every sample.
+        findings = replace(findings, sure=torch.ones_like(findings.sure))
     labels, times, total = findings.labels, findings.times, findings.total
     none = torch.zeros(observation.classes, dtype=torch.int64, device=labels.device)
     counts = none.index_add(0, labels, times)
@@ -155,7 +159,6 @@ def account_for_batch(
         return found_alone
     if number < total:
         counts = counts + project_to_counts(rest(total - number), total - number)
-    whole = number == total and proven()
     if not told and not whole and Flag.INCOMPLETE not in flags:
         flags.insert(0, Flag.INCOMPLETE)
     return replace(

@@ -7,7 +7,7 @@ of R. Further zeros show that the guess was right.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
@@ -70,7 +70,35 @@ def sparse_directions(
         chosen = torch.cat([chosen, _distinct(alike, screen, errors, _SAME_GUESS)[:_KEPT]])
     if not len(chosen):
         return factor.new_zeros(0, rank)
-    return _distinct(_refined(rows, errors, chosen), rows, errors, _SAME_DIRECTION)
+    refined = _refined(rows, errors, chosen)
+    single = have_no_other(rows, errors, _zeros(rows, errors, refined))
+    return _distinct(refined[single], rows, errors, _SAME_DIRECTION)
+
+
+def have_no_other(
+    rows: Float[Tensor, "entries rank"],
+    errors: Float[Tensor, " rank"],
+    zeros: Bool[Tensor, "directions entries"],
+) -> Bool[Tensor, " directions"]:
+    """Whether at most one direction has these zeros.
+
+    Two very sparse samples have many zeros in common, which all their mixtures have.
+
+    Args:
+        rows: R, float64, shape (entries, rank).
+        errors: Size of the error of R's entries in each column, shape (rank,).
+        zeros: Which entries are zero.
+    """
+    rank = rows.shape[1]
+    if rank == 1:
+        return torch.ones_like(zeros[:, 0])
+    # In these coordinates every entry has an error of 1, so singular values of errors are known.
+    scaled = rows / errors
+    gram = torch.einsum("dn,ni,nj->dij", zeros.to(rows.dtype), scaled, scaled)
+    second = torch.linalg.eigvalsh(gram)[:, 1].clamp_min(0.0).sqrt()
+    loudest = zeros.sum(dim=1).sqrt() + rank**0.5
+    single: Tensor = second > tolerances.NOT_ERROR * loudest
+    return single
 
 
 def _orthogonal(
@@ -121,6 +149,8 @@ def _distinct(
     tolerance: float,
 ) -> Float[Tensor, "distinct rank"]:
     """Each direction once, those with most zeros first."""
+    if not len(directions):
+        return directions
     zeros = _zeros(rows, errors, directions).sum(dim=1)
     directions = directions[zeros.sort(descending=True, stable=True).indices]
     images = torch.nn.functional.normalize(directions @ rows.T, dim=1)

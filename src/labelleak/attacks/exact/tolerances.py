@@ -29,6 +29,9 @@ RANK_MARGIN = 4.0
 With 2, rounding passes for a further sample of the previous layer where samples are repeated.
 """
 
+NOT_ERROR = 1.5
+"""A singular value above the largest that errors make on average is no error, by this factor."""
+
 UNEXPLAINED = 1e-4
 """Relative norm that samples may leave of a gradient: rounding leaves 1e-8 to 1e-5."""
 
@@ -100,6 +103,16 @@ MOST_SLIP = 0.2
 
 MOST_TIMES = 16
 """Most repetitions of a sample: larger whole numbers are too close to each other."""
+
+SURE_TIMES = 0.1
+"""Distance from a whole number of a sample that is certain: half of one is a mixture of two."""
+
+LUCK = 1e-6
+"""Chance that the spare equations of a point hold which is no sample, where one is certain.
+
+An equation holds by chance about as often as its allowed error is large. Descents try some 1e5
+points at most.
+"""
 
 # Descents
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
+from labelleak.attacks.cost import check_room
 from labelleak.attacks.inputs import guessed_shape, smooth_noise
 from labelleak.attacks.mean_prediction.combination import Seen, combined, summary
 from labelleak.attacks.mean_prediction.counts import counts_of
@@ -69,10 +70,11 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
 
     Raises:
         MissingKnowledge: The model, its first layer's gradient or the shape of its inputs is
-            missing; or what `pooled` lacks.
+            missing; or what `pooled` lacks; or more classes than there is memory for.
         InvalidObservation: Inputs of the shape that was given do not go through the model.
     """
     model = observation.model
+    check_room(observation, "calibrated")
     if model is None:
         raise MissingKnowledge(f"attack 'calibrated' needs {Need.MODEL.value}")
     with as_the_client(model):

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks.conclusion import are_integral, conclude
+from labelleak.attacks.cost import check_room
 from labelleak.attacks.evidence import bias_gradient, mean_divisor
 from labelleak.attacks.presence import believable
 from labelleak.attacks.registry import Gives, Need, register
@@ -53,8 +54,10 @@ def ilrg(observation: Observation) -> Restoration:
         the sum K), class embeddings and class probabilities.
 
     Raises:
-        MissingKnowledge: A summed loss and no batch size: the gradient has no scale.
+        MissingKnowledge: A summed loss and no batch size: the gradient has no scale. Or more classes
+            than there is memory for.
     """
+    check_room(observation, "ilrg")
     right = bias_gradient(observation)
     embeddings, logits = _embeddings_and_logits(observation, right)
     probabilities = torch.softmax(logits, dim=1)

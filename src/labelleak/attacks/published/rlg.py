@@ -9,6 +9,7 @@ from scipy.linalg import null_space
 from scipy.optimize import linprog
 from torch import Tensor
 
+from labelleak.attacks.cost import check_room
 from labelleak.attacks.published.signs import restore_set
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
@@ -52,8 +53,9 @@ def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
 
     Raises:
         MissingKnowledge: The rank is not below min(classes, features), or, if strict, not below
-            min(classes - 1, features).
+            min(classes - 1, features). Or more classes than there is memory for.
     """
+    check_room(observation, "rlg")
     gradient = observation.gradient.weight
     left, values, _ = torch.linalg.svd(gradient.double(), full_matrices=False)
     rank = numerical_rank(values, gradient.shape, observation.gradient.rounding)

@@ -58,7 +58,8 @@ def provide_labels(labels: Tensor | Iterable[Any]) -> None:
 
     Args:
         labels: Class indices of all local samples that take part in this round, each once however
-            many the epochs, shape (samples,). A second call replaces the first.
+            many the epochs, shape (samples,); of a sampler with replacement one per draw. A second
+            call replaces the first.
 
     Raises:
         ValueError: They are no integers.

@@ -17,7 +17,8 @@ a fresh folder under each of these, until it is whole there, too:
 
 A row says how often the sweep was started, what the runs that did not finish said, and of the
 records at the end how many are lost, doubled or different from those of the whole run. ``torn`` is
-how many whole lines a later run found gone. Linux only. Exit status 1: any of these is not 0.
+how many whole lines a later run found gone. Rows of other scenarios stay in the output. Linux only.
+Exit status 1: any of these is not 0.
 """
 
 import argparse
@@ -297,6 +298,8 @@ def main() -> int:
     options = parser.parse_args()
     load = measuring.load()
     rows: list[Row] = []
+    if options.output is not None and options.output.exists():
+        rows = json.loads(options.output.read_text())["rows"]
     with tempfile.TemporaryDirectory(prefix="labelleak-interrupted-") as name:
         whole = Path(name, "whole")
         # In this process, so that the children have the data and the networks ready, too.
@@ -312,6 +315,7 @@ def main() -> int:
                     subprocess.run(["umount", str(folder)], check=True)
             # Paths of this run say nothing.
             row["said"] = [text.replace(name, "...") for text in row["said"]]
+            rows = [other for other in rows if other["scenario"] != what]
             rows.append({"scenario": what, **row})
             print(rows[-1], flush=True)
             measuring.write(options.output, __doc__, load, 1, rows=rows)

@@ -74,7 +74,7 @@ def test_processes_give_the_same_records_bit_for_bit(alone, folder):
 
 
 @contextmanager
-def dask(folder, workers):
+def dask(folder, workers, **environment):
     """A Dask scheduler and its workers in processes of their own: address, cache, scheduler."""
     log = (folder / "log").open("w")
     cache = str(folder / "cache")
@@ -86,7 +86,7 @@ def dask(folder, workers):
             subprocess.Popen(
                 [*command, "--no-dashboard", "--scheduler-file", "scheduler"],
                 cwd=folder,
-                env=os.environ | {"LABELLEAK_CACHE": cache},
+                env=os.environ | {"LABELLEAK_CACHE": cache} | environment,
                 stdout=log,
                 stderr=log,
             )
@@ -150,6 +150,16 @@ def test_a_scheduler_that_is_killed_is_one_line(folder, tmp_path, capfd):
             )
     assert len(read_records(folder)) >= 2
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_cluster_without_labelleak_is_one_line(folder, tmp_path):
+    (tmp_path / "labelleak.py").write_text("raise ImportError('another labelleak')")
+    with (
+        dask(tmp_path, workers=1, PYTHONPATH=str(tmp_path)) as (address, _, _),
+        pytest.raises(LabelLeakError, match="cannot read the trials: its scheduler and"),
+    ):
+        records([experiment()], folder, dask=address, connect_seconds=60)
+    assert read_records(folder) == []
 
 
 def test_a_worker_whose_run_is_gone_says_so():

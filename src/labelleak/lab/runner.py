@@ -284,6 +284,13 @@ def _on_dask(
                 f"the Dask scheduler at {address} is gone: the records made so far are kept; start "
                 "it, and run the same again"
             ) from None
+        except (ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                raise
+            raise LabelLeakError(
+                f"the Dask cluster at {address} cannot read the trials: its scheduler and workers "
+                f"need labelleak as it is here ({str(error).splitlines()[0]})"
+            ) from None
         except KilledWorker as error:
             raise LabelLeakError(
                 f"{error.allowed_failures + 1} Dask workers died of the same trial, perhaps for "

@@ -134,3 +134,14 @@ def test_labels_that_were_not_trained_on_are_never_within(measure, samples, verd
     assert record.certified is (samples == 6)
     assert policy.judge(record)[0] == verdict
     assert "contradict the labels" in policy.judge(record)[1]
+
+
+@pytest.mark.parametrize(
+    "text", [f"{'9' * 5000} = 1", f"attack = {'9' * 4000}", f"action = '{'x' * 5000}'"]
+)
+def test_a_message_is_no_longer_than_a_line(tmp_path, text):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(UnreadableFile) as error:
+        read_policy(path)
+    assert len(str(error.value)) < 1000

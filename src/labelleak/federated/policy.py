@@ -150,17 +150,20 @@ def read_policy(path: Path | str) -> Policy:
     except UnreadableFile:
         raise
     except (ValueError, RecursionError) as error:
-        raise UnreadableFile(f"{path}: is not TOML: {error}") from None
+        raise UnreadableFile(f"{path}: is not TOML: {error!s:.500}") from None
     known = [field.name for field in fields(Policy)]
     unknown = [key for key in content if key not in known]
     if unknown:
-        raise UnreadableFile(f"{path}: {unknown[0]!r} is no key of a policy: {', '.join(known)}")
+        raise UnreadableFile(
+            f"{path}: {unknown[0]!r:.80} is no key of a policy: {', '.join(known)}"
+        )
     try:
         if "allow" in content:
             content["allow"] = Allow.of(content["allow"])
         return Policy(**content)
     except ValueError as error:
-        raise UnreadableFile(f"{path}: {error}") from None
+        # A value from the file may be as long as that.
+        raise UnreadableFile(f"{path}: {error!s:.500}") from None
 
 
 def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:

@@ -39,6 +39,7 @@ smoke: $(VENV)/test.stamp ## run every table and figure of the paper at its smal
 federation: $(VENV)/federation.stamp ## run the examples of audited federations
 	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --refuse 2
 	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --simulation
+	$(BIN)/python examples/flower-secagg/secagg.py
 
 check-claims: $(VENV)/test.stamp ## compare every figure in README and docs with its record
 	$(BIN)/python benchmarks/claims.py

@@ -1,10 +1,22 @@
+import os
+import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from labelleak import storage
 from labelleak.errors import UnreadableFile
-from labelleak.storage import check_writable, read_json, write_json, write_whole
+from labelleak.storage import (
+    check_file,
+    check_writable,
+    read_json,
+    read_whole,
+    what_is_at,
+    write_json,
+    write_whole,
+)
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -61,7 +73,7 @@ def test_what_is_no_json_is_one_line(tmp_path, text):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UnreadableFile, match=r"none\.json: No such file"):
+    with pytest.raises(UnreadableFile, match=r"none\.json: no such file"):
         read_json(tmp_path / "none.json")
 
 
@@ -87,3 +99,49 @@ def test_threads_write_into_one_folder(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(write, range(400)))
     assert len(list(tmp_path.iterdir())) == 400
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+class TestNoFile:
+    """What is no regular file may never end, or wait for ever."""
+
+    @pytest.fixture
+    def places(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "folder").mkdir()
+        with socket.socket(socket.AF_UNIX) as one:
+            # A long path is no address.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(tmp_path)
+                one.bind("socket")
+            yield {kind: tmp_path / kind for kind in ("pipe", "folder", "socket")} | {
+                "device": Path("/dev/zero")
+            }
+
+    @pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "device"])
+    def test_it_is_refused_as_what_it_is(self, places, tmp_path, kind):
+        assert what_is_at(places[kind]) == f"a {kind}"
+        link = tmp_path / "link"
+        link.symlink_to(places[kind])
+        for read in (read_whole, read_json, check_file):
+            with pytest.raises(UnreadableFile, match=f"link: is a {kind}, and no file"):
+                read(link)
+
+    def test_a_file_that_becomes_a_pipe_is_not_waited_for(self, places, monkeypatch):
+        monkeypatch.setattr(storage, "check_file", lambda _: None)
+        with pytest.raises(UnreadableFile, match="pipe: is a pipe, and no file"):
+            read_whole(places["pipe"])
+
+
+def test_no_more_is_read_than_may_be(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"1234")
+    assert read_whole(path, 4) == read_whole(path) == b"1234"
+    with pytest.raises(UnreadableFile, match="file: is too large: at most 3 bytes are read"):
+        read_whole(path, 3)
+
+
+def test_nothing_is_nothing(tmp_path):
+    assert what_is_at(tmp_path / "none") == what_is_at("a\0b") == what_is_at("x" * 5000) == ""
+    with pytest.raises(UnreadableFile, match="no such file"):
+        check_file("a\0b")

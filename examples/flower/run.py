@@ -174,14 +174,15 @@ def run(
     environment: dict[str, str],
     logs: Path,
     app: Path = APP,
+    limit: float = RUN_LIMIT,
 ) -> None:
-    """Run an app, and show the server's log until it ends."""
+    """Run an app, and show the server's log until it ends, or for so many seconds."""
     command = ["flwr", "run", str(app), "here", "--stream", "--run-config", run_config]
     if simulation:
         command += ["--federation-config", f"num-supernodes={SITES} client-resources-num-cpus=1"]
     print("$", *command, flush=True)
     try:
-        subprocess.run(command, env=environment, timeout=RUN_LIMIT, check=True)
+        subprocess.run(command, env=environment, timeout=limit, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         for log in sorted(logs.glob("*.log")):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}", flush=True)

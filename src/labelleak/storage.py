@@ -5,11 +5,81 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from labelleak.errors import UnreadableFile
+
+_MOST_JSON = 2**27
+# Some million labels, which take a few seconds.
+_MOST_WORDS = 2**24
+
+
+def what_is_at(path: Path | str) -> str:
+    """What a path leads to: ``"a file"``, ``"a folder"``, ``"a pipe"``, ``"a device"``, ...
+
+    Returns:
+        Its kind in words; empty where nothing is there.
+    """
+    try:
+        return _kind(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return ""
+
+
+def check_file(path: Path | str) -> None:
+    """Make sure that a path leads to a regular file, which ends and does not wait.
+
+    Raises:
+        UnreadableFile: Nothing is there, or a folder, pipe, device or socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise UnreadableFile(f"{path}: no such file") from None
+    _check_mode(path, mode)
+
+
+def read_whole(path: Path | str, most: int | None = None) -> bytes:
+    """All that a regular file holds.
+
+    Args:
+        path: The file.
+        most: The most bytes that are read; None for any number.
+
+    Raises:
+        UnreadableFile: There is no such file, it cannot be read or is larger, or it is a folder,
+            pipe, device or socket.
+    """
+    try:
+        check_file(path)
+        # What was a file a moment ago may be a pipe now, which must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | _flags_of("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"))
+        with os.fdopen(descriptor, "rb") as file:
+            _check_mode(path, os.fstat(descriptor).st_mode)
+            content = file.read(-1 if most is None else most + 1)
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror}") from None
+    if most is not None and len(content) > most:
+        raise UnreadableFile(f"{path}: is too large: at most {most} bytes are read")
+    return content
+
+
+def _check_mode(path: Path | str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise UnreadableFile(f"{path}: is {_kind(mode)}, and no file")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def check_writable(path: Path | str, inputs: Sequence[Path | str] = ()) -> None:
@@ -86,9 +156,14 @@ def append_line(folder: Path | str, name: str, line: bytes) -> Path:
 
 
 def _flags(*names: str) -> int:
-    """Flags of `os.open` that not every system has; those that every new descriptor gets."""
+    """Flags of `os.open` for a file to be written, which may be no link."""
+    return _flags_of("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", *names)
+
+
+def _flags_of(*names: str) -> int:
+    """Flags of `os.open`, of which not every system has all."""
     flags = 0
-    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", *names):
+    for name in names:
         flags |= getattr(os, name, 0)
     return flags
 
@@ -189,12 +264,12 @@ def read_json(path: Path | str) -> Any:
     """What a JSON file holds.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything else.
+        UnreadableFile: There is no such file, it holds anything else, or more than 128 MiB.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+        return json.loads(read_whole(path, _MOST_JSON).decode())
+    except UnreadableFile:
+        raise
     except (ValueError, RecursionError):
         raise UnreadableFile(f"{path}: is not JSON") from None
 
@@ -203,23 +278,21 @@ def read_words(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
     """The words of a text file, separated by spaces, commas or line breaks.
 
     Args:
-        path: The file, UTF-8, with or without a byte order mark.
+        path: The file, UTF-8, with or without a byte order mark, of at most 16 MiB.
         what: What the words are, for a message: ``"labels"``.
 
     Yields:
         The number of a line, from 1, and a word of it.
 
     Raises:
-        UnreadableFile: There is no such file, it is no text, or it holds no words.
+        UnreadableFile: There is no such file, it is larger or no text, or it holds no words.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+        text = read_whole(path, _MOST_WORDS).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UnreadableFile(f"{path}: is no text file of {what}") from None
     if not text.replace(",", " ").strip():
         raise UnreadableFile(f"{path}: holds no {what}")
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(StringIO(text, newline=None), start=1):
         for word in line.replace(",", " ").split():
             yield number, word

@@ -175,7 +175,7 @@ _WEIGHTS = ("--learning-rate", "0.5")
         (("--batch-size", "24", "--labels", "words.txt"), "'cat'"),
         (("--batch-size", "24", "--labels", "few.txt"), "they must agree"),
         (("--local-steps", "2", "--labels", "few.txt"), "not 2 batches"),
-        (("--batch-size", "24", "--labels", "none.txt"), "No such file"),
+        (("--batch-size", "24", "--labels", "none.txt"), "no such file"),
         (("--batch-size", "24", "--labels", "empty.txt"), "no labels"),
         (("--batch-size", "24", "--threshold", "0.5"), "--labels"),
         (("--labels", "labels.txt", "--threshold", "nan"), "from 0 to 1"),
@@ -206,7 +206,7 @@ def test_bad_options_are_one_line_each(run_audit, files, options, words):
         ("./folder/../labels.txt", "would be overwritten"),
         ("link.json", "would be overwritten"),
         ("same.json", "would be overwritten"),
-        ("pipe", "no regular file"),
+        ("pipe", "is a pipe, and no file"),
     ],
 )
 def test_an_output_that_cannot_be_is_told_before_the_work(run_audit, files, output, words):

@@ -123,6 +123,31 @@ def test_an_experiment_that_fails_is_named_and_the_others_shown(grid, tmp_path):
     assert len(read_records(tmp_path / "out")) == 8
 
 
+def test_nothing_run_prints_no_table(grid, tmp_path):
+    grid.write_text(GRID.replace("[8, 24]", "[6000]"))
+    done = compare(grid, "--out", tmp_path / "out", "--workers", 1)
+    assert done.status == 2
+    assert done.text == f"Page: {tmp_path / 'out' / 'report.html'}"
+
+
+def test_progress_is_told_where_there_is_no_terminal(grid, tmp_path):
+    done = compare(grid, "--out", tmp_path / "out", "--workers", 1)
+    lines = done.err.splitlines()
+    assert (lines[0], lines[-1]) == ("trials: 0 of 16", "trials: 16 of 16")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_one_core_is_enough(grid, tmp_path):
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from labelleak.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", program, "compare", str(grid), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(read_records(tmp_path / "out")) == 16
+
+
 def test_errors_are_lines_of_the_file(grid):
     grid.write_text(GRID.replace("rlg", "rgl").replace("trials = 4", "trials = 0"))
     done = compare(grid)
@@ -219,7 +244,8 @@ class TestInterrupted:
         assert 20 <= kept < 3000
         lines = [line for line in errors.splitlines() if line.strip()]
         path = out / "records.jsonl"
-        assert lines == [
+        assert lines[0] == "trials: 0 of 3000"
+        assert [line for line in lines if not line.startswith("trials: ")] == [
             f"labelleak: interrupted: {kept} trials are kept in {path}; the same command continues "
             "from there"
         ]

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from labelleak.cli.console import console, progress_bar
+from labelleak.cli.console import console, line_teller, progress_bar
 
 
 class Closed(io.StringIO):
@@ -26,3 +26,17 @@ def test_a_bar_without_a_terminal_prints_nothing(capsys):
     with progress_bar() as bar:
         bar.advance(bar.add_task("Working", total=2))
     assert capsys.readouterr() == ("", "")
+
+
+def test_lines_of_progress_are_few(capsys, monkeypatch):
+    """The first, the last, and of the others one every 30 seconds."""
+    now = 0.0
+    monkeypatch.setattr("labelleak.cli.console.time.monotonic", lambda: now)
+    with progress_bar() as bar:
+        tell_line = line_teller(bar)
+        for number in range(101):
+            now = number * 1.0
+            tell_line(f"line {number}", always=number in (0, 100))
+    assert capsys.readouterr().err.split() == [
+        word for number in (0, 31, 62, 93, 100) for word in ("line", str(number))
+    ]

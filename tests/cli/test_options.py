@@ -1,10 +1,12 @@
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import click
 import pytest
 
-from labelleak.cli.options import attack_option, gathered, option
+from labelleak.cli.group import command_group
+from labelleak.cli.options import PathOption, attack_option, gathered, option
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,20 @@ def test_an_attack_that_is_not_known_is_refused_with_those_that_are():
     assert run(main, "--attack", "ilrg") == "ilrg"
     with pytest.raises(click.BadParameter, match="'irlg' is no attack: choose one of auto, ilrg,"):
         run(main, "--attack", "irlg")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs POSIX")
+class TestPlacesThatAreNoFiles:
+    @pytest.mark.parametrize("what", ["file", "folder", "file or folder"])
+    def test_a_device_is_refused_as_what_it_is(self, what):
+        with pytest.raises(click.BadParameter, match="'/dev/zero' is a device, and no file"):
+            PathOption(what).convert("/dev/zero", None, None)
+
+    def test_every_option_that_takes_a_path_refuses_them(self):
+        context = click.Context(command_group)
+        names = command_group.list_commands(context)
+        commands = [command_group.get_command(context, name) for name in names]
+        options = [one for command in commands for one in command.params]
+        paths = [one for one in options if isinstance(one.type, click.Path | click.File)]
+        assert len(paths) > 10
+        assert all(isinstance(one.type, PathOption) for one in paths)

@@ -87,7 +87,7 @@ def test_what_is_wrong_is_told_in_one_line_with_file_and_key(tmp_path, text, wor
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UnreadableFile, match="No such file"):
+    with pytest.raises(UnreadableFile, match="no such file"):
         read_policy(tmp_path / "none.toml")
 
 
@@ -134,3 +134,14 @@ def test_labels_that_were_not_trained_on_are_never_within(measure, samples, verd
     assert record.certified is (samples == 6)
     assert policy.judge(record)[0] == verdict
     assert "contradict the labels" in policy.judge(record)[1]
+
+
+@pytest.mark.parametrize(
+    "text", [f"{'9' * 5000} = 1", f"attack = {'9' * 4000}", f"action = '{'x' * 5000}'"]
+)
+def test_a_message_is_no_longer_than_a_line(tmp_path, text):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(UnreadableFile) as error:
+        read_policy(path)
+    assert len(str(error.value)) < 1000

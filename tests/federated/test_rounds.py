@@ -130,10 +130,29 @@ def test_lines_of_another_schema_are_left_out(tmp_path):
         assert len(read_rounds(path)) == 1
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("round", "1"),
+        ("policy", None),
+        ("audit", "x"),
+        ("client", 7),
+        ("time", None),
+        ("leaks", {}),
+    ],
+)
+def test_a_record_with_a_value_of_another_type_is_left_out(tmp_path, field, value):
+    path = append_record(tmp_path, record())
+    broken = {**record().as_dict(), field: value}
+    path.write_text(path.read_text() + json.dumps(broken) + "\n")
+    with pytest.warns(UserWarning, match="line 2: is no record, left out"):
+        assert len(read_rounds(path)) == 1
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(UnreadableFile, match="holds no records"):
         read_rounds(tmp_path)
-    with pytest.raises(UnreadableFile, match="No such file"):
+    with pytest.raises(UnreadableFile, match="no such file"):
         read_rounds(tmp_path / "none.jsonl")
 
 

@@ -106,7 +106,7 @@ def test_what_is_no_grid_is_refused(grid, text, message):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UnreadableFile, match="No such file"):
+    with pytest.raises(UnreadableFile, match="no such file"):
         read_grid(tmp_path / "grid.toml")
 
 

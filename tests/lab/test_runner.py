@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,7 +12,7 @@ from labelleak.errors import LabelLeakError
 from labelleak.lab import runner
 from labelleak.lab.definition import Batch, Experiment, Network, Training
 from labelleak.lab.runner import run
-from labelleak.lab.store import Store
+from labelleak.lab.store import Store, read_records
 from labelleak.lab.trial import run_trial
 
 
@@ -80,10 +81,9 @@ def address_in(path):
         return None
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A Dask scheduler with two worker processes on this machine: its address, and its cache."""
-    folder = tmp_path_factory.mktemp("dask")
+@contextmanager
+def dask(folder, workers, **environment):
+    """A Dask scheduler and its workers in processes of their own: address, cache, scheduler."""
     log = (folder / "log").open("w")
     cache = str(folder / "cache")
     started = []
@@ -94,7 +94,7 @@ def cluster(tmp_path_factory):
             subprocess.Popen(
                 [*command, "--no-dashboard", "--scheduler-file", "scheduler"],
                 cwd=folder,
-                env=os.environ | {"LABELLEAK_CACHE": cache},
+                env=os.environ | {"LABELLEAK_CACHE": cache} | environment,
                 stdout=log,
                 stderr=log,
             )
@@ -102,18 +102,25 @@ def cluster(tmp_path_factory):
 
     try:
         start("scheduler", "--host", "127.0.0.1", "--port", "0")
-        for _ in range(2):
+        for _ in range(workers):
             start("worker", "--no-nanny", "--nthreads", "1")
         until = time.monotonic() + 60
         while (address := address_in(folder / "scheduler")) is None:
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.05)
-        yield address, cache
+        yield address, cache, started[0]
     finally:
         for process in started:
             process.kill()
             process.wait()
         log.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A Dask scheduler with two worker processes on this machine: its address, and its cache."""
+    with dask(tmp_path_factory.mktemp("dask"), workers=2) as (address, cache, _):
+        yield address, cache
 
 
 def test_dask_gives_the_same_records_bit_for_bit(alone, folder, cluster, monkeypatch):
@@ -136,6 +143,40 @@ def test_no_scheduler(folder):
         records([experiment()], folder, dask="tcp://127.0.0.1:9", connect_seconds=0.5)
     with pytest.raises(LabelLeakError, match="no Dask scheduler answers at nowhere"):
         records([experiment()], folder, dask="nowhere://x", connect_seconds=0.5)
+
+
+def test_a_scheduler_that_is_killed_is_one_line(folder, tmp_path, capfd):
+    with dask(tmp_path, workers=1) as (address, _, scheduler):
+
+        def kill(what, done, total):
+            if done == 2:
+                scheduler.kill()
+
+        with pytest.raises(LabelLeakError, match=r"the Dask scheduler at .* is gone: the records"):
+            records(
+                [experiment(trials=2000)], folder, dask=address, progress=kill, connect_seconds=2
+            )
+    assert len(read_records(folder)) >= 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_cluster_without_labelleak_is_one_line(folder, tmp_path):
+    (tmp_path / "labelleak.py").write_text("raise ImportError('another labelleak')")
+    with (
+        dask(tmp_path, workers=1, PYTHONPATH=str(tmp_path)) as (address, _, _),
+        pytest.raises(LabelLeakError, match="cannot read the trials: its scheduler and"),
+    ):
+        records([experiment()], folder, dask=address, connect_seconds=60)
+    assert read_records(folder) == []
+
+
+def test_a_worker_whose_run_is_gone_says_so():
+    program = "import time; from labelleak.lab import runner; runner._end_with(1); time.sleep(60)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "labelleak: a worker ends: the run that it belongs to is gone\n"
 
 
 def test_without_a_gpu_nothing_is_tried(folder, monkeypatch):

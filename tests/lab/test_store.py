@@ -149,11 +149,22 @@ def test_a_record_that_cannot_be_written_leaves_the_file_as_it_was(folder, monke
     assert read_records(folder) == [RECORDS[0], RECORDS[2]]
 
 
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b'{"key": ' + b"[" * 100_000, b"1", b'{"key": []}', b"{}", b"\xff"]
+)
+def test_a_line_that_is_no_record_is_named(folder, line):
+    write(folder)
+    path = folder / FILE_NAME
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(UnreadableFile, match="line 6 is not a record of a trial"):
+        read_records(folder)
+
+
 def test_no_place_for_a_store(folder):
     folder.write_text("a file")
     with pytest.raises(UnreadableFile, match="cannot be written"), Store(folder):
         pass
-    with pytest.raises(UnreadableFile, match="No such file"):
+    with pytest.raises(UnreadableFile, match="no such file"):
         read_records(folder.with_name("none"))
 
 

@@ -132,6 +132,16 @@ def test_without_true_counts_nothing_is_private(made, record):
     assert data_of(page)["rows"][0][19][0] == [0, 0.5, None]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("policy", None), ("audit", "x"), ("time", None), ("audit", {"score": {"accuracy": "x"}})],
+)
+def test_a_record_that_is_not_as_its_schema_says_is_one_line(made, field, value):
+    broken = made() | {field: value}
+    with pytest.raises(UnreadableFile, match="here: does not hold what its schema says"):
+        rounds_page([made(), broken], source="here")
+
+
 def test_many_classes_stay_in_the_records(made):
     page = rounds_page([made()], most_classes=2)
     assert data_of(page)["rows"][0][19] == []

@@ -221,8 +221,8 @@ def record_reads(monkeypatch):
 
     open_file = files._open
 
-    def opened(path, ending):
-        shapes, read, usual = open_file(path, ending)
+    def opened(*arguments):
+        shapes, read, usual = open_file(*arguments)
         return shapes, lambda name: (reads.append(name), read(name))[1], usual
 
     monkeypatch.setattr(files, "_open", opened)

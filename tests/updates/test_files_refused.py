@@ -27,7 +27,7 @@ class TestDoNotFit:
     @pytest.mark.parametrize("name", ["here", "here.pt", "here.safetensors"])
     def test_a_directory(self, tmp_path, before, name):
         (tmp_path / name).mkdir()
-        refused(before, tmp_path / name, "no such file")
+        refused(before, tmp_path / name, "is a folder, and no file")
 
     def test_a_name_that_no_file_can_have(self, before):
         refused(before, "a" * 5000, "not readable: .*File name too long")
@@ -197,7 +197,7 @@ class TestBrokenSafetensors:
 
 
 def test_what_a_reader_says_is_one_printable_line(tmp_path, before, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("\n  first\n\x1b[31msecond\t" + "x" * 1000)
 
     monkeypatch.setattr(files, "_open_safetensors", fail)
@@ -207,7 +207,7 @@ def test_what_a_reader_says_is_one_printable_line(tmp_path, before, monkeypatch)
 
 
 def test_no_memory(before, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise MemoryError
 
     monkeypatch.setattr(files, "_open_safetensors", fail)

@@ -1,6 +1,7 @@
 """Shards by their index, files of other formats, and what a file may claim at most."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -146,6 +147,27 @@ class TestLimits:
         else:
             torch.save(tensors(0), path)
         refused(before, path, r"an archive of \d+ files: at most 5", limits=Limits(members=5))
+
+    def test_the_directory_of_an_archive_is_not_read_if_it_is_too_large(self, tmp_path, before):
+        path = tmp_path / "update.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            for number in range(3000):
+                archive.writestr(f"{number:050}.npy", b"")
+        refused(before, path, "an archive of too many files: at most 5", limits=Limits(members=5))
+
+    def test_a_table_of_tensors(self, tmp_path, before):
+        path = save(tensors(0), tmp_path / "update.safetensors")
+        refused(before, path, "at most 99 are read", limits=Limits(header_bytes=99))
+
+    def test_the_header_of_an_array(self, tmp_path, before):
+        name = "x" * 500
+        np.savez(tmp_path / "update.npz", **{"fc.weight": np.zeros(3, np.dtype([(name, "f4")]))})
+        refused(before, tmp_path / "update.npz", "an array with a header of .* characters: at most")
+
+    def test_steps_of_a_pickle(self, tmp_path, before):
+        path = save(tensors(0), tmp_path / "update.pt")
+        refused(before, path, "holds too many tensors or other objects", limits=Limits(opcodes=100))
+        assert open_tensors(path, limits=Limits(opcodes=6 * 60)).shapes
 
     def test_a_pickle(self, tmp_path, before):
         path = save(tensors(0), tmp_path / "update.pt")

@@ -14,15 +14,16 @@ def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
     """Read labels from a text file: integers separated by spaces, commas or line breaks.
 
     Args:
-        path: The file, UTF-8, with or without a byte order mark. Empty lines are skipped.
+        path: The file, UTF-8, with or without a byte order mark, of at most 16 MiB. Empty lines are
+            skipped.
         classes: Number of classes C.
 
     Returns:
         int64, shape (batch,), in the order of the file.
 
     Raises:
-        UnreadableFile: There is no such file, or it holds anything but integers from 0 to C - 1.
-            The message names the line.
+        UnreadableFile: There is no such file, it is larger, or it holds anything but integers from
+            0 to C - 1. The message names the line.
 
     Examples:
         >>> from tempfile import TemporaryDirectory

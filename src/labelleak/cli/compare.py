@@ -58,7 +58,9 @@ def compare_command(
     """  # noqa: D301
     check_extras()
     from labelleak.lab.experiment_grid import grid_study, read_grid
+    from labelleak.lab.store import FILE_NAME
     from labelleak.lab.summary import summarize
+    from labelleak.report.pages import held_to_schema
     from labelleak.report.run import write_run
     from labelleak.storage import write_whole
 
@@ -70,7 +72,8 @@ def compare_command(
     folder = Path("labelleak-runs") / grid.stem if out is None else out
     records, failed = run_experiments(experiments, folder, place)
     title = f"Comparison: {grid.stem}"
-    summary = summarize(grid_study(experiments, grid.stem, title), records)
+    with held_to_schema(folder / FILE_NAME):
+        summary = summarize(grid_study(experiments, grid.stem, title), records)
     write_whole(folder / "grid.toml", text)
     page = write_run(folder, title, [summary])
     if output_format == "json":

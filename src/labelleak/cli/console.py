@@ -1,6 +1,8 @@
 """The console for results on standard output, and the progress bar on standard error."""
 
 import sys
+import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
@@ -12,8 +14,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from labelleak.cli.messages import tell
+
 _WIDTH = 120
 """Columns of a table where the output is no terminal."""
+_TELL_SECONDS = 30.0
 
 
 class _Console(Console):
@@ -50,3 +55,24 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
         # Without a terminal it would leave an empty line.
         disable=not target.is_terminal,
     )
+
+
+def line_teller(bar: Progress) -> Callable[..., None]:
+    """A function that prints progress as lines where the bar does not show: now and then one.
+
+    Args:
+        bar: The progress bar.
+
+    Returns:
+        A function of the line, and of whether it is the first or last of its kind: those are
+        printed always, others at most every 30 seconds.
+    """
+    told = time.monotonic()
+
+    def tell_line(line: str, *, always: bool) -> None:
+        nonlocal told
+        if bar.disable and (always or time.monotonic() - told > _TELL_SECONDS):
+            told = time.monotonic()
+            tell(line)
+
+    return tell_line

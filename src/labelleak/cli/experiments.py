@@ -1,22 +1,19 @@
 """What commands that run experiments share: the options, the progress, the interruption."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from labelleak.cli.console import progress_bar
+from labelleak.cli.console import line_teller, progress_bar
 from labelleak.cli.messages import one_line, tell
 from labelleak.cli.options import PathOption, option
 
 if TYPE_CHECKING:
     from labelleak.lab.definition import Experiment
-
-_TELL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -124,17 +121,15 @@ def run_experiments(
 
 
 def _teller(bar: Progress) -> Callable[[str, int, int], None]:
-    """A function that moves the bar; where no bar is shown, it prints a line every minute."""
-    tasks = {}
-    told = time.monotonic()
+    """A function that moves the bar; where no bar is shown, it prints a line now and then."""
+    tasks: dict[str, TaskID] = {}
+    tell_line = line_teller(bar)
 
     def tell_progress(what: str, done: int, total: int) -> None:
-        nonlocal told
-        if what not in tasks:
+        first = what not in tasks
+        if first:
             tasks[what] = bar.add_task(what)
         bar.update(tasks[what], completed=done, total=total)
-        if bar.disable and time.monotonic() - told > _TELL_SECONDS:
-            told = time.monotonic()
-            tell(f"{what}: {done} of {total}")
+        tell_line(f"{what}: {done} of {total}", always=first or done == total)
 
     return tell_progress

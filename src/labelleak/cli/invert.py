@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import Progress, TextColumn
 
-from labelleak.cli.console import console, progress_bar
+from labelleak.cli.console import console, line_teller, progress_bar
 from labelleak.cli.invert_options import BatchOptions, NetworkOptions, SearchOptions
 from labelleak.cli.options import PathOption, attack_option, format_option, gathered
 from labelleak.cli.status import ExitStatus
@@ -86,11 +86,15 @@ def invert_command(
 
 
 def _teller(bar: Progress, method: "Method") -> Callable[[int, int, float], None]:
-    """A function that moves the bar, called with the restart, the iteration and the distance."""
+    """A function that shows progress, called with the restart, the iteration and the distance."""
     length, starts = getattr(method, "iterations", 0), getattr(method, "restarts", 0)
-    task = bar.add_task("Inverting", total=length * starts, loss=float("nan"))
+    total = length * starts
+    task = bar.add_task("Inverting", total=total, loss=float("nan"))
+    tell_line = line_teller(bar)
 
     def tell(restart: int, iteration: int, distance: float) -> None:
-        bar.update(task, completed=(restart - 1) * length + iteration, loss=distance)
+        done = (restart - 1) * length + iteration
+        bar.update(task, completed=done, loss=distance)
+        tell_line(f"inverting: {done} of {total}, loss {distance:.3g}", always=done == total)
 
     return tell

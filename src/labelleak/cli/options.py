@@ -9,6 +9,7 @@ from typing import Any, cast
 import click
 
 from labelleak.cli.messages import one_line
+from labelleak.storage import what_is_at
 
 Command = Callable[..., Any]
 
@@ -65,10 +66,14 @@ class PathOption(click.Path):
         )
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path, unless a control character is in it."""
+        """The path, unless a control character is in it, or a device or pipe is there."""
         if any(ord(char) < 32 or ord(char) == 127 for char in str(value)):
             self.fail(f"{one_line(str(value))!r} has control characters in its name", param, ctx)
-        return super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
+        kind = what_is_at(path)
+        if kind not in ("", "a file", "a folder"):
+            self.fail(f"{one_line(str(path))!r} is {kind}, and no file", param, ctx)
+        return path
 
 
 def attack_option(text: str) -> Callable[[Command], Command]:

@@ -54,7 +54,9 @@ def reproduce_command(
     check_extras()
     from labelleak.lab import paper
     from labelleak.lab.sources import PUBLISHED_SOURCES, find_sources
+    from labelleak.lab.store import FILE_NAME
     from labelleak.lab.summary import summarize
+    from labelleak.report.pages import held_to_schema
     from labelleak.report.run import run_content, write_run
 
     sources = PUBLISHED_SOURCES if scale == "smoke" else find_sources(place.data_dir)
@@ -68,7 +70,8 @@ def reproduce_command(
         study = paper.study(study_name, scale, sources)
         records, failures = run_experiments(study.experiments, folder, place)
         failed |= failures
-        summaries.append(summarize(study, records))
+        with held_to_schema(folder / FILE_NAME):
+            summaries.append(summarize(study, records))
         # After each, so that a run that is stopped has a page of what it finished.
         page = write_run(folder, title, summaries)
         if output_format == "table":

@@ -150,7 +150,8 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
                 table.add_row(label, trials, attack, *(_mean(cells[key]) for key in columns))
                 label = trials = ""
         table.add_section()
-    target.print(table)
+    if table.row_count:
+        target.print(table)
     _print_earlier(summary, target)
     for row in summary["rows"]:
         for attack, failure in row["failed"].items():
@@ -206,7 +207,8 @@ def print_study(summary: Mapping[str, Any], target: Console) -> None:
             table.add_row(label, metric["title"], *_beside_published(metric, cell), style=style)
             label = ""
         table.add_section()
-    target.print(table)
+    if table.row_count:
+        target.print(table)
     _print_earlier(summary, target)
     for row in summary["rows"]:
         if row["note"]:

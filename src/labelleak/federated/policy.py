@@ -11,12 +11,14 @@ from labelleak.audit.record import AuditRecord
 from labelleak.audit.verdict import Verdict
 from labelleak.errors import UnreadableFile
 from labelleak.federated.allow import Allow
+from labelleak.storage import read_whole
 
 Action = Literal["record", "warn", "refuse"]
 Measure = Literal["accuracy", "exact"]
 RoundVerdict = Literal["within", "over", "inconclusive", "failed"]
 
 _DEFAULT_THRESHOLD = 0.5
+_MOST_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -144,21 +146,24 @@ def read_policy(path: Path | str) -> Policy:
         'refuse'
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+        content = tomllib.loads(read_whole(path, _MOST_BYTES).decode())
+    except UnreadableFile:
+        raise
     except (ValueError, RecursionError) as error:
-        raise UnreadableFile(f"{path}: is not TOML: {error}") from None
+        raise UnreadableFile(f"{path}: is not TOML: {error!s:.500}") from None
     known = [field.name for field in fields(Policy)]
     unknown = [key for key in content if key not in known]
     if unknown:
-        raise UnreadableFile(f"{path}: {unknown[0]!r} is no key of a policy: {', '.join(known)}")
+        raise UnreadableFile(
+            f"{path}: {unknown[0]!r:.80} is no key of a policy: {', '.join(known)}"
+        )
     try:
         if "allow" in content:
             content["allow"] = Allow.of(content["allow"])
         return Policy(**content)
     except ValueError as error:
-        raise UnreadableFile(f"{path}: {error}") from None
+        # A value from the file may be as long as that.
+        raise UnreadableFile(f"{path}: {error!s:.500}") from None
 
 
 def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:

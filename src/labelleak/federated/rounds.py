@@ -7,19 +7,29 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 from urllib.parse import quote
 
 from labelleak._version import __version__
 from labelleak.errors import UnreadableFile
 from labelleak.federated.policy import RoundVerdict
-from labelleak.storage import append_line
+from labelleak.storage import append_line, read_whole
 
 SCHEMA = "labelleak/round/1"
 
 Taken = Literal["sent", "warned", "refused"]
 
 _LONGEST_NAME = 80
+# What plain data the entries of a record may be.
+_KINDS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("client", "label", "framework", "action", "verdict", "reason"), str),
+    **dict.fromkeys(("run", "task", "time", "version"), str),
+    **dict.fromkeys(("unaudited", "leaks"), list),
+    "round": int,
+    "policy": dict,
+    "audit": dict | None,
+}
 
 
 def _now() -> str:
@@ -159,9 +169,9 @@ def read_rounds(path: Path | str) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        contents = {file: file.read_bytes() for file in files}
     except OSError as error:
         raise UnreadableFile(f"{path}: {error.strerror}") from None
+    contents = {file: read_whole(file) for file in files}
     records = []
     for file, content in contents.items():
         for number, line in enumerate(content.split(b"\n"), start=1):
@@ -183,7 +193,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         return None
     # Records of before there were these have no such entries.
-    return {"run": "", "task": "", "unaudited": [], "leaks": [], **record}
+    record = {"run": "", "task": "", "unaudited": [], "leaks": [], **record}
+    fits = all(isinstance(record.get(name), kinds) for name, kinds in _KINDS.items())
+    return record if fits else None
 
 
 def _finite(value: Any) -> Any:

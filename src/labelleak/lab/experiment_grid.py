@@ -13,6 +13,9 @@ from labelleak.errors import UnreadableFile
 from labelleak.lab.definition import Definition, Experiment
 from labelleak.lab.metric_catalog import metrics_of
 from labelleak.lab.study import Study, StudyRow
+from labelleak.storage import read_whole
+
+_MOST_BYTES = 2**20
 
 
 def read_grid(path: Path | str) -> list[Experiment]:
@@ -56,10 +59,10 @@ def read_grid(path: Path | str) -> list[Experiment]:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # both of TOML and of UTF-8
+        content = tomllib.loads(read_whole(path, _MOST_BYTES).decode())
+    except UnreadableFile:
+        raise
+    except (ValueError, RecursionError) as error:  # of TOML or of UTF-8
         raise UnreadableFile(f"{path}: is not TOML: {error}") from None
     try:
         tables = _tables(content)

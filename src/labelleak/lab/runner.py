@@ -1,11 +1,14 @@
 """Run experiments: in processes on this machine, or on an existing Dask cluster."""
 
+import logging
 import os
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +27,8 @@ RunProgress = Callable[[str, int, int], None]
 """Called with the name of the work, how much of it is done, and how much there is."""
 
 _WATCH_SECONDS = 1.0
+# Exit status of a worker whose run is gone. Not 1, the status of a verdict.
+_ORPHANED = 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def run(
 
     Raises:
         LabelLeakError: The extra `experiments` or `dask` is not installed, there is no GPU on this
-            machine, no scheduler answers, or a worker died.
+            machine, no scheduler answers, or the scheduler or a worker died.
         UnreadableFile: The store cannot be written to.
     """
     if device == "cuda" and dask is None and not torch.cuda.is_available():
@@ -191,10 +196,10 @@ def _attempt(task: _Task) -> Record | _Failure:
         return _Failure(experiment.name, str(error))
 
 
-def _attempt_in_process(task: _Task, parent: int | None = None) -> Record | _Failure:
+def _attempt_in_process(task: _Task, parent: int) -> Record | _Failure:
     """Attempt a task in a worker process, which leaves an interruption (Ctrl-C) to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent or os.getppid())
+    _end_with(parent)
     return _attempt(task)
 
 
@@ -208,7 +213,9 @@ def _end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_WATCH_SECONDS)
-        os._exit(1)
+        with suppress(OSError):  # whoever read standard error may be gone, too
+            os.write(2, b"labelleak: a worker ends: the run that it belongs to is gone\n")
+        os._exit(_ORPHANED)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -229,6 +236,10 @@ def _in_processes(tasks: list[_Task], workers: int | None) -> Iterator[Record | 
         warnings.catch_warnings(),
         joblib.parallel_config("loky", inner_max_num_threads=1),
     ):
+        if joblib.effective_n_jobs(workers or -1) == 1:
+            # On one core joblib would call the workers' function in this process.
+            yield from map(_attempt, tasks)
+            return
         # Not news to the user: joblib replaces workers that hold a data set, as it takes them to
         # leak memory, and an interruption cancels running tasks.
         warnings.filterwarnings("ignore", r"A worker stopped while|\d+ tasks ", UserWarning)
@@ -249,7 +260,8 @@ def _on_dask(
     tasks: dict[str, _Task], address: str, connect_seconds: float
 ) -> Iterator[Record | _Failure]:
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
+        from distributed.comm.core import CommClosedError
     except ImportError:
         raise LabelLeakError(
             "a Dask cluster needs the extra 'dask': pip install 'labelleak[experiments,dask]'"
@@ -260,12 +272,42 @@ def _on_dask(
         )
     except (OSError, ValueError) as error:
         raise LabelLeakError(f"no Dask scheduler answers at {address}: {error}") from None
-    with client:
+    with _without_log("distributed.client"), client:
         names = [f"labelleak-{key}" for key in tasks]
         futures = client.map(_attempt, list(tasks.values()), key=names)
         try:
             for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
                 yield future.result()
                 future.release()
+        except (CancelledError, CommClosedError):
+            raise LabelLeakError(
+                f"the Dask scheduler at {address} is gone: the records made so far are kept; start "
+                "it, and run the same again"
+            ) from None
+        except (ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                raise
+            raise LabelLeakError(
+                f"the Dask cluster at {address} cannot read the trials: its scheduler and workers "
+                f"need labelleak as it is here ({str(error).splitlines()[0]})"
+            ) from None
+        except KilledWorker as error:
+            raise LabelLeakError(
+                f"{error.allowed_failures + 1} Dask workers died of the same trial, perhaps for "
+                "want of memory: the records made so far are kept; run the same again, with fewer "
+                "workers"
+            ) from None
         finally:
             client.cancel(futures)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    """Keep a logger from standard error: it prints tracebacks of what becomes one clear line."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from labelleak.errors import LabelLeakError, UnreadableFile
+from labelleak.storage import read_whole
 
 FILE_NAME = "records.jsonl"
 _SYNC_SECONDS = 1.0
@@ -34,10 +35,7 @@ def read_records(path: Path | str) -> list[Record]:
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
+    content = read_whole(path)
     return list(_parse(path, content[: content.rfind(b"\n") + 1]).values())
 
 

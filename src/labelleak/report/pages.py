@@ -60,6 +60,12 @@ def typeset(figure: str) -> str:
     return f"{MINUS}{figure[1:]}" if figure.startswith("-") else figure
 
 
+_NOT_AS_IT_SAYS = (
+    *(AttributeError, LookupError, TypeError, ValueError),
+    *(ArithmeticError, RecursionError, TemplateError),
+)
+
+
 @contextmanager
 def held_to_schema(path: Path | str) -> Iterator[None]:
     """Context in which a record that is not as its schema says is an error of its file.
@@ -74,6 +80,6 @@ def held_to_schema(path: Path | str) -> Iterator[None]:
         yield
     except LabelLeakError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+    except _NOT_AS_IT_SAYS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UnreadableFile(f"{path}: does not hold what its schema says ({reason})") from None

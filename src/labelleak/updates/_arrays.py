@@ -1,5 +1,6 @@
 """Opening what ``numpy.savez`` wrote, by a stranger: no pickled objects, one array at a time."""
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -12,11 +13,12 @@ from labelleak.errors import UnreadableFile
 from labelleak.updates.layout import is_in_order
 from labelleak.updates.parameters import as_tensor
 
-# The header of an array names its type and shape: a few hundred characters.
-_LONGEST_HEADER = 10_000
+# The header of an array names its type and shape: a hundred characters, which are parsed as Python.
+_LONGEST_HEADER = 512
+# By the version of the format: the bytes that tell the length of the header, and its reader.
 _HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
 
 
@@ -68,10 +70,18 @@ def read_in_archive(path: Path, name: str) -> Tensor:
 
 def _header(file: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order of axes (Fortran's or not) and type of the array that a file holds."""
-    read = _HEADERS.get(np.lib.format.read_magic(file))
-    if read is None:
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
         raise UnreadableFile(f"{path}: arrays of a format that is not known")
-    shape, is_fortran, dtype = read(file, max_header_size=_LONGEST_HEADER)
+    width, read = _HEADERS[version]
+    size = file.read(width)
+    length = int.from_bytes(size, "little")
+    if length > _LONGEST_HEADER:
+        raise UnreadableFile(
+            f"{path}: an array with a header of {length} characters: at most {_LONGEST_HEADER} are "
+            "read"
+        )
+    shape, is_fortran, dtype = read(io.BytesIO(size + file.read(length)))
     if min(shape, default=0) < 0:
         raise UnreadableFile(f"{path}: an array of a negative size")
     return tuple(shape), is_fortran, dtype

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from labelleak.errors import UnreadableFile
+from labelleak.updates.limits import Limits
 
 _NESTED = ("state_dict", "model_state_dict", "model", "gradients", "weights", "net")
 # All that the pickle of a state dict names; torch.load itself would allow more than tensors need.
@@ -33,11 +34,12 @@ _GLOBALS = frozenset(
 _LARGEST_TUPLE = 1000
 
 
-def load_pickled(path: Path) -> tuple[dict[str, Tensor], str]:
+def load_pickled(path: Path, limits: Limits) -> tuple[dict[str, Tensor], str]:
     """The named tensors of a file that ``torch.save`` wrote, mapped into memory and not read.
 
     Args:
         path: File of a state dict, or of a dict with one in it, under ``"state_dict"`` say.
+        limits: What it may claim at most.
 
     Returns:
         Its tensors by name, of several state dicts each behind its own name; and the prefix of
@@ -67,7 +69,7 @@ def load_pickled(path: Path) -> tuple[dict[str, Tensor], str]:
         wrong = len(names) < len(items) or any(item.file_size > size for item in items)
         if wrong or len(pickles) != 1:
             raise UnreadableFile(f"{path}: no file that torch.save wrote (its directory is wrong)")
-        _look_through(path, archive.read(pickles[0]))
+        _look_through(path, archive.read(pickles[0]), limits)
     with warnings.catch_warnings():
         # Remarks on how the file was written are no concern of whoever reads it.
         warnings.simplefilter("ignore")
@@ -89,13 +91,18 @@ def _more_than_tensors(path: Path, what: str = "") -> UnreadableFile:
     )
 
 
-def _look_through(path: Path, pickled: bytes) -> None:
-    """Refuse a pickle that names more than tensors need, or that nests tuples without end."""
+def _look_through(path: Path, pickled: bytes, limits: Limits) -> None:
+    """Refuse a pickle that names more than tensors need, is too long, or nests without end."""
     # Of each object on the stack the number of objects in it if it is a tuple, which may be in it
     # many times over; otherwise 1. A mark is None.
     stack: list[int | None] = []
     memo: dict[int, int | None] = {}
-    for opcode, argument, _ in pickletools.genops(pickled):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if number >= limits.opcodes:
+            raise UnreadableFile(
+                f"{path}: holds too many tensors or other objects for a file of this kind: save "
+                "the state dict as .safetensors"
+            )
         name, taken = opcode.name, opcode.stack_before
         if name == "GLOBAL" and argument not in _GLOBALS:
             raise _more_than_tensors(path, f" ({argument!r:.80})")

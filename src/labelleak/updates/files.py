@@ -17,12 +17,12 @@ from torch import Tensor
 
 from labelleak.checks import is_plain, kind_of
 from labelleak.errors import LabelLeakError, UnreadableFile
-from labelleak.storage import read_json
+from labelleak.storage import check_file, read_json
 from labelleak.updates._arrays import read_in_archive, shapes_in_archive
 from labelleak.updates._pickled import load_pickled
 from labelleak.updates.heads import strip_wrappers
 from labelleak.updates.layout import Stored, as_torch
-from labelleak.updates.limits import LIMITS, Limits, check_archive, check_names
+from labelleak.updates.limits import LIMITS, Limits, check_archive, check_header, check_names
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX = ".index.json"
@@ -156,26 +156,27 @@ def open_stored(path: Path | str, limits: Limits = LIMITS) -> StoredTensors:
     """
     path = Path(path)
     with clear(path):
-        if not path.is_file():
-            raise UnreadableFile(f"{path}: no such file")
+        check_file(path)
         if path.name.lower().endswith(_INDEX):
             return _open_shards(path, limits)
         ending = path.suffix.lower()
         if ending in _REFUSED:
             raise UnreadableFile(f"{path}: {ending} files hold {_REFUSED[ending]}")
-        check_archive(path, limits)
-        shapes, read, usual = _open(path, ending)
+        shapes, read, usual = _open(path, ending, limits)
         check_names(path, list(shapes), limits)
         largest = limits.unpacked_bytes if ending == ".npz" else path.stat().st_size
         return StoredTensors(path, shapes, read, largest, usual)
 
 
-def _open(path: Path, ending: str) -> tuple[_Shapes, _Read, str]:
+def _open(path: Path, ending: str, limits: Limits) -> tuple[_Shapes, _Read, str]:
     if ending == ".npz":
+        check_archive(path, limits)
         return shapes_in_archive(path), partial(read_in_archive, path), ""
     if ending not in _PICKLED:
-        return *_open_safetensors(path), ""
-    tensors, usual = load_pickled(path)
+        check_header(path, limits)
+        return *_open_safetensors(path, limits), ""
+    check_archive(path, limits)
+    tensors, usual = load_pickled(path, limits)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     return shapes, tensors.__getitem__, usual
 
@@ -196,11 +197,13 @@ def clear(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _open_safetensors(path: Path) -> tuple[_Shapes, _Read]:
+def _open_safetensors(path: Path, limits: Limits) -> tuple[_Shapes, _Read]:
     from safetensors import safe_open
 
     file: Any = safe_open(path, framework="pt", device="cpu")
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    names = list(file.keys())
+    check_names(path, names, limits)
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes, file.get_tensor
 
 

@@ -9,13 +9,20 @@ the update: nothing, a fact told wrongly, a defense, or local steps. The audit (
 gradient that autograd makes in single precision.
 
 Records are appended as they come; a run that was interrupted goes on where it stopped. Bounds of
-the attacks were chosen on the development range; the evaluation range has other seeds, other
-images and other networks.
+the attacks were chosen on small seeds; the evaluation range (`labelleak.lab.ranges`) has others,
+hence other networks and batches, and other images.
 """
 
+import argparse
+import json
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
+from multiprocessing import get_context
+from operator import itemgetter
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -27,7 +34,8 @@ from labelleak import defenses
 from labelleak.lab.datasets import load as load_data
 from labelleak.lab.datasets.samplers import draw
 from labelleak.lab.networks import build
-from measuring import Row
+from labelleak.lab.ranges import DEVELOPMENT, EVALUATION, Range
+from measuring import Row, load, write
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
 CLASSES = (2, 2, 3, 4, 10, 10, 10, 30, 100, 1000)
@@ -65,18 +73,6 @@ DEFENSES: dict[str, Callable[[dict[str, Tensor], Random], Any]] = {
     "quantize": lambda g, r: defenses.quantize(g, r.choice((4, 8))),
     "sign": lambda g, _: defenses.sign(g),
 }
-
-
-class Range(NamedTuple):
-    """Seeds and images of a range; two ranges share nothing."""
-
-    name: str
-    first_seed: int
-    images: tuple[int, int]
-
-
-DEVELOPMENT = Range("development", 0, (0, 2500))
-EVALUATION = Range("evaluation", 1_000_000, (2500, 5000))
 
 
 class Drawn(NamedTuple):
@@ -162,7 +158,7 @@ def mixture(classes: int) -> tuple[Tensor, Tensor]:
 def digits(where: Range, classes: int) -> tuple[Tensor, Tensor]:
     """Digits, odd or even ones, or two side by side."""
     dataset = load_data("mnist-sample", split="train")
-    images, labels = dataset.batch(torch.arange(*where.images))
+    images, labels = dataset.batch(where.samples(dataset.labels))
     if classes == 10:
         return images, labels
     if classes == 2:
@@ -280,3 +276,106 @@ def _matched(counts: Tensor, true: Tensor) -> float:
 
 def _norm(gradients: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float(one.square().sum()) for one in gradients.values()))
+
+
+def recorded(path: Path, where: Range, number: int) -> Iterable[Row]:
+    """All records of so many seeds, those that are missing made and appended."""
+    rows = {row["seed"]: row for row in _whole_lines(path)}
+    wanted = [where.numbered(place) for place in range(number)]
+    missing = [seed for seed in wanted if seed not in rows]
+    with (
+        path.open("a", encoding="utf-8") as file,
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
+    ):
+        for done, row in enumerate(pool.map(partial(measured, where=where), missing), 1):
+            rows[row["seed"]] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if done % 50 == 0:
+                print(f"{done} of {len(missing)}", flush=True)
+    return [rows[seed] for seed in wanted]
+
+
+def _whole_lines(path: Path) -> Iterable[Row]:
+    """The records of a file, but for a last line that was cut off."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def summed(rows: Iterable[Row]) -> Row:
+    """Shares over some records."""
+    known = [row for row in rows if row["error"] is None]
+    sure = [row for row in known if not row["unreliable"]]
+    told = [row for row in known if row["inside"] is not None]
+    counted = [row for row in known if row["accuracy"] is not None]
+    return {
+        "batches": len(known),
+        "refused": len(list(rows)) - len(known),
+        "right": _mean([row["right"] for row in known]),
+        "certified": sum(row["certified"] for row in known),
+        "unflagged": len(sure),
+        "right_unflagged": _mean([row["right"] for row in sure]),
+        "right_or_flagged": _mean([row["right"] or row["unreliable"] for row in known]),
+        "too_certain": sum(row["too_certain"] for row in known),
+        "with_intervals": len(told),
+        "inside": _mean([row["inside"] for row in told]),
+        "accuracy": _mean([row["accuracy"] for row in counted]),
+        "guess": _mean([row["guess"] for row in counted]),
+    }
+
+
+def _mean(values: list[Any]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def tables(rows: list[Row]) -> dict[str, list[Row]]:
+    """Records by what was done, and those of which nothing was done by every other respect."""
+    found: dict[str, list[Row]] = {}
+    plain = [row for row in rows if row["kind"] == "plain" and row["error"] is None]
+    respects: dict[str, tuple[list[Row], Callable[[Row], Any]]] = {
+        "kind": (rows, lambda row: row["kind"]),
+        "done": ([row for row in rows if row["kind"] != "plain"], _what),
+    }
+    for name in ("classes", "size", "steps", "network", "sampler", "knows", "spoke"):
+        respects[name] = (plain, itemgetter(name))
+    for name, (some, respect) in respects.items():
+        groups: dict[Any, list[Row]] = defaultdict(list)
+        for row in some:
+            groups[respect(row)].append(row)
+        order = sorted(groups, key=lambda value: (isinstance(value, str), str(value).zfill(9)))
+        found[name] = [{name: value, **summed(groups[value])} for value in order]
+    return found
+
+
+def _what(row: Row) -> str:
+    """What was told wrongly or done to the update, in words."""
+    value = row["value"]
+    if row["kind"] == "local":
+        return f"{value} local steps"
+    return str(value if isinstance(value, str) else value[0])
+
+
+def main() -> None:
+    """Measure what is missing, print the tables, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--batches", type=int, default=3000)
+    parser.add_argument("--records", type=Path, required=True, help="where every batch is kept")
+    parser.add_argument("--development", action="store_true")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    where, before = DEVELOPMENT if given.development else EVALUATION, load()
+    rows = list(recorded(given.records, where, given.batches))
+    found = tables(rows)
+    for name, table in found.items():
+        for row in table:
+            shares = (row["right"], row["right_unflagged"], row["inside"], row["accuracy"])
+            text = "".join("      -" if share is None else f"{share:7.3f}" for share in shares)
+            print(f"{name} {row[name]!s:<20}{row['batches']:>6}{row['unflagged']:>6}{text}")
+    write(given.output, __doc__, before, threads=2, range=where.name, seconds=SECONDS, **found)
+
+
+if __name__ == "__main__":
+    main()

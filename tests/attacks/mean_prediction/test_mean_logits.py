@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from labelleak.attacks.mean_prediction.mean_logits import mean_logits
+from labelleak.attacks.mean_prediction.mean_logits import mean_logits, shrunk
 from labelleak.attacks.mean_prediction.regression import apply_weight, regress
-from synthetic import untrained
+from synthetic import rng, untrained
 
 
 def test_the_mean_embedding_is_the_least_squares_fit_of_all_rows():
@@ -47,3 +47,32 @@ def test_noise_is_that_of_the_sums_over_the_classes():
     gradient = batch.gradient()
     _, seen = regress(gradient.weight + noise, gradient.bias, 2, double=True)
     assert seen == pytest.approx(1e-3, rel=0.3)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 40])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_head_that_turned_toward_its_embeddings_has_learned(classes, turned):
+    """As initialized its rows do not depend on the embeddings, however these are correlated."""
+    told = 0
+    for seed in range(20):
+        batch = untrained(classes, 60, 40, seed, spread=0.5)
+        stretched = torch.linspace(0.0, 3.0, 60).double()
+        batch.embeddings = batch.embeddings * stretched
+        if turned:
+            batch.embeddings = batch.embeddings + 4.0 * batch.weight[batch.labels]
+        told += mean_logits(batch.observe()).has_learned
+    assert told >= 18 if turned else told <= 1
+
+
+def test_the_embedding_is_shrunk_by_what_its_error_explains():
+    """Embeddings that are zero on average: least squares makes them too long."""
+    shorter = 0
+    for seed in range(20):
+        batch = untrained(4, 60, 16, seed)
+        batch.embeddings = torch.randn(16, 60, generator=rng(seed)).double()
+        true = batch.weight @ batch.embeddings.mean(dim=0)
+        true = true - true.mean() + batch.bias
+        plain = mean_logits(batch.observe())
+        found = shrunk(batch.observe(), plain)
+        shorter += bool((found.logits - true).norm() < (plain.logits - true).norm())
+    assert shorter >= 16

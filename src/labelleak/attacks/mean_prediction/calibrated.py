@@ -12,6 +12,7 @@ from labelleak.attacks.cost import check_room
 from labelleak.attacks.inputs import guessed_shape, smooth_noise
 from labelleak.attacks.mean_prediction.combination import Seen, combined, summary
 from labelleak.attacks.mean_prediction.counts import counts_of
+from labelleak.attacks.mean_prediction.drift import on_the_way
 from labelleak.attacks.mean_prediction.mean_input import MeanInput, gradient_of_layer, mean_input
 from labelleak.attacks.mean_prediction.mean_logits import MeanLogits, mean_logits
 from labelleak.attacks.mean_prediction.passes import (
@@ -84,7 +85,8 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
             seen = _see_dummies(observation, model, pooled, dummies, power)
         else:
             seen = _see_auxiliary(observation, model, observation.auxiliary.inputs)
-    return counts_of(observation, combined(observation, pooled, seen))
+    mean = on_the_way(observation, combined(observation, pooled, seen), pooled)
+    return counts_of(observation, mean)
 
 
 def _usual_length(observation: Observation, model: nn.Module, power: float) -> float:

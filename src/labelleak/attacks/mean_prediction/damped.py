@@ -7,9 +7,10 @@ import torch
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.diagnosis import proven_classes
 from labelleak.attacks.evidence import bias_gradient, instances
-from labelleak.attacks.mean_prediction.pooled import mean_prediction
+from labelleak.attacks.mean_prediction.pooled import pooled_prediction
 from labelleak.attacks.mean_prediction.raw_counts import raw_counts
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.scale import scaled
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -17,6 +18,7 @@ from labelleak.restoration import Restoration
 # of that: with few rows, mistakes of single samples make it. On 237 batches of networks after 20 to
 # 400 steps of the development range of benchmarks/trust.py, no share for all is better than 1/4.
 _MOST, _HALF = 0.5, 4
+_EXCESS = 1.0
 # Samples may pull so much more than each of them can: rounding, or noise.
 _MARGIN = 1.05
 
@@ -48,14 +50,16 @@ def damped(observation: Observation) -> Restoration:
     """
     total, size, classes = instances(observation), observation.batch_size, observation.classes
     assert size is not None, "the attack needs it"
-    pooled = mean_prediction(observation)
+    if pull(observation) > _MARGIN:
+        observation = scaled(observation, 1.0 / moment(observation))
+    pooled = pooled_prediction(observation)
     share = _MOST * (classes - 2) / (classes - 2 + _HALF)
     even = torch.full_like(pooled.probabilities, 1.0 / classes)
-    prediction = torch.lerp(even, pooled.probabilities, share)
-    gradient = pooled.bias_gradient
-    if pull(observation) > _MARGIN:
-        gradient = gradient / moment(observation)
-    raw = raw_counts(observation, prediction[:, None], gradient[:, None], total, size)[:, 0]
+    # Beyond the scatter of counts drawn at random, what pooled expects is its own error.
+    excess = total * float((pooled.probabilities - even).square().sum())
+    prediction = torch.lerp(even, pooled.probabilities, share / (1.0 + _EXCESS * excess))
+    gradient = pooled.bias_gradient[:, None]
+    raw = raw_counts(observation, prediction[:, None], gradient, total, size)[:, 0]
     raw = torch.where(proven_classes(observation, observation.scale), raw.clamp_min(1.0), raw)
     return conclude(observation, raw, total)
 

@@ -3,7 +3,13 @@
 import torch
 
 from labelleak.attacks.mean_prediction.counts import counts_of
-from labelleak.attacks.mean_prediction.mean_logits import mean_logits, second_order, shrunk
+from labelleak.attacks.mean_prediction.drift import on_the_way
+from labelleak.attacks.mean_prediction.mean_logits import (
+    MeanLogits,
+    mean_logits,
+    second_order,
+    shrunk,
+)
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.observation import Observation
@@ -40,17 +46,23 @@ def pooled(observation: Observation) -> Restoration:
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
-    return counts_of(observation, mean_prediction(observation))
+    return counts_of(observation, pooled_prediction(observation))
 
 
-def mean_prediction(observation: Observation) -> MeanPrediction:
+def pooled_prediction(observation: Observation) -> MeanPrediction:
     """The mean prediction over the batch by pooling, with replicates that show its error.
 
     The mean of softmax is not the softmax of the mean: samples scatter about the mean embedding,
     which shifts the mean prediction. The shift is applied and counted as an error of its own size,
     since rows do not show the scatter within classes and between them separately.
     """
-    found = shrunk(observation, mean_logits(observation))
+    found = mean_logits(observation)
+    return on_the_way(observation, _at_the_start(observation, found), found)
+
+
+def _at_the_start(observation: Observation, found: MeanLogits) -> MeanPrediction:
+    """Before the first step."""
+    found = shrunk(observation, found)
     shift, size = second_order(found)
     generator = torch.Generator().manual_seed(5)
     errors = torch.randn(found.replicates.shape, generator=generator, dtype=torch.float64)

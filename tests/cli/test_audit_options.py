@@ -203,7 +203,7 @@ _WEIGHTS = ("--learning-rate", "0.01")
         (("--class-weights", "three.txt", "--batch-size", "8"), "one weight per class"),
         (("--class-weights", "zero.txt"), "line 2: '0' is no class weight"),
         (("--class-weights", "model.safetensors"), "class weight"),
-        (("--class-weights", "absent.txt"), "No such file"),
+        (("--class-weights", "absent.txt"), "no such file"),
         (("--instances", "24", "--batch-size", "8", "--labels", "few.txt"),
          "3 true labels for 24 instances"),
     ],

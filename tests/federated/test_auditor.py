@@ -248,7 +248,7 @@ def test_an_attack_on_the_whole_model_needs_it(auditor):
 
 def test_the_time_limit_reaches_the_attack(model, auditor):
     found = update(model.double(), samples=4, spread=1.0)
-    decision = audit(auditor(attack="exact", time_limit=1e-9), found)
+    decision = audit(auditor(attack="exact", time_limit=1e-4), found)
     assert "time_limit" in [flag["name"] for flag in decision.record.audit["flags"]]
 
 

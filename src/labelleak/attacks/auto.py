@@ -11,6 +11,7 @@ from labelleak.attacks.certainty import TRUSTED
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import Estimate, judged
+from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.posterior import expected_counts
 from labelleak.attacks.registry import run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
@@ -227,7 +228,7 @@ def _expected(found: Restoration) -> Restoration:
     if raw is None or errors is None or counts is None:
         return found
     total = int(counts.sum())
-    expected = expected_counts(raw, errors, total)
+    expected = expected_counts(raw, errors / student_factor(len(raw)), total)
     least = torch.zeros_like(counts) if found.certain is None else found.certain
     whole = least + project_to_counts(expected - least, total - int(least.sum()))
     return replace(

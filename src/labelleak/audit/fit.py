@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.observation import Observation
-from labelleak.restoration import Flag, Restoration
+from labelleak.restoration import UNRELIABLE, Flag, Restoration
 
 # An estimate contradicts a label's number if it is off by more than rounding to whole numbers
 # explains, and by more standard errors than chance does, also in the most deviant of many classes.
@@ -23,8 +23,8 @@ def flag_misfit(
     A site may draw its batches with replacement (``WeightedRandomSampler``), train on another
     partition, or count labels of samples that took no part. A score against those labels says
     nothing. Certified counts prove it, as they are those of the batch. So does an estimate that is
-    off by more than half a sample and six standard errors in some class, unless a flag says that
-    the estimate is not to be relied on.
+    off by more than half a sample and six standard errors in some class, unless a flag
+    says that its errors are not to be relied on either.
 
     Args:
         observation: What was seen.
@@ -55,7 +55,8 @@ def flag_misfit(
 def _contradicts(found: Restoration, true_counts: Tensor) -> bool:
     if found.counts is not None and found.certified:
         return not torch.equal(found.counts, true_counts.to(found.counts))
-    if found.unreliable or found.counts is None or found.raw is None:
+    doubts = UNRELIABLE - {Flag.COUNTS_NOT_SURE}
+    if doubts & set(found.flags) or found.counts is None or found.raw is None:
         return False
     if found.standard_errors is None:
         return False

@@ -38,7 +38,13 @@ _MATTERS = (
 )
 _MATTERS_TO_IMAGES = ("inversion", "lab/image_reconstruction.py")
 # Reading of files: no trial does that.
-_NEVER = ("updates/_pickled.py", "updates/files.py", "updates/limits.py", "updates/reading.py")
+_NEVER = (
+    "updates/_pickled.py",
+    "updates/class_weights.py",
+    "updates/files.py",
+    "updates/limits.py",
+    "updates/reading.py",
+)
 
 
 def code_files(*, images: bool) -> list[str]:

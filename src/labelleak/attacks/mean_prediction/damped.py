@@ -15,8 +15,8 @@ from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
 # Largest share of the pooled mean prediction, and the classes beyond two from which on it has half
-# of that: with few rows, mistakes of single samples make it. On 237 batches of networks after 20 to
-# 400 steps of the development range of benchmarks/trust.py, no share for all is better than 1/4.
+# of that: with few rows, mistakes of single samples make it. Where it expects counts that scatter
+# by more than those of a random batch, it has less.
 _MOST, _HALF = 0.5, 4
 _EXCESS = 1.0
 # Samples may pull so much more than each of them can: rounding, or noise.
@@ -55,7 +55,7 @@ def damped(observation: Observation) -> Restoration:
     pooled = pooled_prediction(observation)
     share = _MOST * (classes - 2) / (classes - 2 + _HALF)
     even = torch.full_like(pooled.probabilities, 1.0 / classes)
-    # Beyond the scatter of counts drawn at random, what pooled expects is its own error.
+    # In units of the variance of counts drawn at random.
     excess = total * float((pooled.probabilities - even).square().sum())
     prediction = torch.lerp(even, pooled.probabilities, share / (1.0 + _EXCESS * excess))
     gradient = pooled.bias_gradient[:, None]

@@ -4,12 +4,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor
 
-from labelleak.attacks.mean_prediction.scatter import degrees_of_freedom
+from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.observation import Observation
-from labelleak.restoration import NORMAL_QUANTILE
 
 
 class MeanPrediction(NamedTuple):
@@ -110,9 +108,7 @@ def scattered_counts(
     given = mean.bias_gradient[:, None]
     raw = raw_counts(observation, mean.probabilities[:, None], given, instances, batch_size)[:, 0]
     others = raw_counts(observation, mean.replicates, given, instances, batch_size)
-    # The scatter is estimated from few rows where there are few classes: Student's quantile.
-    student = float(stdtrit(degrees_of_freedom(observation.classes), 0.975))
-    scatter = (others - raw[:, None]) * (student / NORMAL_QUANTILE)
+    scatter = (others - raw[:, None]) * student_factor(observation.classes)
     loss = observation.loss
     weights = loss.weights(observation.classes, raw)
     slope = instances / (loss.scale(batch_size) * (1.0 - loss.label_smoothing) * weights)

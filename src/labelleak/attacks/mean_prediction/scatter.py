@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
+from labelleak.restoration import NORMAL_QUANTILE
 
 # Down to this share of its expected square, a bias gradient may be small by chance.
 _SURE = 0.3
@@ -24,9 +26,13 @@ _PRIOR_FREEDOM = 2
 FEW_CLASSES = 4
 
 
-def degrees_of_freedom(classes: int) -> int:
-    """Those of the scatter that errors are estimated from."""
-    return classes - 2 + _PRIOR_FREEDOM if classes <= FEW_CLASSES else classes - 1
+def student_factor(classes: int) -> float:
+    """By how much standard errors are larger, so that intervals keep their level.
+
+    They are estimated from few rows where there are few classes: Student's quantile.
+    """
+    freedom = classes - 2 + _PRIOR_FREEDOM if classes <= FEW_CLASSES else classes - 1
+    return float(stdtrit(freedom, 0.975)) / NORMAL_QUANTILE
 
 
 class Beforehand(NamedTuple):

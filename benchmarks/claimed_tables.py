@@ -6,8 +6,9 @@ from typing import Any
 from flag_tables import FLAGS
 from labelleak.lab.published_figures import published_runs
 from markdown_tables import table, three
-from measured_tables import MEASURED, Read
+from measured_tables import MEASURED
 from origins import origins
+from trust_tables import TRUST, Read
 
 LEADERBOARD = "results/leaderboard/summary.json"
 QUICK = "results/quick/summary.json"
@@ -212,5 +213,6 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "constants": origins,
     **FLAGS,
     **MEASURED,
+    **TRUST,
 }
 """What a page asks for by name."""

@@ -52,7 +52,7 @@ class Flag(Enum):
     )
     SEVERAL_STEPS = (
         "the update adds up several local steps; the attack treats them as one step on all their "
-        "samples"
+        "samples, or follows the head alone"
     )
     UNKNOWN_BATCH_SIZE = (
         "the batch size was not given: shares of the classes or a set of them, and counts only if "

@@ -10,7 +10,7 @@ import torch
 from labelleak.attacks.certainty import TRUSTED
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
-from labelleak.attacks.estimates import Estimate, judged
+from labelleak.attacks.estimates import Estimate, counts_are_sure, judged
 from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.posterior import expected_counts
 from labelleak.attacks.registry import run_attack
@@ -69,17 +69,24 @@ def automatic(
         samples = _attempt(observation, "exact", time_limit=seconds)
     if samples is not None and _suffice(observation, samples, measured=measured):
         return samples
-    best = _fallback(observation, budget, estimates, best)
+    most_precise, best = best, _fallback(observation, budget, estimates, best)
     if best is None:
         counted = samples is not None and samples.counts is not None
         return samples if samples is not None and counted else _set(observation, budget)
     found = best.found
     if samples is not None:
-        found = _with_samples(observation, found, samples, trusted=clear)
-    found = _expected(found)
+        trusted = clear and best is most_precise
+        found = _with_samples(observation, found, samples, trusted=trusted)
+    # Judged as the attack has them: at another scale, another mean prediction belongs to them.
+    at_scale = observation if best.factor == 1.0 else scaled(observation, best.factor)
+    sure = counts_are_sure(at_scale, found, is_treated=diagnosis.is_treated)
+    found = found if sure else _expected(found)
+    flags = found.flags
     if _contradicted(best, estimates):
-        found = replace(found, flags=(*found.flags, Flag.ATTACKS_DISAGREE))
-    return found
+        flags = (*flags, Flag.ATTACKS_DISAGREE)
+    if observation.num_instances is not None and found.counts is not None and not sure:
+        flags = (*flags, Flag.COUNTS_NOT_SURE)
+    return replace(found, flags=flags)
 
 
 def _attempt(observation: Observation, name: str, **hyper_parameters: object) -> Restoration | None:
@@ -157,9 +164,8 @@ def _rescaled(observation: Observation, plain: Estimate) -> Estimate:
     if whole is None or whole.error >= TRUSTED:
         return plain
     added = (Flag.SCALE_DOES_NOT_FIT, *([Flag.DEFENSE_SUSPECTED] if scale.factor > 1.0 else []))
-    return replace(
-        whole, found=replace(whole.found, flags=(*whole.found.flags, *added)), rescaled=True
-    )
+    found = replace(whole.found, flags=(*whole.found.flags, *added))
+    return replace(whole, found=found, factor=scale.factor)
 
 
 def _fallback(
@@ -177,16 +183,20 @@ def _fallback(
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
-    found = _attempt(observation, "damped") or _attempt(observation, "llbg")
+    # With very many classes their mean prediction is even, and computing it takes the time twice.
+    found = _attempt(observation, "damped") if budget.has_room else None
+    found = found or _attempt(observation, "llbg")
     return best if found is None else Estimate(found, math.inf)
 
 
 def _set(observation: Observation, budget: Budget) -> Restoration:
-    """The set of classes: proven by the gradient's rank, or else suggested by its signs."""
+    """The set of classes: proven by the gradient's rank, or else suggested, by that or by signs."""
     found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
-    return found or run_attack(
-        observation, "gradinversion" if observation.gradient.has_weight else "ebi"
-    )
+    if found is not None and observation.loss.is_plain and observation.present_classes is None:
+        return found
+    signs = "gradinversion" if observation.gradient.has_weight else "ebi"
+    found = found or run_attack(observation, signs)
+    return replace(found, flags=(*found.flags, Flag.SET_NOT_SURE))
 
 
 def _with_samples(
@@ -252,7 +262,7 @@ def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
         raw, errors = other.found.raw, other.found.standard_errors
         if other.found.attack == best.found.attack or raw is None or other.found.counts is None:
             continue
-        if best.rescaled and not other.rescaled:
+        if best.factor != 1.0 and other.factor == 1.0:
             # The other estimate reads a gradient that is known to be at another scale.
             continue
         if not best.is_credible:

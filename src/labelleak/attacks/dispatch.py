@@ -4,7 +4,7 @@ from dataclasses import replace
 from inspect import signature
 
 from labelleak.attacks.auto import TIME_LIMIT, automatic
-from labelleak.attacks.diagnosis import diagnose
+from labelleak.attacks.diagnosis import Diagnosis, diagnose
 from labelleak.attacks.estimates import counts_are_sure
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.errors import InvalidObservation
@@ -75,17 +75,25 @@ def restore(
         if time_limit is not None and _searches(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
+        found = _doubted(observation, diagnosis, found)
     flags = {*diagnosis.flags, *found.flags}
-    # Where nobody told the batch size, counts are told up to a common factor: the set has a flag.
-    if total is not None and found.counts is not None:
-        is_treated = diagnosis.is_treated
-        if not counts_are_sure(observation, found, is_treated=is_treated):
-            flags.add(Flag.COUNTS_NOT_SURE)
     if list_attacks()[found.attack].models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
+
+
+def _doubted(observation: Observation, diagnosis: Diagnosis, found: Restoration) -> Restoration:
+    """The restoration, flagged where its counts are not sure.
+
+    Where nobody told the batch size, counts are told up to a common factor: the set has a flag.
+    """
+    if observation.num_instances is None or found.counts is None:
+        return found
+    if counts_are_sure(observation, found, is_treated=diagnosis.is_treated):
+        return found
+    return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
 
 
 def _searches(attack: str) -> bool:

@@ -14,6 +14,7 @@ from labelleak.attacks.certainty import (
 )
 from labelleak.numerics import perplexity
 from labelleak.observation import Observation
+from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
 
 # Errors below this one are equal: such counts round to the right ones, and the rest of the error
@@ -41,14 +42,14 @@ class Estimate:
         distance: Root mean square distance from the nearest feasible counts.
         evenness: Perplexity of the mean prediction, relative to the number of classes; 1 for an
             attack without standard errors, which does not assume it to be even.
-        rescaled: Whether it is of the gradient brought to the scale that was told.
+        factor: What the gradient was multiplied by to be at the scale that was told.
     """
 
     found: Restoration
     error: float
     distance: float = math.inf
     evenness: float = 1.0
-    rescaled: bool = False
+    factor: float = 1.0
 
     @property
     def is_even(self) -> bool:
@@ -117,6 +118,8 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
         if not are_whole(found):
             return False
     total = int(found.counts.sum())
+    if not torch.equal(found.counts, project_to_counts(found.raw, total)):
+        return False
     return estimate.is_credible and probability_right(found.raw, errors, total) > _SURE
 
 

@@ -22,6 +22,8 @@ _LEAST, _LARGEST = 1e-6, 1e3
 # Counts may be this far below zero.
 _SLACK = 0.5
 _MOST_ENTRIES = 1 << 24
+# How many of the nearest factors are refined, how often, and distances that are equal.
+_FINALISTS, _REFINEMENTS, _SAME = 8, 3, 1e-3
 
 
 class Scale(NamedTuple):
@@ -100,10 +102,6 @@ def _nearest(
         ):
             best = one
     return best
-
-
-# How many of the nearest factors are refined, how often, and distances that are equal.
-_FINALISTS, _REFINEMENTS, _SAME = 8, 3, 1e-3
 
 
 def scaled(observation: Observation, factor: float) -> Observation:

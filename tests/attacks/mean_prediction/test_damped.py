@@ -32,7 +32,7 @@ def test_a_class_that_is_proven_has_a_sample():
     gradient = HeadGradient(torch.outer(bias, torch.ones(5).double()), bias)
     seen = untrained(4, 5, 8).observe(gradient)
     found = restore(seen, "damped")
-    assert float(found.raw[0]) >= 1.0
+    assert int(found.counts[0]) >= 1
     assert int(found.counts.sum()) == 8
 
 

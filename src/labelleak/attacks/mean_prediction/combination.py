@@ -9,16 +9,21 @@ from torch import Tensor
 
 from labelleak.attacks.mean_prediction.mean_logits import MeanLogits, second_order
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
+from labelleak.attacks.mean_prediction.scatter import FEW_CLASSES
 from labelleak.observation import Observation
 
 _REPLICATES = 128
 # Model discrepancy: variance of the difference between the mean logits of dummies and of real
 # inputs, relative to that of single inputs.
 _DISCREPANCY = 0.01
+# The same where rows are too few to contradict the dummies, whose assumptions nothing then tests.
+_UNTESTED = 1.0
 # Most doublings of the discrepancy where the two estimates contradict each other.
 _DOUBLINGS = 23
 # Ridge of the covariance of logits, relative to their mean variance.
 _RIDGE = 1e-4
+# What a matrix that is solved gets at least, relative to its own mean variance.
+_SINGULAR = 1e-9
 # Level of the F test at which two estimates contradict each other.
 _CONTRADICTION = 0.99
 
@@ -82,10 +87,11 @@ def combined(observation: Observation, pooled: MeanLogits, seen: Seen) -> MeanPr
     errors = _centered(pooled.replicates - pooled.logits[:, None])
     noise = float(errors.square().sum(dim=0).mean()) / power * covariance
     own = 1.0 / seen.inputs + 1.0 / (observation.num_instances or seen.inputs)
-    prior = spread @ spread.T + (own + _DISCREPANCY) * covariance
+    tested = classes > FEW_CLASSES or observation.auxiliary is not None
+    prior = spread @ spread.T + (own + (_DISCREPANCY if tested else _UNTESTED)) * covariance
     wider = _discrepancy(difference, prior + shared @ shared.T + noise, covariance)
     prior, trust = prior + wider * covariance, 1.0 / (1.0 + wider)
-    gain = torch.linalg.solve(prior + noise, prior).T
+    gain = _solved(prior + noise, prior).T
     logits = seen.logits + trust * (seen.log_probabilities - seen.logits)
     logits = logits + (gain @ difference)[:, 0]
     # Where dummies are not trusted, the rows show the scatter of single samples.
@@ -141,8 +147,18 @@ def _surplus(
     difference: Float[Tensor, "classes 1"], covariance: Float[Tensor, "classes classes"]
 ) -> float:
     """Squared Mahalanobis distance over its degrees of freedom: one on average."""
-    solved = torch.linalg.solve(covariance, difference)
+    solved = _solved(covariance, difference)
     return float((difference * solved).sum()) / (len(difference) - 1)
+
+
+def _solved(
+    covariance: Float[Tensor, "classes classes"], right: Float[Tensor, "classes columns"]
+) -> Float[Tensor, "classes columns"]:
+    """The solution for a covariance of logits that sum to zero, which is singular but for that."""
+    least = _SINGULAR * covariance.trace() / len(covariance)
+    regular = covariance + least * torch.eye(len(covariance)).to(covariance)
+    solution: Tensor = torch.linalg.solve(regular, right)
+    return solution
 
 
 def _centered(matrix: Tensor, *, both: bool = False) -> Tensor:

@@ -1,6 +1,7 @@
 """Damped restoration: a mean prediction between that of the mean embedding and an even one."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -60,8 +61,9 @@ def damped(observation: Observation) -> Restoration:
     prediction = torch.lerp(even, pooled.probabilities, share / (1.0 + _EXCESS * excess))
     gradient = pooled.bias_gradient[:, None]
     raw = raw_counts(observation, prediction[:, None], gradient, total, size)[:, 0]
-    raw = torch.where(proven_classes(observation, observation.scale), raw.clamp_min(1.0), raw)
-    return conclude(observation, raw, total)
+    proven = proven_classes(observation, observation.scale)
+    found = conclude(observation, torch.where(proven, raw.clamp_min(1.0), raw), total)
+    return replace(found, raw=raw)
 
 
 def moment(observation: Observation) -> float:

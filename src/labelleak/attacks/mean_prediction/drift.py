@@ -4,6 +4,7 @@ import torch
 
 from labelleak.attacks.mean_prediction.mean_logits import MeanLogits
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
+from labelleak.attacks.mean_prediction.regression import SMALL_HEAD, apply_weight
 from labelleak.observation import Observation
 
 # The layers below the head move the prediction about as much as the head does: how far is not seen.
@@ -32,8 +33,10 @@ def on_the_way(
     reach, place = observation.training.reach, observation.training.mean_place
     if reach is None or place is None:
         return mean._replace(has_learned=True)
-    weight = observation.gradient.weight.to(pooled.embedding)
-    move = -reach * (weight @ pooled.embedding + pooled.bias_gradient)
+    weight = observation.gradient.weight
+    double = weight.numel() <= SMALL_HEAD
+    along = apply_weight(weight, pooled.embedding[:, None], double=double)[:, 0]
+    move = -reach * (along + pooled.bias_gradient)
     logits = mean.probabilities.clamp_min(1e-12).log()
     change = torch.softmax(logits + place * move, dim=0) - torch.softmax(logits, dim=0)
     generator = torch.Generator().manual_seed(8)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from scipy.special import chdtri
 from torch import Tensor
 
+from labelleak.attacks.diagnosis import class_sums
 from labelleak.attacks.mean_prediction.regression import (
     BLOCK,
     SMALL_HEAD,
@@ -16,10 +17,13 @@ from labelleak.attacks.mean_prediction.regression import (
 )
 from labelleak.attacks.mean_prediction.scatter import FEW_CLASSES, expected_scatter
 from labelleak.attacks.mean_prediction.weight_only import restored_bias_gradient
+from labelleak.numerics import row_blocks
 from labelleak.observation import Observation
 
-# Replicates for a small head, and for a large one, where each costs a column of every product.
+# Replicates for a small head, and for a large one or many classes, where each costs a column of
+# every product.
 _REPLICATES, _REPLICATES_LARGE = 128, 7
+_MANY_CLASSES = 1 << 14
 _NOISY_ROWS = 4
 # Share of its variance that the error of a shrunk estimate keeps at least.
 _LEAST_SIGNAL = 0.25
@@ -78,7 +82,8 @@ def mean_logits(
     """
     gradient, head = observation.gradient, observation.head
     double = gradient.weight.numel() <= small_head
-    replicates = _REPLICATES if double else _REPLICATES_LARGE
+    few = double and observation.classes <= _MANY_CLASSES
+    replicates = _REPLICATES if few else _REPLICATES_LARGE
     given = gradient.bias
     bias_gradient = restored_bias_gradient(observation, length) if given is None else given.double()
     embeddings, noise = regress(
@@ -136,8 +141,8 @@ def _has_learned(
     logits, vectors = (
         (deviations, embeddings[:, 1:]) if classes > 2 else (center, embeddings[:, :1])
     )
-    squares = float(weight.double().square().sum())
-    squares -= classes * float(weight.double().mean(dim=0).square().sum())
+    squares = sum(float(rows.double().square().sum()) for rows in row_blocks(weight))
+    squares -= float(class_sums(weight).square().sum()) / classes
     products = vectors.T @ vectors
     length = float(products.trace())
     if not length:

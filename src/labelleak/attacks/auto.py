@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from labelleak.attacks.certainty import TRUSTED
 from labelleak.attacks.cost import Budget
@@ -221,15 +223,7 @@ def _with_samples(
     values = estimate.raw if estimate.raw is not None else estimate.counts
     if values is None or estimate.counts is None or total is None or not least:
         return found
-    counts = certain + project_to_counts(values.double() - certain, total - least)
-    rounded = estimate.rounded
-    return replace(
-        found,
-        counts=counts,
-        present=counts > 0,
-        proportions=counts.double() / total,
-        rounded=None if rounded is None else torch.maximum(rounded, certain),
-    )
+    return _counted(found, values.double(), estimate.rounded, certain, total)
 
 
 def _expected(found: Restoration) -> Restoration:
@@ -240,13 +234,24 @@ def _expected(found: Restoration) -> Restoration:
     total = int(counts.sum())
     expected = expected_counts(raw, errors / student_factor(len(raw)), total)
     least = torch.zeros_like(counts) if found.certain is None else found.certain
-    whole = least + project_to_counts(expected - least, total - int(least.sum()))
+    return _counted(found, expected, expected.clamp(0.0, total).round().long(), least, total)
+
+
+def _counted(
+    found: Restoration,
+    values: Float[Tensor, " classes"],
+    rounded: Int[Tensor, " classes"] | None,
+    least: Int[Tensor, " classes"],
+    total: int,
+) -> Restoration:
+    """The restoration with the counts nearest to these values that are no lower than the least."""
+    counts = least + project_to_counts(values - least, total - int(least.sum()))
     return replace(
         found,
-        counts=whole,
-        present=whole > 0,
-        proportions=whole.double() / total,
-        rounded=torch.maximum(expected.clamp(0.0, total).round().long(), least),
+        counts=counts,
+        present=counts > 0,
+        proportions=counts.double() / total,
+        rounded=None if rounded is None else torch.maximum(rounded, least),
     )
 
 

@@ -113,7 +113,7 @@ def combined(observation: Observation, pooled: MeanLogits, seen: Seen) -> MeanPr
         torch.softmax(logits[:, None] + scatter, dim=0) + errors,
         pooled.bias_gradient,
         noise=pooled.noise,
-        has_learned=pooled.has_learned,
+        has_errors=not pooled.has_learned,
     )
 
 

@@ -39,7 +39,7 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
         right = float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean())
         if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
             flags = (Flag.NOT_INTEGRAL,)
-    known = (total is None or observation.has_bias) and not mean.has_learned
+    known = (total is None or observation.has_bias) and mean.has_errors
     return conclude(
         observation,
         raw,

@@ -26,13 +26,13 @@ def on_the_way(
         pooled: Of the same observation.
 
     Returns:
-        Without known errors (`has_learned`) where nobody told how far the steps reach.
+        Without known errors (`has_errors`) where nobody told how far the steps reach.
     """
     if observation.local_steps == 1:
         return mean
     reach, place = observation.training.reach, observation.training.mean_place
     if reach is None or place is None:
-        return mean._replace(has_learned=True)
+        return mean._replace(has_errors=False)
     weight = observation.gradient.weight
     double = weight.numel() <= SMALL_HEAD
     along = apply_weight(weight, pooled.embedding[:, None], double=double)[:, 0]

@@ -72,5 +72,5 @@ def _at_the_start(observation: Observation, found: MeanLogits) -> MeanPrediction
         torch.softmax(found.replicates, dim=0) + shift[:, None] + errors,
         found.bias_gradient,
         noise=found.noise,
-        has_learned=found.has_learned,
+        has_errors=not found.has_learned,
     )

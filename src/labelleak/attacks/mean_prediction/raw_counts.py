@@ -20,15 +20,15 @@ class MeanPrediction(NamedTuple):
             float64, shape (classes, replicates).
         bias_gradient: Gradient of the head's bias in its own unit, float64, shape (classes,).
         noise: Standard deviation of the noise in an entry of the bias gradient.
-        has_learned: Whether the network is seen to be trained: replicates then do not tell how far
-            the estimate is off, since samples' mistakes depend on their labels.
+        has_errors: Whether replicates tell how far the estimate is off. They do not where the
+            network is seen to have learned, since samples' mistakes then depend on their labels.
     """
 
     probabilities: Float[Tensor, " classes"]
     replicates: Float[Tensor, "classes replicates"]
     bias_gradient: Float[Tensor, " classes"]
     noise: float = 0.0
-    has_learned: bool = False
+    has_errors: bool = True
 
 
 class Scattered(NamedTuple):

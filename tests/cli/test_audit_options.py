@@ -155,6 +155,22 @@ def test_the_training_is_told_as_the_library_is(
         assert record["source"][name.strip("-").replace("-", "_")] == pytest.approx(float(value))
 
 
+def test_labels_tell_that_the_last_batch_was_smaller(folder, network):
+    _, _, truth = write_training(folder, network, 20, steps=3)
+    (folder / "labels.txt").write_text(" ".join(map(str, batch(20)[1].tolist())))
+    told = ("--learning-rate", "0.01", "--local-steps", "3", "--batch-size", "8")
+    record = audited(*told, "--attack", "pooled", "--labels", "labels.txt", status=3)
+    assert record["true_counts"] == truth.tolist()
+    assert sum(record["counts"]) == 20
+    # Fewer than three batches of 8 need is a wrong file, and no smaller last batch.
+    (folder / "labels.txt").write_text(" ".join(map(str, batch(16)[1].tolist())))
+    done = labelleak(
+        "audit", "--before", "model.safetensors", "--update", "update.safetensors",
+        "--labels", "labels.txt", *told
+    )  # fmt: skip
+    assert (done.status, "must agree" in done.err) == (2, True)
+
+
 def test_a_difference_is_read_like_the_weights(folder, network):
     before, after, truth = write_training(folder, network, 8, steps=1)
     told = ("--learning-rate", "0.01", "--batch-size", "8")

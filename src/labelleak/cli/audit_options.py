@@ -142,16 +142,21 @@ class TrainingOptions:
         )
 
     def sized_by(self, observation: "Observation", labels: "Tensor", path: Path) -> "Observation":
-        """The observation, with a batch size from the number of labels where none was told."""
-        if observation.batch_size is not None:
-            return observation
+        """The observation, with the sizes that the number of labels tells where no option did."""
+        total, size = labels.numel(), observation.batch_size
         steps = observation.local_steps // observation.training.epochs
-        if labels.numel() % steps:
+        if size is not None:
+            has_smaller_last = (steps - 1) * size < total < steps * size
+            if observation.instances is None and steps > 1 and has_smaller_last:
+                return replace(observation, instances=total)
+            return observation
+        if total % steps:
             raise click.UsageError(
-                f"{path} has {labels.numel()} labels, which are not {steps} batches of one size: "
-                "give --batch-size or the right --local-steps"
+                f"{path} has {total} labels, which are not {steps} batches of one size: give "
+                "--batch-size, the size of all batches but a smaller last one, or the right "
+                "--local-steps"
             )
-        sized = replace(observation.training, batch_size=labels.numel() // steps)
+        sized = replace(observation.training, batch_size=total // steps)
         return replace(observation, training=sized)
 
 

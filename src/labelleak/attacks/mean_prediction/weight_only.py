@@ -14,8 +14,8 @@ from labelleak.projection import project_to_counts
 
 # Lengths of the mean embedding that are tried for each sign, on a logarithmic grid.
 _LENGTHS = 400
-# As many entries of all lengths together as take a second.
-_MOST_ENTRIES = 1 << 23
+# As many entries of all lengths and signs together as take less than a second.
+_MOST_ENTRIES = 1 << 22
 # Standard deviation of the logits at the longest one: beyond, softmax goes to a single class.
 _LOGITS = 2.0
 # Mean entry of the embedding over mean magnitude, from which on its sign is clear.
@@ -66,14 +66,14 @@ def restored_bias_gradient(
     longest = max(_LOGITS / max(float(direction.std()), 1e-12), 4.0 * shortest)
     if length is not None:
         shortest, longest = length / _NEAR, length * _NEAR
-    number = min(_LENGTHS, max(2, _MOST_ENTRIES // observation.classes))
-    lengths = torch.logspace(0, 1, number, base=longest / shortest, dtype=torch.float64)
-    lengths = shortest * lengths.to(left.device)
     # Embeddings after a ReLU are non-negative, which shows the sign. Otherwise both are tried, in
     # an order that does not depend on the arbitrary sign of the decomposition.
     lean = float(right.sum() / right.abs().sum())
     sign = math.copysign(1.0, lean)
     signs = (sign, -sign) if abs(lean) < _ONE_SIGN else (sign,)
+    number = min(_LENGTHS, max(2, _MOST_ENTRIES // (observation.classes * len(signs))))
+    lengths = torch.logspace(0, 1, number, base=longest / shortest, dtype=torch.float64)
+    lengths = shortest * lengths.to(left.device)
     best, least = sign, math.inf
     for signed in [sign * near for sign in signs for near in lengths.tolist()]:
         prediction = torch.softmax(signed * direction + bias, dim=0)[:, None]

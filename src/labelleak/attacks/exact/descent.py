@@ -14,6 +14,8 @@ from labelleak.attacks.exact.logit_gradient import logit_directions
 _STEPS = 60
 # Most entries of the derivatives in memory at once: 64 MB.
 _ENTRIES = 2**23
+# Arrays of all classes that the misfit of a point takes.
+_TEMPORARIES = 8
 
 
 def misfit(
@@ -50,14 +52,15 @@ def descend(
         The points reached, and the norms of the part outside; infinite for points that there was
         no time for.
     """
-    if not factors.unknowns:
-        return points, misfit(factors, points, labels)
-    size = max(1, entries // (factors.left.shape[0] * factors.unknowns))
+    size = max(1, entries // (factors.left.shape[0] * (factors.unknowns or _TEMPORARIES)))
     reached, misfits = points.clone(), points.new_full((len(points),), torch.inf)
     for start in range(0, len(points), size):
         if start and clock.is_over:
             break
         part = slice(start, start + size)
+        if not factors.unknowns:
+            misfits[part] = misfit(factors, points[part], labels[part])
+            continue
         reached[part], squares = minimize(
             ColumnSpaceFits(factors, labels[part]),
             points[part],

@@ -24,6 +24,8 @@ _ONE_SIGN = 0.3
 _NEAR = 1.25
 # Mean squared distance from whole numbers at which those are no evidence: at random it is 1/12.
 _WHOLE = 0.06
+# Subspace iterations at most; they end where the vector moves by no more than so many roundings.
+_ITERATIONS, _STILL = 6, 16.0
 # Costs that differ by less are equal: a distance of a thousandth of a sample, above all rounding.
 _SAME = 1e-6
 
@@ -101,8 +103,14 @@ def _top_pair(
     columns = min(8, *matrix.shape)
     probes = torch.randn(matrix.shape[1], columns, generator=generator, dtype=torch.float64)
     probes = probes.to(matrix)
-    for _ in range(6):
+    still = _STILL * torch.finfo(matrix.dtype).eps
+    last = torch.zeros_like(probes[:, 0])
+    for _ in range(_ITERATIONS):
         basis, _ = torch.linalg.qr(matrix @ probes)
         probes = matrix.T @ basis
-    left, values, right = torch.linalg.svd(probes.T, full_matrices=False)
+        left, values, right = torch.linalg.svd(probes.T, full_matrices=False)
+        moved = torch.minimum((right[0] - last).norm(), (right[0] + last).norm())
+        if float(moved) < still:
+            break
+        last = right[0]
     return basis @ left[:, 0], float(values[0]), right[0]

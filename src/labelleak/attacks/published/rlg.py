@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.linalg import null_space
 from scipy.optimize import linprog
 from torch import Tensor
@@ -85,9 +85,12 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
         Bool, shape (classes,): some r has ``basis[i] @ r < 0`` and ``basis[j] @ r >= 0`` for all
         other j.
     """
-    projector = basis @ basis.T
-    found = _cut_off_by_regression(projector)
-    undecided = ~found & ~_held_by_others(projector)
+    candidates = _candidates(basis)
+    columns = basis @ basis[candidates].T
+    found = torch.zeros(len(basis), dtype=torch.bool, device=basis.device)
+    found[candidates] = _cut_off_by_regression(basis, columns, candidates)
+    undecided = torch.zeros_like(found)
+    undecided[candidates] = ~found[candidates] & ~_held_by_others(basis, columns, candidates)
     # A positive factor per row changes no sign. With unit rows one margin fits all.
     # The rounding of a row of zeros must not be scaled up to a unit.
     lengths = basis.norm(dim=1, keepdim=True)
@@ -104,41 +107,59 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
     return found
 
 
+def _candidates(basis: Float[Tensor, "classes rank"]) -> Int[Tensor, " candidates"]:
+    """Classes that a hyperplane may cut off: about twice the rank where rows sum to zero.
+
+    Then the ones are nearly in the orthogonal complement, their own lift u is 1 but for d, and
+    `_held_by_others` compares ``(1 - P_ii) / u_i`` with ``-P_ji / u_j`` for the projector P, which
+    is at most ``sqrt(P_ii (1 - P_ii)) / (1 - d)``. So a class is held if P_ii is below 1/2 by more
+    than d; the sum of all P_ii is the rank.
+    """
+    off = float((basis @ basis.sum(dim=0)).abs().amax())
+    return (basis.square().sum(dim=1) >= 0.5 - 2 * off - 2 * _MARGIN).nonzero()[:, 0]
+
+
 def _cut_off_by_regression(
-    projector: Float[Tensor, "classes classes"],
-) -> Bool[Tensor, " classes"]:
+    basis: Float[Tensor, "classes rank"],
+    columns: Float[Tensor, "classes candidates"],
+    candidates: Int[Tensor, " candidates"],
+) -> Bool[Tensor, " candidates"]:
     """Which classes a least-squares hyperplane already cuts off: sufficient, and all at once.
 
     The target is minus the class's own indicator, with the others lifted to the positive side by
     more or less.
     """
-    classes = projector.shape[0]
-    everyone = projector.sum(dim=1, keepdim=True)
-    found = torch.zeros(classes, dtype=torch.bool, device=projector.device)
+    classes, number = columns.shape
+    everyone = basis @ basis.sum(dim=0)
+    found = torch.zeros(number, dtype=torch.bool, device=columns.device)
+    each = torch.arange(number, device=columns.device)
     for lift in (0.0, 1.0 / classes, 1.0):
-        sides = lift * everyone - projector
-        own = sides.diagonal().clone()
-        sides.fill_diagonal_(0.0)
+        sides = lift * everyone[:, None] - columns
+        own = sides[candidates, each]
+        sides[candidates, each] = 0.0
         found |= (own < -_MARGIN) & (sides.amin(dim=0) >= 0.0)
     return found
 
 
-def _held_by_others(projector: Float[Tensor, "classes classes"]) -> Bool[Tensor, " classes"]:
+def _held_by_others(
+    basis: Float[Tensor, "classes rank"],
+    columns: Float[Tensor, "classes candidates"],
+    candidates: Int[Tensor, " candidates"],
+) -> Bool[Tensor, " candidates"]:
     """Which classes no hyperplane cuts off, by projection: sufficient, and all at once.
 
     By Farkas' lemma no vector of the space is negative at i only exactly if some vector of the
     orthogonal complement is. A gradient's rows sum to zero over the classes, so the complement
     holds a positive vector, the ones; the smallest multiple of it that lifts all other entries of
-    minus the projection of i's indicator must leave i negative. All but 2 * rank classes pass: one
-    that fails has at least 1/2 on the diagonal of the projector, whose trace is the rank.
+    minus the projection of i's indicator must leave i negative.
     """
-    complement = torch.eye(projector.shape[0]).to(projector) - projector
-    positive = complement.sum(dim=1, keepdim=True)
+    positive = 1.0 - basis @ basis.sum(dim=0)
     if not (positive > _MARGIN).all():
-        return torch.zeros_like(positive[:, 0], dtype=torch.bool)
-    heights = complement / positive
-    own = heights.diagonal().clone()
-    heights.fill_diagonal_(-torch.inf)
+        return torch.zeros_like(candidates, dtype=torch.bool)
+    heights = -columns / positive[:, None]
+    each = torch.arange(len(candidates), device=columns.device)
+    own = heights[candidates, each] + 1.0 / positive[candidates]
+    heights[candidates, each] = -torch.inf
     return own > heights.amax(dim=0) + _MARGIN
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -16,6 +17,8 @@ Kind = Literal["smoothing", "mixup"]
 # Lengths of the embedding to try, in units of one over the norm of a row of the head. Beyond them
 # the head's predictions are certain or uniform.
 _SPAN, _GRID, _CANDIDATES, _REFINEMENTS = (1e-4, 1e4), 2000, 8, 60
+# Targets of all lengths together, which take about a second; fewer lengths are too far apart.
+_MOST_TARGETS, _LEAST_GRID = 1 << 24, 32
 
 
 @register(
@@ -48,10 +51,17 @@ def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restora
         ``class_embeddings``: the sample's embedding, the same for every class.
 
     Raises:
+        MissingKnowledge: More classes than there is time for.
         ValueError: No such kind.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r}: use {' or '.join(map(repr, get_args(Kind)))}")
+    most = _MOST_TARGETS // (2 * _LEAST_GRID)
+    if observation.classes > most:
+        raise MissingKnowledge(
+            f"attack 'soft-label' tries many lengths for all classes: {observation.classes} are "
+            f"more than {most} (use 'pooled' or 'llbg')"
+        )
     gradient, head = observation.gradient.weight.double(), observation.head
     direction = gradient[torch.linalg.vector_norm(gradient, dim=1).argmax()]
     direction = direction / torch.linalg.vector_norm(direction)
@@ -76,7 +86,7 @@ class _Line:
         apart: int,
     ) -> None:
         self._factors, self._slope, self._bias = factors, slope, bias
-        self._equal = max(len(factors) - apart, 1)
+        self._apart = min(apart, len(factors) - 1)
 
     def targets(self, lengths: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths classes"]:
         """Prediction less the factors over the length."""
@@ -85,15 +95,22 @@ class _Line:
 
     def unevenness(self, lengths: Float[Tensor, " lengths"]) -> Float[Tensor, " lengths"]:
         """Variance of the smallest targets, relative to the size of the error."""
-        smallest = self.targets(lengths).sort(dim=1).values[:, : self._equal]
+        targets = self.targets(lengths)
+        apart = targets.topk(self._apart, dim=1)
+        mean = (targets.sum(dim=1, keepdim=True) - apart.values.sum(dim=1, keepdim=True)) / (
+            targets.shape[1] - self._apart
+        )
+        # The largest ones replaced, not subtracted: the others may differ by rounding only.
+        apart_from = targets.scatter(1, apart.indices, mean.expand_as(apart.indices)) - mean
         error = self._factors.square().sum() / lengths.square()
-        return smallest.var(dim=1, correction=0) / error
+        return apart_from.square().sum(dim=1) / (targets.shape[1] - self._apart) / error
 
     def best(self) -> Float[Tensor, ""]:
         """The length of least unevenness: a grid on both sides of zero, then its best minima."""
         unit = 1.0 / float(self._slope.std().clamp_min(torch.finfo(torch.float64).tiny))
         low, high = (torch.tensor(end * unit, dtype=torch.float64).log() for end in _SPAN)
-        logs = torch.linspace(float(low), float(high), _GRID, dtype=torch.float64)
+        grid = min(_GRID, _MOST_TARGETS // (2 * len(self._slope)))
+        logs = torch.linspace(float(low), float(high), grid, dtype=torch.float64)
         logs = logs.to(self._slope.device)
         sides = torch.tensor([1.0, -1.0]).to(logs)
         values = torch.stack([self.unevenness(side * logs.exp()) for side in sides])
@@ -101,7 +118,7 @@ class _Line:
         minima = (values <= padded[:, :-2]) & (values <= padded[:, 2:])
         ranked = torch.where(minima, values, torch.inf).flatten().sort(stable=True)
         chosen = ranked.indices[: min(_CANDIDATES, int(minima.sum()))]
-        side, middle = sides[chosen // _GRID], logs[chosen % _GRID]
+        side, middle = sides[chosen // grid], logs[chosen % grid]
         # Golden-section search, vectorized over all candidates.
         width = logs[1] - logs[0]
         left, right = middle - width, middle + width

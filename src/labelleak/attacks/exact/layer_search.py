@@ -18,8 +18,14 @@ from torch import Tensor
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, stand_apart
 from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.layer_descent import (
+    LayerSpace,
+    descend_in_layer,
+    draw_layer_starts,
+)
 from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank, decompose, decomposition_seconds
+from labelleak.attacks.exact.open_patterns import can_try_patterns, inputs_by_open_patterns
 from labelleak.attacks.exact.open_units import inputs_by_open_units
 from labelleak.attacks.exact.previous_layer import PreviousLayer
 from labelleak.attacks.exact.samples import Samples
@@ -30,6 +36,9 @@ from labelleak.observation import Observation
 # Rounds in a row that may find nothing; with more than 24 samples, lucky guesses come at once or
 # hardly ever.
 _LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
+# Behind a smooth activation: starts of descents at a time, their steps, and times in a row that may
+# find nothing.
+_STARTS, _STEPS, _FRUITLESS = 64, 40, 4
 # Every label is tried for each sample: seconds for one entry of the head, measured.
 _SECONDS_PER_TRIAL = 1e-7
 
@@ -68,13 +77,22 @@ class LayerSearch(SampleSearch):
     def run(self) -> None:
         """Search until all samples are found, time is up, or the search gives up."""
         rank = self.factors.rank
-        if rank and not self._layer.behind_relu:
-            head = self._layer.head[:, :-1]
-            inputs = inputs_by_open_units(self.factors, head, self._generator, self._clock)
-            self._offer(inputs)
-        elif rank:
+        if not rank:
+            return
+        if self._layer.activation.is_smooth:
+            self._search_by_descents()
+        elif self._layer.behind_relu:
             patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
             self._search_sparse(self.factors.right[:-1], patience)
+        else:
+            self._offer(self._inputs_by_closed_units())
+
+    def _inputs_by_closed_units(self) -> Float[Tensor, "samples rank"]:
+        """Directions of the inputs of all samples, or none."""
+        factors, head = self.factors, self._layer.head[:, :-1]
+        if can_try_patterns(factors, len(head)):
+            return inputs_by_open_patterns(factors, head, self._clock)
+        return inputs_by_open_units(factors, head, self._generator, self._clock)
 
     def contributions(self) -> Float[Tensor, "samples outputs"]:
         """The d of each sample found, over its inverse weight."""
@@ -129,6 +147,53 @@ class LayerSearch(SampleSearch):
         _, _, right = torch.linalg.svd(torch.diag(factors.values) - taken)
         for point in self._scaled_by_bias(right[:1]):
             self._take(point)
+
+    def _search_by_descents(self) -> None:
+        """Search by descents from random starts, in what the samples found leave of the gradient."""
+        fruitless = 0
+        while not self.is_complete and fruitless < _FRUITLESS and not self._clock.is_over:
+            before = len(self.found)
+            if before == self.factors.rank - 1:
+                self._take_last()
+            else:
+                self._descend()
+            fruitless = 0 if len(self.found) > before else fruitless + 1
+
+    def _descend(self) -> None:
+        """Descend from a number of starts, and then on the whole gradient, whose errors are less."""
+        rest, clock, whole = self._rest(), self._clock, LayerSpace(self.factors, self._layer)
+        space = LayerSpace(rest, self._layer)
+        starts, labels = draw_layer_starts(space, _STARTS, self._generator)
+        reached, misfits = descend_in_layer(
+            space, starts, labels, steps=_STEPS, enough=tolerances.ARRIVED, clock=clock
+        )
+        # Ends that have arrived are equally good and keep the order of their starts.
+        misfits, order = misfits.clamp_min(tolerances.ARRIVED).sort(stable=True)
+        order = order[misfits < tolerances.NEAR]
+        ends = Samples(reached[order] @ rest.right.T, labels[order], torch.ones_like(misfits)[: len(order)])
+        ends = ends.pick(ends.is_first())
+        settled, _ = descend_in_layer(
+            whole,
+            ends.inputs @ self.factors.right,
+            ends.labels,
+            steps=_STEPS,
+            enough=tolerances.ARITHMETIC,
+            clock=clock,
+        )
+        for point in self._scaled_by_bias(settled):
+            self._take(point)
+
+    def _rest(self) -> LowRank:
+        """Factors of the gradient minus the samples found."""
+        factors, size = self.factors, self.factors.rank - len(self.found)
+        taken = (self.contributions() @ factors.left).T @ (self.found.inputs @ factors.right)
+        left, values, right = torch.linalg.svd(torch.diag(factors.values) - taken)
+        return LowRank(
+            factors.left @ left[:, :size],
+            values[:size],
+            factors.right @ right[:size].T,
+            factors.noise,
+        )
 
     def _take(self, point: Float[Tensor, " rank"]) -> None:
         """Take a point if it is a sample of the batch, with the label that fits."""

@@ -53,7 +53,8 @@ def _relu_slopes(inputs: Tensor) -> Tensor:
 
 def _gelu_slopes(inputs: Tensor) -> Tensor:
     density = torch.exp(-0.5 * inputs.square()) / math.sqrt(2.0 * math.pi)
-    return torch.special.ndtr(inputs) + inputs * density
+    slopes: Tensor = torch.special.ndtr(inputs) + inputs * density
+    return slopes
 
 
 def _gated(linear: float, cubic: float = 0.0) -> Activation:

@@ -11,6 +11,8 @@ the prediction and, for each label, d_k. The right label is the one whose d_k li
 space.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -25,8 +27,8 @@ from labelleak.attacks.exact.layer_descent import (
 )
 from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank, decompose, decomposition_seconds
-from labelleak.attacks.exact.open_patterns import can_try_patterns, inputs_by_open_patterns
-from labelleak.attacks.exact.open_units import inputs_by_open_units
+from labelleak.attacks.exact.open_patterns import can_try_patterns, directions_by_open_patterns
+from labelleak.attacks.exact.open_units import inputs_by_open_units, inputs_from_directions
 from labelleak.attacks.exact.previous_layer import PreviousLayer
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.search import Evidence, SampleSearch
@@ -90,9 +92,17 @@ class LayerSearch(SampleSearch):
     def _inputs_by_closed_units(self) -> Float[Tensor, "samples rank"]:
         """Directions of the inputs of all samples, or none."""
         factors, head = self.factors, self._layer.head[:, :-1]
-        if can_try_patterns(factors, len(head)):
-            return inputs_by_open_patterns(factors, head, self._clock)
-        return inputs_by_open_units(factors, head, self._generator, self._clock)
+        if not can_try_patterns(factors, head):
+            return inputs_by_open_units(factors, head, self._generator, self._clock)
+        weight = self._layer.outputs(factors.right.T).T
+        directions = directions_by_open_patterns(factors, weight, head, self._clock)
+        missed = float(factors.values[len(directions) :].norm() / factors.values.norm())
+        if missed > tolerances.UNEXPLAINED:
+            return directions[:0]
+        # Samples without a pattern are too weak to be seen.
+        self._factors = factors.cut(len(directions))
+        inputs, failed = inputs_from_directions(self._factors, directions[:, : len(directions)])
+        return inputs[:0] if failed else inputs
 
     def contributions(self) -> Float[Tensor, "samples outputs"]:
         """The d of each sample found, over its inverse weight."""
@@ -149,7 +159,7 @@ class LayerSearch(SampleSearch):
             self._take(point)
 
     def _search_by_descents(self) -> None:
-        """Search by descents from random starts, in what the samples found leave of the gradient."""
+        """Descend from random starts in what the samples found leave of the gradient."""
         fruitless = 0
         while not self.is_complete and fruitless < _FRUITLESS and not self._clock.is_over:
             before = len(self.found)
@@ -160,7 +170,7 @@ class LayerSearch(SampleSearch):
             fruitless = 0 if len(self.found) > before else fruitless + 1
 
     def _descend(self) -> None:
-        """Descend from a number of starts, and then on the whole gradient, whose errors are less."""
+        """Descend from a number of starts, and from there on the whole gradient."""
         rest, clock, whole = self._rest(), self._clock, LayerSpace(self.factors, self._layer)
         space = LayerSpace(rest, self._layer)
         starts, labels = draw_layer_starts(space, _STARTS, self._generator)
@@ -170,7 +180,7 @@ class LayerSearch(SampleSearch):
         # Ends that have arrived are equally good and keep the order of their starts.
         misfits, order = misfits.clamp_min(tolerances.ARRIVED).sort(stable=True)
         order = order[misfits < tolerances.NEAR]
-        ends = Samples(reached[order] @ rest.right.T, labels[order], torch.ones_like(misfits)[: len(order)])
+        ends = Samples(reached[order] @ rest.right.T, labels[order], misfits[: len(order)])
         ends = ends.pick(ends.is_first())
         settled, _ = descend_in_layer(
             whole,
@@ -207,25 +217,19 @@ class LayerSearch(SampleSearch):
             # An entry that is zero within its error is zero.
             inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
         inputs[-1] = 1.0
-        excess, inverse, contributions = self._by_label(inputs, point)
+        fit = self._by_label(inputs, point)
         # Below its errors, how well a label fits is chance: of several that fit, take the first.
-        label = int(excess.clamp_min(tolerances.TELLING).argmin())
-        if excess[label] <= 1.0 and self._goes_with_others(point, contributions[label]):
-            own = inverse.new_tensor([label]).long()
-            self.found = self.found.join(Samples(inputs[None], own, inverse[own]))
+        label = int(fit.excess.clamp_min(tolerances.TELLING).argmin())
+        if fit.excess[label] <= 1.0 and self._goes_with_others(point, fit.contributions[label]):
+            own = fit.excess.new_tensor([label]).long()
+            self.found = self.found.join(Samples(inputs[None], own, fit.inverse_weights[own]))
 
-    def _by_label(
-        self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]
-    ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"], Float[Tensor, "classes rank"]]:
+    def _by_label(self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]) -> "_Fit":
         """How well each label fits the inputs of a sample.
 
         Args:
             inputs: [h, 1].
             point: Coordinates of the inputs.
-
-        Returns:
-            Distance of each label's d from that of a sample of the batch, in units of what errors
-            allow; a sample has at most 1. Then the inverse weights, and ``U^T d`` over them.
         """
         layer, factors = self._layer, self.factors
         classes, dual = layer.head.shape[0], point / factors.values
@@ -240,7 +244,8 @@ class LayerSearch(SampleSearch):
         rounded = tolerances.COMPLEMENT_MARGIN * layer.epsilon / own
         allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
         allowed = allowed + tolerances.DIRECTION + rounded
-        excess = misfits / allowed.clamp_max(tolerances.MOST_MISFIT)
+        allowed = allowed.clamp_max(tolerances.MOST_MISFIT)
+        excess = misfits / allowed
         # If there are two classes, d of the wrong label fits too, but with a negative weight.
         inverse = own * (inside @ dual)
         if self.divisor is not None:
@@ -248,7 +253,7 @@ class LayerSearch(SampleSearch):
             slip = (inverse * times / self.divisor - 1.0).abs()
             excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
         excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
-        return excess, inverse, inside * (own / inverse)[:, None]
+        return _Fit(excess, inverse, inside * (own / inverse)[:, None], allowed)
 
     def _goes_with_others(
         self, point: Float[Tensor, " rank"], contribution: Float[Tensor, " rank"]
@@ -270,6 +275,7 @@ class LayerSearch(SampleSearch):
         points, inside = self.found.inputs @ factors.right, self.contributions() @ factors.left
         sure = self._is_clear() & has_whole_weight(inverse, agreed)
         sure = sure & stand_apart(factors, points, inside) & ~self._fit_other_label()
+        sure = sure & (self._chances() < tolerances.LUCK)
         # Only the other samples can confirm that one is repeated.
         return sure if self.is_complete else sure & (self.times(divisor) == 1)
 
@@ -277,10 +283,21 @@ class LayerSearch(SampleSearch):
         """Which samples fit with another label as well."""
         points = self.found.inputs @ self.factors.right
         fitting = [
-            int((self._by_label(inputs, point)[0] <= 1.0).sum())
+            int((self._by_label(inputs, point).excess <= 1.0).sum())
             for inputs, point in zip(self.found.inputs, points, strict=True)
         ]
         return torch.tensor(fitting, device=points.device) > 1
+
+    def _chances(self) -> Float[Tensor, " samples"]:
+        """How likely the spare equations of each sample hold by chance; 0 where zeros tell."""
+        inputs, labels = self.found.inputs, self.found.labels
+        if not self._layer.activation.is_smooth:
+            return torch.zeros_like(self.found.inverse_weights)
+        points = zip(inputs, inputs @ self.factors.right, labels, strict=True)
+        allowed = [self._by_label(own, point).allowed[label] for own, point, label in points]
+        # Equations outside of the column space less unknowns.
+        spare = len(self.factors.left) - 2 * self.factors.rank + 1
+        return torch.stack([*allowed, inputs.new_ones(())])[:-1] ** max(0, spare)
 
     def _is_clear(self) -> Bool[Tensor, " samples"]:
         """Which samples stand clear of the errors of the gradient and of the client."""
@@ -305,12 +322,31 @@ class LayerSearch(SampleSearch):
         """
         if not self.is_complete or not bool(self._is_clear().all()):
             return False
+        if float(self._chances().prod()) >= tolerances.LUCK:
+            return False
         layer, head = self._layer, self._head_gradient
         of_layer = self.found.inputs, self.contributions()
         of_head = self._embeddings(), self._head_contributions()
         return _follow(layer.gradient, *of_layer, layer.rounding) and _follow(
             head, *of_head, implied_rounding(head.float())
         )
+
+
+class _Fit(NamedTuple):
+    """How well each label fits the inputs of a sample.
+
+    Attributes:
+        excess: Distance of each label's d from that of a sample of the batch, in units of what
+            errors allow; a sample has at most 1.
+        inverse_weights: The divisor over how often the sample is in the batch.
+        contributions: ``U^T d`` over the inverse weights.
+        allowed: How far errors can take the direction of d from the column space.
+    """
+
+    excess: Float[Tensor, " classes"]
+    inverse_weights: Float[Tensor, " classes"]
+    contributions: Float[Tensor, "classes rank"]
+    allowed: Float[Tensor, " classes"]
 
 
 def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:

@@ -39,8 +39,8 @@ from labelleak.observation import Observation
 # hardly ever.
 _LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
 # Behind a smooth activation: starts of descents at a time, their steps, and times in a row that may
-# find nothing.
-_STARTS, _STEPS, _FRUITLESS = 64, 40, 4
+# find nothing: at first, where the activation may be another one, and once any is found.
+_STARTS, _STEPS, _FRUITLESS_AT_FIRST, _FRUITLESS = 64, 40, 2, 4
 # Every label is tried for each sample: seconds for one entry of the head, measured.
 _SECONDS_PER_TRIAL = 1e-7
 
@@ -160,8 +160,10 @@ class LayerSearch(SampleSearch):
 
     def _search_by_descents(self) -> None:
         """Descend from random starts in what the samples found leave of the gradient."""
-        fruitless = 0
-        while not self.is_complete and fruitless < _FRUITLESS and not self._clock.is_over:
+        fruitless, before = 0, 0
+        while not self.is_complete and not self._clock.is_over:
+            if fruitless >= (_FRUITLESS if before else _FRUITLESS_AT_FIRST):
+                break
             before = len(self.found)
             if before == self.factors.rank - 1:
                 self._take_last()

@@ -89,7 +89,13 @@ def _made_whole(seed: int, *, lying: bool) -> Made:
     facts |= {"C": classes, "width": width, "features": features, "K": size, "told": told}
     facts |= {"activation": kind, "named": is_named, "labels": how, "reduction": reduction}
     facts |= {"lie": lie, "client": str(client)}
-    seen = labelleak.observe(model, gradients, batch_size=told, loss=Loss(reduction=reduction))
+    seen = labelleak.observe(
+        model,
+        gradients,
+        head="3" if is_named else "head",
+        batch_size=told,
+        loss=Loss(reduction=reduction),
+    )
     return Made(seen, torch.bincount(labels, minlength=classes), facts)
 
 

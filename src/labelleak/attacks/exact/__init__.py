@@ -41,7 +41,8 @@ def restore_exactly(
     Samples found are taken out of the gradient before the search goes on. A point is a sample of
     the batch exactly if taking it out lowers the rank by one, which also tells K. If the samples
     are not proven this way and the observation holds the whole update, the search continues in the
-    gradient of the layer before the head.
+    gradient of the layer before the head: behind a ReLU, and with few classes behind tanh, GELU,
+    SiLU and sigmoid.
 
     Args:
         observation: What the server sees. Bias gradient and batch size help where they are known.

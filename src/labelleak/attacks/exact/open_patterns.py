@@ -20,8 +20,8 @@ from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.low_rank import LowRank
 from labelleak.attacks.exact.open_units import inputs_from_directions
 
-# Largest rank: 2^28 patterns take seconds. So many of them are tried at a time: 32 MB.
-_MOST_BITS, _AT_ONCE = 28, 2**22
+# Largest rank: 2^26 patterns take about three seconds. So many are tried at a time: 32 MB.
+_MOST_BITS, _AT_ONCE = 26, 2**22
 # Units whose entry of v is below this share of the largest say little beside errors.
 _LEAST_SLOPE = 0.1
 # An entry this close to zero or one may be one of them; samples that are seen at all have far

@@ -3,12 +3,15 @@
     python benchmarks/fuzz.py truth --first 700000 --seeds 5000 --rows fuzz-truth.jsonl
     python benchmarks/fuzz.py lie --first 710000 --seeds 2000 --rows fuzz-lie.jsonl
     python benchmarks/fuzz.py limits --first 720000 --seeds 500 --rows fuzz-limits.jsonl
+    python benchmarks/fuzz.py whole --first 730000 --seeds 1000 --rows fuzz-whole.jsonl
+    python benchmarks/fuzz.py whole-lie --first 740000 --seeds 1000 --rows fuzz-whole-lie.jsonl
                               [--output results/benchmark-fuzz.json]
 
-Each seed makes a head, a batch and its gradient (`made_up.py`) and restores it: `truth` and `lie`
-by `exact` or `auto`, `limits` by any attack. Every seed is one line of the rows, written as soon as
-it ends, and the same command resumes where it was interrupted. The summary of all rows stands in
-the output under the name of the mode, with the seeds of everything that should not be.
+Each seed makes a head, a batch and its gradient (`made_up.py`), or the whole update of a layer and
+a head (`made_up_layers.py`), and restores it: by `exact` or `auto`, and `limits` by any attack.
+Every seed is one line of the rows, written as soon as it ends, and the same command resumes where
+it was interrupted. The summary of all rows stands in the output under the name of the mode, with
+the seeds of everything that should not be.
 
 Time is the processor's, in one thread: a limit is broken where it is exceeded by half of it and 0.3
 seconds. Where a fact is wrong, `certain` may be too high, and only a certificate counts.
@@ -27,9 +30,16 @@ import torch
 
 import labelleak
 from made_up import Draw, Made, claims, lies, truth
+from made_up_layers import whole_lies, whole_truth
 from measuring import load, write
 
-MODES = {"truth": truth, "lie": lies, "limits": claims}
+MODES = {
+    "truth": truth,
+    "lie": lies,
+    "limits": claims,
+    "whole": whole_truth,
+    "whole-lie": whole_lies,
+}
 # A total that nobody told is nonsense above this many times the samples there are.
 NONSENSE = 8
 # What a limit may be exceeded by: a share of it, and seconds.
@@ -85,7 +95,7 @@ def summary(rows: list[dict[str, Any]], mode: str) -> dict[str, Any]:
         "late": [row["seed"] for row in rows if row["late"]],
         "nonsense total": [row["seed"] for row in counted if row["nonsense"]],
     }
-    if mode != "lie":
+    if not mode.endswith("lie"):
         wrong["certain too high"] = [row["seed"] for row in counted if row["too_high"]]
     seconds = [row["seconds"] for row in rows]
     return {

@@ -285,6 +285,27 @@ def exact_certificates(read: Read) -> list[str]:
     ]
 
 
+def poolers_found(read: Read) -> list[str]:
+    """What `exact` finds of two classes by the whole update."""
+    counts = ("batch_size", "batches", "certified", "right", "visible", "false_certificates")
+    return table(
+        [
+            "network", "steps of training", "$K$", "batches", "certified", "right", "visible",
+            "false certificates", "seconds, median", "at most",
+        ],
+        [
+            [
+                result["network"],
+                str(result["steps"]),
+                *(str(result[name]) for name in counts),
+                f"{result['seconds_median']:.2f}",
+                f"{result['seconds_most']:.2f}",
+            ]
+            for result in read("results/benchmark-poolers.json")["results"]
+        ],
+    )  # fmt: skip
+
+
 def local_steps(read: Read) -> list[str]:
     """RLU and Likelihood after local steps."""
     lines = []
@@ -342,6 +363,7 @@ MEASURED: dict[str, Callable[[Read], list[str]]] = {
     "interrupted": interrupted_sweeps,
     "exact": exact_found,
     "exact-certificates": exact_certificates,
+    "poolers": poolers_found,
     "local-steps": local_steps,
     "epsilon": epsilon,
 }

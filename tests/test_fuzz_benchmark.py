@@ -20,12 +20,12 @@ def fuzz():
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize("mode", ["truth", "lie", "limits"])
+@pytest.mark.parametrize("mode", ["truth", "lie", "limits", "whole", "whole-lie"])
 def test_a_seed_makes_the_same_observation_every_time(fuzz, mode):
     first, again = fuzz.MODES[mode](3), fuzz.MODES[mode](3)
     assert first.facts == again.facts
     assert torch.equal(first.observation.gradient.weight, again.observation.gradient.weight)
-    if mode == "truth":
+    if mode in ("truth", "whole"):
         assert first.observation.batch_size in (None, int(first.counts.sum()))
 
 

@@ -158,6 +158,17 @@ def test_classes_that_are_certain_are_there_without_a_batch_size_too():
     assert found.present.nonzero()[:, 0].tolist() == [0, 1, 3]
 
 
+def test_an_estimate_of_fewer_samples_than_are_certain_stands_alone():
+    """Where nobody told the batch size, the total is the estimate's own."""
+    batch = one_embedding(10, 30, 24)
+    seen = batch.observe(batch_size=None)
+    estimate = replace(restore(batch.observe(), "ilrg"), certain=None)
+    certain = estimate.counts.clone()
+    certain[0] += 1
+    partial = replace(estimate, certain=certain)
+    assert _with_samples(seen, estimate, partial, trusted=False) is estimate
+
+
 def test_among_shares_a_set_that_is_sure_speaks_first():
     seen = EVEN.observe(batch_size=None)
     sure, pooled = restore(seen, "ilrg"), restore(seen, "pooled")

@@ -208,7 +208,9 @@ def _with_samples(
     certain, total = samples.certain, observation.num_instances
     assert certain is not None, "exact says what it found"
     least = int(certain.sum())
-    if total is not None and least > total:
+    # Where nobody told the batch size, the estimate has a total of its own.
+    told = total if total is not None or estimate.counts is None else int(estimate.counts.sum())
+    if told is not None and least > told:
         return estimate
     found = replace(
         estimate,

@@ -22,11 +22,15 @@ def whole_update(model, size, seed=0, spread=1.0, **knowledge):
     inputs = torch.randn(size, model[0].in_features, generator=generator)
     inputs = inputs[:1] + spread * (inputs - inputs[:1])
     labels = torch.randint(model[-1].out_features, (size,), generator=generator)
+    return update_of(model, inputs, labels, **knowledge), inputs, labels
+
+
+def update_of(model, inputs, labels, **knowledge):
+    """What a server sees of one step on these samples."""
     loss = torch.nn.functional.cross_entropy(model(inputs), labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
-    seen = observe(model, dict(zip(names, gradients, strict=True)), **knowledge)
-    return seen, inputs, labels
+    return observe(model, dict(zip(names, gradients, strict=True)), **knowledge)
 
 
 NETWORK = network((20, 120, 100, 5))

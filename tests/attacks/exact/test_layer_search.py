@@ -11,7 +11,7 @@ from exact_networks import NETWORK, network, whole_update
 
 from labelleak import defenses
 from labelleak.attacks.exact.layer_search import LayerSearch
-from labelleak.attacks.exact.previous_layer import previous_layer
+from labelleak.attacks.exact.previous_layer import previous_layers
 from labelleak.errors import MissingKnowledge
 from labelleak.updates import observe
 from synthetic import rng
@@ -46,7 +46,7 @@ def test_nothing_is_said_of_more_samples_than_the_layer_can_show():
             restored(seen)
     # Nor where the layer's rank is low beside the batch: inputs that are nearly alike.
     seen, _, _ = whole_update(NETWORK, 70, batch_size=70, spread=1e-2)
-    search = LayerSearch(seen, previous_layer(seen), 70.0, rng(), endless())
+    search = LayerSearch(seen, previous_layers(seen)[0], 70.0, rng(), endless())
     assert search.factors.rank == 0
 
 
@@ -117,7 +117,7 @@ def test_a_label_is_not_certain_where_another_fits_as_well():
         for tensor in (model[-1].weight, model[-1].bias):
             tensor[4] = tensor[3]
     seen, _, labels = whole_update(model, 8, batch_size=8)
-    search = LayerSearch(seen, previous_layer(seen), 8.0, rng(), endless())
+    search = LayerSearch(seen, previous_layers(seen)[0], 8.0, rng(), endless())
     search.run()
     assert len(search.found) == 8
     sure, found = search.evidence(8.0).sure, search.found.labels

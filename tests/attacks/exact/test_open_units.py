@@ -7,7 +7,7 @@ from exact_networks import network, whole_update
 
 from labelleak.attacks.exact.layer_search import LayerSearch
 from labelleak.attacks.exact.open_units import come_from_head, inputs_by_open_units
-from labelleak.attacks.exact.previous_layer import previous_layer
+from labelleak.attacks.exact.previous_layer import previous_layers
 from synthetic import rng
 
 
@@ -23,7 +23,7 @@ def test_one_hidden_layer_is_enough_for_more_samples_than_classes(classes, size)
 def test_the_inputs_follow_from_the_directions_of_the_gradients():
     model = network((40, 100, 3))
     seen, inputs, labels = whole_update(model, 6, batch_size=6)
-    layer = previous_layer(seen)
+    layer = previous_layers(seen)[0]
     factors = LayerSearch(seen, layer, 6.0, rng(), endless()).factors
     directions = inputs_by_open_units(factors, layer.head[:, :-1], rng(), endless())
     found = directions @ factors.right.T
@@ -45,7 +45,7 @@ def test_nothing_is_said_where_not_all_samples_are_found():
     with torch.no_grad():
         model[0].bias.fill_(50.0)
     seen, _, _ = whole_update(model, 5, batch_size=5)
-    layer = previous_layer(seen)
+    layer = previous_layers(seen)[0]
     factors = LayerSearch(seen, layer, 5.0, rng(), endless()).factors
     assert factors.rank < 5 or not len(
         inputs_by_open_units(factors, layer.head[:, :-1], rng(), endless())

@@ -10,7 +10,7 @@ from exact_networks import NETWORK
 
 from labelleak.attacks.exact.head_search import HeadSearch
 from labelleak.attacks.exact.layer_search import LayerSearch
-from labelleak.attacks.exact.previous_layer import previous_layer
+from labelleak.attacks.exact.previous_layer import previous_layers
 from labelleak.attacks.exact.restoration_from_samples import (
     Findings,
     account_for_batch,
@@ -88,7 +88,7 @@ def test_counts_of_samples_that_leave_no_trace_do_not_depend_on_rounding():
     labels[0] = model(inputs[:1]).argmax()
     loss = torch.nn.functional.cross_entropy(model(inputs), labels)
     seen = observe(model, torch.autograd.grad(loss, list(model.parameters())), batch_size=8)
-    search = LayerSearch(seen, previous_layer(seen), 8.0, rng(), endless())
+    search = LayerSearch(seen, previous_layers(seen)[0], 8.0, rng(), endless())
     search.run()
     assert search.is_complete
     found = restoration_from(seen, search)

@@ -9,7 +9,7 @@ import torch
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.head_search import HeadSearch
 from labelleak.attacks.exact.layer_search import LayerSearch
-from labelleak.attacks.exact.previous_layer import previous_layer
+from labelleak.attacks.exact.previous_layer import previous_layers
 from labelleak.attacks.exact.restoration_from_samples import known_divisor, restoration_from
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
@@ -41,7 +41,8 @@ def restore_exactly(
     Samples found are taken out of the gradient before the search goes on. A point is a sample of
     the batch exactly if taking it out lowers the rank by one, which also tells K. If the samples
     are not proven this way and the observation holds the whole update, the search continues in the
-    gradient of the layer before the head.
+    gradient of the layer before the head: behind a ReLU, and with few classes behind tanh, GELU,
+    SiLU and sigmoid.
 
     Args:
         observation: What the server sees. Bias gradient and batch size help where they are known.
@@ -80,14 +81,16 @@ def restore_exactly(
             "no sum of one rank-one matrix per sample otherwise"
         )
     clock, divisor = Clock(time_limit, now), known_divisor(observation)
-    layer = previous_layer(observation)
 
     def by_layer() -> Restoration | None:
-        if layer is None:
-            return None
-        search = LayerSearch(observation, layer, divisor, _generator(seed), clock)
-        search.run()
-        return restoration_from(observation, search) if len(search.found) else None
+        for layer in previous_layers(observation):
+            search = LayerSearch(observation, layer, divisor, _generator(seed), clock)
+            search.run()
+            found = restoration_from(observation, search) if len(search.found) else None
+            # Of an activation that is guessed, nothing but a proof counts.
+            if found is not None and (found.certified or not layer.is_guess):
+                return found
+        return None
 
     try:
         search = HeadSearch(observation, divisor, _generator(seed), clock)

@@ -11,6 +11,8 @@ the prediction and, for each label, d_k. The right label is the one whose d_k li
 space.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,9 +20,15 @@ from torch import Tensor
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.certainty import agreed_divisor, has_whole_weight, stand_apart
 from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.layer_descent import (
+    LayerSpace,
+    descend_in_layer,
+    draw_layer_starts,
+)
 from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.low_rank import LowRank, decompose, decomposition_seconds
-from labelleak.attacks.exact.open_units import inputs_by_open_units
+from labelleak.attacks.exact.open_patterns import can_try_patterns, directions_by_open_patterns
+from labelleak.attacks.exact.open_units import inputs_by_open_units, inputs_from_directions
 from labelleak.attacks.exact.previous_layer import PreviousLayer
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.search import Evidence, SampleSearch
@@ -30,6 +38,9 @@ from labelleak.observation import Observation
 # Rounds in a row that may find nothing; with more than 24 samples, lucky guesses come at once or
 # hardly ever.
 _LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
+# Behind a smooth activation: starts of descents at a time, their steps, and times in a row that may
+# find nothing: at first, where the activation may be another one, and once any is found.
+_STARTS, _STEPS, _FRUITLESS_AT_FIRST, _FRUITLESS = 64, 40, 2, 4
 # Every label is tried for each sample: seconds for one entry of the head, measured.
 _SECONDS_PER_TRIAL = 1e-7
 
@@ -68,13 +79,30 @@ class LayerSearch(SampleSearch):
     def run(self) -> None:
         """Search until all samples are found, time is up, or the search gives up."""
         rank = self.factors.rank
-        if rank and not self._layer.behind_relu:
-            head = self._layer.head[:, :-1]
-            inputs = inputs_by_open_units(self.factors, head, self._generator, self._clock)
-            self._offer(inputs)
-        elif rank:
+        if not rank:
+            return
+        if self._layer.activation.is_smooth:
+            self._search_by_descents()
+        elif self._layer.behind_relu:
             patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
             self._search_sparse(self.factors.right[:-1], patience)
+        else:
+            self._offer(self._inputs_by_closed_units())
+
+    def _inputs_by_closed_units(self) -> Float[Tensor, "samples rank"]:
+        """Directions of the inputs of all samples, or none."""
+        factors, head = self.factors, self._layer.head[:, :-1]
+        if not can_try_patterns(factors, head):
+            return inputs_by_open_units(factors, head, self._generator, self._clock)
+        weight = self._layer.outputs(factors.right.T).T
+        directions = directions_by_open_patterns(factors, weight, head, self._clock)
+        missed = float(factors.values[len(directions) :].norm() / factors.values.norm())
+        if missed > tolerances.UNEXPLAINED:
+            return directions[:0]
+        # Samples without a pattern are too weak to be seen.
+        self._factors = factors.cut(len(directions))
+        inputs, failed = inputs_from_directions(self._factors, directions[:, : len(directions)])
+        return inputs[:0] if failed else inputs
 
     def contributions(self) -> Float[Tensor, "samples outputs"]:
         """The d of each sample found, over its inverse weight."""
@@ -130,6 +158,55 @@ class LayerSearch(SampleSearch):
         for point in self._scaled_by_bias(right[:1]):
             self._take(point)
 
+    def _search_by_descents(self) -> None:
+        """Descend from random starts in what the samples found leave of the gradient."""
+        fruitless, before = 0, 0
+        while not self.is_complete and not self._clock.is_over:
+            if fruitless >= (_FRUITLESS if before else _FRUITLESS_AT_FIRST):
+                break
+            before = len(self.found)
+            if before == self.factors.rank - 1:
+                self._take_last()
+            else:
+                self._descend()
+            fruitless = 0 if len(self.found) > before else fruitless + 1
+
+    def _descend(self) -> None:
+        """Descend from a number of starts, and from there on the whole gradient."""
+        rest, clock, whole = self._rest(), self._clock, LayerSpace(self.factors, self._layer)
+        space = LayerSpace(rest, self._layer)
+        starts, labels = draw_layer_starts(space, _STARTS, self._generator)
+        reached, misfits = descend_in_layer(
+            space, starts, labels, steps=_STEPS, enough=tolerances.ARRIVED, clock=clock
+        )
+        # Ends that have arrived are equally good and keep the order of their starts.
+        misfits, order = misfits.clamp_min(tolerances.ARRIVED).sort(stable=True)
+        order = order[misfits < tolerances.NEAR]
+        ends = Samples(reached[order] @ rest.right.T, labels[order], misfits[: len(order)])
+        ends = ends.pick(ends.is_first())
+        settled, _ = descend_in_layer(
+            whole,
+            ends.inputs @ self.factors.right,
+            ends.labels,
+            steps=_STEPS,
+            enough=tolerances.ARITHMETIC,
+            clock=clock,
+        )
+        for point in self._scaled_by_bias(settled):
+            self._take(point)
+
+    def _rest(self) -> LowRank:
+        """Factors of the gradient minus the samples found."""
+        factors, size = self.factors, self.factors.rank - len(self.found)
+        taken = (self.contributions() @ factors.left).T @ (self.found.inputs @ factors.right)
+        left, values, right = torch.linalg.svd(torch.diag(factors.values) - taken)
+        return LowRank(
+            factors.left @ left[:, :size],
+            values[:size],
+            factors.right @ right[:size].T,
+            factors.noise,
+        )
+
     def _take(self, point: Float[Tensor, " rank"]) -> None:
         """Take a point if it is a sample of the batch, with the label that fits."""
         factors = self.factors
@@ -142,25 +219,19 @@ class LayerSearch(SampleSearch):
             # An entry that is zero within its error is zero.
             inputs = torch.where(inputs > tolerances.ZERO * error, inputs, 0.0)
         inputs[-1] = 1.0
-        excess, inverse, contributions = self._by_label(inputs, point)
+        fit = self._by_label(inputs, point)
         # Below its errors, how well a label fits is chance: of several that fit, take the first.
-        label = int(excess.clamp_min(tolerances.TELLING).argmin())
-        if excess[label] <= 1.0 and self._goes_with_others(point, contributions[label]):
-            own = inverse.new_tensor([label]).long()
-            self.found = self.found.join(Samples(inputs[None], own, inverse[own]))
+        label = int(fit.excess.clamp_min(tolerances.TELLING).argmin())
+        if fit.excess[label] <= 1.0 and self._goes_with_others(point, fit.contributions[label]):
+            own = fit.excess.new_tensor([label]).long()
+            self.found = self.found.join(Samples(inputs[None], own, fit.inverse_weights[own]))
 
-    def _by_label(
-        self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]
-    ) -> tuple[Float[Tensor, " classes"], Float[Tensor, " classes"], Float[Tensor, "classes rank"]]:
+    def _by_label(self, inputs: Float[Tensor, " columns"], point: Float[Tensor, " rank"]) -> "_Fit":
         """How well each label fits the inputs of a sample.
 
         Args:
             inputs: [h, 1].
             point: Coordinates of the inputs.
-
-        Returns:
-            Distance of each label's d from that of a sample of the batch, in units of what errors
-            allow; a sample has at most 1. Then the inverse weights, and ``U^T d`` over them.
         """
         layer, factors = self._layer, self.factors
         classes, dual = layer.head.shape[0], point / factors.values
@@ -175,7 +246,8 @@ class LayerSearch(SampleSearch):
         rounded = tolerances.COMPLEMENT_MARGIN * layer.epsilon / own
         allowed = tolerances.ERROR_MARGIN * noise * factors.left.shape[0] ** 0.5
         allowed = allowed + tolerances.DIRECTION + rounded
-        excess = misfits / allowed.clamp_max(tolerances.MOST_MISFIT)
+        allowed = allowed.clamp_max(tolerances.MOST_MISFIT)
+        excess = misfits / allowed
         # If there are two classes, d of the wrong label fits too, but with a negative weight.
         inverse = own * (inside @ dual)
         if self.divisor is not None:
@@ -183,7 +255,7 @@ class LayerSearch(SampleSearch):
             slip = (inverse * times / self.divisor - 1.0).abs()
             excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
         excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
-        return excess, inverse, inside * (own / inverse)[:, None]
+        return _Fit(excess, inverse, inside * (own / inverse)[:, None], allowed)
 
     def _goes_with_others(
         self, point: Float[Tensor, " rank"], contribution: Float[Tensor, " rank"]
@@ -205,6 +277,7 @@ class LayerSearch(SampleSearch):
         points, inside = self.found.inputs @ factors.right, self.contributions() @ factors.left
         sure = self._is_clear() & has_whole_weight(inverse, agreed)
         sure = sure & stand_apart(factors, points, inside) & ~self._fit_other_label()
+        sure = sure & (self._chances() < tolerances.LUCK)
         # Only the other samples can confirm that one is repeated.
         return sure if self.is_complete else sure & (self.times(divisor) == 1)
 
@@ -212,10 +285,21 @@ class LayerSearch(SampleSearch):
         """Which samples fit with another label as well."""
         points = self.found.inputs @ self.factors.right
         fitting = [
-            int((self._by_label(inputs, point)[0] <= 1.0).sum())
+            int((self._by_label(inputs, point).excess <= 1.0).sum())
             for inputs, point in zip(self.found.inputs, points, strict=True)
         ]
         return torch.tensor(fitting, device=points.device) > 1
+
+    def _chances(self) -> Float[Tensor, " samples"]:
+        """How likely the spare equations of each sample hold by chance; 0 where zeros tell."""
+        inputs, labels = self.found.inputs, self.found.labels
+        if not self._layer.activation.is_smooth:
+            return torch.zeros_like(self.found.inverse_weights)
+        points = zip(inputs, inputs @ self.factors.right, labels, strict=True)
+        allowed = [self._by_label(own, point).allowed[label] for own, point, label in points]
+        # Equations outside of the column space less unknowns.
+        spare = len(self.factors.left) - 2 * self.factors.rank + 1
+        return torch.stack([*allowed, inputs.new_ones(())])[:-1] ** max(0, spare)
 
     def _is_clear(self) -> Bool[Tensor, " samples"]:
         """Which samples stand clear of the errors of the gradient and of the client."""
@@ -240,12 +324,31 @@ class LayerSearch(SampleSearch):
         """
         if not self.is_complete or not bool(self._is_clear().all()):
             return False
+        if float(self._chances().prod()) >= tolerances.LUCK:
+            return False
         layer, head = self._layer, self._head_gradient
         of_layer = self.found.inputs, self.contributions()
         of_head = self._embeddings(), self._head_contributions()
         return _follow(layer.gradient, *of_layer, layer.rounding) and _follow(
             head, *of_head, implied_rounding(head.float())
         )
+
+
+class _Fit(NamedTuple):
+    """How well each label fits the inputs of a sample.
+
+    Attributes:
+        excess: Distance of each label's d from that of a sample of the batch, in units of what
+            errors allow; a sample has at most 1.
+        inverse_weights: The divisor over how often the sample is in the batch.
+        contributions: ``U^T d`` over the inverse weights.
+        allowed: How far errors can take the direction of d from the column space.
+    """
+
+    excess: Float[Tensor, " classes"]
+    inverse_weights: Float[Tensor, " classes"]
+    contributions: Float[Tensor, "classes rank"]
+    allowed: Float[Tensor, " classes"]
 
 
 def _follow(matrix: Tensor, rows: Tensor, predicted: Tensor, rounding: float) -> bool:

@@ -44,6 +44,18 @@ class LowRank:
         errors: Tensor = self.noise * (points / self.values).norm(dim=1, keepdim=True)
         return errors
 
+    def cut(self, size: int) -> "LowRank":
+        """The first factors alone, with the largest of the others as noise.
+
+        Args:
+            size: Number of singular values to keep.
+        """
+        if size == self.rank:
+            return self
+        sides = len(self.left) ** 0.5 + len(self.right) ** 0.5
+        noise = max(self.noise, float(self.values[size]) / sides)
+        return LowRank(self.left[:, :size], self.values[:size], self.right[:, :size], noise)
+
     def space_left(
         self, contributions: Float[Tensor, "samples rows"]
     ) -> Float[Tensor, "rank unknown"]:

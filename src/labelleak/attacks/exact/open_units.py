@@ -52,9 +52,22 @@ def inputs_by_open_units(
         known = every
     if len(known) != factors.rank:
         return everything[:0]
+    inputs, failed = inputs_from_directions(factors, known)
+    return everything[:0] if failed else inputs
+
+
+def inputs_from_directions(
+    factors: LowRank, directions: Float[Tensor, "rank rank"]
+) -> tuple[Float[Tensor, "rank rank"], bool]:
+    """Coordinates a of all inputs, of any length, and whether there are none.
+
+    Args:
+        factors: Factors of the layer's gradient.
+        directions: Coordinates b of the gradients ``U b`` of all samples.
+    """
     # U S V^T is the sum of all U b (V a)^T.
-    inputs, failed = torch.linalg.solve_ex(known.T, torch.diag(factors.values))
-    return everything[:0] if int(failed) else inputs
+    inputs, failed = torch.linalg.solve_ex(directions.T, torch.diag(factors.values))
+    return inputs, bool(failed)
 
 
 def come_from_head(

@@ -32,14 +32,18 @@ ALLOWED: dict[str, set[str]] = {
     "observation": {"errors", "checks", "numerics", "loss", "training"},
 }
 GROUND = set(ALLOWED)
-ALLOWED["metrics"] = {"errors", "restoration"}
+ALLOWED["guess"] = set()
+ALLOWED["similarity"] = set()
+ALLOWED["cells"] = {"restoration"}
+ALLOWED["metrics"] = {"errors", "restoration", "guess", "cells"}
 ALLOWED["updates"] = set(GROUND)
 ALLOWED["defenses"] = set(GROUND)
 ALLOWED["attacks"] = set(GROUND)
-ALLOWED["__init__"] = {*GROUND, "metrics", "updates", "defenses", "attacks"}
-ALLOWED["audit"] = {*GROUND, "metrics", "attacks"}
+MEASURES = {"guess", "cells", "similarity", "metrics"}
+ALLOWED["__init__"] = {*GROUND, *MEASURES, "updates", "defenses", "attacks"}
+ALLOWED["audit"] = {*GROUND, *MEASURES, "attacks"}
 ALLOWED["inversion"] = {*GROUND, "metrics", "updates", "attacks"}
-ALLOWED["federated"] = {*GROUND, "metrics", "updates", "defenses", "attacks", "audit"}
+ALLOWED["federated"] = {*GROUND, *MEASURES, "updates", "defenses", "attacks", "audit"}
 ALLOWED["lab"] = set(ALLOWED)
 # Views of records: nothing is computed there.
 ALLOWED["report"] = {"errors", "_version", "storage"}

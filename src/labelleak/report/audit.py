@@ -7,6 +7,8 @@ from labelleak.report.pages import render
 from labelleak.report.text import MEANINGS, SCORES, class_rows
 
 _MOST_BARS = 60
+# Scores that are those of the update, or follow from others.
+_SAME_FOR_ALL = ("guess", "advantage")
 
 
 def audit_page(
@@ -38,7 +40,7 @@ def audit_page(
         rows=rows,
         chart=counts_chart(charted) if charted else None,
         left_out=len(rows) - len(charted),
-        metrics=SCORES,
+        metrics={key: title for key, title in SCORES.items() if key not in _SAME_FOR_ALL},
         meanings=MEANINGS,
         description=description,
         command=command,

@@ -44,6 +44,7 @@ ALLOWED["__init__"] = {*GROUND, *MEASURES, "updates", "defenses", "attacks"}
 ALLOWED["audit"] = {*GROUND, *MEASURES, "attacks"}
 ALLOWED["inversion"] = {*GROUND, "metrics", "updates", "attacks"}
 ALLOWED["federated"] = {*GROUND, *MEASURES, "updates", "defenses", "attacks", "audit"}
+ALLOWED["advice"] = {*ALLOWED["federated"], "federated"}
 ALLOWED["lab"] = set(ALLOWED)
 # Views of records: nothing is computed there.
 ALLOWED["report"] = {"errors", "_version", "storage"}

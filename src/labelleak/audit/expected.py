@@ -1,6 +1,7 @@
 """What an attack tells by its own account, where no true labels say how much of it is right."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from labelleak.restoration import Restoration
 
 
 def expected_score(
-    found: Restoration, *, prior: tuple[float, ...] | None = None, floor: int = 10
+    found: Restoration, *, prior: Sequence[float] | None = None, floor: int = 10
 ) -> dict[str, Any] | None:
     """Expected figures of a restoration by its certificate or its standard errors.
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jaxtyping import Int
@@ -80,12 +81,13 @@ def audit_observation(
     seconds = time.perf_counter() - start
     if true_counts is not None:
         found = flag_misfit(observation, found, true_counts)
-    known = {"prior": rule.prior, "floor": rule.floor}
-    scored = expected = hidden = None
+    scored = rounded = expected = hidden = None
     if true_counts is None:
-        expected = expected_score(found, **known)
+        expected = expected_score(found, prior=rule.prior, floor=rule.floor)
     else:
-        scored = score(found, true_counts, **known)
+        measured = partial(score, true_counts=true_counts, prior=rule.prior, floor=rule.floor)
+        scored = measured(found)
+        rounded = None if found.rounded is None else measured(found, use="rounded")
         hidden = int(hidden_cells(true_counts, rule.floor).sum())
     verdict, reason = judge(found, scored, rule, expected=expected, hidden=hidden)
     return AuditRecord(
@@ -106,9 +108,7 @@ def audit_observation(
         ],
         true_counts=_listed(true_counts),
         score=None if scored is None else scored.as_dict(),
-        score_rounded=None
-        if true_counts is None or found.rounded is None
-        else score(found, true_counts, use="rounded", **known).as_dict(),
+        score_rounded=None if rounded is None else rounded.as_dict(),
         threshold=threshold,
         verdict=verdict.value,
         reason=reason,

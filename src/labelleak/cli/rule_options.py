@@ -19,9 +19,9 @@ class RuleOptions:
             "--measure",
             type=click.Choice(["advantage", "accuracy", "small-cells", "exact"]),
             help="What to judge by. advantage: the share of what a guess without the update leaves "
-            "open that is restored; accuracy: the share of the labels; small-cells: whether a class "
-            "with few samples, or none, is told for sure; exact: whether all counts are right."
-            " Default: accuracy with a --threshold, else advantage.",
+            "open that is restored; accuracy: the share of the labels; small-cells: whether a "
+            "class with few samples, or none, is told for sure; exact: whether all counts are "
+            "right. Default: accuracy with a --threshold, else advantage.",
         ),
     ]
     threshold: Annotated[

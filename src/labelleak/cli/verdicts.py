@@ -110,4 +110,49 @@ def count_bar(row: Mapping[str, Any], longest: float, *, ascii_only: bool = Fals
     low, middle, high = (
         round(scale * max(0.0, value)) for value in (row["low"], row["restored"], row["high"])
     )
-    return full * min(low, middle) + inside * (middle - min(low, middle)) + line * (high - middle)
+    bar: str = (
+        full * min(low, middle) + inside * (middle - min(low, middle)) + line * (high - middle)
+    )
+    return bar
+
+
+def print_advice(advice: Mapping[str, Any], target: Console) -> None:
+    """Print what was found of an update, and what each change of it costs and buys.
+
+    Args:
+        advice: Schema ``labelleak/advice/1``.
+        target: Where to print.
+    """
+    record = advice["audit"]
+    verdict = record["verdict"]
+    target.print(
+        Text.assemble(
+            "As it is: ", (verdict, _STYLES.get(verdict, "bold")), f" - {record['reason']}"
+        )
+    )
+    target.print(Text.assemble(("Advice: ", "bold"), advice["summary"]))
+    table = Table(
+        caption="cosine: how much of the update is left, 1 is all; epsilon: of one release at "
+        "delta 1e-5, if every update is clipped to the length of this one; advantage: share of "
+        "what a guess leaves open that is restored",
+        caption_justify="left",
+    )
+    for title in ("change", "how far"):
+        table.add_column(title, overflow="fold")
+    for title in ("cosine", "epsilon", "restored", "advantage"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for change in advice["changes"]:
+        verdict = change["verdict"]
+        table.add_row(
+            change["name"],
+            change["setting"],
+            number(change["cosine"]),
+            number(change["epsilon"], fixed=False),
+            number(change["accuracy"]),
+            number(change["advantage"]),
+            Text("within" if verdict == "audited" else verdict, style=_STYLES.get(verdict, "")),
+        )
+    target.print(table)
+    for one in advice["untried"]:
+        target.print(f"Not tried: {one['name']}: {one['why']}")

@@ -22,20 +22,21 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "hooks": set(),
     "isolation": set(),
+    "displays": set(),
     "storage": {"errors"},
     "numerics": {"errors"},
     "checks": {"errors", "numerics"},
     "projection": set(),
-    "restoration": {"errors"},
+    "restoration": {"errors", "displays"},
     "loss": {"errors", "checks"},
     "training": {"errors", "checks"},
-    "observation": {"errors", "checks", "numerics", "loss", "training"},
+    "observation": {"errors", "displays", "checks", "numerics", "loss", "training"},
 }
 GROUND = set(ALLOWED)
 ALLOWED["guess"] = set()
 ALLOWED["similarity"] = set()
 ALLOWED["cells"] = {"restoration"}
-ALLOWED["metrics"] = {"errors", "restoration", "guess", "cells"}
+ALLOWED["metrics"] = {"errors", "displays", "restoration", "guess", "cells"}
 ALLOWED["updates"] = set(GROUND)
 ALLOWED["defenses"] = set(GROUND)
 ALLOWED["attacks"] = set(GROUND)

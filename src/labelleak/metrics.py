@@ -13,6 +13,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from labelleak.cells import USUAL_FLOOR, told_cells
+from labelleak.displays import facts_html
 from labelleak.guess import advantage_over, best_guess
 from labelleak.restoration import Restoration
 
@@ -58,6 +59,28 @@ class Score:
     def as_dict(self) -> dict[str, float | bool | None]:
         """All figures by name, in the order of the attributes."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks, with what it means first."""
+        return facts_html("What was right", _in_words(self.as_dict()), _gained(self))
+
+
+def _in_words(figures: dict[str, float | bool | None]) -> dict[str, str]:
+    return {
+        name: ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3g}"
+        for name, value in figures.items()
+        if value is not None
+    }
+
+
+def _gained(scored: Score) -> list[str]:
+    """The advantage in words, where there are counts."""
+    if scored.accuracy is None or scored.guess is None or scored.relative_advantage is None:
+        return []
+    return [
+        f"{scored.accuracy:.1%} of the labels are right, where a guess without the update gets "
+        f"{scored.guess:.1%}: {max(0.0, scored.relative_advantage):.1%} of what it leaves open"
+    ]
 
 
 def score(

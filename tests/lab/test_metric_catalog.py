@@ -23,7 +23,7 @@ def test_every_metric_of_the_studies_is_described():
 def test_the_metrics_of_experiments_are_what_their_records_hold():
     one = experiment("one", attacks=("auto", "ilrg"), measures=("cossim", "seconds"))
     two = experiment("two", baselines=("uniform",), measures=("approximations",))
-    scores = ("leacc", "lnacc", "irec", "accuracy", "exact")
+    scores = ("leacc", "lnacc", "irec", "accuracy", "exact", "advantage")
     errors = ("a1", "a2_weight", "a2_bias", "a3")
     assert metrics_of([one, two]) == (
         *(f"{attack}.{score}" for attack in ("auto", "ilrg") for score in scores),
@@ -36,6 +36,16 @@ def test_the_metrics_of_experiments_are_what_their_records_hold():
         *(f"{name}_{error}" for name in errors for error in ("mse", "mre")),
         "embedding_mse",
     )
+
+
+def test_an_advantage_is_kept_or_follows_from_the_even_guess():
+    entry = {"counts": {"accuracy": 0.9}, "rounded": None, "error": None}
+    old = {"attacks": {"ilrg": entry}, "measures": {}, "baselines": {"uniform": {"accuracy": 0.4}}}
+    assert metric("ilrg.advantage").value(experiment(), old) == 0.5
+    assert metric("ilrg.advantage").value(experiment(), old | {"baselines": {}}) is None
+    entry["counts"]["advantage"] = 0.3
+    assert metric("ilrg.advantage").value(experiment(), old) == 0.3
+    assert metric("ilrg.advantage").bounds == (-1.0, 1.0)
 
 
 def test_values_are_read_from_each_part_of_a_record():

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak._version import __version__
-from labelleak.advice.client import LocalClient, retrainings
+from labelleak.advice.client import LocalClient, ceiling_of, retrainings
 from labelleak.advice.treatments import treatments
 from labelleak.advice.trials import Change, Judging, Untried
 from labelleak.audit.record import AuditRecord
@@ -137,11 +137,15 @@ def advise(
         raise InvalidObservation(str(error)) from None
     if rule.measure in SHARES and rule.threshold is None:
         rule = Rule(rule.measure, _DEFAULT_THRESHOLD, floor, prior)
+    ceiling = None
+    if client is not None and true_counts is not None:
+        ceiling = ceiling_of(observation, client, true_counts)
     plain = audit_observation(
         observation,
         attack,
         true_counts=true_counts,
         time_limit=time_limit,
+        ceiling=ceiling,
         source=source,
         **vars(rule),
     )

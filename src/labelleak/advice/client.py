@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from labelleak.advice.trials import Change, Judging, Untried, cosine_of
-from labelleak.errors import InvalidObservation
+from labelleak.audit.ceiling import moment_ceiling
+from labelleak.errors import InvalidObservation, LabelLeakError
 from labelleak.federated.local_training import train_locally
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
@@ -52,6 +54,26 @@ class LocalClient:
                 f"{len(self.inputs)} inputs and {len(self.labels)} labels: one label per input is "
                 "needed"
             )
+
+
+def ceiling_of(
+    plain: Observation, client: LocalClient, true_counts: Int[Tensor, " classes"]
+) -> dict[str, Any]:
+    """The ceiling of an update by the client's samples, or why there is none, as plain data.
+
+    Args:
+        plain: The update.
+        client: The model and the data behind it.
+        true_counts: Its counts, int64, shape (classes,).
+
+    Returns:
+        The fields of `labelleak.audit.Ceiling` and its sentence, ``text``; or that sentence alone.
+    """
+    try:
+        seen = replace(plain, model=client.model)
+        return moment_ceiling(seen, true_counts, client.inputs, client.labels).as_dict()
+    except LabelLeakError as error:
+        return {"text": f"There is no ceiling for attacks of moments here: {error}"}
 
 
 def retrainings(
@@ -138,7 +160,7 @@ def _larger_batches(
             counts = torch.bincount(y, minlength=plain.classes)
             return capture(client.model, x, y, loss=plain.loss), counts
 
-        yield judging.audit("batch size", setting, make)
+        yield judging.try_change("batch size", setting, make)
 
 
 def _more_steps(judging: Judging, client: LocalClient, number: int) -> Iterator[Change | Untried]:
@@ -180,7 +202,7 @@ def _again(
             seen = replace(seen, instances=number)
         return seen, torch.bincount(labels, minlength=plain.classes)
 
-    return judging.audit(name, setting, make)
+    return judging.try_change(name, setting, make)
 
 
 def _later_rounds(
@@ -210,4 +232,4 @@ def _later_rounds(
             return _made_again(plain, there, number), true_counts
 
         setting = f"{later} {'round' if later == 1 else 'rounds'} of this client alone"
-        yield judging.audit("a later round", setting, make)
+        yield judging.try_change("a later round", setting, make)

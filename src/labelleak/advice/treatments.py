@@ -40,9 +40,9 @@ def treatments(
         def make(defense: defenses.Defense = defense) -> tuple[Observation, Tensor | None]:
             return defenses.defend(plain, defense), true_counts
 
-        yield judging.audit(name, setting, make, epsilon)
+        yield judging.try_change(name, setting, make, epsilon)
     if plain.gradient.bias is not None and plain.gradient.has_weight:
-        yield judging.audit(
+        yield judging.try_change(
             "bias kept local",
             "the final layer's bias is not sent",
             lambda: (_without_bias(plain), true_counts),

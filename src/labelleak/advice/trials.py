@@ -99,7 +99,7 @@ class Judging:
     attack: str
     time_limit: float
 
-    def audit(
+    def try_change(
         self,
         name: str,
         setting: str,

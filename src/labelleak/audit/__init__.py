@@ -1,5 +1,6 @@
 """One audit: run it, record it, judge it."""
 
+from labelleak.audit.ceiling import Ceiling, moment_ceiling
 from labelleak.audit.expected import expected_score
 from labelleak.audit.labels import read_labels
 from labelleak.audit.record import AuditRecord, read_record
@@ -11,11 +12,13 @@ from labelleak.audit.verdict import Verdict
 __all__ = [
     "REMEDIES",
     "AuditRecord",
+    "Ceiling",
     "Measure",
     "Rule",
     "Verdict",
     "audit_observation",
     "expected_score",
+    "moment_ceiling",
     "read_labels",
     "read_prior",
     "read_record",

@@ -32,6 +32,7 @@ def audit_observation(
     floor: int = 10,
     prior: Sequence[float] | None = None,
     time_limit: float | None = None,
+    ceiling: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     **hyper_parameters: object,
 ) -> AuditRecord:
@@ -50,6 +51,8 @@ def audit_observation(
         floor: For ``"small-cells"``, the smallest count that may be told.
         prior: Share of each class as the public knows it, for the best guess; None for even ones.
         time_limit: Seconds after which an attack ends its search, see `labelleak.restore`.
+        ceiling: What attacks of moments can reach, for the record, see
+            `labelleak.audit.moment_ceiling`; None where it was not computed.
         source: Where the observation is from, for the record.
         **hyper_parameters: Keyword arguments of the attack.
 
@@ -121,6 +124,7 @@ def audit_observation(
         intervals=_listed(found.intervals),
         expected=expected,
         hidden=hidden,
+        ceiling=None if ceiling is None else dict(ceiling),
     )
 
 

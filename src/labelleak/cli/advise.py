@@ -2,21 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from labelleak.cli.audit_options import LossOptions, TrainingOptions, UpdateOptions, told
+from labelleak.cli.client_options import ClientOptions
 from labelleak.cli.console import console, progress_bar
 from labelleak.cli.options import PathOption, attack_option, format_option, gathered
 from labelleak.cli.rule_options import RuleOptions
 from labelleak.cli.verdicts import print_advice
 from labelleak.storage import check_writable, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from labelleak.advice import LocalClient
 
 _FILE = PathOption("file")
 
@@ -38,17 +33,7 @@ _FILE = PathOption("file")
     "--labels", type=_FILE, help="The labels of the update, to score by: a text file of integers."
 )
 @gathered(RuleOptions, "rule")
-@click.option(
-    "--model",
-    metavar="MODULE:FUNCTION",
-    help="A function of yours, without arguments, that returns the network. It is imported and "
-    "run. With --data: tries larger batches, more local steps and later rounds, too.",
-)
-@click.option(
-    "--data",
-    type=_FILE,
-    help="The samples: .safetensors or .npz with inputs and labels, those of the update first.",
-)
+@gathered(ClientOptions, "client")
 @format_option
 @click.option("--output", type=_FILE, help="Write the advice there, as JSON.")
 def advise_command(
@@ -59,8 +44,7 @@ def advise_command(
     time_limit: float,
     labels: Path | None,
     rule: RuleOptions,
-    model: str | None,
-    data: Path | None,
+    client: ClientOptions,
     output_format: str,
     output: Path | None,
 ) -> int:
@@ -86,12 +70,9 @@ def advise_command(
     training.check()
     kind = update.holds(training)
     rule.check(labels)
-    if (model is None) != (data is None):
-        raise click.UsageError("--model and --data go together")
-    if model is not None and labels is None:
-        raise click.UsageError("--model and --data need --labels, those of the update")
+    client.check(labels)
     if output is not None:
-        inputs = [*update.inputs(loss, labels), *filter(None, [rule.prior, data])]
+        inputs = [*update.inputs(loss, labels), *filter(None, [rule.prior, client.data])]
         check_writable(output, inputs)
     observation = update.read(training, loss)
     true_counts = None
@@ -99,13 +80,12 @@ def advise_command(
         own = read_labels(labels, observation.classes)
         true_counts = counts_of(own, observation.classes)
         observation = training.sized_by(observation, own, labels)
-    client = None if model is None or data is None else _client(model, data, update.before)
     with progress_bar() as bar:
         task = bar.add_task("Trying changes", total=None)
         advice = advise(
             observation,
             true_counts,
-            client=client,
+            client=client.make(update.before),
             attack=attack,
             time_limit=time_limit,
             source={**told(update), "kind": kind, **told(training), **told(loss)},
@@ -120,55 +100,3 @@ def advise_command(
     else:
         print_advice(content, console())
     return advice.plain.exit_status
-
-
-def _client(model: str, data: Path, before: Path) -> "LocalClient":
-    """The site's own network with the weights that were handed out, and its samples."""
-    from labelleak.advice import LocalClient
-    from labelleak.errors import UnreadableFile
-    from labelleak.updates import open_tensors
-
-    network = _built(model)
-    state = open_tensors(before)
-    weights = {name: state.tensor(name) for name in network.state_dict() if name in state.shapes}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableFile(f"{before}: is not of the network {model}: {reason}") from None
-    return LocalClient(network, *_samples(data))
-
-
-def _samples(data: Path) -> tuple["Tensor", "Tensor"]:
-    """Inputs and labels."""
-    from labelleak.errors import UnreadableFile
-    from labelleak.updates.files import open_stored
-
-    stored = open_stored(data)
-    missing = [name for name in ("inputs", "labels") if name not in stored.shapes]
-    if missing:
-        raise UnreadableFile(f"{data}: holds no {' and no '.join(missing)}")
-    inputs, labels = stored.read("inputs"), stored.read("labels")
-    if labels.is_floating_point() or labels.ndim != 1 or not inputs.is_floating_point():
-        raise UnreadableFile(
-            f"{data}: inputs must be floating-point numbers, and labels one whole number for each"
-        )
-    return inputs, labels.long()
-
-
-def _built(model: str) -> Any:
-    from importlib import import_module
-
-    from torch import nn
-
-    module, _, function = model.partition(":")
-    try:
-        network = getattr(import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise click.UsageError(
-            f"--model {model}: module.name:function is needed ({reason})"
-        ) from None
-    if not isinstance(network, nn.Module):
-        raise click.UsageError(f"--model {model}: returns a {type(network).__name__}, no network")
-    return network

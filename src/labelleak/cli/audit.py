@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from labelleak.cli.audit_options import LossOptions, TrainingOptions, UpdateOptions, told
+from labelleak.cli.client_options import ClientOptions
 from labelleak.cli.console import console
 from labelleak.cli.options import (
     PathOption,
@@ -37,6 +38,7 @@ _FILE = PathOption("file")
     "spaces, commas or line breaks.",
 )
 @gathered(RuleOptions, "rule")
+@gathered(ClientOptions, "client")
 @format_option
 @click.option("--output", type=_FILE, help="Write the record there, as JSON.")
 def audit_command(
@@ -47,6 +49,7 @@ def audit_command(
     time_limit: float | None,
     labels: Path | None,
     rule: RuleOptions,
+    client: ClientOptions,
     output_format: str,
     output: Path | None,
 ) -> int:
@@ -57,7 +60,7 @@ def audit_command(
 
     With --labels (a site that audits its own update) the restored counts are scored, and judged by
     the --measure. Exit status: 0 audited, at or under the limit if there is one; 1 over it; 3
-    inconclusive.
+    inconclusive. With --model and --data it says, too, what attacks of this kind can reach at best.
 
     \b
     Examples:
@@ -75,18 +78,23 @@ def audit_command(
     training.check()
     kind = update.holds(training)
     rule.check(labels)
+    client.check(labels)
     if output is not None:
-        check_writable(output, [*update.inputs(loss, labels), *filter(None, [rule.prior])])
+        check_writable(
+            output, [*update.inputs(loss, labels), *filter(None, [rule.prior, client.data])]
+        )
     observation = update.read(training, loss)
-    true_counts = None
+    true_counts = ceiling = None
     if labels is not None:
         own = read_labels(labels, observation.classes)
         true_counts = counts_of(own, observation.classes)
         observation = training.sized_by(observation, own, labels)
+        ceiling = client.ceiling(update.before, observation, true_counts)
     record = audit_observation(
         observation,
         attack,
         true_counts=true_counts,
+        ceiling=ceiling,
         **rule.make(),
         time_limit=time_limit,
         source={**told(update), "kind": kind, **told(training), **told(loss)},

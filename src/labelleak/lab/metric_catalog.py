@@ -161,9 +161,9 @@ def metric(name: str) -> Metric:
 
     Args:
         name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.advantage``,
-            ``.certified``, ``.coverage`` or ``.seconds`` of any attack (the first six of a
-            baseline, too),
-            ``ilrg.instances_C`` of the published class C of table 5, or a measure such as
+            ``.certified``, ``.coverage`` or ``.seconds`` of any attack (the first five of a
+            baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a measure
+            such as
             ``a1_mse``.
 
     Returns:

@@ -44,7 +44,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["metric"] = lambda value: typeset(text.number(value))
+    environment.filters["figure"] = lambda value: typeset(text.number(value, fixed=False))
     environment.filters["typeset"] = typeset
+    environment.filters["capitalize_first"] = lambda words: words[:1].upper() + words[1:]
     return environment
 
 

@@ -112,17 +112,18 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def what_to_do(record: Mapping[str, Any]) -> list[str]:
+def what_to_do(record: Mapping[str, Any], *, tried: bool = False) -> list[str]:
     """What a reader can do about an audit: a sentence each, the most useful first.
 
     Args:
         record: An audit record, schema ``labelleak/audit/1``.
+        tried: Whether changes of the update have been tried already.
 
     Returns:
         Clauses without a full stop. Those about flags begin with the flag's name.
     """
     advice = []
-    if record["verdict"] == "over threshold":
+    if record["verdict"] == "over threshold" and not tried:
         advice.append(
             "labelleak advise tries changes on this very update, and says what each costs and buys"
         )
@@ -142,3 +143,16 @@ def what_to_do(record: Mapping[str, Any]) -> list[str]:
         if flag.get("remedy"):
             remedies.setdefault(flag["remedy"], []).append(flag["name"])
     return [*advice, *(f"{', '.join(names)}: {text}" for text, names in remedies.items())]
+
+
+def advice_in(content: object) -> dict[str, Any] | None:
+    """What was read from a file, if it is an advice of this version; else None.
+
+    Args:
+        content: Plain data.
+    """
+    if isinstance(content, dict) and content.get("schema") == "labelleak/advice/1":
+        audited = content.get("audit")
+        if isinstance(audited, dict) and audited.get("schema") == "labelleak/audit/1":
+            return content
+    return None

@@ -7,8 +7,8 @@ from labelleak.report.pages import render
 from labelleak.report.text import MEANINGS, SCORES, class_rows, what_to_do
 
 _MOST_BARS = 60
-# Scores that are those of the update, or follow from others.
-_SAME_FOR_ALL = ("guess", "advantage")
+# Scores that are those of the update, follow from others, or are told by the verdict.
+_ELSEWHERE = ("guess", "advantage", "small_cells_told")
 
 
 def audit_page(
@@ -42,7 +42,7 @@ def audit_page(
         rows=rows,
         chart=counts_chart(charted) if charted else None,
         left_out=len(rows) - len(charted),
-        metrics={key: title for key, title in SCORES.items() if key not in _SAME_FOR_ALL},
+        metrics={key: title for key, title in SCORES.items() if key not in _ELSEWHERE},
         meanings=MEANINGS,
         description=description,
         command=command,

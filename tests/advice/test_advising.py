@@ -9,7 +9,7 @@ import labelleak
 from labelleak.advice import LocalClient, advise
 from labelleak.advice.trials import cosine_of
 from labelleak.errors import InvalidObservation
-from labelleak.federated import train_locally
+from labelleak.federated import Auditor, Occasion, Policy, train_locally
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +149,30 @@ def test_the_limit_is_half_of_what_a_guess_leaves_open(advice, update):
     assert exact.plain.limit == "not all counts exactly"
     with pytest.raises(InvalidObservation, match="floor"):
         advise(update.observe(None), floor=0)
+
+
+def test_the_rule_of_small_cells_refuses_and_passes_after_the_remedy(client, update, tmp_path):
+    """A refusing site sends nothing, tries what advise found cheapest, and sends that."""
+    rule = {"measure": "small-cells", "floor": 5}
+    auditor = Auditor(Policy(action="refuse", records=str(tmp_path), **rule))
+
+    def send(sent):
+        return auditor.audit_update(
+            sent.before,
+            sent.after,
+            sent.training,
+            Occasion(round=1, client="a"),
+            instances=int(sent.true_counts.sum()),
+            true_counts=sent.true_counts,
+        )
+
+    refused = send(update)
+    assert (refused.send, refused.record.verdict) == (False, "over")
+    assert "that the rule hides (fewer than 5 samples, or none)" in refused.reason
+    advice = advise(update.observe(None), update.true_counts, client=client, **rule)
+    remedy = advice.cheapest
+    assert (remedy.name, remedy.setting) == ("batch size", "48 instead of 12")
+    recipe = labelleak.LocalTraining(learning_rate=0.5, batch_size=48)
+    larger = train_locally(client.model, client.inputs, client.labels, recipe, classes=5)
+    passed = send(larger)
+    assert (passed.send, passed.record.verdict) == (True, "within")

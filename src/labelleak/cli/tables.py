@@ -18,7 +18,6 @@ _COMPARED = {
     "lnacc": SCORES["lnacc"],
     "irec": "IRec",
     "accuracy": SCORES["accuracy"],
-    "advantage": SCORES["advantage"],
     "exact": SCORES["exact"],
 }
 _COMPARED_IF_MEASURED = {"certified": "certified", "coverage": "coverage", "seconds": "s"}

@@ -96,10 +96,10 @@ _SCORES = {
         "accuracy", "instances restored, of counts that sum to K", "counts", "accuracy"
     ),
     "exact": _Score("exact", "batches with every count right", "counts", "exact"),
-    "advantage": _Score("advantage", "accuracy less that of an even guess", "counts", "advantage"),
 }
-# Of an attack, where an experiment asks for it.
+# Of an attack, where an experiment or a study asks for it.
 _FURTHER = {
+    "advantage": _Score("advantage", "accuracy less that of an even guess", "counts", "advantage"),
     "certified": _Score("certified", "batches whose counts are proven", "outcome", "certified"),
     "coverage": _Score(
         "coverage", "true counts inside the attack's 95 % intervals", "measures", "coverage"
@@ -163,8 +163,7 @@ def metric(name: str) -> Metric:
         name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.advantage``,
             ``.certified``, ``.coverage`` or ``.seconds`` of any attack (the first five of a
             baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a measure
-            such as
-            ``a1_mse``.
+            such as ``a1_mse``.
 
     Returns:
         The metric.

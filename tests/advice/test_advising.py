@@ -1,15 +1,19 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import labelleak
-from labelleak.advice import LocalClient, advise
+from labelleak import advice as advice_of
+from labelleak.advice import LocalClient
 from labelleak.advice.trials import cosine_of
 from labelleak.errors import InvalidObservation
 from labelleak.federated import Auditor, Occasion, Policy, train_locally
+
+advise = partial(advice_of.advise, time_limit=0.1)
 
 
 @pytest.fixture(scope="module")

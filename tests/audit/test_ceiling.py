@@ -124,7 +124,7 @@ def test_no_attack_of_moments_is_above_it(site):
     shares = torch.tensor([40, 10, 15, 15])
     generator = torch.Generator().manual_seed(1)
     found = []
-    for _ in range(12):
+    for _ in range(5):
         chosen = torch.cat(
             [
                 torch.randperm(100, generator=generator)[:count] * 4 + label

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ceiling_table import ceiling
 from flag_tables import FLAGS
 from labelleak.lab.published_figures import published_runs
 from markdown_tables import table, three
@@ -211,6 +212,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "coverage": coverage,
     "figure4": figure4,
     "constants": origins,
+    "ceiling": ceiling,
     **FLAGS,
     **MEASURED,
     **TRUST,

@@ -22,24 +22,30 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "hooks": set(),
     "isolation": set(),
+    "displays": set(),
     "storage": {"errors"},
     "numerics": {"errors"},
     "checks": {"errors", "numerics"},
     "projection": set(),
-    "restoration": {"errors"},
+    "restoration": {"errors", "displays"},
     "loss": {"errors", "checks"},
     "training": {"errors", "checks"},
-    "observation": {"errors", "checks", "numerics", "loss", "training"},
+    "observation": {"errors", "displays", "checks", "numerics", "loss", "training"},
 }
 GROUND = set(ALLOWED)
-ALLOWED["metrics"] = {"errors", "restoration"}
+ALLOWED["guess"] = set()
+ALLOWED["similarity"] = set()
+ALLOWED["cells"] = {"restoration"}
+ALLOWED["metrics"] = {"errors", "displays", "restoration", "guess", "cells"}
 ALLOWED["updates"] = set(GROUND)
 ALLOWED["defenses"] = set(GROUND)
 ALLOWED["attacks"] = set(GROUND)
-ALLOWED["__init__"] = {*GROUND, "metrics", "updates", "defenses", "attacks"}
-ALLOWED["audit"] = {*GROUND, "metrics", "attacks"}
+MEASURES = {"guess", "cells", "similarity", "metrics"}
+ALLOWED["__init__"] = {*GROUND, *MEASURES, "updates", "defenses", "attacks"}
+ALLOWED["audit"] = {*GROUND, *MEASURES, "attacks"}
 ALLOWED["inversion"] = {*GROUND, "metrics", "updates", "attacks"}
-ALLOWED["federated"] = {*GROUND, "metrics", "updates", "defenses", "attacks", "audit"}
+ALLOWED["federated"] = {*GROUND, *MEASURES, "updates", "defenses", "attacks", "audit"}
+ALLOWED["advice"] = {*ALLOWED["federated"], "federated"}
 ALLOWED["lab"] = set(ALLOWED)
 # Views of records: nothing is computed there.
 ALLOWED["report"] = {"errors", "_version", "storage"}

@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from labelleak import metrics
 from labelleak.metrics import counts_of, score
 from labelleak.restoration import Restoration
+from labelleak.similarity import cosine_similarity
 
 FOUND = torch.tensor([2, 0, 1, 3, 0])
 TRUE = torch.tensor([2, 1, 0, 2, 0])  # K = 5
@@ -75,7 +77,12 @@ def count_pairs(draw):
 @given(count_pairs())
 def test_score_agrees_with_brute_force(pair):
     found, true = pair
-    assert score(restoration(found), true).as_dict() == brute_force(found.tolist(), true.tolist())
+    figures, expected = (
+        score(restoration(found), true).as_dict(),
+        brute_force(*map(Tensor.tolist, pair)),
+    )
+    assert {name: figures[name] for name in expected} == expected
+    assert figures["advantage"] == pytest.approx(figures["accuracy"] - figures["guess"])
 
 
 @given(count_pairs(), st.randoms(use_true_random=False))
@@ -83,14 +90,22 @@ def test_the_order_of_the_classes_does_not_matter(pair, random):
     found, true = pair
     order = list(range(len(true)))
     random.shuffle(order)
-    assert score(restoration(found[order]), true[order]) == score(restoration(found), true)
+    shuffled, ordered = (
+        score(restoration(found[places]), true[places]).as_dict()
+        for places in (order, sorted(order))
+    )
+    assert shuffled == pytest.approx(ordered)
 
 
 @given(count_pairs())
 def test_relations_between_the_figures(pair):
     found, true = pair
     result = score(restoration(found), true)
-    assert all(0 <= value <= 1 for value in result.as_dict().values())
+    signed = ("advantage", "relative_advantage", "small_cells_told")
+    figures = result.as_dict()
+    assert all(0 <= figures[name] <= 1 for name in figures if name not in signed)
+    assert result.relative_advantage <= 1
+    assert result.small_cells_told is None  # neither intervals nor a certificate
     assert result.accuracy <= result.recall
     assert result.lnacc <= result.leacc
     assert result.exact == (result.accuracy == 1) == (result.lnacc == 1)
@@ -120,6 +135,10 @@ def test_without_counts_only_existence_is_scored():
         "exact": None,
         "existence_precision": 2 / 3,
         "existence_recall": 2 / 3,
+        "guess": None,
+        "advantage": None,
+        "relative_advantage": None,
+        "small_cells_told": None,
     }
     assert score(found, TRUE, use="rounded") == score(found, TRUE)
 
@@ -204,18 +223,18 @@ def test_counts_of_refuses_what_is_no_label(labels, message, unchecked):
 def test_cosine_similarity_by_hand():
     found = torch.tensor([[3.0, 4.0], [1.0, 0.0], [5.0, 5.0]])
     true = torch.tensor([[30.0, 40.0], [0.0, 2.0], [-1.0, -1.0]])
-    assert metrics.cosine_similarity(found, true) == pytest.approx((1 + 0 - 1) / 3)
+    assert cosine_similarity(found, true) == pytest.approx((1 + 0 - 1) / 3)
     present = torch.tensor([True, True, False])
-    assert metrics.cosine_similarity(found, true, present) == pytest.approx(1 / 2)
+    assert cosine_similarity(found, true, present) == pytest.approx(1 / 2)
 
 
 def test_cosine_similarity_ignores_rows_of_absent_classes():
     found, true = torch.eye(2), torch.tensor([[1.0, 0.0], [math.nan, math.inf]])
-    assert metrics.cosine_similarity(found, true, torch.tensor([True, False])) == 1
+    assert cosine_similarity(found, true, torch.tensor([True, False])) == 1
 
 
 def test_a_vector_without_direction_is_similar_to_nothing():
-    assert metrics.cosine_similarity(torch.zeros(1, 3), torch.ones(1, 3)) == 0
+    assert cosine_similarity(torch.zeros(1, 3), torch.ones(1, 3)) == 0
 
 
 @given(st.integers(0, 2**32), st.floats(1e-30, 1e30), st.integers(1, 5), st.integers(1, 6))
@@ -229,7 +248,7 @@ def test_cosine_similarity_agrees_with_a_loop_at_any_scale(seed, scale, classes,
         for a, b, there in zip(found.tolist(), true.tolist(), present.tolist(), strict=True)
         if there
     ]
-    computed = metrics.cosine_similarity(scale * found, true, present)
+    computed = cosine_similarity(scale * found, true, present)
     assert computed == pytest.approx(sum(cosines) / len(cosines), abs=1e-12)
 
 
@@ -245,4 +264,4 @@ def test_cosine_similarity_agrees_with_a_loop_at_any_scale(seed, scale, classes,
 )
 def test_cosine_similarity_refuses_what_does_not_fit(shape, present, message, unchecked):
     with pytest.raises(ValueError, match=message):
-        metrics.cosine_similarity(torch.ones(2, 3), torch.ones(shape), present)
+        cosine_similarity(torch.ones(2, 3), torch.ones(shape), present)

@@ -15,6 +15,7 @@ _COLUMNS = {
     "lnacc": "LnAcc",
     "leacc": "LeAcc",
     "accuracy": "accuracy",
+    "advantage": "above an even guess",
     "exact": "exact",
     "certified": "proven",
     "coverage": "coverage",
@@ -61,17 +62,28 @@ def _attacks(row: dict[str, Any]) -> Iterator[str]:
     yield ""
     cells = row["metrics"]
     names = dict.fromkeys(name.partition(".")[0] for name in cells)
-    columns = [key for key in _COLUMNS if any(f"{name}.{key}" in cells for name in names)]
+    columns = [
+        key for key in _COLUMNS if any(_value(cells, name, key) is not None for name in names)
+    ]
     yield f"| attack | {' | '.join(_COLUMNS[key] for key in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
     for name in names:
-        values = [cells.get(f"{name}.{key}", {}).get("ours") for key in columns]
+        values = [_value(cells, name, key) for key in columns]
         yield f"| {name} | {' | '.join(map(_number, values))} |"
     yield ""
     spoke = ", ".join(f"{name} {number}" for name, number in row.get("spoke", {}).items())
     if spoke:
         yield f"auto: {spoke}."
         yield ""
+
+
+def _value(cells: dict[str, Any], name: str, key: str) -> float | None:
+    """The mean of a score; an advantage is the accuracy less that of the even guess beside it."""
+    if key == "advantage":
+        own, guess = (_value(cells, of, "accuracy") for of in (name, "uniform"))
+        return None if own is None or guess is None else own - guess
+    value: float | None = cells.get(f"{name}.{key}", {}).get("ours")
+    return value
 
 
 def _study(summary: dict[str, Any]) -> Iterator[str]:

@@ -4,13 +4,17 @@ Notation: C classes, K instances, n the true number of instances of each class a
 restored one.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Integer
 from torch import Tensor
 
+from labelleak.cells import USUAL_FLOOR, told_cells
+from labelleak.displays import facts_html
+from labelleak.guess import advantage_over, best_guess
 from labelleak.restoration import Restoration
 
 
@@ -26,6 +30,11 @@ class Score:
         exact: Whether every count is right; None without counts.
         existence_precision: Share of the restored classes that are in the batch.
         existence_recall: Share of the batch's classes that were restored.
+        guess: Accuracy of the best guess without the update; None without counts.
+        advantage: `accuracy` less `guess`; None without counts.
+        relative_advantage: The same as a share of what the guess leaves open, at most 1.
+        small_cells_told: Number of small or absent classes that are told with confidence, see
+            `labelleak.cells`; None where the attack gives neither intervals nor a certificate.
 
     Examples:
         >>> import torch
@@ -42,10 +51,36 @@ class Score:
     exact: bool | None
     existence_precision: float
     existence_recall: float
+    guess: float | None = None
+    advantage: float | None = None
+    relative_advantage: float | None = None
+    small_cells_told: int | None = None
 
     def as_dict(self) -> dict[str, float | bool | None]:
         """All figures by name, in the order of the attributes."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks, with what it means first."""
+        return facts_html("What was right", _in_words(self.as_dict()), _gained(self))
+
+
+def _in_words(figures: dict[str, float | bool | None]) -> dict[str, str]:
+    return {
+        name: ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3g}"
+        for name, value in figures.items()
+        if value is not None
+    }
+
+
+def _gained(scored: Score) -> list[str]:
+    """The advantage in words, where there are counts."""
+    if scored.accuracy is None or scored.guess is None or scored.relative_advantage is None:
+        return []
+    return [
+        f"{scored.accuracy:.1%} of the labels are right, where a guess without the update gets "
+        f"{scored.guess:.1%}: {max(0.0, scored.relative_advantage):.1%} of what it leaves open"
+    ]
 
 
 def score(
@@ -53,6 +88,8 @@ def score(
     true_counts: Integer[Tensor, " classes"],
     *,
     use: Literal["counts", "rounded"] = "counts",
+    prior: Sequence[float] | None = None,
+    floor: int = USUAL_FLOOR,
 ) -> Score:
     """Compare a restoration with the true labels of the batch.
 
@@ -64,12 +101,15 @@ def score(
             the counts before their sum is repaired, and the set of classes where they are positive,
             as in the figures of Ma et al. (ICLR 2023); an attack that repairs nothing has no such
             counts, and its own are taken.
+        prior: Share of each class as the public knows it, for the best guess; None for even ones.
+        floor: The smallest count that may be told.
 
     Returns:
         The score.
 
     Raises:
-        ValueError: `true_counts` are no counts of these classes, or `use` is neither.
+        ValueError: `true_counts` are no counts of these classes, `use` is neither, or the prior has
+            not one share for each class.
 
     Examples:
         >>> import torch
@@ -84,6 +124,12 @@ def score(
         raise ValueError(f"use={use!r}: choose 'counts' or 'rounded'")
     counts = found.rounded if use == "rounded" and found.rounded is not None else found.counts
     present = found.present.long() if counts is None else counts
+    guess = gained = told = None
+    if counts is not None:
+        _, true = _checked(counts, true_counts)
+        guess = best_guess(int(true.sum()), true.numel(), prior).accuracy(true)
+        gained = advantage_over(guess, accuracy(counts, true))
+        told = told_cells(found, true, floor)
     return Score(
         leacc=leacc(present, true_counts),
         lnacc=None if counts is None else lnacc(counts, true_counts),
@@ -92,6 +138,10 @@ def score(
         exact=None if counts is None else exact_match(counts, true_counts),
         existence_precision=existence_precision(present, true_counts),
         existence_recall=existence_recall(present, true_counts),
+        guess=guess,
+        advantage=None if gained is None else gained.additive,
+        relative_advantage=None if gained is None else gained.relative,
+        small_cells_told=None if told is None else int(told.sum()),
     )
 
 
@@ -300,57 +350,6 @@ def existence_recall(
     """
     found, true = _checked(found, true)
     return int(((found > 0) & (true > 0)).sum()) / int((true > 0).sum())
-
-
-def cosine_similarity(
-    found: Float[Tensor, "classes features"],
-    true: Float[Tensor, "classes features"],
-    present: Bool[Tensor, " classes"] | None = None,
-) -> float:
-    """Mean over classes of the cosine between the restored and the true vector of a class.
-
-    The CosSim of Ma et al., ICLR 2023, table 1, for class embeddings or class probabilities; there
-    the mean is over the classes in the batch, so pass ``present=true_counts > 0``.
-
-    Args:
-        found: Restored vectors, one row per class, shape (classes, features), any floating dtype.
-        true: True vectors, same shape; rows outside `present` may hold anything.
-        present: The rows to take the mean over, bool, shape (classes,); None for all.
-
-    Returns:
-        Between -1 and 1. A row that is zero on either side counts as 0: it has no direction.
-
-    Raises:
-        ValueError: The shapes differ, or `present` selects no row.
-
-    Examples:
-        >>> import torch
-        >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
-        0.6
-    """
-    if found.ndim != 2 or found.shape != true.shape:
-        raise ValueError(
-            f"vectors of shape {tuple(found.shape)} and {tuple(true.shape)}: two matrices of one "
-            "shape classes x features are needed"
-        )
-    true = true.to(found.device)
-    if present is not None:
-        if present.dtype != torch.bool or present.shape != found.shape[:1]:
-            raise ValueError(
-                f"present of shape {tuple(present.shape)} and {present.dtype}: one bool for each "
-                f"of the {found.shape[0]} classes is needed"
-            )
-        rows = present.to(found.device)
-        found, true = found[rows], true[rows]
-    if not found.shape[0]:
-        raise ValueError("there is no class to take the mean cosine similarity over")
-    return float((_directions(found) * _directions(true)).sum(dim=1).mean())
-
-
-def _directions(vectors: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
-    vectors = vectors.double()
-    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return vectors / torch.where(norms > 0, norms, 1.0)
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from labelleak.checks import INDICES, check_tensor, is_plain, kind_of, shape_of, whole_number
+from labelleak.displays import facts_html, observation_facts
 from labelleak.errors import InvalidObservation
 from labelleak.loss import Loss
 from labelleak.numerics import implied_rounding
@@ -305,6 +306,15 @@ class Observation:
     def has_bias(self) -> bool:
         """Whether the bias and its gradient are there."""
         return self.head.bias is not None and self.gradient.bias is not None
+
+    def __repr__(self) -> str:
+        """What was seen, in a line."""
+        facts = ", ".join(f"{name}: {value}" for name, value in observation_facts(self).items())
+        return f"Observation({facts})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: what an attack may know."""
+        return facts_html("What the server sees", observation_facts(self))
 
 
 def _detach(layer: Head | HeadGradient) -> None:

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from labelleak.displays import Bar, bars_html
 
 
 class Flag(Enum):
@@ -105,6 +108,9 @@ UNRELIABLE = frozenset(
 """Flags under which a low score is no evidence that the labels are safe."""
 
 
+# Most classes and counts that a notebook or a line shows.
+_MOST_SHOWN, _MOST_LISTED = 40, 12
+
 NORMAL_QUANTILE = 1.959963984540054
 """Standard errors either side of an estimate that a 95 % interval spans."""
 
@@ -197,3 +203,64 @@ class Restoration:
     def unreliable(self) -> bool:
         """Whether a flag says that a low score would prove nothing."""
         return any(flag in UNRELIABLE for flag in self.flags)
+
+    def __repr__(self) -> str:
+        """What was restored, in a line."""
+        told = self.present.nonzero()[:, 0] if self.counts is None else self.counts
+        what = "present" if self.counts is None else "counts"
+        listed = ", ".join(map(str, told[:_MOST_LISTED].tolist()))
+        more = f", ... of {self.present.numel()} classes" if len(told) > _MOST_LISTED else ""
+        proven = ", certified" if self.certified else ""
+        flags = f", flags: {', '.join(flag.name.lower() for flag in self.flags)}"
+        return f"Restoration({self.attack or 'no attack'}: {what} [{listed}{more}]{proven}" + (
+            f"{flags})" if self.flags else ")"
+        )
+
+    def _repr_html_(self) -> str:
+        """A chart for notebooks: the counts with their intervals, and the flags in words."""
+        values = self.counts if self.counts is not None else self.proportions
+        shares = self.counts is None
+        if values is None:
+            values, shares = self.present.long(), False
+        shown = self.present.nonzero()[:, 0].tolist()
+        if values.numel() <= _MOST_SHOWN:
+            shown = list(range(values.numel()))
+        intervals = self.intervals
+        bars = []
+        for label in shown[:_MOST_SHOWN]:
+            value = float(values[label])
+            low = high = None
+            if intervals is not None:
+                low, high = (max(0.0, float(end)) for end in intervals[label])
+            ends = "" if low is None else f" ({low:.2g} to {high:.2g})"
+            text = f"{value:.1%}" if shares else f"{value:.0f}"
+            bars.append(Bar(str(label), value, low, high, text + ends))
+        proven = "proven: they rebuild the gradient" if self.certified else "an estimate"
+        what = "shares" if shares else "counts" if self.counts is not None else "classes present"
+        notes = [f"{flag.name.lower()}: {flag.text}" for flag in self.flags]
+        if len(shown) > _MOST_SHOWN:
+            notes.insert(0, f"and {len(shown) - _MOST_SHOWN} more classes")
+        return bars_html(f"{self.attack or 'Restoration'}: {what} by class, {proven}", bars, notes)
+
+    def to_pandas(self) -> Any:
+        """One row for each class: present, count, share, estimate and the ends of its interval.
+
+        Returns:
+            A ``pandas.DataFrame`` with the index ``class``; columns of what the attack does not
+            give are left out.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        columns = {
+            "present": self.present,
+            "count": self.counts,
+            "share": self.proportions,
+            "estimate": self.raw,
+            "low": None if self.intervals is None else self.intervals[:, 0],
+            "high": None if self.intervals is None else self.intervals[:, 1],
+        }
+        known = {name: value.cpu().numpy() for name, value in columns.items() if value is not None}
+        return pd.DataFrame(known, index=pd.RangeIndex(self.present.numel(), name="class"))

@@ -75,9 +75,11 @@ def test_without_a_batch_size_there_are_proportions(observation, truth):
     assert record.score["leacc"] == 1.0
 
 
-def test_what_cannot_be_judged_is_refused(observation, truth):
-    with pytest.raises(InvalidObservation, match="needs the true labels"):
-        audit_observation(observation, threshold=0.5)
+def test_what_cannot_be_judged_is_refused(observation, truth, unchecked):
+    assert audit_observation(observation, "ilrg", threshold=0.5).verdict == "inconclusive"
+    for rule in ({"measure": "recall"}, {"floor": 1}, {"prior": [1.0]}, {"prior": [0.0] * 4}):
+        with pytest.raises(InvalidObservation, match=next(iter(rule))):
+            audit_observation(observation, true_counts=truth, **rule)
     for threshold in (float("nan"), -0.01, 1.01, float("inf")):
         with pytest.raises(InvalidObservation, match="from 0 to 1"):
             audit_observation(observation, true_counts=truth, threshold=threshold)

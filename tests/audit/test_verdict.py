@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from labelleak.audit.expected import expected_score
+from labelleak.audit.rule import Rule
 from labelleak.audit.verdict import Verdict, judge
 from labelleak.metrics import score
 from labelleak.restoration import Flag, Restoration
@@ -40,7 +42,7 @@ def test_a_low_score_is_no_evidence_under_a_doubt_and_a_high_one_is(
     counts, flags, threshold, verdict
 ):
     found = restored(counts, flags=flags)
-    assert judge(found, score(found, TRUTH), threshold)[0] is verdict
+    assert judge(found, score(found, TRUTH), Rule("accuracy", threshold))[0] is verdict
 
 
 MISFIT = (Flag.LABELS_DO_NOT_FIT,)
@@ -52,7 +54,13 @@ MISFIT = (Flag.LABELS_DO_NOT_FIT,)
         # The score is of labels that were not trained on.
         (TWO_WRONG, False, None, Verdict.INCONCLUSIVE, "there is no score to judge by"),
         (TWO_WRONG, False, 1.0, Verdict.INCONCLUSIVE, "there is no score to judge by"),
-        (TWO_WRONG, False, 0.5, Verdict.OVER_THRESHOLD, "66.7% of the labels given, above 50.0%"),
+        (
+            TWO_WRONG,
+            False,
+            0.5,
+            Verdict.OVER_THRESHOLD,
+            "66.7% of the labels given, above the limit of 50.0%",
+        ),
         # All that was trained on is proven, whatever the score.
         (TWO_WRONG, True, 0.9, Verdict.OVER_THRESHOLD, "all labels that were trained on"),
         (TWO_WRONG, True, 1.0, Verdict.INCONCLUSIVE, "there is no score to judge by"),
@@ -64,7 +72,7 @@ def test_labels_that_do_not_fit_are_never_within(
     counts, certified, threshold, verdict, reason, flags
 ):
     found = restored(counts, certified=certified, flags=flags)
-    judged, text = judge(found, score(found, TRUTH), threshold)
+    judged, text = judge(found, score(found, TRUTH), Rule("accuracy", threshold))
     assert judged is verdict
     assert reason in text
     assert "contradict the labels" in text
@@ -98,29 +106,133 @@ def test_only_an_accuracy_over_the_threshold_ends_with_one():
     ],
 )
 def test_without_true_labels_the_reason_says_what_there_is(found, reason):
-    assert judge(found, None, None) == (
+    assert judge(found, None, Rule()) == (
         Verdict.AUDITED,
         f"{reason}; no verdict of an audit is proof of safety",
     )
 
 
 def test_a_doubt_is_the_reason_where_there_are_no_true_labels():
-    verdict, reason = judge(restored(RIGHT, flags=DOUBTFUL), None, None)
+    verdict, reason = judge(restored(RIGHT, flags=DOUBTFUL), None, Rule())
     assert verdict is Verdict.INCONCLUSIVE
-    assert reason == f"the restored labels are not to be relied on: {Flag.SUMS_NOT_ZERO.text}"
+    assert reason.endswith("that is not to be relied on (flag sums_not_zero)")
 
 
 @pytest.mark.parametrize(
     ("counts", "flags", "threshold", "reason"),
     [
-        (RIGHT, (), None, "ilrg restored 100.0% of the labels; no threshold was given to judge"),
-        (RIGHT, (), 0.5, "ilrg restored 100.0% of the labels, above 50.0%"),
-        (TWO_WRONG, (), 0.7, "ilrg restored 66.7% of the labels, at or under 70.0%; a stronger"),
-        (TWO_WRONG, DOUBTFUL, 0.7, "this attack's failure proves nothing here: the gradient does"),
-        (TWO_WRONG, DOUBTFUL, None, "66.7% of the labels, and is not to be relied on: the gradi"),
-        (SET, (), 0.5, "ilrg restored no counts here, so there is no accuracy to compare"),
+        (RIGHT, (), None, "no limit was set, so this is a finding, not a pass or a failure"),
+        (RIGHT, (), 0.5, "100.0% of what the guess leaves open, above the limit of 50.0%"),
+        (
+            TWO_WRONG,
+            (),
+            0.7,
+            "ilrg restored 66.7% of the labels, where a guess without the update gets",
+        ),
+        (TWO_WRONG, (), 0.7, "at or under the limit of 70.0%; a stronger attack may"),
+        (TWO_WRONG, DOUBTFUL, 0.7, "failure proves nothing here (flag sums_not_zero)"),
+        (TWO_WRONG, DOUBTFUL, None, "that is not to be relied on (flag sums_not_zero)"),
+        (SET, (), 0.5, "ilrg restored no counts here, and so has no score"),
     ],
 )
 def test_no_reason_reads_like_a_promise(counts, flags, threshold, reason):
     found = restored(counts, flags=flags)
-    assert reason in judge(found, score(found, TRUTH), threshold)[1]
+    assert reason in judge(found, score(found, TRUTH), Rule("accuracy", threshold))[1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "threshold", "verdict"),
+    [
+        # Two of each of four classes or one less: the guess has 1 + 1 + 0 + 1.5 of 6 labels.
+        (RIGHT, 0.99, Verdict.OVER_THRESHOLD),
+        (RIGHT, 1.0, Verdict.AUDITED),
+        ([2, 2, 0, 2], 0.5, Verdict.OVER_THRESHOLD),
+        ([2, 2, 0, 2], 0.6, Verdict.AUDITED),
+        # A guess is no advantage, whatever its accuracy.
+        ([2, 2, 1, 1], 0.0, Verdict.AUDITED),
+    ],
+)
+def test_an_advantage_is_what_a_guess_leaves_open(counts, threshold, verdict):
+    found = restored(counts)
+    scored = score(found, TRUTH)
+    assert scored.guess == pytest.approx((1.5 + 1 + 0 + 1.5) / 6)
+    assert judge(found, scored, Rule("advantage", threshold))[0] is verdict
+
+
+def test_all_counts_right_is_over_where_that_is_the_rule():
+    for counts, verdict in ((RIGHT, Verdict.OVER_THRESHOLD), (TWO_WRONG, Verdict.AUDITED)):
+        found = restored(counts)
+        assert judge(found, score(found, TRUTH), Rule("exact"))[0] is verdict
+
+
+CELLS = Rule("small-cells", floor=4)
+
+
+def estimated(errors, flags=()):
+    """Right counts of TRUTH, with a standard error for each."""
+    raw, errors = TRUTH.double(), torch.tensor(errors).double()
+    return restored(RIGHT, raw=raw, standard_errors=errors, flags=flags)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        # Intervals of 3 +- 0.2, and of others that reach below one or above three.
+        (estimated([1.5, 1.0, 1.0, 0.1]), Verdict.OVER_THRESHOLD, "that 1 of the 4 classes"),
+        (estimated([1.5, 1.0, 1.0, 0.6]), Verdict.AUDITED, "tells none of the 4"),
+        # That nobody is in a class is told as well.
+        (estimated([1.5, 1.0, 0.2, 0.6]), Verdict.OVER_THRESHOLD, "that 1 of"),
+        (estimated([1.5] * 4, DOUBTFUL), Verdict.INCONCLUSIVE, "(flag sums_not_zero)"),
+        (estimated([1.5] * 4, (Flag.COUNTS_NOT_SURE,)), Verdict.AUDITED, "tells none"),
+        (restored(RIGHT), Verdict.INCONCLUSIVE, "gives no errors"),
+        (restored(RIGHT, certified=True), Verdict.OVER_THRESHOLD, "that 4 of the 4"),
+        (restored(SET), Verdict.INCONCLUSIVE, "gives no errors"),
+        (restored(TWO_WRONG, certified=True, flags=MISFIT), Verdict.OVER_THRESHOLD, "is proven"),
+    ],
+)
+def test_small_cells_are_told_by_intervals_or_a_proof(found, verdict, words):
+    judged, reason = judge(found, score(found, TRUTH, floor=4), CELLS, hidden=4)
+    assert judged is verdict
+    assert words in reason
+
+
+def test_where_all_classes_are_large_there_is_nothing_to_hide():
+    found = restored(RIGHT)
+    assert judge(found, score(found, TRUTH + 10), CELLS, hidden=0)[0] is Verdict.AUDITED
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        (Rule("exact"), Verdict.OVER_THRESHOLD),
+        (Rule("small-cells"), Verdict.OVER_THRESHOLD),
+        (Rule("advantage", 0.5), Verdict.OVER_THRESHOLD),
+        (Rule("accuracy", 1.0), Verdict.INCONCLUSIVE),
+        (Rule(), Verdict.AUDITED),
+    ],
+)
+def test_a_proof_needs_no_labels_to_be_over(rule, verdict):
+    found = restored(RIGHT, certified=True)
+    assert judge(found, None, rule, expected=expected_score(found))[0] is verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        (estimated([0.1] * 4), Verdict.OVER_THRESHOLD, "tells 4 classes"),
+        (estimated([2.0] * 4), Verdict.AUDITED, "tells no classes"),
+        (estimated([0.1] * 4, DOUBTFUL), Verdict.INCONCLUSIVE, "not to be relied on"),
+        (restored(RIGHT), Verdict.INCONCLUSIVE, "gives no errors"),
+    ],
+)
+def test_without_labels_small_cells_go_by_the_errors(found, verdict, words):
+    judged, reason = judge(found, None, CELLS, expected=expected_score(found, floor=4))
+    assert judged is verdict
+    assert words in reason
+
+
+def test_without_labels_a_share_cannot_be_measured_and_is_expected():
+    found = estimated([0.5] * 4)
+    judged, reason = judge(found, None, Rule("advantage", 0.5), expected=expected_score(found))
+    assert judged is Verdict.INCONCLUSIVE
+    assert "by the attack's own errors 86.7% of them are right" in reason

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from command_line import labelleak
@@ -82,6 +82,53 @@ def test_labels_and_threshold_decide_the_exit_status(run_audit, files):
     assert record["score"]["exact"] is True
     assert record["true_counts"] == truth
     assert run_audit(*options, "--threshold", "1.0").status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (("--measure", "advantage", "--threshold", "0.5"), 1, "100.0% of what the guess leaves"),
+        (("--measure", "advantage", "--threshold", "1"), 0, "at or under the limit of 100.0%"),
+        (("--measure", "accuracy"), 0, "no limit was set"),
+        (("--measure", "small-cells"), 1, "of the 10 classes that the rule hides (fewer than 10"),
+        (("--measure", "small-cells", "--floor", "2"), 1, "(fewer than 2 samples, or none)"),
+        (("--measure", "exact"), 1, "restored all counts exactly"),
+        ((), 0, "set a limit, and this becomes a verdict"),
+    ],
+)
+def test_an_update_is_judged_by_its_measure(run_audit, options, status, words):
+    done = run_audit("--labels", "labels.txt", *options)
+    assert (done.status, done.err) == (status, "")
+    assert words in " ".join(done.out.split())
+
+
+def test_a_prior_is_what_the_guess_knows(run_audit, files):
+    folder, truth, _ = files
+    (folder / "prior.txt").write_text(" ".join(map(str, truth)))
+    options = ("--labels", "labels.txt", "--prior", "prior.txt", "--format", "json")
+    score = json.loads(run_audit(*options).out)["score"]
+    assert (score["guess"], score["relative_advantage"]) == (1.0, 0.0)
+    (folder / "prior.txt").write_text("1 2 3")
+    assert_refused(run_audit(*options), "3 shares for 10 classes", folder)
+
+
+def test_the_sites_own_samples_give_a_ceiling(run_audit, files, monkeypatch):
+    folder, *_ = files
+    torch.manual_seed(1)
+    model = network()
+    inputs, labels = torch.randn(24, 8) * 0.1 + 1, torch.randint(10, (24,))
+    more = torch.randn(96, 8) * 0.1 + 1
+    labels = torch.cat([labels, torch.arange(96) % 10])
+    save_file({"inputs": torch.cat([inputs, more]), "labels": labels}, folder / "data.safetensors")
+    assert model.state_dict().keys() == load_file(folder / "model.safetensors").keys()
+    options = ("--labels", "labels.txt", "--model", f"{__name__}:network")
+    done = run_audit(*options, "--data", "data.safetensors")
+    assert "An attack that knows only moments gets" in done.out
+    assert_refused(run_audit(*options), "--model and --data go together", folder)
+
+
+def network():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
 def test_a_doubtful_update_is_inconclusive(run_audit, files):
@@ -181,6 +228,8 @@ _WEIGHTS = ("--learning-rate", "0.5")
         (("--labels", "labels.txt", "--threshold", "nan"), "from 0 to 1"),
         (("--labels", "labels.txt", "--threshold", "-0.1"), "from 0 to 1"),
         (("--labels", "labels.txt", "--threshold", "50"), "from 0 to 1"),
+        (("--labels", "labels.txt", "--floor", "5"), "--floor goes with"),
+        (("--labels", "labels.txt", "--measure", "small-cells", "--floor", "1"), "at least 2"),
     ],
 )
 def test_bad_options_are_one_line_each(run_audit, files, options, words):

@@ -65,7 +65,7 @@ def test_the_help_of_a_command_needs_no_torch(command):
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("a",), ["audit", "attacks"]),
+        (("a",), ["audit", "advise", "attacks"]),
         (("audit", "--th"), ["--threshold"]),
         (("audit", "--attack", "ilrg", "--kind", "w"), ["weights"]),
         (("reproduce", "table"), ["table1", "table3", "table4", "table5"]),

@@ -43,7 +43,8 @@ def run_line(line):
         # Whatever the labels gave away: no error, and a status that the command documents.
         done = labelleak(*rest, *SHORTER.get(rest[0], ()))
         assert done.err == "", done.err
-        assert done.status == int("--threshold" in rest), done
+        # The update of the demo is over the limit that advise has.
+        assert done.status == int("--threshold" in rest or rest[0] == "advise"), done
     elif program == "make":
         run_target(*rest)
     elif program == "pip":

@@ -184,3 +184,27 @@ def test_a_folder_without_records(tmp_path):
 @pytest.mark.parametrize("name", ["none", "none.json"])
 def test_what_is_not_there_is_named(tmp_path, name):
     assert_refused(labelleak("report", tmp_path / name), f"{tmp_path / name}: no such file")
+
+
+def test_an_officers_page_stands_beside_the_record(record):
+    path, _ = record
+    page = path.with_name("record-officer.html")
+    assert labelleak("report", path, "--officer") == (0, f"Page: {page}\n", "")
+    assert "data-protection officer" in page.read_text(encoding="utf-8")
+    assert_refused(labelleak("report", path.parent, "--officer"), "the record of one audit")
+
+
+def test_an_advice_becomes_a_page(record):
+    path, content = record
+    advice = {
+        "schema": "labelleak/advice/1", "audit": content, "summary": "no change is needed",
+        "changes": [], "untried": [],
+    }  # fmt: skip
+    path.write_text(json.dumps(advice))
+    assert labelleak("report", path).status == 0
+    text = path.with_suffix(".html").read_text(encoding="utf-8")
+    assert "What a change would cost and buy" in text
+    path.write_text(json.dumps(advice | {"changes": "many"}))
+    assert_refused(labelleak("report", path), str(path))
+    path.write_text(json.dumps(advice | {"audit": {}}))
+    assert_refused(labelleak("report", path), "no audit record")

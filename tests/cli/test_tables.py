@@ -10,8 +10,8 @@ from labelleak.cli.tables import (
     print_attacks,
     print_comparison,
     print_inversion,
-    print_record,
 )
+from labelleak.cli.verdicts import print_record
 from labelleak.lab.experiment_grid import grid_study
 from labelleak.lab.summary import summarize
 
@@ -37,7 +37,8 @@ def test_names_from_files_are_no_markup(terminal):
         {
             "attack": name, "classes": 2, "features": 3, "head": name, "batch_size": 1,
             "local_steps": 1, "present": [0], "counts": [1, 0], "proportions": None,
-            "true_counts": None, "score": None, "seconds": 0.1, "verdict": "audited",
+            "true_counts": None,
+            "score": None, "threshold": None, "seconds": 0.1, "verdict": "audited",
             "flags": [{"name": "set_only", "text": name}], "reason": name,
         },
         terminal,

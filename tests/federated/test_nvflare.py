@@ -121,7 +121,7 @@ def test_what_is_refused_is_not_in_the_reply(tmp_path, site, update, kind):
     assert set(reply) == set(make_reply(ReturnCode.OK))
     assert reply.get_header(AppConstants.CURRENT_ROUND) == ROUND
     told = reply.get_header(REFUSAL_HEADER)
-    assert "the policy allows at most 50.0% of the labels" in told
+    assert "the policy allows at most 50.0% of what a guess leaves open" in told
     assert "100" not in told, "how much was restored stays on the site"
     (record,) = read_rounds(tmp_path / "r")
     assert (record["action"], record["verdict"]) == ("refused", "over")

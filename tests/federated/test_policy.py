@@ -20,7 +20,25 @@ def written(tmp_path, text):
 def test_an_empty_file_is_the_default(tmp_path):
     assert read_policy(written(tmp_path, "")) == Policy()
     assert Policy().action == "warn"
-    assert Policy().threshold == 0.5
+    assert (Policy().measure, Policy().threshold) == ("advantage", 0.5)
+
+
+def test_a_policy_with_a_threshold_alone_is_of_accuracy_as_it_was(tmp_path):
+    policy = read_policy(written(tmp_path, 'action = "refuse"\nthreshold = 0.3'))
+    assert (policy.measure, policy.limit) == ("accuracy", "at most 30.0% of the labels")
+
+
+def test_a_policy_of_small_cells(tmp_path):
+    policy = read_policy(written(tmp_path, 'measure = "small-cells"\nfloor = 5'))
+    assert policy.rule.limit == "no class with fewer than 5 samples, or none, told with confidence"
+    assert policy.as_dict()["floor"] == 5
+    assert "floor" not in Policy().as_dict()
+
+
+def test_a_policy_of_public_shares(tmp_path):
+    policy = read_policy(written(tmp_path, "prior = [0.9, 0.1]"))
+    assert policy.rule.prior == (0.9, 0.1)
+    assert policy.as_dict()["prior"] == (0.9, 0.1)
 
 
 def test_every_key_is_read(tmp_path):
@@ -61,6 +79,11 @@ def test_exact_has_no_threshold(tmp_path):
         ("action = 3", "action = 3"),
         ("action = []", "action = "),
         ('measure = "recall"', "measure"),
+        ('measure = "small-cells"\nfloor = 1', "floor = 1: a whole number"),
+        ('measure = "small-cells"\nthreshold = 0.5', "threshold: goes with"),
+        ('prior = "even"', "prior = 'even'"),
+        ("prior = [0, 0]", "prior = [0, 0]"),
+        ("prior = [1, -1]", "prior = [1, -1]"),
         ('threshold = "half"', "threshold = 'half'"),
         ("threshold = true", "threshold = True"),
         ("threshold = 50", "not percent"),
@@ -118,19 +141,21 @@ def test_the_draws_of_all_epochs_are_told_as_one_epoch(tmp_path):
     assert decision.record.audit["local_steps"] == 4
 
 
-@pytest.mark.parametrize("measure", ["accuracy", "exact"])
+@pytest.mark.parametrize(
+    ("measure", "threshold"),
+    [("accuracy", 0.95), ("advantage", 0.95), ("exact", None), ("small-cells", None)],
+)
 @pytest.mark.parametrize(("samples", "verdict"), [(6, "over"), (60, "inconclusive")])
-def test_labels_that_were_not_trained_on_are_never_within(measure, samples, verdict):
+def test_labels_that_were_not_trained_on_are_never_within(measure, threshold, samples, verdict):
     """Six samples are certified, sixty are estimated; a refusing policy sends neither."""
     digits = datasets.load("mnist-sample")
     model = networks.build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=0).eval()
     inputs, labels = digits.batch(torch.arange(samples))
     own = torch.bincount(digits.labels[100 : 100 + samples], minlength=10)
     assert not torch.equal(own, torch.bincount(labels, minlength=10))
-    policy = Policy(action="refuse", measure=measure, threshold=None)
-    threshold = policy.threshold if measure == "exact" else 0.95
+    policy = Policy(action="refuse", measure=measure, threshold=threshold)
     seen = labelleak.capture(model, inputs, labels)
-    record = audit_observation(seen, true_counts=own, threshold=threshold)
+    record = audit_observation(seen, true_counts=own, **vars(policy.rule))
     assert record.certified is (samples == 6)
     assert policy.judge(record)[0] == verdict
     assert "contradict the labels" in policy.judge(record)[1]

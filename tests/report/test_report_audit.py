@@ -61,3 +61,46 @@ def test_of_many_classes_the_present_ones_are_shown(record):
     )
     assert len(_rows(page)) == 70
     assert "The table has 10 more classes." in page
+
+
+ADVICE = {
+    "summary": "the cheapest change that is within the limit: batch size",
+    "changes": [
+        {
+            "name": "noise", "setting": "Gaussian", "cosine": 0.995, "epsilon": 1.5e5,
+            "accuracy": 1.0, "advantage": 1.0, "verdict": "over threshold",
+        },
+        {
+            "name": "head kept local", "setting": "not sent", "cosine": None, "epsilon": None,
+            "accuracy": None, "advantage": None, "verdict": "inconclusive",
+        },
+    ],
+    "untried": [{"name": "a later round", "why": "it needs the model"}],
+}  # fmt: skip
+
+
+def test_changes_stand_below_the_verdict_with_their_price(record, document, overflow):
+    page = audit_page(record, [], advice=ADVICE)
+    text = document(page).text
+    assert "The cheapest change that is within the limit: batch size." in text
+    assert "noise Gaussian, ε = 1.5e5 0.995 1.000 1.000 over" in text
+    assert "head kept local not sent – – – in doubt" in text
+    assert "a later round: it needs the model" in text
+    assert overflow(page, 390) == 390
+
+
+def test_flags_come_with_what_to_do(record, document):
+    record["flags"][0]["remedy"] = "send the bias along"
+    text = document(audit_page(record, [])).text
+    assert "no_bias: send the bias along" in text
+    # The verdict is over a limit: changes are worth trying, unless they were tried.
+    over = record | {"verdict": "over threshold"}
+    assert "labelleak advise" in document(audit_page(over, [])).text
+    assert "labelleak advise" not in document(audit_page(over, [], advice=ADVICE)).text
+
+
+def test_intervals_are_drawn_and_told(record, document):
+    intervals = [[max(0.0, count - 1.5), count + 1.5] for count in record["counts"]]
+    page = audit_page(record | {"intervals": intervals}, [])
+    assert "9.5 to 12.5" in document(page).text
+    assert "95 % interval" not in document(audit_page(record, [])).text

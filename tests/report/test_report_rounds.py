@@ -168,13 +168,25 @@ def test_the_table_shows_what_was_found(several, browse):
     rows = table_of(shown)
     assert len(rows) == 9
     assert rows[0] == [
-        *("1", "a", "before", "flower", "ilrg", "over", "warned", "90.0 %", "no"),
+        *("1", "a", "before", "flower", "ilrg", "over", "warned", "90.0 %", "–", "no"),
         *("24 in 3 classes", "–", "no_bias"),
     ]
-    assert [row[10] for row in rows if row[2] == "after"] == ["1.5", "3", "4.5"]
+    assert [row[11] for row in rows if row[2] == "after"] == ["1.5", "3", "4.5"]
     assert "9 of 9 audits" in shown
     assert "the policy's limit, 50.0 %" in shown
     assert "ε spent, by round" in shown
+
+
+def test_an_advantage_has_a_chart_of_its_own_with_its_limit(made, browse):
+    records = [made(number, "a") for number in (1, 2)]
+    for record in records:
+        record["audit"]["score"]["relative_advantage"] = 0.25 * record["round"]
+        record["policy"] |= {"measure": "advantage", "threshold": 0.3}
+    shown = browse(rounds_page(records))
+    assert [row[8] for row in table_of(shown)] == ["25.0 %", "50.0 %"]
+    assert "the policy's limit, 30.0 %" in shown
+    assert 'aria-label="Advantage over a guess, by round"' in shown
+    assert 'aria-label="Advantage over a guess, by round"' not in browse(rounds_page([made()]))
 
 
 @pytest.mark.parametrize(

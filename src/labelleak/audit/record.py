@@ -28,15 +28,28 @@ class AuditRecord:
         rounded: Counts before the attack made them sum to the number of instances, or None.
         proportions: Restored share per class, where there are no counts; else None.
         certified: Whether the counts are proven.
-        flags: Name and text of every flag.
+        flags: Name and text of every flag, and what to do about it.
         true_counts: The auditor's own counts, or None.
         score: Metrics of ``counts`` against ``true_counts``, or None.
         score_rounded: Metrics of ``rounded``, which published figures are of, or None.
-        threshold: Accuracy above which the update gives away too much, or None.
+        threshold: Accuracy or advantage above which the update gives away too much, or None.
         verdict: Value of a `Verdict`.
         reason: The reason for the verdict, in one sentence.
         seconds: Time that the attack took, in seconds.
         source: Where the observation is from: files, kind, and what was told of training and loss.
+        measure: What the update was judged by, see `labelleak.audit.Rule`; accuracy in records
+            that are older than the other measures.
+        floor: The smallest count that may be told, for ``"small-cells"``.
+        prior: Public share of each class, for the best guess, or None for even ones.
+        limit: The limit in words.
+        intervals: 95 % interval of every count, or of every share where there are no counts; None
+            where the attack gives none.
+        expected: What the attack tells by its own account, where there are no true labels, see
+            `labelleak.audit.expected_score`; else None.
+        hidden: Number of classes with fewer than `floor` samples, or none; None without true
+            labels.
+        ceiling: The best that attacks of this kind can reach, see `labelleak.audit.Ceiling`, where
+            it was computed; else None.
         version: Version of labelleak that wrote the record.
         schema: Name and version of this format.
 
@@ -70,6 +83,14 @@ class AuditRecord:
     reason: str
     seconds: float
     source: dict[str, Any] = field(default_factory=dict)
+    measure: str = "accuracy"
+    floor: int = 10
+    prior: list[float] | None = None
+    limit: str = ""
+    intervals: list[list[float]] | None = None
+    expected: dict[str, Any] | None = None
+    hidden: int | None = None
+    ceiling: dict[str, Any] | None = None
     version: str = __version__
     schema: str = SCHEMA
 

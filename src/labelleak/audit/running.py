@@ -1,17 +1,23 @@
 """Run one audit: restore the labels of an update, score them, and judge the result."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.attacks import restore
+from labelleak.audit.expected import expected_score
 from labelleak.audit.fit import flag_misfit
 from labelleak.audit.record import AuditRecord
+from labelleak.audit.remedies import REMEDIES
+from labelleak.audit.rule import Measure, Rule
 from labelleak.audit.verdict import judge
+from labelleak.cells import hidden_cells
 from labelleak.errors import InvalidObservation
+from labelleak.guess import checked_prior
 from labelleak.metrics import score
 from labelleak.observation import Observation
 
@@ -21,8 +27,12 @@ def audit_observation(
     attack: str = "auto",
     *,
     true_counts: Int[Tensor, " classes"] | None = None,
+    measure: Measure | None = None,
     threshold: float | None = None,
+    floor: int = 10,
+    prior: Sequence[float] | None = None,
     time_limit: float | None = None,
+    ceiling: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     **hyper_parameters: object,
 ) -> AuditRecord:
@@ -34,8 +44,15 @@ def audit_observation(
         observation: What the server sees.
         attack: Registered name, or ``"auto"``.
         true_counts: The auditor's own counts, int64, shape (classes,), when known.
-        threshold: Largest accuracy that is acceptable, in [0, 1]; needs `true_counts`.
+        measure: What is measured, see `labelleak.audit.Rule`: ``"advantage"``, ``"accuracy"``,
+            ``"small-cells"`` or ``"exact"``. None: accuracy where there is a threshold, else
+            advantage.
+        threshold: Largest accuracy or advantage that is acceptable, in [0, 1]; None for no limit.
+        floor: For ``"small-cells"``, the smallest count that may be told.
+        prior: Share of each class as the public knows it, for the best guess; None for even ones.
         time_limit: Seconds after which an attack ends its search, see `labelleak.restore`.
+        ceiling: What attacks of moments can reach, for the record, see
+            `labelleak.audit.moment_ceiling`; None where it was not computed.
         source: Where the observation is from, for the record.
         **hyper_parameters: Keyword arguments of the attack.
 
@@ -43,8 +60,8 @@ def audit_observation(
         The record.
 
     Raises:
-        InvalidObservation: The true counts do not sum to the number of instances, or a threshold
-            comes without them or is not in [0, 1].
+        InvalidObservation: The true counts do not sum to the number of instances, or a measure,
+            threshold, floor or prior is impossible.
         ValueError: The time limit is not positive.
         MissingKnowledge: The observation lacks what the attack needs.
 
@@ -57,12 +74,7 @@ def audit_observation(
         ([2, 1, 0, 3], 'over threshold', 1)
     """
     total = observation.num_instances
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise InvalidObservation(
-            f"threshold {threshold}: it is a share of the labels, from 0 to 1 (not percent)"
-        )
-    if threshold is not None and true_counts is None:
-        raise InvalidObservation("a threshold on accuracy needs the true labels to measure it")
+    rule = _checked_rule(measure, threshold, floor, prior, observation.classes)
     if true_counts is not None and total is not None and int(true_counts.sum()) != total:
         raise InvalidObservation(
             f"{int(true_counts.sum())} true labels for {_size_of(observation)}: they must agree"
@@ -72,8 +84,15 @@ def audit_observation(
     seconds = time.perf_counter() - start
     if true_counts is not None:
         found = flag_misfit(observation, found, true_counts)
-    scored = None if true_counts is None else score(found, true_counts)
-    verdict, reason = judge(found, scored, threshold)
+    scored = rounded = expected = hidden = None
+    if true_counts is None:
+        expected = expected_score(found, prior=rule.prior, floor=rule.floor)
+    else:
+        measured = partial(score, true_counts=true_counts, prior=rule.prior, floor=rule.floor)
+        scored = measured(found)
+        rounded = None if found.rounded is None else measured(found, use="rounded")
+        hidden = int(hidden_cells(true_counts, rule.floor).sum())
+    verdict, reason = judge(found, scored, rule, expected=expected, hidden=hidden)
     return AuditRecord(
         attack=found.attack,
         classes=observation.classes,
@@ -86,18 +105,43 @@ def audit_observation(
         rounded=_listed(found.rounded),
         proportions=None if found.counts is not None else _listed(found.proportions),
         certified=found.certified,
-        flags=[{"name": flag.name.lower(), "text": flag.text} for flag in found.flags],
+        flags=[
+            {"name": flag.name.lower(), "text": flag.text, "remedy": REMEDIES[flag]}
+            for flag in found.flags
+        ],
         true_counts=_listed(true_counts),
         score=None if scored is None else scored.as_dict(),
-        score_rounded=None
-        if true_counts is None or found.rounded is None
-        else score(found, true_counts, use="rounded").as_dict(),
+        score_rounded=None if rounded is None else rounded.as_dict(),
         threshold=threshold,
         verdict=verdict.value,
         reason=reason,
         seconds=seconds,
         source=dict(source or {}),
+        measure=str(rule.measure),
+        floor=rule.floor,
+        prior=None if rule.prior is None else list(rule.prior),
+        limit=rule.limit,
+        intervals=_listed(found.intervals),
+        expected=expected,
+        hidden=hidden,
+        ceiling=None if ceiling is None else dict(ceiling),
     )
+
+
+def _checked_rule(
+    measure: Measure | None,
+    threshold: float | None,
+    floor: int,
+    prior: Sequence[float] | None,
+    classes: int,
+) -> Rule:
+    try:
+        rule = Rule(measure, threshold, floor, prior)
+        if rule.prior is not None:
+            checked_prior(rule.prior, classes)
+    except ValueError as error:
+        raise InvalidObservation(str(error)) from None
+    return rule
 
 
 def _size_of(observation: Observation) -> str:

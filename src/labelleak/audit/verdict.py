@@ -1,9 +1,11 @@
 """The verdict of an audit, and the reason for it in one sentence."""
 
 from enum import Enum
+from typing import Any
 
+from labelleak.audit.rule import Rule
 from labelleak.metrics import Score
-from labelleak.restoration import Flag, Restoration
+from labelleak.restoration import UNRELIABLE, Flag, Restoration
 
 
 class Verdict(Enum):
@@ -24,7 +26,19 @@ class Verdict(Enum):
         return {Verdict.AUDITED: 0, Verdict.OVER_THRESHOLD: 1, Verdict.INCONCLUSIVE: 3}[self]
 
 
-def judge(found: Restoration, scored: Score | None, threshold: float | None) -> tuple[Verdict, str]:
+Judgment = tuple[Verdict, str]
+
+_STRONGER = "a stronger attack may restore more"
+
+
+def judge(
+    found: Restoration,
+    scored: Score | None,
+    rule: Rule,
+    *,
+    expected: dict[str, Any] | None = None,
+    hidden: int | None = None,
+) -> Judgment:
     """Judge the result of an attack.
 
     No verdict says that the labels are safe: a stronger attack may restore more.
@@ -32,54 +46,163 @@ def judge(found: Restoration, scored: Score | None, threshold: float | None) -> 
     Args:
         found: What the attack restored.
         scored: Its score against the true labels; None where they are not known.
-        threshold: Largest accuracy that is acceptable, in [0, 1], or None.
+        rule: What is measured, and how much of it may leave.
+        expected: Where the true labels are not known, see `expected_score`.
+        hidden: Where they are, the number of classes that a rule of small cells hides.
 
     Returns:
-        The verdict, and the reason for it.
+        The verdict, and the reason for it. The reason names flags, and does not explain them.
     """
-    doubts = "; ".join(flag.text for flag in found.flags) if found.unreliable else ""
-    if scored is not None and scored.accuracy is not None:
-        restored = f"{found.attack} restored {scored.accuracy:.1%} of the labels"
-        if Flag.LABELS_DO_NOT_FIT in found.flags:
-            return _judge_misfit(found, scored.accuracy, threshold)
-        if threshold is None:
-            if doubts:
-                return Verdict.INCONCLUSIVE, f"{restored}, and is not to be relied on: {doubts}"
-            return Verdict.AUDITED, f"{restored}; no threshold was given to judge that by"
-        if scored.accuracy > threshold:
-            return Verdict.OVER_THRESHOLD, f"{restored}, above {threshold:.1%}"
+    if scored is None:
+        return _without_labels(found, rule, expected)
+    if Flag.LABELS_DO_NOT_FIT in found.flags:
+        return _misfit(found, scored, rule)
+    if rule.measure == "small-cells":
+        return _by_cells(found, scored.small_cells_told, hidden or 0, rule)
+    if scored.accuracy is None:
+        if not rule.has_limit and not found.unreliable:
+            return Verdict.AUDITED, f"{_restored(found)}; no verdict of an audit is proof of safety"
+        return Verdict.INCONCLUSIVE, f"{found.attack} restored no counts here, and so has no score"
+    restored = _share(found, scored)
+    if rule.measure == "exact":
+        if scored.exact:
+            return Verdict.OVER_THRESHOLD, f"{found.attack} restored all counts exactly"
+        return _low(found, f"{restored}, and not every count")
+    value = scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
+    assert value is not None, "there are counts"
+    if rule.threshold is None:
+        doubts = _doubts(found)
         if doubts:
-            return Verdict.INCONCLUSIVE, (
-                f"{restored}, at or under {threshold:.1%}, but this attack's failure proves "
-                f"nothing here: {doubts}"
-            )
+            return Verdict.INCONCLUSIVE, f"{restored}; that is not to be relied on ({doubts})"
         return Verdict.AUDITED, (
-            f"{restored}, at or under {threshold:.1%}; a stronger attack may restore more"
+            f"{restored}; no limit was set, so this is a finding, not a pass or a failure"
         )
-    if threshold is not None:
-        return Verdict.INCONCLUSIVE, (
-            f"{found.attack} restored no counts here, so there is no accuracy to compare"
-        )
+    if value > rule.threshold:
+        return Verdict.OVER_THRESHOLD, f"{restored}, above the limit of {rule.threshold:.1%}"
+    return _low(found, f"{restored}, at or under the limit of {rule.threshold:.1%}")
+
+
+def _share(found: Restoration, scored: Score) -> str:
+    """What share of the labels is right, and how much of that a guess would get."""
+    text = f"{found.attack} restored {scored.accuracy:.1%} of the labels"
+    if scored.guess is None or scored.relative_advantage is None:
+        return text
+    text = f"{text}, where a guess without the update gets {scored.guess:.1%}"
+    if scored.relative_advantage <= 0.0:
+        return f"{text}: no advantage"
+    return f"{text}: {scored.relative_advantage:.1%} of what the guess leaves open"
+
+
+def _low(found: Restoration, text: str) -> Judgment:
+    """A result under the limit: evidence of little, and of nothing where it is doubtful."""
+    doubts = _doubts(found)
     if doubts:
-        return Verdict.INCONCLUSIVE, f"the restored labels are not to be relied on: {doubts}"
-    return Verdict.AUDITED, f"{_restored(found)}; no verdict of an audit is proof of safety"
+        return Verdict.INCONCLUSIVE, (
+            f"{text}, but this attack's failure proves nothing here ({doubts})"
+        )
+    return Verdict.AUDITED, f"{text}; {_STRONGER}"
 
 
-def _judge_misfit(
-    found: Restoration, accuracy: float, threshold: float | None
-) -> tuple[Verdict, str]:
+def _by_cells(found: Restoration, told: int | None, hidden: int, rule: Rule) -> Judgment:
+    rare = f"fewer than {rule.floor} samples, or none"
+    if not hidden:
+        return Verdict.AUDITED, f"no class has {rare}: there is nothing that the rule hides"
+    of = f"of the {hidden} {'class' if hidden == 1 else 'classes'} that the rule hides ({rare})"
+    if told is None:
+        return Verdict.INCONCLUSIVE, (
+            f"{found.attack} gives no errors for its counts here, so that nobody can say what it "
+            f"tells {of}"
+        )
+    if told:
+        return Verdict.OVER_THRESHOLD, (
+            f"{found.attack} tells with confidence that {told} {of} {'is' if told == 1 else 'are'} "
+            "that small"
+        )
+    doubts = _doubts(found, but=Flag.COUNTS_NOT_SURE)
+    text = f"{found.attack} tells none {of} with confidence"
+    if doubts:
+        return Verdict.INCONCLUSIVE, f"{text}, but its failure proves nothing here ({doubts})"
+    return Verdict.AUDITED, f"{text}; a stronger attack may tell more"
+
+
+def _misfit(found: Restoration, scored: Score, rule: Rule) -> Judgment:
     """Judge a result that contradicts the labels it is scored by."""
     reason = Flag.LABELS_DO_NOT_FIT.text
-    if found.certified and threshold is not None and threshold < 1.0:
+    if found.certified and _proof_is_over(found, rule):
         return Verdict.OVER_THRESHOLD, (
             f"{found.attack} restored all labels that were trained on, which is proven; {reason}"
         )
-    if threshold is not None and accuracy > threshold:
+    value = scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
+    if rule.threshold is not None and value is not None and value > rule.threshold:
         return Verdict.OVER_THRESHOLD, (
-            f"{found.attack} restored {accuracy:.1%} of the labels given, above {threshold:.1%}; "
-            f"{reason}"
+            f"{found.attack} restored {scored.accuracy:.1%} of the labels given, above the limit "
+            f"of {rule.threshold:.1%}; {reason}"
         )
     return Verdict.INCONCLUSIVE, f"there is no score to judge by: {reason}"
+
+
+def _proof_is_over(found: Restoration, rule: Rule) -> bool:
+    """Whether proven counts alone are more than may leave."""
+    if rule.measure == "small-cells":
+        return found.counts is not None and bool((found.counts < rule.floor).any())
+    if rule.measure == "exact":
+        return True
+    return rule.threshold is not None and rule.threshold < 1.0
+
+
+def _without_labels(found: Restoration, rule: Rule, expected: dict[str, Any] | None) -> Judgment:
+    restored, doubts = _restored(found), _doubts(found)
+    if found.certified and rule.has_limit and _proof_is_over(found, rule):
+        return Verdict.OVER_THRESHOLD, f"{restored}; the limit is {rule.limit}"
+    if rule.measure == "small-cells":
+        return _cells_without_labels(found, rule, expected)
+    if rule.threshold is not None:
+        return Verdict.INCONCLUSIVE, (
+            f"{restored}{_by_own_errors(expected)}; the limit is {rule.limit}, and without the "
+            "true labels there is nothing to measure that by"
+        )
+    if rule.has_limit and found.counts is None:
+        return Verdict.INCONCLUSIVE, f"{restored}; the limit is {rule.limit}, which needs counts"
+    if doubts:
+        own = _by_own_errors(expected)
+        return Verdict.INCONCLUSIVE, f"{restored}{own}; that is not to be relied on ({doubts})"
+    return Verdict.AUDITED, (
+        f"{restored}{_by_own_errors(expected)}; no verdict of an audit is proof of safety"
+    )
+
+
+def _cells_without_labels(
+    found: Restoration, rule: Rule, expected: dict[str, Any] | None
+) -> Judgment:
+    """What an attack says of small classes, by its own errors alone."""
+    if expected is None:
+        return Verdict.INCONCLUSIVE, (
+            f"{found.attack} gives no errors for its counts here, so that nobody can say which of "
+            "them it tells"
+        )
+    told, rare = expected["small_cells_told"], f"fewer than {rule.floor} samples, or none"
+    doubts = _doubts(found, but=Flag.COUNTS_NOT_SURE)
+    text = f"by its own errors {found.attack} tells {told or 'no'} classes with {rare}"
+    if doubts:
+        return Verdict.INCONCLUSIVE, f"{text}; that is not to be relied on ({doubts})"
+    if told:
+        return Verdict.OVER_THRESHOLD, text
+    return Verdict.AUDITED, f"{text}; a stronger attack may tell more"
+
+
+def _doubts(found: Restoration, but: Flag | None = None) -> str:
+    """The names of the flags under which a low score is no evidence; empty without one."""
+    names = [flag.name.lower() for flag in found.flags if flag in UNRELIABLE and flag is not but]
+    return f"{'flag' if len(names) == 1 else 'flags'} {', '.join(names)}" if names else ""
+
+
+def _by_own_errors(expected: dict[str, Any] | None) -> str:
+    if expected is None or expected["by"] == "certificate":
+        return ""
+    return (
+        f"; by the attack's own errors {expected['accuracy']:.1%} of them are right, where a guess "
+        f"gets {expected['guess']:.1%}"
+    )
 
 
 def _restored(found: Restoration) -> str:

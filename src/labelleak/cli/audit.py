@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from labelleak.cli.audit_options import LossOptions, TrainingOptions, UpdateOptions, told
+from labelleak.cli.client_options import ClientOptions
 from labelleak.cli.console import console
 from labelleak.cli.options import (
     PathOption,
@@ -14,7 +15,8 @@ from labelleak.cli.options import (
     gathered,
     time_limit_option,
 )
-from labelleak.cli.tables import print_record
+from labelleak.cli.rule_options import RuleOptions
+from labelleak.cli.verdicts import print_record
 from labelleak.storage import check_writable, write_json
 
 _FILE = PathOption("file")
@@ -35,12 +37,8 @@ _FILE = PathOption("file")
     help="Your own labels, to score the attack: a text file of integers from 0, separated by "
     "spaces, commas or line breaks.",
 )
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="F",
-    help="Accuracy, from 0 to 1, above which the exit status is 1; needs --labels.",
-)
+@gathered(RuleOptions, "rule")
+@gathered(ClientOptions, "client")
 @format_option
 @click.option("--output", type=_FILE, help="Write the record there, as JSON.")
 def audit_command(
@@ -50,7 +48,8 @@ def audit_command(
     attack: str,
     time_limit: float | None,
     labels: Path | None,
-    threshold: float | None,
+    rule: RuleOptions,
+    client: ClientOptions,
     output_format: str,
     output: Path | None,
 ) -> int:
@@ -59,16 +58,16 @@ def audit_command(
     Files are .safetensors, .npz, or .pt with a state dict. Only the head's tensors are read. What
     is known of the client's training and loss is told by options, and not guessed.
 
-    With --labels (a site that audits its own update) the restored counts are scored. Exit status: 0
-    audited, with an accuracy at or under the --threshold if there is one; 1 over it; 3
-    inconclusive.
+    With --labels (a site that audits its own update) the restored counts are scored, and judged by
+    the --measure. Exit status: 0 audited, at or under the limit if there is one; 1 over it; 3
+    inconclusive. With --model and --data it says, too, what attacks of this kind can reach at best.
 
     \b
     Examples:
       labelleak audit --before model.safetensors --update gradients.safetensors \\
         --batch-size 24
       labelleak audit --before model.safetensors --update weights.safetensors \\
-        --learning-rate 0.1 --labels labels.txt --threshold 0.5
+        --learning-rate 0.1 --labels labels.txt --measure advantage --threshold 0.5
       labelleak audit --before model.safetensors --update weights.safetensors \\
         --learning-rate 0.1 --momentum 0.9 --batch-size 8 --instances 24 --local-epochs 2
     """  # noqa: D301
@@ -78,21 +77,25 @@ def audit_command(
 
     training.check()
     kind = update.holds(training)
-    if threshold is not None and labels is None:
-        raise click.UsageError("--threshold needs --labels, the truth to measure accuracy by")
+    rule.check(labels)
+    client.check(labels)
     if output is not None:
-        check_writable(output, update.inputs(loss, labels))
+        check_writable(
+            output, [*update.inputs(loss, labels), *filter(None, [rule.prior, client.data])]
+        )
     observation = update.read(training, loss)
-    true_counts = None
+    true_counts = ceiling = None
     if labels is not None:
         own = read_labels(labels, observation.classes)
         true_counts = counts_of(own, observation.classes)
         observation = training.sized_by(observation, own, labels)
+        ceiling = client.ceiling(update.before, observation, true_counts)
     record = audit_observation(
         observation,
         attack,
         true_counts=true_counts,
-        threshold=threshold,
+        ceiling=ceiling,
+        **rule.make(),
         time_limit=time_limit,
         source={**told(update), "kind": kind, **told(training), **told(loss)},
     )

@@ -9,7 +9,8 @@ import click
 
 from labelleak.cli.console import console, progress_bar
 from labelleak.cli.options import PathOption
-from labelleak.cli.tables import print_record, print_scores
+from labelleak.cli.tables import print_scores
+from labelleak.cli.verdicts import print_record
 from labelleak.storage import write_json, write_whole
 
 

@@ -6,7 +6,7 @@ import click
 
 from labelleak._version import __version__
 
-COMMANDS = ("demo", "audit", "attacks", "compare", "reproduce", "invert", "report")
+COMMANDS = ("demo", "audit", "advise", "attacks", "compare", "reproduce", "invert", "report")
 """Names of the commands in the order of the help; `x` is `x_command` of `labelleak.cli.x`."""
 
 

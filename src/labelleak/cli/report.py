@@ -7,7 +7,7 @@ import click
 
 from labelleak.cli.messages import one_line, tell
 from labelleak.cli.options import PathOption
-from labelleak.storage import check_writable, write_whole
+from labelleak.storage import check_writable, read_json, write_whole
 
 
 @click.command("report")
@@ -18,7 +18,12 @@ from labelleak.storage import check_writable, write_whole
     metavar="PAGE.html",
     help="File of the page; the page of a run stays in its folder.",
 )
-def report_command(path: Path, out: Path | None) -> None:
+@click.option(
+    "--officer",
+    is_flag=True,
+    help="Of one audit, the page for a data-protection officer: plain words, to print.",
+)
+def report_command(path: Path, out: Path | None, *, officer: bool) -> None:
     """Write the page of a run, of a federation, or of one audit.
 
     RUN_DIR is the folder of a run of `reproduce` or `compare`. Its report.html and CSV files are
@@ -27,9 +32,11 @@ def report_command(path: Path, out: Path | None) -> None:
     RECORDS is the folder of a federation's audits, or one .jsonl file of it. The page, report.html
     there, shows what each client gave away in each round.
 
-    RECORD.json is what `audit --output` or `demo` wrote. Its page is written beside it, as
-    RECORD.html.
+    RECORD.json is what `audit --output`, `advise --output` or `demo` wrote. Its page is written
+    beside it, as RECORD.html; with --officer as RECORD-officer.html.
     """
+    if officer and (path.is_dir() or path.suffix == ".jsonl" or path.name == "summary.json"):
+        raise click.UsageError("--officer: goes with the record of one audit")
     if (path.is_dir() and (path / "summary.json").exists()) or path.name == "summary.json":
         if out is not None:
             raise click.UsageError("--out: the page and tables of a run stay in its folder")
@@ -37,7 +44,7 @@ def report_command(path: Path, out: Path | None) -> None:
     elif path.is_dir() or path.suffix == ".jsonl":
         page = _write_rounds_page(path, out)
     else:
-        page = _write_audit_page(path, out)
+        page = _write_audit_page(path, out, officer=officer)
     click.echo(f"Page: {page}")
 
 
@@ -65,14 +72,20 @@ def _write_rounds_page(path: Path, out: Path | None) -> Path:
     return page
 
 
-def _write_audit_page(path: Path, out: Path | None) -> Path:
+def _write_audit_page(path: Path, out: Path | None, *, officer: bool) -> Path:
     from labelleak.audit.record import read_record
     from labelleak.report.audit import audit_page
+    from labelleak.report.officer import officer_page
     from labelleak.report.pages import held_to_schema
+    from labelleak.report.text import advice_in
 
-    record, page = read_record(path), out or path.with_suffix(".html")
+    content = read_json(path)
+    advice = advice_in(content)
+    record = read_record(path) if advice is None else advice["audit"]
+    beside = path.with_name(f"{path.stem}-officer.html") if officer else path.with_suffix(".html")
+    page = out or beside
     check_writable(page, [path])
     with held_to_schema(path):
-        text = audit_page(record, [])
+        text = officer_page(record, advice) if officer else audit_page(record, [], advice=advice)
     write_whole(page, text, private=True)
     return page

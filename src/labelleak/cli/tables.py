@@ -8,10 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from labelleak.report.text import MEANINGS, NONE, SCORES, class_rows, number
+from labelleak.report.text import MEANINGS, NONE, SCORES, number
 
-_MOST_CLASSES = 40
-_SHOWN_SCORES = ("accuracy", "exact", "leacc", "lnacc", "recall")
+_SHOWN_SCORES = ("accuracy", "relative_advantage", "exact", "leacc", "lnacc", "recall")
 
 # Scores of a comparison. IRec is the paper's recall, of counts before their sum is repaired.
 _COMPARED = {
@@ -45,60 +44,6 @@ def print_attacks(rows: Sequence[Mapping[str, Any]], target: Console) -> None:
     target.print("set: which classes are in the batch; counts: how many samples of each.")
 
 
-def print_record(record: Mapping[str, Any], target: Console) -> None:
-    """Print an audit record: the counts, the score, the flags and the verdict.
-
-    Args:
-        record: Schema ``labelleak/audit/1``.
-        target: Where to print.
-    """
-    bias = "" if any(flag["name"] == "no_bias" for flag in record["flags"]) else " and bias"
-    steps = f", {record['local_steps']} local steps" if record["local_steps"] > 1 else ""
-    target.print(
-        Text.assemble(
-            "Head ",
-            (record["head"] or "(top level)", "bold"),
-            f": {record['classes']} classes, {record['features']} features, weight{bias}; "
-            f"batch size {record['batch_size'] or 'unknown'}{steps}; attack ",
-            (record["attack"], "bold"),
-            f" ({record['seconds'] * 1000:.0f} ms)",
-        )
-    )
-    target.print(_counts_table(record))
-    if record["score"]:
-        scores = [
-            f"{SCORES[key]} {number(record['score'][key])}"
-            for key in _SHOWN_SCORES
-            if record["score"][key] is not None
-        ]
-        target.print(f"Score: {', '.join(scores)}")
-    for flag in record["flags"]:
-        target.print(Text.assemble(("flag", "yellow"), f" {flag['name']}: {flag['text']}"))
-    # No verdict is green, as none says that the labels are safe.
-    style = {"over threshold": "bold red", "inconclusive": "bold yellow"}
-    verdict = record["verdict"]
-    target.print(
-        Text.assemble("Verdict: ", (verdict, style.get(verdict, "bold")), f" - {record['reason']}")
-    )
-
-
-def _counts_table(record: Mapping[str, Any]) -> Table:
-    """Restored (and true) numbers per class."""
-    rows = class_rows(record)
-    table = Table()
-    table.add_column("class", justify="right")
-    if record["true_counts"]:
-        table.add_column("true", justify="right")
-    share = record["proportions"] and not record["counts"]
-    table.add_column("restored share" if share else "restored", justify="right")
-    for row in rows[:_MOST_CLASSES]:
-        true = [str(row["true"])] if record["true_counts"] else []
-        table.add_row(str(row["label"]), *true, row["text"], style="red" if row["wrong"] else None)
-    if len(rows) > _MOST_CLASSES:
-        table.caption = f"and {len(rows) - _MOST_CLASSES} more classes (--format json has all)"
-    return table
-
-
 def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
     """Print the scores of several attacks on one update.
 
@@ -116,7 +61,8 @@ def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
     for key in _SHOWN_SCORES:
         table.add_column(SCORES[key], justify="right")
     for record in records:
-        table.add_row(record["attack"], *(number(record["score"][key]) for key in _SHOWN_SCORES))
+        scores = (number(record["score"].get(key)) for key in _SHOWN_SCORES)
+        table.add_row(record["attack"], *scores)
     target.print(table)
 
 

@@ -327,7 +327,7 @@ class Auditor:
                     observation,
                     self.policy.attack,
                     true_counts=counts,
-                    threshold=None if counts is None else self.policy.threshold,
+                    **vars(self.policy.rule),
                     source={**source, "approximations": [*approximations(observation), *notes]},
                     time_limit=self.policy.time_limit,
                 )

@@ -2,19 +2,21 @@
 
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from labelleak.attacks import list_attacks
 from labelleak.audit.record import AuditRecord
+from labelleak.audit.rule import SHARES, Measure, Rule
 from labelleak.audit.verdict import Verdict
+from labelleak.cells import USUAL_FLOOR
 from labelleak.errors import UnreadableFile
 from labelleak.federated.allow import Allow
 from labelleak.storage import read_whole
 
 Action = Literal["record", "warn", "refuse"]
-Measure = Literal["accuracy", "exact"]
 RoundVerdict = Literal["within", "over", "inconclusive", "failed"]
 
 _DEFAULT_THRESHOLD = 0.5
@@ -29,16 +31,20 @@ class Policy:
         action: When the limit is passed: ``"record"`` it only, ``"warn"`` as well, or ``"refuse"``
             to send. A refusing policy fails closed: an audit that fails or is inconclusive sends
             nothing either.
-        measure: ``"accuracy"``: the share of the labels that were restored. ``"exact"``: whether
-            all counts are right, or certified where no true labels are at hand.
-        threshold: For ``"accuracy"``, the largest share that may leave, 0 to 1; 0.5 unless said
-            otherwise. None for ``"exact"``.
+        measure: ``"advantage"``, ``"accuracy"``, ``"small-cells"`` or ``"exact"``, see
+            `labelleak.audit.Rule`. None: accuracy where there is a threshold, as in policies older
+            than the other measures; else advantage.
+        threshold: For advantage and accuracy, the largest share that may leave, 0 to 1; 0.5 unless
+            said otherwise. None for the others.
         attack: Registered name of the attack, or ``"auto"``.
         time_limit: Seconds after which an attack that searches stops, positive. The default keeps
             an audit short beside the training of an epoch.
         records: Folder of the records, made when the first is written; a relative one lies in the
             folder that the process works in.
         allow: What a message may hold beside the weights. A refusing policy sends nothing else.
+        floor: For small cells, the smallest count that may be told, at least 2.
+        prior: For the best guess, the share of each class as the public knows it; None for the same
+            share of each.
 
     Raises:
         ValueError: A value is impossible; the message names the key.
@@ -49,79 +55,64 @@ class Policy:
     """
 
     action: Action = "warn"
-    measure: Measure = "accuracy"
+    measure: Measure | None = None
     threshold: float | None = None
     attack: str = "auto"
     time_limit: float = 2.0
     records: str = "labelleak-records"
     allow: Allow = field(default_factory=Allow)
+    floor: int = USUAL_FLOOR
+    prior: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         _check_choice("action", self.action, get_args(Action))
-        _check_choice("measure", self.measure, get_args(Measure))
         _check_choice("attack", self.attack, ("auto", *list_attacks()))
         _check_number("time_limit", self.time_limit, "a positive number of seconds")
         if not 0 < self.time_limit < math.inf:
             raise ValueError(f"time_limit = {self.time_limit}: a positive number of seconds")
         if not isinstance(self.records, str) or not self.records or "\0" in self.records:
             raise ValueError(f"records = {self.records!r}: the name of a folder is needed")
-        if self.measure == "exact":
-            if self.threshold is not None:
-                raise ValueError('threshold: goes with measure = "accuracy" only; leave it out')
-            return
-        if self.threshold is None:
-            object.__setattr__(self, "threshold", _DEFAULT_THRESHOLD)
-            return
-        share = "a share of the labels, from 0 to 1 (not percent)"
-        _check_number("threshold", self.threshold, share)
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold = {self.threshold}: {share}")
+        rule = Rule(self.measure, self.threshold, self.floor, self.prior)
+        if rule.measure in SHARES and rule.threshold is None:
+            rule = replace(rule, threshold=_DEFAULT_THRESHOLD)
+        for key in ("measure", "threshold", "prior"):
+            object.__setattr__(self, key, getattr(rule, key))
+
+    @property
+    def rule(self) -> Rule:
+        """What is measured, and how much of it may leave."""
+        return Rule(self.measure, self.threshold, self.floor, self.prior)
 
     @property
     def limit(self) -> str:
         """The limit in words."""
-        if self.measure == "exact":
-            return "not all counts exactly"
-        return f"at most {self.threshold:.1%} of the labels"
+        return self.rule.limit
 
     def as_dict(self) -> dict[str, Any]:
-        """The policy as plain data, as it stands in a record: the usual allow-list is left out."""
+        """The policy as plain data, as it stands in a record; what is as usual is left out."""
         content = asdict(replace(self, allow=Allow()))
         del content["allow"]
+        if self.measure != "small-cells":
+            del content["floor"]
+        if self.prior is None:
+            del content["prior"]
         return content if self.allow == Allow() else {**content, "allow": self.allow.as_dict()}
 
     def judge(self, found: AuditRecord) -> tuple[RoundVerdict, str]:
         """What an audit means under this policy.
 
         Args:
-            found: The audit, made with this policy's threshold where it has one and there are true
-                labels.
+            found: The audit, made by this policy's `rule`.
 
         Returns:
             The verdict, and why in one sentence.
         """
-        inconclusive = found.verdict == Verdict.INCONCLUSIVE.value
-        proven = f"{found.attack} restored the labels, and they are proven"
-        if found.score is None:
-            if found.certified and (self.measure == "exact" or (self.threshold or 0.0) < 1.0):
-                return "over", f"{proven}; the policy allows {self.limit}"
-            if self.measure == "accuracy":
-                return "inconclusive", (
-                    f"{found.reason}; the policy allows {self.limit}, and without the true labels "
-                    "there is nothing to measure that by"
-                )
-        elif self.measure == "accuracy":
-            if found.verdict == Verdict.OVER_THRESHOLD.value:
-                return "over", found.reason
-            return ("inconclusive" if inconclusive else "within"), found.reason
-        elif found.score["exact"]:
-            return "over", f"{found.attack} restored all counts exactly"
-        elif found.certified:
-            # Proven, and other than the labels given: those are not what was trained on.
-            return "over", f"{proven}; {found.reason}"
-        if inconclusive or found.counts is None:
-            return "inconclusive", found.reason
-        return "within", found.reason
+        verdicts: dict[str, RoundVerdict] = {
+            Verdict.AUDITED.value: "within",
+            Verdict.OVER_THRESHOLD.value: "over",
+            Verdict.INCONCLUSIVE.value: "inconclusive",
+        }
+        return verdicts[found.verdict], found.reason
 
 
 def read_policy(path: Path | str) -> Policy:

@@ -23,6 +23,8 @@ BATCH_SIZE = 24
 LEARNING_RATE = 0.1
 NETWORK = "fcn-3"
 _SEED = 2026
+# Samples that the client has beside those of the batch.
+_MORE = 3 * BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class DemoFiles:
         gradients: The gradients of that batch by parameter name, as FedSGD sends them.
         weights: The weights after one local step with them, as FedAvg sends them.
         labels: The client's private labels, used only to score.
+        data: All samples of the client with their labels, those of the batch first, for
+            `labelleak advise`.
         description: The network, the data and the step, for the reader.
     """
 
@@ -41,6 +45,7 @@ class DemoFiles:
     gradients: Path
     weights: Path
     labels: Path
+    data: Path
     description: str
 
     def command(self, between: str = " ") -> str:
@@ -62,6 +67,12 @@ class DemoFiles:
         )
 
 
+def network() -> torch.nn.Module:
+    """The demo's network, for ``labelleak advise --model labelleak.lab.demo:network``."""
+    digits = load("mnist-sample")
+    return build(NETWORK, classes=digits.classes, image_shape=digits.image_shape, seed=_SEED)
+
+
 def run_client(folder: Path) -> DemoFiles:
     """Do one local step of SGD on a private batch, by autograd as in any training loop.
 
@@ -78,12 +89,14 @@ def run_client(folder: Path) -> DemoFiles:
 
     digits = load("mnist-sample")
     inputs, labels = digits.batch(draw("random", digits.labels, BATCH_SIZE, _SEED))
-    model = build(NETWORK, classes=digits.classes, image_shape=digits.image_shape, seed=_SEED)
+    more, more_labels = digits.batch(draw("random", digits.labels, _MORE, _SEED + 1))
+    model = network()
     files = DemoFiles(
         folder / "model.safetensors",
         folder / "gradients.safetensors",
         folder / "weights.safetensors",
         folder / "labels.txt",
+        folder / "data.safetensors",
         f"{BATCH_SIZE} handwritten digits (MNIST), network {NETWORK} (784-300-300-10, untrained), "
         f"one local step of SGD with learning rate {LEARNING_RATE}",
     )
@@ -98,6 +111,8 @@ def run_client(folder: Path) -> DemoFiles:
     write_whole(files.gradients, save(gradients))
     optimizer.step()
     write_whole(files.weights, save(model.state_dict()))
+    samples = {"inputs": torch.cat([inputs, more]), "labels": torch.cat([labels, more_labels])}
+    write_whole(files.data, save(samples))
     write_whole(files.labels, " ".join(map(str, labels.tolist())) + "\n")
     return files
 

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.metrics import cosine_similarity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Restoration
+from labelleak.similarity import cosine_similarity
 
 # The published error of the restored embeddings is cut off at this value for each class: otherwise
 # one quotient by a bias gradient near zero would dominate the mean.
@@ -108,7 +108,7 @@ def cossim(found: Restoration, means: ClassMeans) -> dict[str, float]:
 
     Returns:
         ``embedding_cossim`` and ``probability_cossim``: mean cosine similarities over the classes
-        in the batch, by `labelleak.metrics.cosine_similarity`.
+        in the batch, by `labelleak.similarity.cosine_similarity`.
 
     References:
         Ma et al., ICLR 2023, table 1.

@@ -67,8 +67,16 @@ class Metric:
             label = classes[TABLE5_CLASSES.index(int(self.field))]
             return float(counts.get(str(label), 0))
         scores = entry[self.part] or entry["counts"]
+        if scores is not None and self.field == "advantage" and "advantage" not in scores:
+            return _above_even_guess(record, scores["accuracy"])
         value = None if scores is None else scores[self.field]
         return None if value is None else float(value)
+
+
+def _above_even_guess(record: Record, accuracy: float | None) -> float | None:
+    """The advantage in a record of before it was kept, which may have the even guess beside it."""
+    guess = (record.get("baselines") or {}).get("uniform")
+    return None if guess is None or accuracy is None else float(accuracy - guess["accuracy"])
 
 
 class _Score(NamedTuple):
@@ -89,8 +97,9 @@ _SCORES = {
     ),
     "exact": _Score("exact", "batches with every count right", "counts", "exact"),
 }
-# Of an attack, where an experiment asks for it.
+# Of an attack, where an experiment or a study asks for it.
 _FURTHER = {
+    "advantage": _Score("advantage", "accuracy less that of an even guess", "counts", "advantage"),
     "certified": _Score("certified", "batches whose counts are proven", "outcome", "certified"),
     "coverage": _Score(
         "coverage", "true counts inside the attack's 95 % intervals", "measures", "coverage"
@@ -151,10 +160,10 @@ def metric(name: str) -> Metric:
     """A metric by its name.
 
     Args:
-        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.certified``,
-            ``.coverage`` or ``.seconds`` of any attack (the first five of a baseline, too),
-            ``ilrg.instances_C`` of the published class C of table 5, or a measure such as
-            ``a1_mse``.
+        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.advantage``,
+            ``.certified``, ``.coverage`` or ``.seconds`` of any attack (the first five of a
+            baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a measure
+            such as ``a1_mse``.
 
     Returns:
         The metric.
@@ -184,7 +193,8 @@ def metric(name: str) -> Metric:
     elif part == "measures":
         key = name
     title = f"{title} {heading}"
-    return Metric(name, title, text, (0.0, most), attack, part, key, _PUBLISHED.get(name))
+    least = -1.0 if field == "advantage" else 0.0
+    return Metric(name, title, text, (least, most), attack, part, key, _PUBLISHED.get(name))
 
 
 def metrics_of(experiments: Sequence[Experiment]) -> tuple[str, ...]:

@@ -4,9 +4,11 @@ from typing import Any
 
 from labelleak.report.charts import counts_chart
 from labelleak.report.pages import render
-from labelleak.report.text import MEANINGS, SCORES, class_rows
+from labelleak.report.text import MEANINGS, SCORES, class_rows, what_to_do
 
 _MOST_BARS = 60
+# Scores that are those of the update, follow from others, or are told by the verdict.
+_ELSEWHERE = ("guess", "advantage", "small_cells_told")
 
 
 def audit_page(
@@ -15,6 +17,7 @@ def audit_page(
     *,
     description: str | None = None,
     command: str | None = None,
+    advice: dict[str, Any] | None = None,
 ) -> str:
     """A self-contained HTML page of one update: counts, chart, flags, every attack's score.
 
@@ -23,6 +26,7 @@ def audit_page(
         others: Records of other attacks on the same update, for the table of scores.
         description: Data, network and training of the client, in words.
         command: The command line that repeats the audit.
+        advice: What changes of the update cost and buy, schema ``labelleak/advice/1``.
 
     Returns:
         The page, one file with nothing to load.
@@ -38,8 +42,21 @@ def audit_page(
         rows=rows,
         chart=counts_chart(charted) if charted else None,
         left_out=len(rows) - len(charted),
-        metrics=SCORES,
+        metrics={key: title for key, title in SCORES.items() if key not in _ELSEWHERE},
         meanings=MEANINGS,
         description=description,
         command=command,
+        intervals=any(row["interval"] for row in rows),
+        todo=what_to_do(record, tried=advice is not None),
+        advice=advice,
+        plain=_figures(record),
     )
+
+
+def _figures(record: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and advantage of the update as it is; by the attack's own account without labels."""
+    figures = record["score"] or record.get("expected") or {}
+    return {
+        "accuracy": figures.get("accuracy"),
+        "advantage": figures.get("relative_advantage"),
+    }

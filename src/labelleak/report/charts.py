@@ -29,7 +29,8 @@ def counts_chart(rows: list[dict[str, Any]]) -> str:
     """Draw bars of the restored number of samples per class, beside the true one where known.
 
     Args:
-        rows: One dict per class: ``label``, ``restored`` and ``true`` (None where not known).
+        rows: One dict per class: ``label``, ``restored``, ``true`` (None where not known), and the
+            ends of its interval, ``low`` and ``high``, where ``interval`` says that there is one.
 
     Returns:
         An ``<svg>`` element with a title for screen readers. It is narrow enough for a phone: many
@@ -39,7 +40,7 @@ def counts_chart(rows: list[dict[str, Any]]) -> str:
     lines = ceil(len(rows) / _MOST_IN_A_ROW)
     length = ceil(len(rows) / lines)
     width = 0.4 if known else 0.7
-    highest = max(max(row["restored"], row["true"] or 0) for row in rows)
+    highest = max(max(row["restored"], row["true"] or 0, row.get("high", 0)) for row in rows)
     with rc_context({**STYLE, "svg.hashsalt": "counts"}):
         figure = Figure(figsize=(5.2, 1.6 + 1.9 * lines), layout="constrained")
         for line, axes in enumerate(figure.subplots(lines, squeeze=False)[:, 0]):
@@ -60,6 +61,8 @@ def counts_chart(rows: list[dict[str, Any]]) -> str:
                 width,
                 label="restored from the update",
                 color=BLUE,
+                yerr=_reach(part),
+                error_kw={"ecolor": "#1b1f24", "elinewidth": 1.2, "capsize": 2.5},
             )
             axes.set_xticks(range(len(part)), [str(row["label"]) for row in part])
             axes.set_xlim(-0.6, length - 0.4)
@@ -70,6 +73,16 @@ def counts_chart(rows: list[dict[str, Any]]) -> str:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)
         return inline_svg(figure, "True and restored number of samples of each class")
+
+
+def _reach(rows: list[dict[str, Any]]) -> list[list[float]] | None:
+    """How far the intervals reach below and above the bars."""
+    if not any(row.get("interval") for row in rows):
+        return None
+    return [
+        [max(0.0, row["restored"] - row["low"]) for row in rows],
+        [max(0.0, row["high"] - row["restored"]) for row in rows],
+    ]
 
 
 def short(text: str, most: int) -> str:

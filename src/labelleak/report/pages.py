@@ -18,6 +18,7 @@ from labelleak.errors import LabelLeakError, UnreadableFile
 from labelleak.report import text
 
 NONE = "\N{EN DASH}"
+_SHORT_VERDICTS = {"over threshold": "over", "audited": "within", "inconclusive": "in doubt"}
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -44,7 +45,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["metric"] = lambda value: typeset(text.number(value))
+    environment.filters["figure"] = lambda value: typeset(text.number(value, fixed=False))
     environment.filters["typeset"] = typeset
+    environment.filters["short_verdict"] = lambda verdict: _SHORT_VERDICTS.get(verdict, verdict)
+    environment.filters["capitalize_first"] = lambda words: words[:1].upper() + words[1:]
     return environment
 
 

@@ -88,6 +88,7 @@ def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[
 
     audit = record["audit"] or {}
     accuracy, policy = _score(record, "accuracy"), record["policy"]
+    advantage = _score(record, "relative_advantage")
     counts = audit.get("counts")
     size = audit.get("batch_size")
     return [
@@ -107,7 +108,7 @@ def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[
         record["delta"],
         policy["threshold"] if policy["measure"] == "accuracy" else None,
         number(record["reason"]),
-        [number(f"{flag['name']}: {flag['text']}") for flag in audit.get("flags") or []],
+        [number(_flag(flag)) for flag in audit.get("flags") or []],
         number(record["time"]),
         [
             number(text)
@@ -121,7 +122,15 @@ def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[
         ],
         _classes(record) if detailed else [],
         number(record.get("run", "")),
+        None if advantage is None else round(max(0.0, advantage), 4),
+        policy["threshold"] if policy["measure"] == "advantage" else None,
     ]
+
+
+def _flag(flag: dict[str, str]) -> str:
+    """Name and text, and what to do where the record says so."""
+    remedy = flag.get("remedy")
+    return f"{flag['name']}: {flag['text']}" + (f". To do: {remedy}" if remedy else "")
 
 
 def _leak(leak: dict[str, str]) -> str:

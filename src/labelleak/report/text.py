@@ -5,25 +5,34 @@ from typing import Any
 
 SCORES = {
     "accuracy": "accuracy",
+    "guess": "guess",
+    "advantage": "above guess",
+    "relative_advantage": "advantage",
     "exact": "exact",
     "leacc": "LeAcc",
     "lnacc": "LnAcc",
     "recall": "recall",
     "existence_precision": "precision (set)",
     "existence_recall": "recall (set)",
+    "small_cells_told": "small cells told",
 }
 """Title of every field of a score, the most informative first."""
 
 MEANINGS = {
     "accuracy": "share of the labels restored; claiming too many counts against it",
+    "guess": "share of the labels that the best guess without the update gets right",
+    "advantage": "accuracy less that of the guess",
+    "relative_advantage": "share of what the guess leaves open that was restored; 0 is no better "
+    "than the guess, 1 is all",
     "exact": "whether every class has its exact number",
     "leacc": "share of the classes rightly told present or absent",
     "lnacc": "share of the classes with the right number",
     "recall": "share of the labels restored, whatever else is claimed",
     "existence_precision": "share of the classes told present that are",
     "existence_recall": "share of the present classes that are told",
+    "small_cells_told": "classes with few samples, or none, that are told as such with confidence",
 }
-"""Meaning of every field of a score; all but ``exact`` are in [0, 1]."""
+"""Meaning of every field of a score."""
 
 NONE = "-"
 """The text where there is no value."""
@@ -68,13 +77,15 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         A row for each class that is in the batch or was found; for every class, if there are at
         most 20. Its keys: ``label``; the counts ``true`` and ``restored``, None where they are not
         known; ``text``, what was restored, as a count, a share or whether the class is present;
-        and ``wrong``, whether the counts differ.
+        and ``wrong``, whether the counts differ; ``interval``, the 95 % interval of a count in
+        words or empty, and ``low`` and ``high``, its ends, which are the count where there is none.
     """
     true, counts, shares = record["true_counts"], record["counts"], record["proportions"]
     present = set(record["present"])
     shown = present | {label for label, amount in enumerate(true or []) if amount}
     if record["classes"] <= _ALL_SHOWN:
         shown = set(range(record["classes"]))
+    intervals = record.get("intervals") if counts else None
     rows = []
     for label in sorted(shown):
         if counts:
@@ -83,8 +94,14 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             text = f"{100 * shares[label]:.1f} %"
         else:
             text = "present" if label in present else NONE
+        low = high = float(counts[label]) if counts else 0.0
+        if intervals:
+            low, high = (max(0.0, float(end)) for end in intervals[label])
         rows.append(
             {
+                "interval": f"{low:.1f} to {high:.1f}" if intervals else "",
+                "low": low,
+                "high": max(high, low),
                 "label": label,
                 "true": true[label] if true else None,
                 "restored": counts[label] if counts else None,
@@ -93,3 +110,49 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def what_to_do(record: Mapping[str, Any], *, tried: bool = False) -> list[str]:
+    """What a reader can do about an audit: a sentence each, the most useful first.
+
+    Args:
+        record: An audit record, schema ``labelleak/audit/1``.
+        tried: Whether changes of the update have been tried already.
+
+    Returns:
+        Clauses without a full stop. Those about flags begin with the flag's name.
+    """
+    advice = []
+    if record["verdict"] == "over threshold" and not tried:
+        advice.append(
+            "labelleak advise tries changes on this very update, and says what each costs and buys"
+        )
+    known = record["true_counts"] is not None
+    shares = record.get("measure", "accuracy") in ("accuracy", "advantage")
+    if known and shares and record["threshold"] is None:
+        advice.append(
+            "set a limit, and this becomes a verdict: --threshold 0.5 is passed where at most half "
+            "of what a guess leaves open is restored; above it the exit status is 1"
+            if record.get("measure") == "advantage"
+            else "set a limit with --threshold, and this becomes a verdict"
+        )
+    if not known:
+        advice.append("give your own labels (--labels) to see how much of this is right")
+    remedies: dict[str, list[str]] = {}
+    for flag in record["flags"]:
+        if flag.get("remedy"):
+            remedies.setdefault(flag["remedy"], []).append(flag["name"])
+    return [*advice, *(f"{', '.join(names)}: {text}" for text, names in remedies.items())]
+
+
+def advice_in(content: object) -> dict[str, Any] | None:
+    """What was read from a file, if it is an advice of this version; else None.
+
+    Args:
+        content: Plain data.
+    """
+    if isinstance(content, dict) and content.get("schema") == "labelleak/advice/1":
+        audited = content.get("audit")
+        if isinstance(audited, dict) and audited.get("schema") == "labelleak/audit/1":
+            return content
+    return None

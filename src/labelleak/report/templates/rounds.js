@@ -2,7 +2,7 @@
 // Everything shown is made of text nodes and attributes: a client's name is never markup.
 const NAMES = ["round", "client", "label", "framework", "verdict", "action", "attack", "accuracy",
   "exact", "certified", "restored", "present", "epsilon", "delta", "limit", "reason", "flags",
-  "time", "notes", "classes", "run"];
+  "time", "notes", "classes", "run", "advantage", "advantageLimit"];
 const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "reason", "time", "run"];
 const GRAVITY = ["within", "inconclusive", "failed", "over"];
 const PAGE = 100;
@@ -145,6 +145,12 @@ function drawLines(among) {
   const legend = element("p", { class: "legend" }, ...names.map((name) => element("span", {},
     element("i", { style: `background: ${colorOf(name, names)}` }), name)));
   place.replaceChildren(legend, lineChart("Share of the labels restored, by round", shares, rounds, 1, limits, percent, 300, names));
+  const gained = seriesOf(among, "advantage");
+  if (gained.length) {
+    const held = distinct("advantageLimit", among).filter((limit) => limit !== null);
+    place.append(element("h3", {}, "Share of what a guess without the update leaves open, by round"),
+      lineChart("Advantage over a guess, by round", gained, rounds, 1, held, percent, 240, names));
+  }
   if (spent.length) {
     const top = Math.max(...spent.flatMap(({ points }) => points.map((point) => point.high))) || 1;
     place.append(element("h3", {}, "ε spent, by round"),
@@ -246,14 +252,15 @@ function cellAt(event) {
 
 const COLUMNS = [
   ["round", "round"], ["client", "client"], ["label", "label"], ["framework", "framework"],
-  ["attack", "attack"], ["verdict", "verdict"], ["action", "action"], ["accuracy", "accuracy"],
+  ["attack", "attack"], ["verdict", "verdict"], ["action", "action"], ["accuracy", "accuracy"], ["advantage", "advantage"],
   ["exact", "exact"], ["restored", "labels restored"], ["epsilon", "ε"], ["flags", "flags"],
 ];
-const FIGURES = new Set(["round", "accuracy", "epsilon"]);
+const FIGURES = new Set(["round", "accuracy", "advantage", "epsilon"]);
 
 function cell(audit, name) {
   const texts = {
     accuracy: () => (audit.accuracy === null && audit.certified ? "proven" : percent(audit.accuracy)),
+    advantage: () => percent(audit.advantage),
     exact: () => (audit.exact === null ? "–" : audit.exact ? "yes" : "no"),
     restored: () => (audit.restored === null ? (audit.present ? `${audit.present} classes` : "–")
       : `${audit.restored} in ${audit.present} ${audit.present === 1 ? "class" : "classes"}`),

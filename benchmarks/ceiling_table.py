@@ -1,0 +1,18 @@
+"""The table of the ceiling for attacks of moments; used by `claims.py`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from markdown_tables import table, three
+
+_ATTACKS = ("pooled", "calibrated", "damped", "rlu", "likelihood")
+
+
+def ceiling(read: Callable[[str], Any]) -> list[str]:
+    """Mean accuracies of a setting, the ceiling last."""
+    rows = []
+    for row in read("results/benchmark-ceiling.json")["rows"]:
+        setting = f"{row['network']}, {row['data']}, {row['steps']} steps, K = {row['size']}"
+        means = row["mean"]
+        rows.append([setting, *(three(means[name]) for name in ("guess", *_ATTACKS, "ceiling"))])
+    return table(["setting", "guess", *(f"`{name}`" for name in _ATTACKS), "ceiling"], rows)

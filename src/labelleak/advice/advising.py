@@ -1,0 +1,171 @@
+"""Try on one update what a site could change, and say what each change costs and buys."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from labelleak._version import __version__
+from labelleak.advice.client import LocalClient, ceiling_of, retrainings
+from labelleak.advice.treatments import treatments
+from labelleak.advice.trials import Change, Judging, Untried
+from labelleak.audit.record import AuditRecord
+from labelleak.audit.rule import SHARES, Measure, Rule
+from labelleak.audit.running import audit_observation
+from labelleak.errors import InvalidObservation
+from labelleak.observation import Observation
+
+SCHEMA = "labelleak/advice/1"
+_DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What an update gives away as it is, and after each change that was tried.
+
+    Attributes:
+        plain: The audit of the update as it is.
+        changes: What was tried, in the order of what is left of the update, the most first.
+        untried: What could not be tried, and why.
+
+    Examples:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> seen = labelleak.capture(
+        ...     torch.nn.Linear(20, 5), torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        ... )
+        >>> advice = advise(seen, torch.tensor([3, 2, 0, 2, 1]))
+        >>> advice.plain.verdict, "noise" in {change.name for change in advice.changes}
+        ('over threshold', True)
+    """
+
+    plain: AuditRecord
+    changes: tuple[Change, ...]
+    untried: tuple[Untried, ...]
+
+    @property
+    def cheapest(self) -> Change | None:
+        """The change that leaves most of the update and is within the limit without a doubt."""
+        return next((one for one in self.changes if one.passed), None)
+
+    @property
+    def summary(self) -> str:
+        """What to take from it, in one sentence."""
+        if self.plain.verdict == "audited":
+            return "the update is within the limit as it is: no change is needed for that"
+        best = self.cheapest
+        if best is None:
+            unproven = [one.name for one in self.changes if one.verdict == "inconclusive"]
+            rest = f" ({', '.join(dict.fromkeys(unproven))})" if unproven else ""
+            return (
+                "no change that was tried brings this update within the limit without a doubt; "
+                f"under the limit without a proof are {len(unproven)} of them{rest}, and what "
+                "bounds every attack is differential privacy with a small epsilon"
+            )
+        kept = "" if best.cosine is None else f", with a cosine of {best.cosine:.2f} to the plain"
+        return (
+            f"the cheapest change that is within the limit: {best.name}, {best.setting}{kept}; "
+            "measured on this update, and on no other"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The advice as plain data, schema ``labelleak/advice/1``."""
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "summary": self.summary,
+            "audit": self.plain.as_dict(),
+            "changes": [change.as_dict() for change in self.changes],
+            "untried": [asdict(one) for one in self.untried],
+        }
+
+
+def advise(
+    observation: Observation,
+    true_counts: Int[Tensor, " classes"] | None = None,
+    *,
+    client: LocalClient | None = None,
+    attack: str = "auto",
+    measure: Measure | None = None,
+    threshold: float | None = None,
+    floor: int = 10,
+    prior: Sequence[float] | None = None,
+    time_limit: float = 1.0,
+    source: Mapping[str, Any] | None = None,
+    progress: Callable[[], object] | None = None,
+) -> Advice:
+    """Audit an update again after each change that a site could make.
+
+    Noise, clipping, sparsification, quantization and a bias kept local are tried on the update
+    alone. A larger batch, more local steps and a later round need the client.
+
+    Args:
+        observation: The update as it is.
+        true_counts: The counts behind it, int64, shape (classes,). Without them the figures are
+            what the attack says of itself.
+        client: The model and the data behind it; needs `true_counts`.
+        attack: Registered name, or ``"auto"``.
+        measure: What is judged, see `labelleak.audit.Rule`; None for advantage.
+        threshold: For shares, how much may leave; None for 0.5.
+        floor: For small cells, the smallest count that may be told.
+        prior: Share of each class as the public knows it.
+        time_limit: Seconds for each audit.
+        source: Where the observation is from, for the record.
+        progress: Called after every audit.
+
+    Returns:
+        The advice.
+
+    Raises:
+        InvalidObservation: A value is impossible, or the client is not the one behind the update.
+        MissingKnowledge: The observation lacks what the attack needs.
+
+    Examples:
+        >>> import torch, labelleak
+        >>> _ = torch.manual_seed(0)
+        >>> seen = labelleak.capture(
+        ...     torch.nn.Linear(20, 5), torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        ... )
+        >>> advise(seen).untried[-1].name
+        'batch size, local steps, a later round'
+    """
+    try:
+        rule = Rule(measure or "advantage", threshold, floor, prior)
+    except ValueError as error:
+        raise InvalidObservation(str(error)) from None
+    if rule.measure in SHARES and rule.threshold is None:
+        rule = Rule(rule.measure, _DEFAULT_THRESHOLD, floor, prior)
+    ceiling = None
+    if client is not None and true_counts is not None:
+        ceiling = ceiling_of(observation, client, true_counts)
+    plain = audit_observation(
+        observation,
+        attack,
+        true_counts=true_counts,
+        time_limit=time_limit,
+        ceiling=ceiling,
+        source=source,
+        **vars(rule),
+    )
+    judging = Judging(observation, rule, attack, time_limit)
+    tried: list[Change | Untried] = []
+    for one in treatments(judging, true_counts):
+        tried.append(one)
+        _tell(progress)
+    if client is None or true_counts is None:
+        why = "they need the model and the data behind the update, and its labels"
+        tried.append(Untried("batch size, local steps, a later round", why))
+    else:
+        for one in retrainings(judging, client, true_counts):
+            tried.append(one)
+            _tell(progress)
+    changes = [one for one in tried if isinstance(one, Change)]
+    changes.sort(key=lambda one: -2.0 if one.cosine is None else one.cosine, reverse=True)
+    return Advice(plain, tuple(changes), tuple(one for one in tried if isinstance(one, Untried)))
+
+
+def _tell(progress: Callable[[], object] | None) -> None:
+    if progress is not None:
+        progress()

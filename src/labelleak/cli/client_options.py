@@ -1,0 +1,116 @@
+"""The options that give a site's own model and data, which no server has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+
+from labelleak.cli.options import PathOption, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from labelleak.advice import LocalClient
+    from labelleak.observation import Observation
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """The model and the data behind an update; None where an option was not given."""
+
+    model: Annotated[
+        str | None,
+        option(
+            "--model",
+            metavar="MODULE:FUNCTION",
+            help="A function of yours, without arguments, that returns the network; it is imported "
+            "and run. Needs --data and --labels.",
+        ),
+    ]
+    data: Annotated[
+        Path | None,
+        option(
+            "--data",
+            type=PathOption("file"),
+            help="The site's samples: .safetensors or .npz with inputs and labels, those of the "
+            "update first.",
+        ),
+    ]
+
+    def check(self, labels: Path | None) -> None:
+        """Check the options before a file is read.
+
+        Raises:
+            UsageError: One of them is there without the other, or without labels.
+        """
+        if (self.model is None) != (self.data is None):
+            raise click.UsageError("--model and --data go together")
+        if self.model is not None and labels is None:
+            raise click.UsageError("--model and --data need --labels, those of the update")
+
+    def make(self, before: Path) -> "LocalClient | None":
+        """The site's own network with the weights that were handed out, and its samples."""
+        if self.model is None or self.data is None:
+            return None
+        return _client(self.model, self.data, before)
+
+    def ceiling(
+        self, before: Path, observation: "Observation", true_counts: "Tensor"
+    ) -> dict[str, Any] | None:
+        """What attacks of moments can reach by these samples; None where there are none."""
+        from labelleak.advice import ceiling_of
+
+        client = self.make(before)
+        return None if client is None else ceiling_of(observation, client, true_counts)
+
+
+def _client(model: str, data: Path, before: Path) -> "LocalClient":
+    from labelleak.advice import LocalClient
+    from labelleak.errors import UnreadableFile
+    from labelleak.updates import open_tensors
+
+    network = _built(model)
+    state = open_tensors(before)
+    weights = {name: state.tensor(name) for name in network.state_dict() if name in state.shapes}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableFile(f"{before}: is not of the network {model}: {reason}") from None
+    return LocalClient(network, *_samples(data))
+
+
+def _samples(data: Path) -> tuple["Tensor", "Tensor"]:
+    """Inputs and labels."""
+    from labelleak.errors import UnreadableFile
+    from labelleak.updates.files import open_stored
+
+    stored = open_stored(data)
+    missing = [name for name in ("inputs", "labels") if name not in stored.shapes]
+    if missing:
+        raise UnreadableFile(f"{data}: holds no {' and no '.join(missing)}")
+    inputs, labels = stored.read("inputs"), stored.read("labels")
+    if labels.is_floating_point() or labels.ndim != 1 or not inputs.is_floating_point():
+        raise UnreadableFile(
+            f"{data}: inputs must be floating-point numbers, and labels one whole number for each"
+        )
+    return inputs, labels.long()
+
+
+def _built(model: str) -> Any:
+    from importlib import import_module
+
+    from torch import nn
+
+    module, _, function = model.partition(":")
+    try:
+        network = getattr(import_module(module), function)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise click.UsageError(
+            f"--model {model}: module.name:function is needed ({reason})"
+        ) from None
+    if not isinstance(network, nn.Module):
+        raise click.UsageError(f"--model {model}: returns a {type(network).__name__}, no network")
+    return network

@@ -1,0 +1,158 @@
+"""An audit in a terminal: the verdict, then why, then what to do, then the counts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from labelleak.report.text import SCORES, class_rows, number, what_to_do
+
+_MOST_CLASSES = 40
+_MOST_DO = 6
+_SCORES = ("accuracy", "guess", "relative_advantage", "exact", "leacc", "lnacc", "recall")
+_LONGEST_BAR = 36
+
+# No verdict is green, as none says that the labels are safe.
+_STYLES = {"over threshold": "bold red", "inconclusive": "bold yellow"}
+
+
+def print_record(record: Mapping[str, Any], target: Console) -> None:
+    """Print an audit record: the verdict, why, what to do, and what was restored.
+
+    Args:
+        record: Schema ``labelleak/audit/1``.
+        target: Where to print.
+    """
+    verdict = record["verdict"]
+    target.print(
+        Text.assemble(
+            "Verdict: ", (verdict, _STYLES.get(verdict, "bold")), f" - {record['reason']}"
+        )
+    )
+    if record.get("ceiling"):
+        target.print(record["ceiling"]["text"])
+    for flag in record["flags"]:
+        target.print(Text.assemble(("flag", "yellow"), f" {flag['name']}: {flag['text']}"))
+    advice = what_to_do(record)
+    if advice:
+        target.print(Text("What to do", style="bold"))
+        for line in advice[:_MOST_DO]:
+            target.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False))
+    target.print()
+    target.print(_observed(record))
+    target.print(_counts_table(record, target))
+    if record["score"]:
+        scores = [
+            f"{SCORES[key]} {number(record['score'][key])}"
+            for key in _SCORES
+            if record["score"].get(key) is not None
+        ]
+        target.print(f"Score: {', '.join(scores)}")
+
+
+def _observed(record: Mapping[str, Any]) -> Text:
+    """What was seen, and by which attack."""
+    bias = "" if any(flag["name"] == "no_bias" for flag in record["flags"]) else " and bias"
+    steps = f", {record['local_steps']} local steps" if record["local_steps"] > 1 else ""
+    return Text.assemble(
+        "Head ",
+        (record["head"] or "(top level)", "bold"),
+        f": {record['classes']} classes, {record['features']} features, weight{bias}; "
+        f"batch size {record['batch_size'] or 'unknown'}{steps}; attack ",
+        (record["attack"], "bold"),
+        f" ({record['seconds'] * 1000:.0f} ms)",
+    )
+
+
+def _counts_table(record: Mapping[str, Any], target: Console) -> Table:
+    """Restored (and true) numbers per class; on a terminal as bars, too."""
+    rows = class_rows(record)
+    table = Table()
+    table.add_column("class", justify="right")
+    if record["true_counts"]:
+        table.add_column("true", justify="right")
+    share = record["proportions"] and not record["counts"]
+    table.add_column("restored share" if share else "restored", justify="right")
+    sure = any(row["interval"] for row in rows)
+    if sure:
+        table.add_column("95 % interval", justify="right")
+    drawn = bool(target.is_terminal and record["counts"])
+    if drawn:
+        table.add_column("restored, and its interval" if sure else "restored", no_wrap=True)
+    longest = max([1.0, *(row["high"] for row in rows)])
+    for row in rows[:_MOST_CLASSES]:
+        cells = [str(row["label"]), *([str(row["true"])] if record["true_counts"] else [])]
+        cells += [row["text"], *([row["interval"]] if sure else [])]
+        cells += [count_bar(row, longest, ascii_only=target.encoding != "utf-8")] if drawn else []
+        table.add_row(*cells, style="red" if row["wrong"] else None)
+    if len(rows) > _MOST_CLASSES:
+        table.caption = f"and {len(rows) - _MOST_CLASSES} more classes (--format json has all)"
+    return table
+
+
+def count_bar(row: Mapping[str, Any], longest: float, *, ascii_only: bool = False) -> str:
+    """A bar of a restored count, in which a line marks its interval.
+
+    Args:
+        row: ``restored``, and the ends of its interval, ``low`` and ``high``.
+        longest: The number that the longest bar stands for.
+        ascii_only: Whether the terminal can show no other characters.
+
+    Examples:
+        >>> count_bar({"restored": 2, "low": 1.0, "high": 3.0}, 4.0, ascii_only=True)
+        '#########---------.........'
+    """
+    full, inside, line = ("#", "-", ".") if ascii_only else ("\u2588", "\u2593", "\u2500")
+    scale = _LONGEST_BAR / longest
+    low, middle, high = (
+        round(scale * max(0.0, value)) for value in (row["low"], row["restored"], row["high"])
+    )
+    bar: str = (
+        full * min(low, middle) + inside * (middle - min(low, middle)) + line * (high - middle)
+    )
+    return bar
+
+
+def print_advice(advice: Mapping[str, Any], target: Console) -> None:
+    """Print what was found of an update, and what each change of it costs and buys.
+
+    Args:
+        advice: Schema ``labelleak/advice/1``.
+        target: Where to print.
+    """
+    record = advice["audit"]
+    verdict = record["verdict"]
+    target.print(
+        Text.assemble(
+            "As it is: ", (verdict, _STYLES.get(verdict, "bold")), f" - {record['reason']}"
+        )
+    )
+    target.print(Text.assemble(("Advice: ", "bold"), advice["summary"]))
+    table = Table(
+        caption="cosine: how much of the update is left, 1 is all; epsilon: of one release at "
+        "delta 1e-5, if every update is clipped to the length of this one; advantage: share of "
+        "what a guess leaves open that is restored",
+        caption_justify="left",
+    )
+    for title in ("change", "how far"):
+        table.add_column(title, overflow="fold")
+    for title in ("cosine", "epsilon", "restored", "advantage"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for change in advice["changes"]:
+        verdict = change["verdict"]
+        table.add_row(
+            change["name"],
+            change["setting"],
+            number(change["cosine"]),
+            number(change["epsilon"], fixed=False),
+            number(change["accuracy"]),
+            number(change["advantage"]),
+            Text("within" if verdict == "audited" else verdict, style=_STYLES.get(verdict, "")),
+        )
+    target.print(table)
+    for one in advice["untried"]:
+        target.print(f"Not tried: {one['name']}: {one['why']}")

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from command_line import labelleak
+from labelleak.lab.demo import network, run_client
+
+
+@pytest.fixture
+def files(tmp_path):
+    return run_client(tmp_path)
+
+
+@pytest.fixture
+def run_advise(files):
+    def run(*options, labels=True):
+        given = ("--labels", files.labels) if labels else ("--batch-size", "24")
+        return labelleak(
+            *("advise", "--before", files.before, "--update", files.weights),
+            *("--learning-rate", "0.1", *given, *options),
+        )
+
+    return run
+
+
+def test_changes_are_shown_with_price_and_gain(run_advise, files, tmp_path):
+    output = tmp_path / "advice.json"
+    client = ("--model", "labelleak.lab.demo:network", "--data", files.data)
+    done = run_advise(*client, "--output", output, "--time-limit", "0.2")
+    assert (done.status, done.err) == (1, "")
+    assert done.out.startswith("As it is: over threshold")
+    assert "Gaussian, 0.1 times a typical entry" in done.out
+    advice = json.loads(output.read_text())
+    assert advice["schema"] == "labelleak/advice/1"
+    assert advice["audit"]["score"]["exact"] is True
+    assert {"batch size", "a later round"} <= {one["name"] for one in advice["changes"]}
+    assert advice["untried"] == []
+
+
+def test_without_the_client_it_says_what_is_missing(run_advise):
+    done = run_advise("--format", "json", "--time-limit", "0.2", labels=False)
+    (untried,) = json.loads(done.out)["untried"]
+    assert "the model and the data" in untried["why"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "labelleak.lab.demo:network"), "--model and --data go together"),
+        (("--model", "nothing.there:network", "--data", "data.safetensors"), "nothing.there"),
+        (("--model", "labelleak.lab.demo:absent", "--data", "data.safetensors"), "absent"),
+        (("--model", "labelleak.lab.demo:LEARNING_RATE", "--data", "data.safetensors"), "float"),
+        (("--model", f"{__name__}:small", "--data", "data.safetensors"), "is not of the network"),
+        (("--model", f"{__name__}:no_network", "--data", "data.safetensors"), "no network"),
+        (("--model", "labelleak.lab.demo:network", "--data", "inputs.safetensors"), "no labels"),
+        (("--model", "labelleak.lab.demo:network", "--data", "float.safetensors"), "whole number"),
+        (("--measure", "exact", "--threshold", "0.5"), "has no --threshold"),
+        (("--floor", "5"), "--floor goes with"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(run_advise, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    inputs = torch.rand(4, 1, 28, 28)
+    save_file({"inputs": inputs}, "inputs.safetensors")
+    save_file({"inputs": inputs, "labels": torch.zeros(4)}, "float.safetensors")
+    done = run_advise(*options)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert words in done.err
+
+
+def small():
+    return nn.Linear(3, 2)
+
+
+def no_network():
+    return {}
+
+
+def test_the_demos_network_is_the_one_that_was_handed_out(files):
+    state, stored = network().state_dict(), load_file(files.before)
+    assert set(state) == set(stored)
+    assert all(torch.equal(state[name], value) for name, value in stored.items())

@@ -159,6 +159,19 @@ def test_an_advantage_is_what_a_guess_leaves_open(counts, threshold, verdict):
     assert judge(found, scored, Rule("advantage", threshold))[0] is verdict
 
 
+def test_even_counts_that_are_proven_are_over_though_a_guess_has_them_too():
+    even = torch.tensor([2, 2, 2, 2])
+    for certified, limit, verdict in (
+        (True, 0.5, Verdict.OVER_THRESHOLD),
+        (True, 1.0, Verdict.AUDITED),
+        (False, 0.5, Verdict.AUDITED),
+    ):
+        found = restored(even.tolist(), present=(0, 1, 2, 3), certified=certified)
+        scored = score(found, even)
+        assert scored.relative_advantage == 0.0
+        assert judge(found, scored, Rule("advantage", limit))[0] is verdict
+
+
 def test_all_counts_right_is_over_where_that_is_the_rule():
     for counts, verdict in ((RIGHT, Verdict.OVER_THRESHOLD), (TWO_WRONG, Verdict.AUDITED)):
         found = restored(counts)

@@ -79,6 +79,9 @@ def judge(
         )
     if value > rule.threshold:
         return Verdict.OVER_THRESHOLD, f"{restored}, above the limit of {rule.threshold:.1%}"
+    if found.certified and scored.exact and _proof_is_over(found, rule):
+        # Even counts are what a guess gets, too, but a guess does not know that it is right.
+        return Verdict.OVER_THRESHOLD, f"{restored}, but the update proves them"
     return _low(found, f"{restored}, at or under the limit of {rule.threshold:.1%}")
 
 

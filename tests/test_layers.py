@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "restoration": {"errors"},
     "loss": {"errors", "checks"},
     "training": {"errors", "checks"},
+    "local_steps": {"loss", "training"},
     "observation": {"errors", "checks", "numerics", "loss", "training"},
 }
 GROUND = set(ALLOWED)

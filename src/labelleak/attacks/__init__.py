@@ -7,6 +7,7 @@ from labelleak.attacks import (  # noqa: F401
     mbi,
     mean_prediction,
     published,
+    virtual,
 )
 from labelleak.attacks.dispatch import restore
 from labelleak.attacks.registry import Attack, Gives, Need, list_attacks

@@ -26,7 +26,6 @@ from labelleak.federated.replies import (
     observe_weights,
     problem_of,
     text_of,
-    undisturbed,
 )
 from labelleak.federated.rounds import RoundRecord, Taken, append_record
 from labelleak.federated.samples import (
@@ -35,6 +34,7 @@ from labelleak.federated.samples import (
     unknown,
     with_counted_steps,
 )
+from labelleak.isolation import undisturbed
 from labelleak.loss import Loss
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining

@@ -17,13 +17,14 @@ from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.likelihood import likelihood
 from labelleak.attacks.published.rlu import rlu
 from labelleak.attacks.registry import Gives, Need, register
-from labelleak.attacks.virtual.regression import Estimate, regress, similarity
+from labelleak.attacks.virtual.regression import Estimate, regress, similarities
 from labelleak.attacks.virtual.simulation import (
     Recipe,
     Simulations,
     auxiliary_samples,
     drawn_counts,
     recipe_of,
+    tests_of,
 )
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Observation
@@ -74,7 +75,7 @@ Progress = Callable[[int, float], None]
     uses=(Need.BIAS,),
     gives=(Gives.COUNTS,),
     assumes="auxiliary data of the client's kind, and that the recipe is the client's",
-    reference="labelleak; indirect inference (Gourieroux, Monfort and Renault 1993) with regression "
+    reference="labelleak; indirect inference (Gourieroux, Monfort and Renault 1993), regression "
     "adjustment (Beaumont, Zhang and Balding 2002)",
     models_steps=True,
     models_optimizer=True,
@@ -93,7 +94,7 @@ def virtual(
 
     The server knows its model, the client's, and the recipe. With samples of its own it can be the
     client: draw counts, train, and see what update they make. Counts of the real client are those
-    that a kernel ridge regression predicts from its update. In later stages counts are drawn about
+    that kernel ridge regression predicts from its update. In later stages counts are drawn about
     the estimate. Nothing is said of gradients, so any optimizer, loss and number of epochs will do.
 
     For SGD the mean of a step's bias gradient is ``p - n / K`` with the mean prediction p of its
@@ -131,7 +132,8 @@ def virtual(
     auxiliary, total = auxiliary_of(observation), instances(observation)
     if int(torch.bincount(auxiliary.labels, minlength=observation.classes).min()) < 2:
         raise MissingKnowledge("attack 'virtual' needs two auxiliary samples of every class")
-    recipe = recipe_of(observation, auxiliary_samples(auxiliary, observation.classes))
+    samples = auxiliary_samples(auxiliary, observation.classes)
+    recipe = recipe_of(observation, samples, tests_of(auxiliary))
     search = _Search(recipe, total, seed, start_of(observation), shared or Simulations())
     end = now() + (time_limit or TIME_LIMIT)
     flags: tuple[Flag, ...] = ()
@@ -166,13 +168,14 @@ def virtual(
 
 def start_of(observation: Observation) -> Float[Tensor, " classes"] | None:
     """Shares to begin with: those of `likelihood` or `rlu`; None where neither can know."""
-    if not observation.training.is_sgd or not observation.has_bias:
+    if not observation.has_bias:
         return None
-    # In one step the two are alike, and the second is fast.
-    for attack in (rlu,) if observation.local_steps == 1 else (likelihood, rlu):
+    # In one step the two are alike, and the second is fast; with Adam it is the better guess.
+    quick = observation.local_steps == 1 or not observation.training.is_sgd
+    for attack in (rlu,) if quick else (likelihood, rlu):
         try:
             found = attack(observation)
-        except (MissingKnowledge, torch.linalg.LinAlgError):
+        except (MissingKnowledge, RuntimeError):
             continue
         return found.proportions
     return None
@@ -236,7 +239,8 @@ class _Search:
         classes = len(self._order)
         even = np.full(classes, 1.0 / classes)
         if self.found is None:
-            anywhere = self.start is None or self.trained % 4 == 3
+            every = 4 if self.recipe.observation.training.is_sgd else 2
+            anywhere = self.start is None or (self.trained // 2) % every == 0
             low, high = _ANYWHERE if anywhere else _ABOUT
             concentration = low * (high / low) ** self._source.random()
             if anywhere:
@@ -250,13 +254,14 @@ class _Search:
         return center, min(max(concentration, low), high)
 
     def _mixed(self, shares: Tensor, even: np.ndarray) -> np.ndarray:
-        mixed: np.ndarray = (1 - _LEAST_SHARE) * shares[self._order].numpy() + _LEAST_SHARE * even
-        return mixed / mixed.sum()
+        mixed = (1 - _LEAST_SHARE) * shares[self._order].numpy() + _LEAST_SHARE * even
+        return np.asarray(mixed / mixed.sum())
 
     def estimate(self) -> Estimate:
         """What the virtual clients so far say of the real one, as shares."""
         targets, pools = torch.stack(self.made.shares), torch.tensor(self.made.pools)
-        products = similarity(self.made.changes, self.recipe.changes)
+        head = self.recipe.observation.head.name or ""
+        choices = similarities(self.made.changes, self.recipe.changes, head)
         weights = torch.ones_like(targets[:, 0])
         if self.found is not None:
             near = float(self.found.errors.square().sum())
@@ -264,10 +269,10 @@ class _Search:
             weights = 1.0 / (1.0 + apart / (_NEAR**2 * near + 1e-12))
         scale = self._scale_of_bias()
         if scale is None:
-            return regress(products, targets, pools, weights)
+            return regress(choices, targets, pools, weights)
         name = f"{self.recipe.observation.head.name}.bias"
         variates = -torch.stack([one[name] for one in self.made.changes]).double() / scale
-        found = regress(products, targets - variates, pools, weights)
+        found = regress(choices, targets - variates, pools, weights)
         own = -self.recipe.changes[name].double() / scale
         return replace(found, values=found.values + own)
 

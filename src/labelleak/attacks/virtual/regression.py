@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from labelleak.attacks.virtual.simulation import BEHAVIOR
 
 # Ridges that are tried, relative to the mean squared length of an update: from none to strong.
 _RIDGES = tuple(10.0**power for power in (-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5))
@@ -27,60 +30,78 @@ class Estimate:
     novelty: float
 
 
-def similarity(
-    seen: Sequence[Mapping[str, Tensor]], observed: Mapping[str, Tensor]
-) -> Float[Tensor, "clients_and_one clients_and_one"]:
-    """Inner products of updates about their mean, each tensor of the network as important as another.
+def similarities(
+    seen: Sequence[Mapping[str, Tensor]], observed: Mapping[str, Tensor], head: str
+) -> list[Float[Tensor, "clients_and_one clients_and_one"]]:
+    """Inner products of what virtual clients and the real one show, about the mean.
+
+    There are several choices of what to compare, of which the regression takes the best: the whole
+    update, each of its tensors with the same weight; the final layer and the model's behavior; and
+    all of it.
 
     Args:
-        seen: Changes of the virtual clients, by name of the tensor.
-        observed: Those of the real client.
+        seen: What is known of each virtual client, by name.
+        observed: That of the real client.
+        head: Name of the final layer.
 
     Returns:
         float64; the last row and column are the real client's.
     """
-    total = torch.zeros(len(seen) + 1, len(seen) + 1, dtype=torch.float64)
-    used = 0
+    single = {}
     for name, own in observed.items():
         rows = torch.stack([*(one[name] for one in seen), own])
         rows = rows - rows[:-1].mean(dim=0)
+        if name == BEHAVIOR:
+            rows = rows / rows[:-1].std(dim=0).clamp_min(torch.finfo(rows.dtype).eps)
         products = (rows @ rows.T).double()
         size = float(products.diagonal()[:-1].mean())
         if size > 0.0:
-            total += products / size
-            used += 1
-    return total / max(used, 1)
+            single[name] = products / size
+    tensors = [name for name in single if name != BEHAVIOR]
+    final = [name for name in tensors if name.rpartition(".")[0] == head]
+    update = mean_of([single[name] for name in tensors])
+    shown = single.get(BEHAVIOR, update)
+    choices = [update, (update + shown) / 2]
+    if final:
+        choices.append(mean_of([single[name] for name in final]) / 2 + shown / 2)
+    return choices
+
+
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Mean of tensors of one shape."""
+    return torch.stack(list(tensors)).mean(dim=0)
 
 
 def regress(
-    products: Float[Tensor, "clients_and_one clients_and_one"],
+    choices: Sequence[Float[Tensor, "clients_and_one clients_and_one"]],
     targets: Float[Tensor, "clients classes"],
     pools: Int[Tensor, " clients"],
     weights: Float[Tensor, " clients"],
 ) -> Estimate:
-    """Read a real client's target from the updates and targets of virtual ones.
+    """Read a real client's target from what virtual ones show, and from their targets.
 
-    The ridge is the one under which clients of either pool are best predicted from those of the
-    other. Within a pool clients share samples, and an update tells which; only another pool's
+    Choice and ridge are those under which clients of either pool are best predicted from those of
+    the other. Within a pool clients share samples, and an update tells which; only another pool's
     errors are those of fresh samples.
 
     Args:
-        products: As of `similarity`.
+        choices: As of `similarities`.
         targets: Of the virtual clients.
         pools: 0 or 1 for each.
         weights: How much each virtual client counts, positive.
     """
     sides = [(pools == pool).nonzero()[:, 0] for pool in (0, 1)]
     best = None
-    for ridge in _RIDGES:
+    for products, ridge in product(choices, _RIDGES):
         left = torch.zeros_like(targets)
         for own, other in (sides, sides[::-1]):
             left[own] = targets[own] - _predicted(products, targets, weights, other, own, ridge)[0]
         spread = (weights[:, None] * left.square()).sum(dim=0) / weights.sum()
         if best is None or float(spread.sum()) < best[0]:
-            best = float(spread.sum()), ridge, spread
-    assert best is not None
-    ridge, everyone = best[1], torch.arange(len(targets))
+            best = float(spread.sum()), products, ridge, spread
+    assert best is not None, "there are choices"
+    _, products, ridge, spread = best
+    everyone = torch.arange(len(targets))
     last = torch.tensor([len(targets)])
     values, distance = _predicted(products, targets, weights, everyone, last, ridge)
     usual = []
@@ -88,7 +109,7 @@ def regress(
         usual.append(_predicted(products, targets, weights, other, own, ridge)[1])
     usual_distance = float(torch.cat(usual).clamp_min(0.0).mean())
     novelty = float(distance.clamp_min(0.0)[0]) / max(usual_distance, 1e-300)
-    return Estimate(values[0], best[2].sqrt(), novelty**0.5)
+    return Estimate(values[0], spread.sqrt(), novelty**0.5)
 
 
 def _predicted(

@@ -10,14 +10,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from labelleak.attacks.probe import class_means
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.isolation import undisturbed
 from labelleak.local_steps import take_steps
 from labelleak.observation import Auxiliary, Observation
 
-# A tensor with more entries than these is kept as a sketch of as many: an hundred updates of a large
-# network would not fit into memory.
+# A tensor with more entries is kept as a sketch of as many: a hundred updates of a large network
+# would not fit into memory.
 _MOST_ENTRIES = 1 << 15
+
+# Test inputs of each class.
+_TESTS = 40
+# Inputs that go through a model at once.
+_GROUP = 256
+
+BEHAVIOR = "behavior"
+"""Name, beside those of tensors, of what a model says of test inputs."""
 
 Samples = Callable[[Int[Tensor, " classes"], int, torch.Generator], tuple[Tensor, Tensor]]
 """Draws inputs and labels with these counts, of one of two pools that share no sample."""
@@ -30,22 +39,26 @@ class Recipe:
     Attributes:
         model: A copy of the server's model in the mode that clients train it in; those of its
             parameters require a gradient that the client trained.
-        changes: The real client's change of every trained tensor, flat, by name: what virtual
-            clients are compared by.
+        changes: The real client's change of every trained tensor, flat, by name, and under
+            `BEHAVIOR` what its model says of test inputs: what virtual clients are compared by.
         observation: Brings the recipe and the loss.
         samples: Where virtual clients have their samples from.
+        tests: Inputs and labels that show the behavior of a model.
     """
 
     model: nn.Module
     changes: Mapping[str, Float[Tensor, " entries"]]
     observation: Observation
     samples: Samples
+    tests: tuple[Tensor, Tensor]
 
     @property
     def fingerprint(self) -> str:
         """The same for recipes whose virtual clients can stand for each other."""
         seen = self.observation
-        digest = sha256(repr((seen.training, seen.num_instances, list(self.changes))).encode())
+        sent = sorted(seen.after or ())
+        told = (seen.training, seen.num_instances, list(self.changes), sent)
+        digest = sha256(repr(told).encode())
         weights = seen.loss.class_weights
         digest.update(repr((seen.loss, None if weights is None else weights.tolist())).encode())
         tensors = [*self.model.state_dict().values()]
@@ -85,7 +98,16 @@ class Recipe:
                 raise InvalidObservation(
                     f"a virtual client cannot train this model: {_first_line(error)}"
                 ) from None
-            return changes_between(self.model, dict(local.named_parameters()), list(self.changes))
+            names = [name for name in self.changes if name != BEHAVIOR]
+            after = local.state_dict()
+            return changes_between(self.model, after, names) | {
+                BEHAVIOR: behavior(self.model, self._as_sent(after), self.tests)
+            }
+
+    def _as_sent(self, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a state dict the real client sent of its own."""
+        sent = self.observation.after or {}
+        return {name: value for name, value in after.items() if name in sent}
 
 
 @dataclass(eq=False)
@@ -119,15 +141,16 @@ class Simulations:
         self.pools.append(pool)
 
 
-def recipe_of(observation: Observation, samples: Samples) -> Recipe:
-    """The recipe of an observation's client.
+def recipe_of(observation: Observation, samples: Samples, tests: tuple[Tensor, Tensor]) -> Recipe:
+    """The recipe of an observation's client; arguments as the attributes of `Recipe`.
 
     Raises:
         MissingKnowledge: The model is not the one that the client started from, or the update has
             none of its parameters.
     """
     model, after = observation.model, observation.after
-    assert model is not None and after is not None, "needs of the attack"
+    assert model is not None, "a need of the attack"
+    assert after is not None, "a need of the attack"
     with undisturbed():
         model = deepcopy(model)
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):
@@ -148,7 +171,10 @@ def recipe_of(observation: Observation, samples: Samples) -> Recipe:
             "attack 'virtual' needs the client's whole model after training: no parameter of the "
             "server's model changed in it"
         )
-    return Recipe(model, changes_between(model, after, names), observation, samples)
+    changes = changes_between(model, after, names)
+    with undisturbed(observation.head.weight.device):
+        changes[BEHAVIOR] = behavior(model, after, tests)
+    return Recipe(model, changes, observation, samples, tests)
 
 
 def changes_between(
@@ -161,6 +187,34 @@ def changes_between(
         fell = before[name].detach() - after[name].detach().to(before[name])
         found[name] = sketched(fell.flatten().cpu())
     return found
+
+
+def behavior(
+    model: nn.Module, state: Mapping[str, Tensor], tests: tuple[Tensor, Tensor]
+) -> Float[Tensor, " pairs"]:
+    """Mean log-probability of every class for the test inputs of every class, on the CPU.
+
+    Args:
+        model: The network, of which a copy is run in evaluation mode.
+        state: Weights and buffers to use instead of its own, by name.
+        tests: Inputs and labels.
+    """
+    model = deepcopy(model).eval()
+    own = model.state_dict()
+    model.load_state_dict({**own, **{name: state[name] for name in own if name in state}})
+    inputs, labels = tests
+    like = next(model.parameters())
+    inputs = inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
+    try:
+        with torch.no_grad():
+            logits = torch.cat([model(group) for group in torch.split(inputs, _GROUP)])
+        certainty = logits.double().log_softmax(dim=1).cpu()
+        shown = class_means(certainty, labels.cpu(), certainty.shape[1])
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise InvalidObservation(
+            f"the auxiliary inputs do not go through the model: {_first_line(error)}"
+        ) from None
+    return shown.flatten().to(like.dtype)
 
 
 def sketched(values: Float[Tensor, " entries"]) -> Float[Tensor, " kept"]:
@@ -179,7 +233,7 @@ def sketched(values: Float[Tensor, " entries"]) -> Float[Tensor, " kept"]:
 
 
 def auxiliary_samples(auxiliary: Auxiliary, classes: int) -> Samples:
-    """Samples drawn with replacement from the server's own, every other one of a class in a pool."""
+    """Draws from the server's own with replacement, every other one of a class in a pool."""
     by_class = [(auxiliary.labels == label).nonzero()[:, 0].cpu() for label in range(classes)]
 
     def draw(
@@ -193,6 +247,14 @@ def auxiliary_samples(auxiliary: Auxiliary, classes: int) -> Samples:
         return auxiliary.inputs[places.to(auxiliary.inputs.device)], auxiliary.labels[places]
 
     return draw
+
+
+def tests_of(auxiliary: Auxiliary) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of the first few auxiliary samples of every class."""
+    labels = auxiliary.labels.cpu()
+    chosen = [(labels == label).nonzero()[:_TESTS, 0] for label in sorted(set(labels.tolist()))]
+    places = torch.cat(chosen)
+    return auxiliary.inputs[places.to(auxiliary.inputs.device)], labels[places]
 
 
 def drawn_counts(
@@ -211,23 +273,23 @@ def drawn_counts(
 
 
 def _batches(observation: Observation, samples: int, generator: torch.Generator) -> list[Tensor]:
-    """Every step's samples: each epoch in another order, a last smaller batch as far as steps go."""
+    """Samples of every step: each epoch in another order, a smaller last one if steps allow it."""
     size, steps = observation.batch_size, observation.local_steps
     assert size is not None, "a need of the attack"
     each = steps // observation.training.epochs
     batches: list[Tensor] = []
     while len(batches) < steps:
         order = torch.randperm(samples, generator=generator)
-        batches += order.split(size)[: min(each, steps - len(batches))]
+        batches += torch.split(order, size)[: min(each, steps - len(batches))]
     return batches
 
 
 def _check_start(observation: Observation, model: nn.Module) -> None:
     name, head = observation.head.name, observation.head.weight
-    own = None if name is None else dict(model.named_parameters()).get(f"{name}.weight")
-    if own is None or own.shape != head.shape:
+    held = None if name is None else dict(model.named_parameters()).get(f"{name}.weight")
+    if held is None or held.shape != head.shape:
         return
-    own = own.detach().to(head)
+    own = held.detach().to(head)
     if float((own - head).norm()) > 1e-2 * float(head.norm()):
         raise MissingKnowledge(
             "attack 'virtual' needs the model that the client started from: its final layer has "

@@ -80,7 +80,7 @@ Progress = Callable[[int, float], None]
     models_steps=True,
     models_optimizer=True,
 )
-def virtual(
+def virtual_clients(
     observation: Observation,
     *,
     time_limit: float | None = None,

@@ -48,7 +48,7 @@ _ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
 # Later stages scatter by so many times the error, as sums of squares; within these concentrations.
 _WIDER, _LATER = 3.0, (4.0, 400.0)
 # Every class is drawn now and then: the least share of the center, times the number of classes.
-_LEAST_SHARE = 0.15
+_LEAST_SHARE = 0.02
 # A virtual client this many times as far off as the error counts half.
 _NEAR = 4.0
 # Share of the labels that may be wrong, by the attack's own error, when it stops.
@@ -238,20 +238,25 @@ class _Search:
         """Center and concentration of the next client's shares, in the canonical order."""
         classes = len(self._order)
         even = np.full(classes, 1.0 / classes)
-        if self.found is None:
+        # Clients of one pool each follow on one another.
+        turn = self.trained // 2
+        known = self.found
+        if known is None or (self.trained < _STAGE and turn % 2):
             every = 4 if self.recipe.observation.training.is_sgd else 2
-            anywhere = self.start is None or (self.trained // 2) % every == 0
-            low, high = _ANYWHERE if anywhere else _ABOUT
-            concentration = low * (high / low) ** self._source.random()
-            if anywhere:
-                return even, concentration
-            assert self.start is not None
-            return self._mixed(self.start.cpu(), even), concentration
+            if self.start is None or turn % every == 0:
+                return even, self._between(_ANYWHERE)
+            return self._mixed(self.start.cpu(), even), self._between(_ABOUT)
         low, high = _LATER
-        center = self._mixed(project_to_simplex(self.found.values, 1), even)
-        scatter = _WIDER * float(self.found.errors.square().sum())
+        center = self._mixed(project_to_simplex(known.values, 1), even)
+        scatter = _WIDER * float(known.errors.square().sum())
         concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
+        # Half of them scatter by more: errors may be larger than they seem.
+        concentration /= 1.0 if turn % 2 else _WIDER
         return center, min(max(concentration, low), high)
+
+    def _between(self, ends: tuple[float, float]) -> float:
+        low, high = ends
+        return float(low * (high / low) ** self._source.random())
 
     def _mixed(self, shares: Tensor, even: np.ndarray) -> np.ndarray:
         mixed = (1 - _LEAST_SHARE) * shares[self._order].numpy() + _LEAST_SHARE * even

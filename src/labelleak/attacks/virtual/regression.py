@@ -101,15 +101,19 @@ def regress(
             best = float(spread.sum()), products, ridge, spread
     assert best is not None, "there are choices"
     _, products, ridge, spread = best
-    everyone = torch.arange(len(targets))
-    last = torch.tensor([len(targets)])
-    values, distance = _predicted(products, targets, weights, everyone, last, ridge)
-    usual = []
-    for own, other in (sides, sides[::-1]):
-        usual.append(_predicted(products, targets, weights, other, own, ridge)[1])
-    usual_distance = float(torch.cat(usual).clamp_min(0.0).mean())
-    novelty = float(distance.clamp_min(0.0)[0]) / max(usual_distance, 1e-300)
-    return Estimate(values[0], spread.sqrt(), novelty**0.5)
+    everyone, last = torch.arange(len(targets)), torch.tensor([len(targets)])
+    values, _ = _predicted(products, targets, weights, everyone, last, ridge)
+    ratios = []
+    for compared in choices:
+        away = _predicted(compared, targets, weights, everyone, last, ridge)[1]
+        usual = [
+            _predicted(compared, targets, weights, other, own, ridge)[1]
+            for own, other in (sides, sides[::-1])
+        ]
+        ratios.append(float(away[0]) / max(float(torch.cat(usual).mean()), 1e-300))
+    novelty = max(*ratios, 0.0) ** 0.5
+    # Farther from the known, a prediction is less sure.
+    return Estimate(values[0], max(novelty, 1.0) * spread.sqrt(), novelty)
 
 
 def _predicted(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from labelleak.errors import InvalidObservation
 from labelleak.federated.buffers import Buffers, integers_in, read_buffers
 from labelleak.federated.contents import shown
-from labelleak.observation import Observation
+from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import observe, observe_update
 from labelleak.updates.gradients import observe_head
@@ -49,6 +49,12 @@ class Reading:
     model: nn.Module | None
     whole: bool
     knowledge: Mapping[str, Any]
+
+    def lent(self, auxiliary: Auxiliary | None) -> "Reading":
+        """The same with other auxiliary samples, if there are any."""
+        if auxiliary is None:
+            return self
+        return replace(self, knowledge={**self.knowledge, "auxiliary": auxiliary})
 
 
 class Snapshot(dict[str, Tensor]):

@@ -79,7 +79,7 @@ def restore(
     flags = {*diagnosis.flags, *found.flags}
     if list_attacks()[found.attack].models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
-    if list_attacks()[found.attack].models_optimizer:
+    if list_attacks()[found.attack].models_optimizer and not observation.training.is_sgd:
         flags -= {Flag.ADAPTIVE_OPTIMIZER, Flag.SUMS_NOT_ZERO}
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)

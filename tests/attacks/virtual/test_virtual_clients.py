@@ -88,7 +88,7 @@ def test_five_epochs_are_no_obstacle():
         (LocalTraining("sgd", 0.1, batch_size=20), {"loss": Loss(label_smoothing=0.1)}),
         (
             LocalTraining("sgd", 0.1, batch_size=20),
-            {"loss": Loss(class_weights=torch.tensor([1.0, 2.0, 1.0, 0.5, 1.0]))},
+            {"loss": Loss(class_weights=torch.tensor([1.0, 2.0, 1.0, 0.5]))},
         ),
     ],
     ids=str,
@@ -103,14 +103,14 @@ def test_any_recipe_that_can_be_simulated(recipe, options):
 
 
 def test_intervals_hold_the_counts():
-    """Of 15 clients with 4 counts each; at 95 %, fewer than 51 of 60 are improbable."""
+    """Of 8 clients with 4 counts each; at 95 %, fewer than 26 of 32 are improbable."""
     shared, held = Simulations(), 0
-    for seed in range(100, 250, 10):
+    for seed in range(100, 180, 10):
         update, seen = client(ONE_EPOCH, seed=seed)
-        found = simulate(seen, shared=shared, trainings=16 if shared.pools else 40)
+        found = simulate(seen, shared=shared, trainings=12 if shared.pools else 40)
         low, high = found.intervals.unbind(dim=1)
         held += int(((low <= update.true_counts) & (update.true_counts <= high)).sum())
-    assert held >= 51
+    assert held >= 26
 
 
 def test_clients_of_a_round_share_virtual_clients():

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "restoration": {"errors", "displays"},
     "loss": {"errors", "checks"},
     "training": {"errors", "checks"},
+    "local_steps": {"loss", "training"},
     "observation": {"errors", "displays", "checks", "numerics", "loss", "training"},
 }
 GROUND = set(ALLOWED)

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.training import LocalTraining
@@ -10,7 +11,11 @@ from labelleak.training import LocalTraining
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"optimizer": "adam"}, "optimizer 'adam' cannot be read: use 'sgd'"),
+        ({"optimizer": "lion"}, "optimizer 'lion' cannot be read: use 'sgd' or 'adam' or"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum 0.9 of adam: only SGD and RMSprop"),
+        ({"optimizer": "adam", "options": {"alpha": 0.9}}, "'adam' has no option 'alpha'"),
+        ({"options": {"eps": 1e-8}}, "'sgd' has no option 'eps': there are these: none"),
+        ({"nesterov": True}, "Nesterov's momentum needs SGD with a momentum above 0"),
         ({"batch_size": 0}, "batch size 0: it must be at least 1"),
         ({"batch_size": 2.5}, "batch size 2.5: it must be a whole number"),
         ({"steps": -1}, "local steps -1: it must be at least 1"),
@@ -120,3 +125,24 @@ def test_what_nobody_told_is_not_known():
     told = LocalTraining("sgd", learning_rate=0.1, steps=3, momentum=0.0)
     assert recipe.step_sizes == told.step_sizes
     assert recipe != told
+
+
+def test_nesterov_momentum_moves_the_weights_one_step_further_at_once():
+    """By hand: the change of a weight whose gradient is 1 in one step and 0 in all others."""
+    recipe = LocalTraining(
+        learning_rate=[0.1, 0.2, 0.05, 0.3], momentum=0.9, nesterov=True, steps=4
+    )
+    for place, size in enumerate(recipe.step_sizes):
+        weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9, nesterov=True)
+        for step, rate in enumerate(recipe.learning_rate):
+            optimizer.param_groups[0]["lr"] = rate
+            weight.grad = torch.full_like(weight, float(step == place))
+            optimizer.step()
+        assert size == pytest.approx(-float(weight.detach()))
+
+
+def test_an_adaptive_optimizer_is_not_sgd():
+    assert LocalTraining().is_sgd
+    assert LocalTraining("sgd").is_sgd
+    assert not LocalTraining("adam", options={"betas": (0.9, 0.99)}).is_sgd

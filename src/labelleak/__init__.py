@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from labelleak._version import __version__
 
 if TYPE_CHECKING:
-    from labelleak.attacks import list_attacks, restore
+    from labelleak.attacks import combine, list_attacks, restore
     from labelleak.errors import (
         AmbiguousHead,
         InvalidObservation,
@@ -46,6 +46,7 @@ __all__ = [
     "UnreadableFile",
     "__version__",
     "capture",
+    "combine",
     "list_attacks",
     "observe",
     "observe_update",
@@ -55,7 +56,7 @@ __all__ = [
 
 # The modules that the names above are imported from; a test holds the two together.
 _MODULES = {
-    "attacks": ("list_attacks", "restore"),
+    "attacks": ("combine", "list_attacks", "restore"),
     "errors": (
         "AmbiguousHead",
         "InvalidObservation",

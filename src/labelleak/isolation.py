@@ -1,8 +1,10 @@
-"""Run a model and leave it as it was."""
+"""Run a model and leave it as it was, and the global state around it."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,3 +37,35 @@ def isolated(model: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def undisturbed(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Isolate global state and restore it on exit; inside, it is that of a fresh run.
+
+    Generators of random numbers (torch, NumPy, Python), gradient mode, default device, autocast.
+
+    Args:
+        device: Where to compute: its generator, default device and autocast.
+    """
+    device = torch.device(device)
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with (
+            torch.random.fork_rng(
+                devices=[] if device.type == "cpu" else [device], device_type=_generator(device)
+            ),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.device(device),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def _generator(device: torch.device) -> str:
+    """Kind of device whose generators `fork_rng` knows; it always keeps that of the CPU."""
+    return "cuda" if device.type == "cpu" else device.type

@@ -57,6 +57,14 @@ class Flag(Enum):
         "the update adds up several local steps; the attack treats them as one step on all their "
         "samples, or follows the head alone"
     )
+    ADAPTIVE_OPTIMIZER = (
+        "the client's optimizer is not SGD (Adam or a relative): the change of the weights is no "
+        "mean of gradients, and the attack reads it as one"
+    )
+    OUTSIDE_SIMULATIONS = (
+        "the update is unlike those of all virtual clients: other data, another recipe, or a "
+        "defense that was not told"
+    )
     UNKNOWN_BATCH_SIZE = (
         "the batch size was not given: shares of the classes or a set of them, and counts only if "
         "the gradient shows their number, up to a common factor"
@@ -99,6 +107,8 @@ UNRELIABLE = frozenset(
         Flag.NOT_INTEGRAL,
         Flag.COUNTS_NOT_SURE,
         Flag.SEVERAL_STEPS,
+        Flag.ADAPTIVE_OPTIMIZER,
+        Flag.OUTSIDE_SIMULATIONS,
         Flag.SET_NOT_SURE,
         Flag.INCOMPLETE,
         Flag.ATTACKS_DISAGREE,

@@ -1,14 +1,22 @@
 """What is known of a client's local training: one object from adapters to attacks."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from labelleak.checks import whole_number
 from labelleak.errors import InvalidObservation, MissingKnowledge
 
-Optimizer = Literal["sgd"]
+Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"]
+# The numbers beside the rate that each optimizer of torch takes; those of SGD are fields.
+_OPTIONS: dict[Optimizer, frozenset[str]] = {
+    "sgd": frozenset(),
+    "adam": frozenset({"betas", "eps", "amsgrad"}),
+    "adamw": frozenset({"betas", "eps", "amsgrad"}),
+    "rmsprop": frozenset({"alpha", "eps", "centered"}),
+    "adagrad": frozenset({"lr_decay", "eps", "initial_accumulator_value"}),
+}
 
 # A rate is kept for every step, and a client claims how many there were.
 MOST_STEPS = 100_000
@@ -19,8 +27,8 @@ class LocalTraining:
     """How a client trained between two models: the recipe, as far as the server knows it.
 
     Args:
-        optimizer: ``"sgd"``, as ``torch.optim.SGD`` without dampening. None: not known, and read as
-            ``"sgd"``.
+        optimizer: ``"sgd"``, as ``torch.optim.SGD`` without dampening, ``"adam"``, ``"adamw"``,
+            ``"rmsprop"`` or ``"adagrad"``. None: not known, and read as ``"sgd"``.
         learning_rate: Learning rate, positive: one for all steps, or one for each. None: not known.
         batch_size: Samples in one step, K; None: not known. A smaller last batch of an epoch is
             allowed for.
@@ -30,6 +38,9 @@ class LocalTraining:
         momentum: In [0, 1). None: not known, and read as 0.
         weight_decay: On all parameters, at least 0.
         proximal: FedProx's factor mu of ``mu / 2 * |weights - before|^2``, at least 0.
+        nesterov: Nesterov's momentum, of SGD with momentum.
+        options: What else the optimizer of torch takes, by its name there: ``{"betas": (0.9,
+            0.99)}`` of Adam; what is left out is as torch has it.
 
     Raises:
         InvalidObservation: A value is impossible, or two of them contradict each other.
@@ -50,6 +61,8 @@ class LocalTraining:
     momentum: float | None = None
     weight_decay: float = 0.0
     proximal: float = 0.0
+    nesterov: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.optimizer not in (None, *get_args(Optimizer)):
@@ -70,12 +83,29 @@ class LocalTraining:
         momentum = 0.0 if self.momentum is None else self.momentum
         if not (_is_number(momentum) and 0.0 <= momentum < 1.0):
             raise InvalidObservation(f"momentum {self.momentum}: it must be at least 0 and below 1")
+        self._check_optimizer(momentum)
         for what, value in (
             ("weight decay", self.weight_decay),
             ("proximal term", self.proximal),
         ):
             if not (_is_number(value) and 0.0 <= value < math.inf):
                 raise InvalidObservation(f"{what} {value}: it must be at least 0 and finite")
+
+    def _check_optimizer(self, momentum: float) -> None:
+        """Refuse what this optimizer does not have."""
+        kind = self.optimizer or "sgd"
+        if unknown := sorted(set(self.options) - _OPTIONS[kind]):
+            known = ", ".join(sorted(_OPTIONS[kind])) or "none"
+            raise InvalidObservation(
+                f"optimizer {kind!r} has no option {unknown[0]!r}: there are these: {known}"
+            )
+        if momentum and kind not in ("sgd", "rmsprop"):
+            raise InvalidObservation(
+                f"momentum {momentum} of {kind}: only SGD and RMSprop have one (Adam's are "
+                'options={"betas": (0.9, 0.999)})'
+            )
+        if self.nesterov and (kind != "sgd" or not momentum):
+            raise InvalidObservation("Nesterov's momentum needs SGD with a momentum above 0")
 
     def _check_rates(self) -> None:
         rates = self.learning_rate
@@ -142,6 +172,11 @@ class LocalTraining:
         return replace(self, steps=steps, batch_size=size)
 
     @property
+    def is_sgd(self) -> bool:
+        """Whether every step moved the weights by a multiple of gradients, as far as is known."""
+        return self.optimizer in (None, "sgd")
+
+    @property
     def took_part(self) -> int | None:
         """Number of samples in full batches of one epoch, K S / E; None where it is not known."""
         if self.batch_size is None or self.steps is None:
@@ -153,18 +188,20 @@ class LocalTraining:
         """How far each step's gradient moves the weights in all the steps together.
 
         Without momentum that is the step's learning rate. With momentum a gradient goes on to move
-        the weights in later steps: ``sum over s >= t of learning_rate[s] * momentum ** (s - t)``.
+        the weights in later steps: ``sum over s >= t of learning_rate[s] * momentum ** (s - t)``;
+        Nesterov's moves them one step further at once. Adaptive optimizers are read as plain SGD.
         One number per step; None where the learning rate or the number of steps is not known.
         """
         rates, steps = self.learning_rate, self.count_steps(None)
         if rates is None or steps is None:
             return None
         sizes: list[float] = []
+        momentum = (self.momentum or 0.0) if self.is_sgd else 0.0
         later = 0.0
         for step in reversed(range(steps)):
             rate = rates[step] if isinstance(rates, Sequence) else rates
-            later = rate + (self.momentum or 0.0) * later
-            sizes.append(later)
+            later = rate + momentum * later
+            sizes.append(rate + momentum * later if self.nesterov else later)
         return tuple(reversed(sizes))
 
     @property

@@ -70,7 +70,7 @@ def test_a_need_is_not_met_by_all_the_others(need):
         observation = replace(observation, loss=Loss(label_smoothing=0.1))
     assert not need.is_met(observation)
     assert all(other.is_met(observation) for other in others)
-    entry = Attack("mine", "", (Need.BATCH_SIZE, need), (), (), "", "", False, lambda: None)
+    entry = Attack("mine", "", (Need.BATCH_SIZE, need), (), (), "", "", False, False, lambda: None)
     missing = dict.fromkeys(n for n in entry.needs if not n.is_met(observation))
     assert entry.missing(observation) == tuple(n for n in entry.needs if n in missing)
 

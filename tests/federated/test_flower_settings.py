@@ -75,13 +75,22 @@ def test_the_message_comes_before_the_run_and_the_run_before_what_is_given(
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["adam", "Adam", "adamw"])
+@pytest.mark.parametrize("name", ["lion", "Lion", "lamb"])
 def test_an_optimizer_that_cannot_be_read_is_said(update, policy, tmp_path, name):
     message = instruction(update[0].before, lr=RATE, optimizer=name)
     answer(LeakageAudit(policy()), update, message=message)
     (record,) = records(tmp_path)
     assert (record["verdict"], record["audit"]) == ("failed", None)
     assert f"optimizer '{name.lower()}' cannot be read" in record["error"]
+
+
+@pytest.mark.parametrize("name", ["adam", "AdamW"])
+def test_an_adaptive_optimizer_is_flagged(update, policy, tmp_path, name):
+    message = instruction(update[0].before, lr=RATE, optimizer=name)
+    answer(LeakageAudit(policy()), update, message=message)
+    (record,) = records(tmp_path)
+    assert "adaptive_optimizer" in {flag["name"] for flag in record["audit"]["flags"]}
+    assert record["audit"]["verdict"] != "within"
 
 
 def test_an_optimizer_that_was_told(update, policy, tmp_path):

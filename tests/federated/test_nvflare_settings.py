@@ -76,10 +76,10 @@ def test_the_number_of_steps(tmp_path, site, update, settings, said, steps):
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_optimizer_that_cannot_be_read_is_told(tmp_path, site, update):
-    run(site(training={"optimizer": "adam"}), update, weights(update))
+    run(site(training={"optimizer": "lion"}), update, weights(update))
     (record,) = read_rounds(tmp_path / "r")
     assert record["verdict"] == "failed"
-    assert "optimizer 'adam' cannot be read" in record["error"]
+    assert "optimizer 'lion' cannot be read" in record["error"]
 
 
 def test_a_learning_rate_that_is_not_known_is_told(tmp_path, site, update):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from labelleak.federated import Auditor, Occasion, Policy, read_rounds
-from labelleak.federated.replies import Snapshot, problem_of, text_of, undisturbed
+from labelleak.federated.replies import Snapshot, problem_of, text_of
+from labelleak.isolation import undisturbed
 from labelleak.training import LocalTraining
 
 COUNTS = torch.tensor([2, 1, 0, 1])

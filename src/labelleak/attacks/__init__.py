@@ -7,8 +7,10 @@ from labelleak.attacks import (  # noqa: F401
     mbi,
     mean_prediction,
     published,
+    virtual,
 )
 from labelleak.attacks.dispatch import restore
 from labelleak.attacks.registry import Attack, Gives, Need, list_attacks
+from labelleak.attacks.rounds_together import combine
 
-__all__ = ["Attack", "Gives", "Need", "list_attacks", "restore"]
+__all__ = ["Attack", "Gives", "Need", "combine", "list_attacks", "restore"]

@@ -25,6 +25,9 @@ from labelleak.restoration import Flag, Restoration
 TIME_LIMIT = 10.0
 """Seconds that `auto` takes at most, about, unless told otherwise."""
 
+SIMULATING = 60.0
+"""Seconds from which on `auto` trains virtual clients where there were several local steps."""
+
 # Share of the remaining time for the search for single samples, its least share of the whole time,
 # and its seconds where estimates are clear and only a certificate is missing.
 _SEARCHING = 0.8
@@ -44,6 +47,9 @@ def automatic(
 ) -> Restoration:
     """Run what the observation allows and take what can be trusted most.
 
+    After several local steps `virtual` has the word, where it has what it needs and a minute's
+    time, and the update is like those that it simulated.
+
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued
     counts from feasible ones (whole, non-negative, of the right sum), and whether the mean
@@ -58,6 +64,10 @@ def automatic(
     Returns:
         What the attack that spoke restored.
     """
+    if observation.local_steps > 1 and time_limit >= SIMULATING:
+        simulated = _attempt(observation, "virtual", time_limit=_SEARCHING * time_limit)
+        if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
+            return _simulated(observation, diagnosis, simulated)
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     best = min(estimates, key=lambda estimate: estimate.rank, default=None)
@@ -89,6 +99,13 @@ def automatic(
     if observation.num_instances is not None and found.counts is not None and not sure:
         flags = (*flags, Flag.COUNTS_NOT_SURE)
     return replace(found, flags=flags)
+
+
+def _simulated(observation: Observation, diagnosis: Diagnosis, found: Restoration) -> Restoration:
+    """What virtual clients say, flagged where its counts are not sure."""
+    if counts_are_sure(observation, found, is_treated=diagnosis.is_treated):
+        return found
+    return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
 
 
 def _attempt(observation: Observation, name: str, **hyper_parameters: object) -> Restoration | None:

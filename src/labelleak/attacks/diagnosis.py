@@ -53,7 +53,8 @@ def diagnose(observation: Observation) -> Diagnosis:
     weight, bias = observation.gradient.weight, observation.gradient.bias
     sums = class_sums(weight)
     undisturbed = _sums_are_zero(observation, sums)
-    treated = (
+    # An adaptive optimizer alone explains all of it.
+    treated = observation.training.is_sgd and (
         (not undisturbed and not _decayed(observation, sums))
         or _pruned(weight, observation.gradient.rounding)
         or any(_on_a_grid(tensor) for tensor in (weight, bias) if tensor is not None)
@@ -64,6 +65,7 @@ def diagnose(observation: Observation) -> Diagnosis:
         Flag.NO_BIAS: not observation.has_bias,
         Flag.NO_WEIGHT: not observation.gradient.has_weight,
         Flag.SEVERAL_STEPS: observation.local_steps > 1,
+        Flag.ADAPTIVE_OPTIMIZER: not observation.training.is_sgd,
         Flag.UNKNOWN_BATCH_SIZE: observation.batch_size is None,
     }
     flags = frozenset(flag for flag, is_raised in raised.items() if is_raised)
@@ -194,8 +196,9 @@ def _on_a_grid(tensor: Tensor) -> bool:
 def _certain_classes(
     observation: Observation, sums: Float[Tensor, " features"]
 ) -> Bool[Tensor, " classes"]:
-    """Classes that are proven; none for a summed loss whose batch size nobody told."""
-    if observation.batch_size is None and not observation.loss.averages:
+    """Classes that are proven; none for a summed loss whose batch size nobody told, or Adam's."""
+    no_scale = observation.batch_size is None and not observation.loss.averages
+    if no_scale or not observation.training.is_sgd:
         return torch.zeros(observation.classes, dtype=torch.bool, device=sums.device)
     return proven_classes(observation, observation.scale, sums)
 

@@ -79,6 +79,8 @@ def restore(
     flags = {*diagnosis.flags, *found.flags}
     if list_attacks()[found.attack].models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
+    if list_attacks()[found.attack].models_optimizer and not observation.training.is_sgd:
+        flags -= {Flag.ADAPTIVE_OPTIMIZER, Flag.SUMS_NOT_ZERO}
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))

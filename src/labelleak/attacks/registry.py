@@ -86,6 +86,7 @@ class Attack:
         assumes: What must be true of the network or the batch for the result to be right.
         reference: Paper and place in it.
         models_steps: Whether it models several local steps, and not one step on all their samples.
+        models_optimizer: Whether it models optimizers that are not SGD.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
 
     Examples:
@@ -103,6 +104,7 @@ class Attack:
     assumes: str
     reference: str
     models_steps: bool
+    models_optimizer: bool
     rule: Callable[..., Restoration]
 
     def missing(self, observation: Observation) -> tuple[Need, ...]:
@@ -117,7 +119,7 @@ _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",
     "ebi", "soft-label", "rlu",
-    "exact", "likelihood", "calibrated", "pooled", "damped", "mbi",
+    "exact", "virtual", "likelihood", "calibrated", "pooled", "damped", "mbi",
 )  # fmt: skip
 
 
@@ -131,6 +133,7 @@ def register(
     assumes: str,
     reference: str,
     models_steps: bool = False,
+    models_optimizer: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Enter a rule in the table of attacks, which signs its restorations with the name.
 
@@ -143,6 +146,7 @@ def register(
         assumes: What must be true of the network or the batch for the result to be right.
         reference: Paper and place in it.
         models_steps: Whether it models several local steps.
+        models_optimizer: Whether it models optimizers that are not SGD.
 
     Returns:
         A decorator for the rule: a function of an observation, with hyper-parameters as keywords.
@@ -160,7 +164,16 @@ def register(
             return replace(rule(*arguments, **hyper_parameters), attack=name)
 
         _ATTACKS[name] = Attack(
-            name, title, needs, uses, gives, assumes, reference, models_steps, signed
+            name,
+            title,
+            needs,
+            uses,
+            gives,
+            assumes,
+            reference,
+            models_steps,
+            models_optimizer,
+            signed,
         )
         return cast(RuleFunction, signed)
 

@@ -26,7 +26,6 @@ from labelleak.federated.replies import (
     observe_weights,
     problem_of,
     text_of,
-    undisturbed,
 )
 from labelleak.federated.rounds import RoundRecord, Taken, append_record
 from labelleak.federated.samples import (
@@ -35,8 +34,9 @@ from labelleak.federated.samples import (
     unknown,
     with_counted_steps,
 )
+from labelleak.isolation import undisturbed
 from labelleak.loss import Loss
-from labelleak.observation import Observation
+from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 
 _log = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class Auditor:
         *,
         instances: int | None = None,
         true_counts: Tensor | None = None,
+        auxiliary: Auxiliary | None = None,
         contents: Contents = NOTHING,
     ) -> Decision:
         """Audit weights that are about to be sent.
@@ -213,19 +214,22 @@ class Auditor:
             instances: Number of local samples, FedAvg's ``num-examples``; None: not known.
             true_counts: The site's own count of every class, integers, shape (classes,). The attack
                 never sees them; they stay in the site's file.
+            auxiliary: Samples that a server could have, for this audit in place of the auditor's;
+                none of them is written down.
             contents: What the message carries beside the weights, see `look_at`. What of it the
                 policy does not allow makes this an audit that failed.
 
         Returns:
             The decision; its record is written.
         """
+        reading = self._reading.lent(auxiliary)
 
         def look(total: int | None, buffers: Buffers) -> tuple[Observation, tuple[str, ...]]:
             known = total if instances is None else instances
             recipe, notes = with_counted_steps(training, known, buffers.steps)
             told = recipe.resolved(known)
             number = instances_of(told, instances, total)
-            observation = observe_weights(before, after, told, number, self._reading)
+            observation = observe_weights(before, after, told, number, reading)
             return observation, (*unknown(told), *buffers.notes, *notes)
 
         def check() -> tuple[str | None, Buffers]:

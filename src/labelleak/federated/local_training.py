@@ -1,4 +1,4 @@
-"""A client's local training: FedSGD, FedAvg with momentum and weight decay, FedProx."""
+"""A client's local training: FedSGD, FedAvg with any optimizer of the recipe, FedProx."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from labelleak.local_steps import take_steps
 from labelleak.loss import Loss
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
@@ -126,7 +127,7 @@ def train_locally(
     rates = tuple(rates) if isinstance(rates, Sequence) else (rates,) * steps
     training = replace(
         training,
-        optimizer="sgd",
+        optimizer=training.optimizer or "sgd",
         momentum=training.momentum or 0.0,
         learning_rate=rates,
         batch_size=size,
@@ -138,24 +139,8 @@ def train_locally(
     orders = [used[torch.randperm(len(used), generator=generator)] for _ in range(epochs)]
     local = deepcopy(model)
     before = {name: value.detach().clone() for name, value in local.state_dict().items()}
-    start = [value.detach().clone() for value in local.parameters()]
-    optimizer = torch.optim.SGD(
-        local.parameters(),
-        lr=rates[0],
-        momentum=training.momentum or 0.0,
-        weight_decay=training.weight_decay,
-    )
     batches = torch.cat(orders).reshape(-1, size)
-    for rate, batch in zip(rates, batches, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        indices = batch.to(labels.device)
-        loss.value(local(inputs[indices]), labels[indices]).backward()  # type: ignore[no-untyped-call]
-        if training.proximal:
-            for value, first in zip(local.parameters(), start, strict=True):
-                if value.grad is not None:
-                    value.grad.add_(value.detach() - first, alpha=training.proximal)
-        optimizer.step()
+    take_steps(local, inputs, labels, list(batches), training, loss)
     return LocalUpdate(
         before=before,
         after={name: value.detach().clone() for name, value in local.state_dict().items()},

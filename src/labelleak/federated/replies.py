@@ -1,20 +1,17 @@
 """Reading a client's reply with care: what is wrong with it, and what a server sees of it."""
 
 import math
-import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
 from labelleak.federated.buffers import Buffers, integers_in, read_buffers
 from labelleak.federated.contents import shown
-from labelleak.observation import Observation
+from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import observe, observe_update
 from labelleak.updates.gradients import observe_head
@@ -52,6 +49,12 @@ class Reading:
     model: nn.Module | None
     whole: bool
     knowledge: Mapping[str, Any]
+
+    def lent(self, auxiliary: Auxiliary | None) -> "Reading":
+        """The same with other auxiliary samples, if there are any."""
+        if auxiliary is None:
+            return self
+        return replace(self, knowledge={**self.knowledge, "auxiliary": auxiliary})
 
 
 class Snapshot(dict[str, Tensor]):
@@ -211,27 +214,6 @@ def observe_gradients(
     names = head_names(before, reading.head)
     start, sent = _on_cpu(before, names), _on_cpu(gradients, names)
     return observe_head(start, sent, layer_of(next(iter(start))), **knowledge)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Whatever state a training has, it is the same afterward; inside, it is that of a fresh run.
-
-    Generators of random numbers (torch, NumPy, Python), gradient mode, default device, autocast.
-    """
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.device("cpu"),
-            torch.autocast("cpu", enabled=False),
-        ):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 def text_of(error: Exception | str) -> str:

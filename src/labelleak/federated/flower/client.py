@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import Array, Context, Error, Message
@@ -33,6 +33,7 @@ from labelleak.federated.flower.messages import (
 )
 from labelleak.federated.policy import Policy, read_policy
 from labelleak.metrics import counts_of
+from labelleak.observation import Auxiliary
 from labelleak.restoration import Flag
 from labelleak.training import LocalTraining
 
@@ -45,8 +46,11 @@ _ERROR_CODES = range(256)
 
 _log = logging.getLogger(__name__)
 
-# The labels of the training that goes on; the list is the outermost audit's, and gone after it.
+_Given = TypeVar("_Given")
+
+# What the training that goes on provides; the lists are the outermost audit's, and gone after it.
 _labels: ContextVar[list[Tensor] | None] = ContextVar("labels", default=None)
+_auxiliary: ContextVar[list[Auxiliary] | None] = ContextVar("auxiliary", default=None)
 
 
 def provide_labels(labels: Tensor | Iterable[Any]) -> None:
@@ -79,6 +83,32 @@ def provide_labels(labels: Tensor | Iterable[Any]) -> None:
         if given.tolist() != listed:
             raise ValueError("the labels provided are no class indices: integers are needed")
     held[:] = [given.detach().cpu().reshape(-1).clone()]
+
+
+def provide_auxiliary(inputs: Tensor, labels: Tensor) -> None:
+    """Lend the audits around a training function samples of the kind that a server could have.
+
+    The site's own validation split, say: with samples of the clients' kind a server restores far
+    more. To be called as `provide_labels` is. The samples stay in the memory of this process until
+    the message is answered, and are no part of any message or record. Attacks that make use of them
+    need the model as well: ``LeakageAudit(model=...)``.
+
+    Args:
+        inputs: What the model takes in, preprocessed as in training, shape (samples, ...). None of
+            them should be trained on.
+        labels: Their classes, integers, shape (samples,).
+
+    Raises:
+        InvalidObservation: They do not belong together, or an input is NaN or infinite.
+
+    Examples:
+        >>> import torch
+        >>> from labelleak.federated.flower import provide_auxiliary
+        >>> provide_auxiliary(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+    """
+    given = Auxiliary(inputs.detach(), labels.detach())
+    if (held := _auxiliary.get()) is not None:
+        held[:] = [given]
 
 
 class LeakageAudit:
@@ -179,7 +209,7 @@ class LeakageAudit:
             return answer.error(refusal(Auditor(refusing).failed(error, occasion)))
         # An app may change the message; the arrays themselves it cannot.
         asked = _Asked(auditor, message, context, arrays_in(message), answer, occasion)
-        with _holding_labels() as labels:
+        with _holding(_labels) as labels, _holding(_auxiliary) as auxiliary:
             try:
                 reply = call_next(message, context)
             except Exception as error:
@@ -189,10 +219,14 @@ class LeakageAudit:
                 _log.exception("the app failed")
                 auditor.failed(f"the app raised {type(error).__name__}: {error}", occasion)
                 return answer.error(Error(_RAISED, _NO_TEXT))
-            return self._outcome(asked, *self._audit(asked, reply, labels))
+            return self._outcome(asked, *self._audit(asked, reply, labels, auxiliary))
 
     def _audit(
-        self, asked: "_Asked", reply: Message, labels: list[Tensor]
+        self,
+        asked: "_Asked",
+        reply: Message,
+        labels: list[Tensor],
+        auxiliary: list[Auxiliary],
     ) -> tuple[Message, Decision | None]:
         """The reply, made anew under a refusing policy, and what becomes of it.
 
@@ -223,6 +257,7 @@ class LeakageAudit:
             occasion,
             instances=update.instances,
             true_counts=counts,
+            auxiliary=auxiliary[0] if auxiliary else None,
             contents=contents,
         )
         return reply, decision
@@ -310,16 +345,16 @@ def _counts(labels: Tensor, classes: int) -> Tensor:
 
 
 @contextmanager
-def _holding_labels() -> Iterator[list[Tensor]]:
-    """The labels that the app provides inside; audits within each other see the same."""
-    if (held := _labels.get()) is not None:
+def _holding(variable: ContextVar[list[_Given] | None]) -> Iterator[list[_Given]]:
+    """What the app provides inside; audits within each other see the same."""
+    if (held := variable.get()) is not None:
         yield held
         return
-    token = _labels.set(held := [])
+    token = variable.set(held := [])
     try:
         yield held
     finally:
-        _labels.reset(token)
+        variable.reset(token)
 
 
 def _client_name(context: Context) -> str:

@@ -1,0 +1,274 @@
+"""Accuracy of `virtual` after local training, beside `auto`, `likelihood` and RLU.
+
+    python benchmarks/virtual_clients.py [--data-dir DIR] [--output FILE]
+
+Clients hold 640 samples of Fashion-MNIST, their classes uneven (Dirichlet, 0.3), and train the CNN
+of Flower's quick start on batches of 32. Rounds are those of a federation of ten such clients
+(FedAvg). Clients' data are drawn from the training split, the server's from the test split. The
+clients of a row share model and recipe, so they share virtual clients: the first trains up to 60,
+each other adds up to 24, or 16 where they train for five epochs. A client that the output file has
+already is not measured again, and the file is written after every client.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import labelleak
+from labelleak.attacks.virtual import Simulations
+from labelleak.federated import train_locally
+from labelleak.federated.local_training import LocalUpdate
+from labelleak.lab.datasets import load as load_data
+from labelleak.lab.ranges import RANGES, Range
+from labelleak.restoration import Restoration
+from measuring import Row, load, write
+
+CLASSES, SAMPLES, BATCH, CLIENTS, CONCENTRATION = 10, 640, 32, 10, 0.3
+# Virtual clients that the first client of a row trains at most.
+FIRST = 60
+BESIDE = ("auto", "likelihood", "rlu")
+
+
+class QuickStart(nn.Module):
+    """The CNN of Flower's quick start with PyTorch, for images of 28 x 28."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.fc1, self.fc2 = nn.Linear(16 * 4 * 4, 120), nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images, shape (images, 1, 28, 28)."""
+        hidden = self.pool(torch.relu(self.conv1(images)))
+        hidden = self.pool(torch.relu(self.conv2(hidden))).flatten(1)
+        logits: Tensor = self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(hidden)))))
+        return logits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: a recipe, and what the network has learned before.
+
+    Attributes:
+        name: Of the row.
+        recipe: Of the local training.
+        round: Number of the federation's round, from 1.
+        pretrained: Steps of ordinary training in place of rounds.
+        auxiliary: The server's samples of each class.
+        others: Virtual clients that each client but the first adds at most.
+    """
+
+    name: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    round: int = 1
+    pretrained: int = 0
+    auxiliary: int = 200
+    others: int = 24
+
+
+QUICK_START = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+FIVE = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 5}
+ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
+ONE = {"optimizer": "sgd", "learning_rate": 0.05}
+SETTINGS = (
+    Setting("quick start, round 1", QUICK_START),
+    Setting("quick start, round 2", QUICK_START, round=2),
+    Setting("five epochs, round 1", FIVE, others=16),
+    Setting("quick start, round 5", QUICK_START, round=5),
+    Setting("Adam, untrained", ADAM),
+    Setting("quick start, round 3", QUICK_START, round=3),
+    Setting("five epochs, round 2", FIVE, round=2, others=16),
+    Setting("quick start, round 4", QUICK_START, round=4),
+    Setting("Adam, trained", ADAM, pretrained=400),
+    Setting("one epoch, trained", ONE, pretrained=400),
+    Setting("five epochs, 20 auxiliary samples a class", FIVE, auxiliary=20, others=16),
+)
+
+
+@cache
+def split(name: str, data_dir: Path | None, own: Range) -> tuple[Tensor, Tensor]:
+    """Images and labels of one split, of one range."""
+    dataset = load_data("fashion-mnist", split=name, data_dir=data_dir)
+    images, labels = dataset.batch(own.samples(dataset.labels))
+    return images, labels
+
+
+def uneven(labels: Tensor, seed: int) -> Tensor:
+    """Indices of a client's samples, without replacement within a client."""
+    source = np.random.default_rng(seed)
+    counts = source.multinomial(SAMPLES, source.dirichlet([CONCENTRATION] * CLASSES))
+    chosen = [
+        source.choice((labels == label).nonzero()[:, 0].numpy(), number, replace=False)
+        for label, number in enumerate(counts)
+    ]
+    return torch.from_numpy(np.concatenate(chosen))
+
+
+class Federation:
+    """A federation's rounds, made as they are asked for."""
+
+    def __init__(self, setting: Setting, data_dir: Path | None, own: Range) -> None:
+        self.setting, self.range = setting, own
+        self.images, self.labels = split("train", data_dir, own)
+        self.recipe = labelleak.LocalTraining(batch_size=BATCH, **setting.recipe)
+
+    def train(self, model: nn.Module, *purpose: int | str) -> LocalUpdate:
+        """One client's update; the purpose names the client."""
+        seed = self.range.derive("virtual clients", self.setting.name, *purpose)
+        own = uneven(self.labels, seed)
+        images, labels = self.images[own], self.labels[own]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return train_locally(model, images, labels, self.recipe, classes=CLASSES, seed=seed)
+
+    def model(self) -> nn.Module:
+        """The network that the server hands out in the setting's round."""
+        torch.manual_seed(self.range.derive("virtual clients", "network"))
+        model = QuickStart()
+        for number in range(1, self.setting.round):
+            sent = [self.train(model, number, client).after for client in range(CLIENTS)]
+            mean = {name: torch.stack([one[name] for one in sent]).mean(dim=0) for name in sent[0]}
+            model.load_state_dict(mean)
+        self._pretrain(model)
+        return model
+
+    def _pretrain(self, model: nn.Module) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(self.setting.pretrained):
+            batch = torch.randint(len(self.labels), (64,))
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(self.images[batch]), self.labels[batch])
+            torch.autograd.backward(loss)
+            optimizer.step()
+
+
+def first_of_each(labels: Tensor, number: int) -> Tensor:
+    """Indices of so many samples of each class."""
+    return torch.cat([(labels == label).nonzero()[:number, 0] for label in range(CLASSES)])
+
+
+def covered(found: Restoration, true: Tensor) -> float | None:
+    """Share of the true counts inside the 95 % intervals; None where there are none."""
+    if found.intervals is None:
+        return None
+    low, high = found.intervals.unbind(dim=1)
+    return float(((low <= true) & (true <= high)).double().mean())
+
+
+def one_client(
+    federation: Federation,
+    model: nn.Module,
+    server: tuple[Tensor, Tensor],
+    client: int,
+    shared: Simulations,
+) -> Row:
+    """All attacks on one client."""
+    update = federation.train(model, "attacked", client)
+    seen = update.observe(model, auxiliary=labelleak.Auxiliary(*server))
+    row: Row = {"accuracy": {}, "coverage": {}, "seconds": {}}
+    spoke = ""
+    for name in ("virtual", *BESIDE):
+        if name == "likelihood" and spoke == name:
+            # `auto` took its answer.
+            for values in (row["accuracy"], row["coverage"], row["seconds"]):
+                values[name] = values["auto"]
+            continue
+        start = time.perf_counter()
+        known = len(shared.pools)
+        more: dict[str, Any] = {
+            "shared": shared,
+            "trainings": federation.setting.others if known else FIRST,
+        }
+        found = labelleak.restore(seen, name, **(more if name == "virtual" else {}))
+        spoke = found.attack if name == "auto" else spoke
+        row["seconds"][name] = round(time.perf_counter() - start, 1)
+        row["accuracy"][name] = labelleak.score(found, update.true_counts).accuracy
+        row["coverage"][name] = covered(found, update.true_counts)
+        if name == "virtual":
+            row["trainings"] = len(shared.pools) - known
+            assert found.raw is not None
+            assert found.standard_errors is not None
+            off = (found.raw - update.true_counts) / found.standard_errors
+            row["errors_in_standard_errors"] = round(float(off.square().mean().sqrt()), 3)
+            row["flags"] = [flag.name.lower() for flag in found.flags]
+    return row
+
+
+def summary(setting: Setting, right: float, clients: list[Row]) -> Row:
+    """Means over the clients."""
+
+    def mean(what: str, name: str) -> float | None:
+        values = [one[what][name] for one in clients]
+        if None in values:
+            return None
+        return round(statistics.fmean(values), 3)
+
+    names = ("virtual", *BESIDE)
+    spread = [one["accuracy"]["virtual"] for one in clients]
+    return {
+        **asdict(setting),
+        "test_accuracy": round(right, 3),
+        "clients": len(clients),
+        "accuracy": {name: mean("accuracy", name) for name in names},
+        "standard_error": round(statistics.stdev(spread) / len(spread) ** 0.5, 4)
+        if len(spread) > 1
+        else None,
+        "coverage": {name: mean("coverage", name) for name in names},
+        "seconds": {name: mean("seconds", name) for name in names},
+        "errors_in_standard_errors": round(
+            statistics.fmean(one["errors_in_standard_errors"] ** 2 for one in clients) ** 0.5, 2
+        ),
+        "trainings": round(statistics.fmean(one["trainings"] for one in clients), 1),
+        "each": clients,
+    }
+
+
+def main() -> None:
+    """Measure, print and write client by client."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--range", choices=[*RANGES], default="evaluation")
+    parser.add_argument("--only", help="rows whose name has this in it")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    own, before = RANGES[given.range], load()
+    rows: list[Row] = []
+    if given.output is not None and given.output.exists():
+        rows = json.loads(given.output.read_text())["rows"]
+    for setting in SETTINGS:
+        if given.only is not None and given.only not in setting.name:
+            continue
+        place = next((i for i, row in enumerate(rows) if row["name"] == setting.name), len(rows))
+        clients: list[Row] = rows[place]["each"] if place < len(rows) else []
+        if len(clients) >= given.clients:
+            continue
+        federation = Federation(setting, given.data_dir, own)
+        shared = Simulations()
+        model = federation.model()
+        images, labels = split("test", given.data_dir, own)
+        held = first_of_each(labels, setting.auxiliary)
+        server = images[held], labels[held]
+        with torch.no_grad():
+            right = float((model(images).argmax(dim=1) == labels).double().mean())
+        for client in range(len(clients), given.clients):
+            clients.append(one_client(federation, model, server, client, shared))
+            rows[place : place + 1] = [summary(setting, right, clients)]
+            write(given.output, __doc__, before, 1, range=given.range, rows=rows)
+        print({key: value for key, value in rows[place].items() if key != "each"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

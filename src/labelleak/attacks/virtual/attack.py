@@ -1,0 +1,301 @@
+"""The attack `virtual`: in stages, until its own error is small or time is over."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.evidence import instances
+from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.likelihood import likelihood
+from labelleak.attacks.published.rlu import rlu
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.virtual.regression import Estimate, regress, similarities
+from labelleak.attacks.virtual.simulation import (
+    Recipe,
+    Simulations,
+    auxiliary_samples,
+    drawn_counts,
+    recipe_of,
+    tests_of,
+)
+from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.observation import Observation
+from labelleak.projection import project_to_simplex
+from labelleak.restoration import Flag, Restoration
+
+_log = logging.getLogger(__name__)
+
+TIME_LIMIT = 60.0
+"""Seconds after which no further virtual client is trained, unless told otherwise."""
+
+TRAININGS = 60
+"""Virtual clients that are trained whatever the time, unless a time limit is given."""
+
+# Virtual clients of the first stage, and of each later one.
+_FIRST, _STAGE = 32, 16
+# Fewest virtual clients that an answer can rest on.
+_FEWEST = 12
+# Concentrations of the shares of the first stage about an estimate, and about nothing.
+_ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
+# Later stages scatter by so many times the error, as sums of squares; within these concentrations.
+_WIDER, _LATER = 3.0, (4.0, 400.0)
+# Every class is drawn now and then: the least share of the center, times the number of classes.
+_LEAST_SHARE = 0.02
+# A virtual client this many times as far off as the error counts half.
+_NEAR = 4.0
+# Share of the labels that may be wrong, by the attack's own error, when it stops.
+_SMALL = 0.01
+# Over so many stages the error must fall below this share of itself, or more stages are in vain.
+_PATIENCE, _GAIN = 2, 0.93
+# An update this many times as far from simulated ones as those from each other is of other data.
+_NOVEL = 2.0
+
+Progress = Callable[[int, float], None]
+"""Told how many virtual clients were trained, and the share of labels that may be wrong."""
+
+
+@register(
+    "virtual",
+    title="Virtual clients (labelleak's own)",
+    needs=(
+        Need.BATCH_SIZE,
+        Need.MODEL,
+        Need.AUXILIARY,
+        Need.AFTER,
+        Need.LEARNING_RATES,
+    ),
+    uses=(Need.BIAS,),
+    gives=(Gives.COUNTS,),
+    assumes="auxiliary data of the client's kind, and that the recipe is the client's",
+    reference="labelleak; indirect inference (Gourieroux, Monfort and Renault 1993), regression "
+    "adjustment (Beaumont, Zhang and Balding 2002)",
+    models_steps=True,
+    models_optimizer=True,
+)
+def virtual_clients(
+    observation: Observation,
+    *,
+    time_limit: float | None = None,
+    trainings: int = 120,
+    seed: int = 0,
+    shared: Simulations | None = None,
+    progress: Progress | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Restoration:
+    """Train virtual clients of drawn counts by the client's recipe, and regress counts on updates.
+
+    The server knows its model, the client's, and the recipe. With samples of its own it can be the
+    client: draw counts, train, and see what update they make. Counts of the real client are those
+    that kernel ridge regression predicts from its update. In later stages counts are drawn about
+    the estimate. Nothing is said of gradients, so any optimizer, loss and number of epochs will do.
+
+    For SGD the mean of a step's bias gradient is ``p - n / K`` with the mean prediction p of its
+    batch, so the bias alone says how far the shares are from the mean prediction of the training.
+    The regression is of that prediction, which differs less between clients than shares do (a
+    control variate).
+
+    Every other auxiliary sample of a class is in one of two pools, and a virtual client has those
+    of one. Errors are those of predicting clients of one pool from those of the other.
+
+    Args:
+        observation: Needs the model before and after, the recipe with its batch size and learning
+            rates, and auxiliary data with two samples of every class, better 200.
+        time_limit: Seconds, positive; None for 60, or 60 virtual clients where they take longer.
+        trainings: Most virtual clients, at least 12.
+        seed: Of what is drawn; anything from 0.
+        shared: Virtual clients of other real clients of the round, to use and to add to.
+        progress: Called after each virtual client with their number and the share of labels that
+            may be wrong, NaN where that is not known yet.
+        now: Reads the clock, in seconds.
+
+    Returns:
+        Real-valued and integer counts with standard errors. An interrupt (Ctrl-C) after the first
+        12 virtual clients ends it with what is known.
+
+    Raises:
+        MissingKnowledge: A class has fewer than two auxiliary samples, or the model is not the one
+            before training.
+        InvalidObservation: The model cannot be trained on the samples, or the recipe makes updates
+            that are not finite.
+        ValueError: `trainings` is below 12.
+    """
+    if trainings < _FEWEST:
+        raise ValueError(f"{trainings} virtual clients: at least {_FEWEST} are needed")
+    auxiliary, total = auxiliary_of(observation), instances(observation)
+    if int(torch.bincount(auxiliary.labels, minlength=observation.classes).min()) < 2:
+        raise MissingKnowledge("attack 'virtual' needs two auxiliary samples of every class")
+    samples = auxiliary_samples(auxiliary, observation.classes)
+    recipe = recipe_of(observation, samples, tests_of(auxiliary))
+    search = _Search(recipe, total, seed, start_of(observation), shared or Simulations())
+    end = now() + (time_limit or TIME_LIMIT)
+    flags: tuple[Flag, ...] = ()
+    try:
+        while not search.is_over(trainings):
+            trained = search.trained
+            sure_of = 1 if time_limit is not None else min(TRAININGS, trainings)
+            if now() > end and trained >= max(sure_of, _FEWEST):
+                flags = (Flag.TIME_LIMIT,)
+                break
+            search.step()
+            if progress is not None:
+                progress(search.trained, search.error)
+    except KeyboardInterrupt:
+        if len(search.made.pools) < _FEWEST:
+            raise
+        flags = (Flag.TIME_LIMIT,)
+    found = search.estimate()
+    if found.novelty > _NOVEL:
+        flags = (*flags, Flag.OUTSIDE_SIMULATIONS)
+    device = observation.head.weight.device
+    raw, errors = total * found.values, total * found.errors
+    return conclude(
+        observation,
+        raw.to(device),
+        total,
+        standard_errors=errors.to(device),
+        errors=errors.to(device),
+        flags=flags,
+    )
+
+
+def start_of(observation: Observation) -> Float[Tensor, " classes"] | None:
+    """Shares to begin with: those of `likelihood` or `rlu`; None where neither can know."""
+    if not observation.has_bias:
+        return None
+    # In one step the two are alike, and the second is fast; with Adam it is the better guess.
+    quick = observation.local_steps == 1 or not observation.training.is_sgd
+    for attack in (rlu,) if quick else (likelihood, rlu):
+        try:
+            found = attack(observation)
+        except (MissingKnowledge, RuntimeError):
+            continue
+        return found.proportions
+    return None
+
+
+@dataclass(eq=False)
+class _Search:
+    """The virtual clients so far, and where the next ones are drawn."""
+
+    recipe: Recipe
+    total: int
+    seed: int
+    start: Float[Tensor, " classes"] | None
+    made: Simulations
+    trained: int = 0
+    found: Estimate | None = None
+    _errors: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.made.are_of(self.recipe)
+        self._source = np.random.default_rng([self.seed, len(self.made.pools)])
+        self._order = _canonical_order(self.recipe.observation)
+        if len(self.made.pools) >= _FIRST:
+            self._look()
+
+    @property
+    def error(self) -> float:
+        """Share of the labels that may be wrong; NaN where that is not known yet."""
+        return self._errors[-1] if self._errors else math.nan
+
+    def is_over(self, trainings: int) -> bool:
+        """Whether there are enough virtual clients, or more of them hardly tell more."""
+        done = self._errors
+        settled = len(done) > _PATIENCE and done[-1] > _GAIN * done[-1 - _PATIENCE]
+        return self.trained >= trainings or self.error < _SMALL or settled
+
+    def step(self) -> None:
+        """Train one more virtual client; at the end of a stage, estimate anew."""
+        center, concentration = self._next()
+        counts = torch.zeros(len(center), dtype=torch.int64)
+        counts[self._order] = drawn_counts(center, concentration, self.total, self._source)
+        number = len(self.made.pools)
+        changes = self.recipe.run(counts, number % 2, int(self._source.integers(2**31)))
+        if not all(bool(torch.isfinite(change).all()) for change in changes.values()):
+            raise InvalidObservation(
+                "a virtual client's weights are not finite after training by this recipe: is the "
+                "learning rate the client's?"
+            )
+        self.made.add(changes, counts.double() / self.total, number % 2)
+        self.trained += 1
+        if number + 1 >= _FIRST and (self.trained - _FIRST) % _STAGE == 0:
+            self._look()
+
+    def _look(self) -> None:
+        self.found = self.estimate()
+        self._errors.append(wrong_labels(self.found.errors))
+        _log.info("%d virtual clients: error %.3f", len(self.made.pools), self.error)
+
+    def _next(self) -> tuple[np.ndarray, float]:
+        """Center and concentration of the next client's shares, in the canonical order."""
+        classes = len(self._order)
+        even = np.full(classes, 1.0 / classes)
+        # Clients of one pool each follow on one another.
+        turn = self.trained // 2
+        known = self.found
+        if known is None or (self.trained < _STAGE and turn % 2):
+            every = 4 if self.recipe.observation.training.is_sgd else 2
+            if self.start is None or turn % every == 0:
+                return even, self._between(_ANYWHERE)
+            return self._mixed(self.start.cpu(), even), self._between(_ABOUT)
+        low, high = _LATER
+        center = self._mixed(project_to_simplex(known.values, 1), even)
+        scatter = _WIDER * float(known.errors.square().sum())
+        concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
+        # Half of them scatter by more: errors may be larger than they seem.
+        concentration /= 1.0 if turn % 2 else _WIDER
+        return center, min(max(concentration, low), high)
+
+    def _between(self, ends: tuple[float, float]) -> float:
+        low, high = ends
+        return float(low * (high / low) ** self._source.random())
+
+    def _mixed(self, shares: Tensor, even: np.ndarray) -> np.ndarray:
+        mixed = (1 - _LEAST_SHARE) * shares[self._order].numpy() + _LEAST_SHARE * even
+        return np.asarray(mixed / mixed.sum())
+
+    def estimate(self) -> Estimate:
+        """What the virtual clients so far say of the real one, as shares."""
+        targets, pools = torch.stack(self.made.shares), torch.tensor(self.made.pools)
+        head = self.recipe.observation.head.name or ""
+        choices = similarities(self.made.changes, self.recipe.changes, head)
+        weights = torch.ones_like(targets[:, 0])
+        if self.found is not None:
+            near = float(self.found.errors.square().sum())
+            apart = (targets - self.found.values).square().sum(dim=1)
+            weights = 1.0 / (1.0 + apart / (_NEAR**2 * near + 1e-12))
+        scale = self._scale_of_bias()
+        if scale is None:
+            return regress(choices, targets, pools, weights)
+        name = f"{self.recipe.observation.head.name}.bias"
+        variates = -torch.stack([one[name] for one in self.made.changes]).double() / scale
+        found = regress(choices, targets - variates, pools, weights)
+        own = -self.recipe.changes[name].double() / scale
+        return replace(found, values=found.values + own)
+
+    def _scale_of_bias(self) -> float | None:
+        """What the bias's change is divided by to be that of the mean loss's mean gradient."""
+        seen = self.recipe.observation
+        told = seen.training.is_sgd and f"{seen.head.name}.bias" in self.recipe.changes
+        reach = seen.training.reach
+        return reach * seen.scale if told and reach and seen.loss.is_plain else None
+
+
+def wrong_labels(errors: Float[Tensor, " classes"]) -> float:
+    """Share of the labels that is expected to be wrong: half the sum of absolute normal errors."""
+    return float(errors.sum()) / math.sqrt(2.0 * math.pi)
+
+
+def _canonical_order(observation: Observation) -> Tensor:
+    """The classes by their update: what is drawn does not depend on how classes are numbered."""
+    gradient = observation.gradient
+    key = gradient.weight.double().norm(dim=1) if gradient.bias is None else gradient.bias.double()
+    return key.cpu().argsort(stable=True)

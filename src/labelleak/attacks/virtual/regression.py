@@ -1,0 +1,139 @@
+"""From virtual clients' updates to a real client's counts: kernel ridge regression."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from labelleak.attacks.virtual.simulation import BEHAVIOR
+
+# Ridges that are tried, relative to the mean squared length of an update: from none to strong.
+_RIDGES = tuple(10.0**power for power in (-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What the regression says of a real client.
+
+    Attributes:
+        values: Estimated targets, float64, shape (classes,).
+        errors: Their standard errors, likewise, as virtual clients of the other pool had them.
+        novelty: How far the update is from all those simulated, in units of how far simulated ones
+            of one pool are from those of the other.
+    """
+
+    values: Float[Tensor, " classes"]
+    errors: Float[Tensor, " classes"]
+    novelty: float
+
+
+def similarities(
+    seen: Sequence[Mapping[str, Tensor]], observed: Mapping[str, Tensor], head: str
+) -> list[Float[Tensor, "clients_and_one clients_and_one"]]:
+    """Inner products of what virtual clients and the real one show, about the mean.
+
+    There are several choices of what to compare, of which the regression takes the best: the whole
+    update, each of its tensors with the same weight; the final layer and the model's behavior; and
+    all of it.
+
+    Args:
+        seen: What is known of each virtual client, by name.
+        observed: That of the real client.
+        head: Name of the final layer.
+
+    Returns:
+        float64; the last row and column are the real client's.
+    """
+    single = {}
+    for name, own in observed.items():
+        rows = torch.stack([*(one[name] for one in seen), own])
+        rows = rows - rows[:-1].mean(dim=0)
+        if name == BEHAVIOR:
+            rows = rows / rows[:-1].std(dim=0).clamp_min(torch.finfo(rows.dtype).eps)
+        products = (rows @ rows.T).double()
+        size = float(products.diagonal()[:-1].mean())
+        if size > 0.0:
+            single[name] = products / size
+    tensors = [name for name in single if name != BEHAVIOR]
+    final = [name for name in tensors if name.rpartition(".")[0] == head]
+    update = mean_of([single[name] for name in tensors])
+    shown = single.get(BEHAVIOR, update)
+    choices = [update, (update + shown) / 2]
+    if final:
+        choices.append(mean_of([single[name] for name in final]) / 2 + shown / 2)
+    return choices
+
+
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Mean of tensors of one shape."""
+    return torch.stack(list(tensors)).mean(dim=0)
+
+
+def regress(
+    choices: Sequence[Float[Tensor, "clients_and_one clients_and_one"]],
+    targets: Float[Tensor, "clients classes"],
+    pools: Int[Tensor, " clients"],
+    weights: Float[Tensor, " clients"],
+) -> Estimate:
+    """Read a real client's target from what virtual ones show, and from their targets.
+
+    Choice and ridge are those under which clients of either pool are best predicted from those of
+    the other. Within a pool clients share samples, and an update tells which; only another pool's
+    errors are those of fresh samples.
+
+    Args:
+        choices: As of `similarities`.
+        targets: Of the virtual clients.
+        pools: 0 or 1 for each.
+        weights: How much each virtual client counts, positive.
+    """
+    sides = [(pools == pool).nonzero()[:, 0] for pool in (0, 1)]
+    best = None
+    for products, ridge in product(choices, _RIDGES):
+        left = torch.zeros_like(targets)
+        for own, other in (sides, sides[::-1]):
+            left[own] = targets[own] - _predicted(products, targets, weights, other, own, ridge)[0]
+        spread = (weights[:, None] * left.square()).sum(dim=0) / weights.sum()
+        if best is None or float(spread.sum()) < best[0]:
+            best = float(spread.sum()), products, ridge, spread
+    assert best is not None, "there are choices"
+    _, products, ridge, spread = best
+    everyone, last = torch.arange(len(targets)), torch.tensor([len(targets)])
+    values, _ = _predicted(products, targets, weights, everyone, last, ridge)
+    ratios = []
+    for compared in choices:
+        away = _predicted(compared, targets, weights, everyone, last, ridge)[1]
+        usual = [
+            _predicted(compared, targets, weights, other, own, ridge)[1]
+            for own, other in (sides, sides[::-1])
+        ]
+        ratios.append(float(away[0]) / max(float(torch.cat(usual).mean()), 1e-300))
+    novelty = max(*ratios, 0.0) ** 0.5
+    # Farther from the known, a prediction is less sure.
+    return Estimate(values[0], max(novelty, 1.0) * spread.sqrt(), novelty)
+
+
+def _predicted(
+    products: Float[Tensor, "clients_and_one clients_and_one"],
+    targets: Float[Tensor, "clients classes"],
+    weights: Float[Tensor, " clients"],
+    known: Int[Tensor, " known"],
+    asked: Int[Tensor, " asked"],
+    ridge: float,
+) -> tuple[Float[Tensor, "asked classes"], Float[Tensor, " asked"]]:
+    """Targets of the asked predicted from the known, and how far those are from all the known."""
+    share = weights[known] / weights[known].sum()
+    center = products[:, known] @ share
+    centered = products - center[:, None] - center[None, :] + share @ center[known]
+    own = centered[known][:, known]
+    noise = ridge * float(share @ own.diagonal()) / (weights[known] / weights[known].mean())
+    factor = torch.linalg.cholesky(own + torch.diag(noise))
+    mean = share @ targets[known]
+    across = centered[asked][:, known]
+    solved = torch.cholesky_solve(targets[known] - mean, factor)
+    reached = torch.linalg.solve_triangular(factor, across.T, upper=False)
+    distance = centered[asked, asked] - reached.square().sum(dim=0)
+    return mean + across @ solved, distance

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch import nn
+
+from labelleak import Auxiliary
+from labelleak.attacks.virtual.regression import regress, similarities
+from labelleak.attacks.virtual.simulation import auxiliary_samples, behavior, sketched
+from synthetic import rng
+
+
+def test_a_sketch_keeps_inner_products():
+    one, other = torch.randn(2, 300_000, generator=rng(0)).double()
+    other = other + one
+    kept = sketched(one) @ sketched(other)
+    # Standard deviation of the sketch: |one| |other| sqrt(2 / entries kept).
+    assert (
+        abs(float(kept - one @ other)) < 5 * float(one.norm() * other.norm()) * (2 / 2**15) ** 0.5
+    )
+    assert torch.equal(sketched(one[:100]), one[:100])
+
+
+def test_pools_share_no_sample():
+    labels = torch.arange(3).repeat(10)
+    held = auxiliary_samples(Auxiliary(torch.arange(30.0)[:, None], labels), 3)
+    counts = torch.tensor([50, 0, 70])
+    drawn = [held(counts, pool, rng(pool)) for pool in (0, 1)]
+    for inputs, own in drawn:
+        assert torch.equal(torch.bincount(own, minlength=3), counts)
+        assert torch.equal(inputs[:, 0].long() % 3, own)
+    seen = [set(inputs[:, 0].tolist()) for inputs, _ in drawn]
+    assert not seen[0] & seen[1]
+
+
+def test_behavior_is_the_mean_log_probability_by_class():
+    model = nn.Linear(4, 3)
+    inputs, labels = torch.randn(6, 4, generator=rng(1)), torch.tensor([0, 0, 1, 1, 2, 2])
+    state = {"weight": torch.ones(3, 4), "bias": torch.tensor([0.0, 1.0, 2.0])}
+    found = behavior(model, state, (inputs, labels)).reshape(3, 3)
+    expected = torch.log_softmax(state["bias"], dim=0).expand(3, 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("clients", [24, 60])
+def test_the_regression_finds_a_linear_map(clients):
+    """Targets are linear in the updates but for noise; an independent solution is known."""
+    generator = rng(2)
+    targets = torch.rand(clients + 1, 3, generator=generator).double()
+    mixing = torch.randn(3, 50, generator=generator).double()
+    noise = 0.01 * torch.randn(clients + 1, 50, generator=generator).double()
+    updates = targets @ mixing + noise
+    seen = [{"fc.weight": row} for row in updates[:-1]]
+    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc")
+    pools = torch.arange(clients) % 2
+    found = regress(choices, targets[:-1], pools, torch.ones(clients).double())
+    assert float((found.values - targets[-1]).abs().max()) < 0.03
+    assert float(found.errors.max()) < 0.03
+    far = similarities(seen, {"fc.weight": updates[-1] + 5.0}, "fc")
+    assert regress(far, targets[:-1], pools, torch.ones(clients).double()).novelty > 3 * max(
+        found.novelty, 0.5
+    )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
@@ -13,7 +13,7 @@ from labelleak.loss import Loss
 
 def whole_gradient(
     model: nn.Module,
-    pieces: Iterable[tuple[Tensor, Int[Tensor, " samples"]]],
+    pieces: Iterable[tuple[Tensor, Shaped[Tensor, "samples *labels"]]],
     *,
     loss: Loss | str = "cross_entropy",
 ) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -43,7 +43,7 @@ class _Pass(NamedTuple):
 def capture(
     model: nn.Module,
     inputs: Inputs | Iterable[tuple[Inputs, Tensor]],
-    labels: Int[Tensor, " batch"] | None = None,
+    labels: Shaped[Tensor, "batch *labels"] | None = None,
     *,
     loss: Loss | str = "cross_entropy",
     head: str | None = None,
@@ -152,7 +152,7 @@ class _Sums:
         self._divisor = 0.0
         self.samples = 0
 
-    def add(self, seen: _Pass, labels: Int[Tensor, " samples"]) -> None:
+    def add(self, seen: _Pass, labels: Shaped[Tensor, "samples *labels"]) -> None:
         logits, embeddings = seen
         _check_one_each(labels, logits)
         outputs = 1 if self._one_logit else logits.shape[1]
@@ -216,7 +216,7 @@ def _pieces(
 
 
 def _check_one_each(labels: Tensor, samples: Tensor) -> None:
-    if labels.shape != samples.shape[:1]:
+    if labels.shape[:1] != samples.shape[:1]:
         raise InvalidObservation(
             f"labels of shape {tuple(labels.shape)} for samples of shape {tuple(samples.shape)}: "
             "one class index per sample is needed"

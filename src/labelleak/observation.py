@@ -114,7 +114,8 @@ class Auxiliary:
 
     Args:
         inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
-        labels: Their classes, any integer dtype (kept as int64), shape (samples,).
+        labels: Their classes, any integer dtype (kept as int64), shape (samples,); or zeros and
+            ones for every label, shape (samples, labels).
 
     Raises:
         InvalidObservation: There are none, not one label for each input, or an input is NaN or
@@ -127,20 +128,25 @@ class Auxiliary:
     """
 
     inputs: Tensor
-    labels: Integer[Tensor, " samples"]
+    labels: Integer[Tensor, "samples *labels"]
 
     def __post_init__(self) -> None:
         check_tensor("auxiliary inputs", self.inputs)
         check_tensor("auxiliary labels", self.labels)
-        if self.labels.ndim != 1 or not self.labels.numel():
-            raise InvalidObservation("auxiliary data needs samples, and their labels in a row")
-        if self.inputs.shape[:1] != self.labels.shape:
+        if self.labels.ndim not in (1, 2) or not self.labels.numel():
+            raise InvalidObservation(
+                "auxiliary data needs samples, and their labels in a row, or zeros and ones of "
+                "shape (samples, labels)"
+            )
+        if self.inputs.shape[:1] != self.labels.shape[:1]:
             raise InvalidObservation(
                 f"auxiliary inputs are {shape_of(self.inputs)} and labels {shape_of(self.labels)}: "
                 "one label per input is needed"
             )
         if self.labels.dtype not in INDICES or int(self.labels.min()) < 0:
             raise InvalidObservation("auxiliary labels must be class indices (int64), 0 and above")
+        if self.labels.ndim == 2 and int(self.labels.max()) > 1:
+            raise InvalidObservation("auxiliary labels of shape (samples, labels) are zeros and ones")
         if not torch.isfinite(self.inputs).all():
             raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
         object.__setattr__(self, "labels", self.labels.long())
@@ -263,6 +269,14 @@ class Observation:
             raise InvalidObservation(
                 f"auxiliary inputs are {shape_of(auxiliary.inputs[0])} each, and the model's "
                 f"inputs {'x'.join(map(str, shape))}"
+            )
+        if self.loss.is_multi_label != (auxiliary.labels.ndim == 2) or (
+            auxiliary.labels.ndim == 2 and auxiliary.labels.shape[1] != self.classes
+        ):
+            needed = f"(samples, {self.classes})" if self.loss.is_multi_label else "(samples,)"
+            raise InvalidObservation(
+                f"auxiliary labels are {shape_of(auxiliary.labels)}, and the loss "
+                f"{self.loss.kind!r} has targets of shape {needed}"
             )
         if int(auxiliary.labels.max()) >= self.classes:
             raise InvalidObservation(

@@ -142,6 +142,10 @@ class Restoration:
         invisible: How many samples leave no trace in the gradient at its precision, or none that
             settles their label; None where it is not known.
         attack: Registered name of the attack that spoke, stamped by the table of attacks.
+        multi_label: Whether a sample has a set of labels: classes are then labels, each count is
+            at most the number of samples, and neither counts nor shares have a common sum.
+        samples: Number of samples K of a multi-label batch, or None.
+        label_sets: Label sets of single samples, bool, shape (found, labels), or None.
 
     Examples:
         >>> import torch
@@ -167,13 +171,19 @@ class Restoration:
     certain: Int[Tensor, " classes"] | None = None
     invisible: int | None = None
     attack: str = ""
+    multi_label: bool = False
+    samples: int | None = None
+    label_sets: Bool[Tensor, "found labels"] | None = None
 
     def labels(self) -> Int[Tensor, " batch"]:
         """The restored labels of the batch, sorted, int64, shape (instances,).
 
         Raises:
-            ValueError: The restoration has no counts, only a set of classes or proportions.
+            ValueError: The restoration has no counts, only a set of classes or proportions; or
+                samples have sets of labels.
         """
+        if self.multi_label:
+            raise ValueError("samples have sets of labels here: see `counts` and `label_sets`")
         if self.counts is None:
             raise ValueError(
                 f"attack {self.attack!r} restored no counts here: see `present` and `proportions`"

@@ -14,6 +14,7 @@ from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import Estimate, counts_are_sure, judged
 from labelleak.attacks.mean_prediction.scatter import student_factor
+from labelleak.attacks.multi_label.label_auto import automatic_labels
 from labelleak.attacks.posterior import expected_counts
 from labelleak.attacks.registry import run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
@@ -58,6 +59,8 @@ def automatic(
     Returns:
         What the attack that spoke restored.
     """
+    if observation.loss.is_multi_label:
+        return automatic_labels(observation, is_treated=diagnosis.is_treated)
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     best = min(estimates, key=lambda estimate: estimate.rank, default=None)

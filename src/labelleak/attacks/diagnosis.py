@@ -52,7 +52,8 @@ def diagnose(observation: Observation) -> Diagnosis:
     """Diagnose the head's gradient, in a few passes and with memory for a part of it."""
     weight, bias = observation.gradient.weight, observation.gradient.bias
     sums = class_sums(weight)
-    undisturbed = _sums_are_zero(observation, sums)
+    # Sigmoids have no sum that vanishes: what was added to their gradient does not show there.
+    undisturbed = observation.loss.is_multi_label or _sums_are_zero(observation, sums)
     treated = (
         (not undisturbed and not _decayed(observation, sums))
         or _pruned(weight, observation.gradient.rounding)
@@ -194,8 +195,9 @@ def _on_a_grid(tensor: Tensor) -> bool:
 def _certain_classes(
     observation: Observation, sums: Float[Tensor, " features"]
 ) -> Bool[Tensor, " classes"]:
-    """Classes that are proven; none for a summed loss whose batch size nobody told."""
-    if observation.batch_size is None and not observation.loss.averages:
+    """Classes that are proven; none for a summed loss whose batch size nobody told, nor labels."""
+    unknown_scale = observation.batch_size is None and not observation.loss.averages
+    if unknown_scale or observation.loss.is_multi_label:
         return torch.zeros(observation.classes, dtype=torch.bool, device=sums.device)
     return proven_classes(observation, observation.scale, sums)
 

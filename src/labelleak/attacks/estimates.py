@@ -129,5 +129,8 @@ def _evenness(observation: Observation, found: Restoration) -> float:
     if bias is None or raw is None:
         return 1.0
     total = 1 if found.counts is None else int(found.counts.sum())
+    if observation.loss.ignores_weights:
+        even = torch.full_like(raw, 1.0 / len(raw))[:, None]
+        raw = raw * observation.loss.sample_weights(even)[:, 0]
     prediction = (raw / total + bias.double() / observation.scale).clamp_min(1e-12)
     return perplexity(prediction / prediction.sum()) / observation.classes

@@ -8,7 +8,9 @@ from inspect import signature
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from labelleak.attacks.temperature import at_unit_temperature
 from labelleak.errors import MissingKnowledge
+from labelleak.loss import Kind
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -86,6 +88,7 @@ class Attack:
         assumes: What must be true of the network or the batch for the result to be right.
         reference: Paper and place in it.
         models_steps: Whether it models several local steps, and not one step on all their samples.
+        losses: Kinds of loss that it holds for.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
 
     Examples:
@@ -103,6 +106,7 @@ class Attack:
     assumes: str
     reference: str
     models_steps: bool
+    losses: tuple[Kind, ...]
     rule: Callable[..., Restoration]
 
     def missing(self, observation: Observation) -> tuple[Need, ...]:
@@ -131,6 +135,7 @@ def register(
     assumes: str,
     reference: str,
     models_steps: bool = False,
+    losses: tuple[Kind, ...] = ("cross_entropy",),
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Enter a rule in the table of attacks, which signs its restorations with the name.
 
@@ -143,6 +148,7 @@ def register(
         assumes: What must be true of the network or the batch for the result to be right.
         reference: Paper and place in it.
         models_steps: Whether it models several local steps.
+        losses: Kinds of loss that it holds for; under others it is refused.
 
     Returns:
         A decorator for the rule: a function of an observation, with hyper-parameters as keywords.
@@ -160,7 +166,7 @@ def register(
             return replace(rule(*arguments, **hyper_parameters), attack=name)
 
         _ATTACKS[name] = Attack(
-            name, title, needs, uses, gives, assumes, reference, models_steps, signed
+            name, title, needs, uses, gives, assumes, reference, models_steps, losses, signed
         )
         return cast(RuleFunction, signed)
 
@@ -195,7 +201,8 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
         What the attack restored.
 
     Raises:
-        MissingKnowledge: The observation lacks what the attack needs.
+        MissingKnowledge: The observation lacks what the attack needs, or the attack does not hold
+            for its loss.
         ValueError: No attack of that name, or a hyper-parameter it does not have.
 
     Examples:
@@ -210,6 +217,13 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
     entry = _ATTACKS.get(name)
     if entry is None:
         raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(list_attacks())}")
+    kind = observation.loss.kind
+    if kind not in entry.losses:
+        able = [other for other, one in list_attacks().items() if kind in one.losses]
+        raise MissingKnowledge(
+            f"attack {name!r} does not hold for the loss {kind!r}: choose auto, {', '.join(able)}"
+        )
+    observation = at_unit_temperature(observation)
     missing = entry.missing(observation)
     if missing:
         texts = " and ".join(need.value for need in missing)

@@ -124,6 +124,12 @@ class Loss:
             and self.class_weights is not None
         )
 
+    @property
+    def ignores_weights(self) -> bool:
+        """Whether samples weigh differently under a softmax, and the divisor does not show it."""
+        unequal = bool(self.gamma) or self.class_weights is not None
+        return unequal and not self.divides_by_weights
+
     def check_classes(self, classes: int) -> None:
         """Refuse a number of classes, or of labels, that this loss is not made for.
 
@@ -179,7 +185,7 @@ class Loss:
 
     def sample_weights(
         self, probabilities: Float[Tensor, "classes estimates"]
-    ) -> Float[Tensor, "classes estimates"]:
+    ) -> Float[Tensor, "classes _"]:
         """How much a sample of each class weighs that has these predictions.
 
         It is the class weight, times the `focal_factor` of the class's own probability.
@@ -188,7 +194,7 @@ class Loss:
             probabilities: A mean prediction in every column, shape (classes, estimates).
 
         Returns:
-            The same shape.
+            The same shape, or one column where predictions do not matter.
         """
         weights = self.weights(len(probabilities), probabilities)[:, None]
         if not self.gamma:

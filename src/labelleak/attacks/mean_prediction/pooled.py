@@ -11,7 +11,9 @@ from labelleak.attacks.mean_prediction.mean_logits import (
     shrunk,
 )
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
+from labelleak.attacks.multi_label.pooled_labels import pooled_labels
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -23,6 +25,7 @@ from labelleak.restoration import Restoration
     gives=(Gives.COUNTS,),
     assumes="predictions that differ little within the batch, as of an untrained network",
     reference="labelleak, documentation of the attack 'pooled'",
+    losses=("cross_entropy", "focal", *MULTI_LABEL),
 )
 def pooled(observation: Observation) -> Restoration:
     """Restore the counts from the batch's mean embedding.
@@ -36,6 +39,9 @@ def pooled(observation: Observation) -> Restoration:
     of e open: it is the one that makes the counts whole and non-negative. Without a batch size, it
     is the smallest one that makes the counts whole, if chance does not explain that.
 
+    Where every label has a sigmoid, the same embedding gives every label's mean residuals, and each
+    label an equation of its own.
+
     Args:
         observation: Needs the head and its weight gradient. If the batch size is not known and the
             gradient does not show it, the result has proportions only.
@@ -44,8 +50,11 @@ def pooled(observation: Observation) -> Restoration:
         ``raw``, ``rounded``, ``counts`` and proportions, and a standard error of every count.
 
     Raises:
-        MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
+        MissingKnowledge: A summed loss, no batch size, and none that the gradient shows; or labels
+            with sigmoids and no bias gradient.
     """
+    if observation.loss.is_multi_label:
+        return pooled_labels(observation)
     return counts_of(observation, pooled_prediction(observation))
 
 

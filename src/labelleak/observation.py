@@ -73,6 +73,8 @@ class HeadGradient:
         bias: Gradient of the bias, shape (classes,), or None; zeros count as not sent.
         rounding: Typical rounding error of one entry of the weight, in the gradient's unit; NaN
             for `implied_rounding`, which then stands here. A difference of weights carries more.
+        zeros_are_sent: Whether a bias gradient of zeros counts as sent: that of one logit may
+            vanish, where as many samples pull it up as down.
 
     Attributes:
         has_weight: Whether the gradient of the weight was sent.
@@ -90,16 +92,18 @@ class HeadGradient:
     weight: Float[Tensor, "classes features"]
     bias: Float[Tensor, " classes"] | None = None
     rounding: float = math.nan
+    zeros_are_sent: bool = False
     has_weight: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         _check_layer("gradient", self.weight, self.bias)
         _detach(self)
-        if self.bias is not None and _largest(self.bias) < _LEAST:
+        vanished = self.bias is not None and _largest(self.bias) < _LEAST
+        if vanished and not self.zeros_are_sent:
             # The bias is frozen: no batch has predictions that are right on average in every class.
             object.__setattr__(self, "bias", None)
         object.__setattr__(self, "has_weight", _largest(self.weight) >= _LEAST)
-        if self.bias is None and not self.has_weight:
+        if (self.bias is None or vanished) and not self.has_weight:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
                 "(is it frozen, or is the update the model itself?)"

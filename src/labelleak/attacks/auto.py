@@ -63,6 +63,9 @@ def automatic(
         return automatic_labels(observation, is_treated=diagnosis.is_treated)
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
+    proven = next((one.found for one in estimates if one.found.certified), None)
+    if proven is not None:
+        return proven
     best = min(estimates, key=lambda estimate: estimate.rank, default=None)
     measured = any(e.found.standard_errors is not None and e.is_credible for e in estimates)
     clear = measured and best is not None and best.error < TRUSTED

@@ -88,8 +88,8 @@ class Attack:
         assumes: What must be true of the network or the batch for the result to be right.
         reference: Paper and place in it.
         models_steps: Whether it models several local steps, and not one step on all their samples.
-        losses: Kinds of loss that it holds for.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
+        losses: Kinds of loss that it holds for.
 
     Examples:
         >>> import labelleak
@@ -106,8 +106,8 @@ class Attack:
     assumes: str
     reference: str
     models_steps: bool
-    losses: tuple[Kind, ...]
     rule: Callable[..., Restoration]
+    losses: tuple[Kind, ...] = ("cross_entropy",)
 
     def missing(self, observation: Observation) -> tuple[Need, ...]:
         """The needs that the observation does not meet, in the order of `needs`."""
@@ -166,7 +166,7 @@ def register(
             return replace(rule(*arguments, **hyper_parameters), attack=name)
 
         _ATTACKS[name] = Attack(
-            name, title, needs, uses, gives, assumes, reference, models_steps, losses, signed
+            name, title, needs, uses, gives, assumes, reference, models_steps, signed, losses
         )
         return cast(RuleFunction, signed)
 

@@ -63,7 +63,9 @@ def audit_observation(
         )
     if threshold is not None and true_counts is None:
         raise InvalidObservation("a threshold on accuracy needs the true labels to measure it")
-    if true_counts is not None and total is not None and int(true_counts.sum()) != total:
+    if observation.loss.is_multi_label:
+        _check_label_counts(observation, true_counts)
+    elif true_counts is not None and total is not None and int(true_counts.sum()) != total:
         raise InvalidObservation(
             f"{int(true_counts.sum())} true labels for {_size_of(observation)}: they must agree"
         )
@@ -98,6 +100,18 @@ def audit_observation(
         seconds=seconds,
         source=dict(source or {}),
     )
+
+
+def _check_label_counts(observation: Observation, true_counts: Tensor | None) -> None:
+    """Refuse more samples with a label than there are."""
+    total = observation.num_instances
+    if true_counts is None or total is None or not true_counts.numel():
+        return
+    if int(true_counts.max()) > total:
+        raise InvalidObservation(
+            f"{int(true_counts.max())} samples are said to have a label, for "
+            f"{_size_of(observation)}: they must agree"
+        )
 
 
 def _size_of(observation: Observation) -> str:

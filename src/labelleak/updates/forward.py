@@ -169,7 +169,8 @@ class _Sums:
         if not divisor:
             raise InvalidObservation("every target is left out: there is no gradient to capture")
         weight = (self._weight / divisor).to(self._dtype)
-        return HeadGradient(weight, (self._bias / divisor).to(self._dtype) if has_bias else None)
+        bias = (self._bias / divisor).to(self._dtype) if has_bias else None
+        return HeadGradient(weight, bias, zeros_are_sent=self._one_logit)
 
 
 def _pieces(

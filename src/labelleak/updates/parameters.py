@@ -154,4 +154,4 @@ def gradient_of(gradients: StateDict, head: Head, *, one_logit: bool = False) ->
     if one_logit:
         weight = gradients_of_two(weight) if weight.shape[0] == 1 else weight
         bias = None if bias is None else gradients_of_two(bias)
-    return HeadGradient(weight=weight, bias=bias)
+    return HeadGradient(weight=weight, bias=bias, zeros_are_sent=one_logit)

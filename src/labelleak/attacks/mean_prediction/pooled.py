@@ -13,6 +13,7 @@ from labelleak.attacks.mean_prediction.mean_logits import (
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.attacks.multi_label.pooled_labels import pooled_labels
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.zero_head import known_prediction, predicts_the_same, proven_by_zeros
 from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -48,14 +49,17 @@ def pooled(observation: Observation) -> Restoration:
 
     Returns:
         ``raw``, ``rounded``, ``counts`` and proportions, and a standard error of every count.
+        Certified where the head's weight is zero, so that its prediction is known.
 
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows; or labels
             with sigmoids and no bias gradient.
     """
     if observation.loss.is_multi_label:
-        return pooled_labels(observation)
-    return counts_of(observation, pooled_prediction(observation))
+        found = pooled_labels(observation)
+    else:
+        found = counts_of(observation, pooled_prediction(observation))
+    return proven_by_zeros(observation, found)
 
 
 def pooled_prediction(observation: Observation) -> MeanPrediction:
@@ -65,6 +69,8 @@ def pooled_prediction(observation: Observation) -> MeanPrediction:
     which shifts the mean prediction. The shift is applied and counted as an error of its own size,
     since rows do not show the scatter within classes and between them separately.
     """
+    if predicts_the_same(observation):
+        return known_prediction(observation)
     found = mean_logits(observation)
     return on_the_way(observation, _at_the_start(observation, found), found)
 

@@ -21,6 +21,15 @@ class Flag(Enum):
         "noise, sparsification, quantization, weight decay or an adaptive optimizer (Adam) in the "
         "client's steps, another loss or another layer"
     )
+    LOOKS_LIKE_SIGMOIDS = (
+        "this is no cross-entropy: the sums over the classes are made of samples, as where every "
+        "label has a sigmoid; it looks like binary cross-entropy with as many labels as the head "
+        "has outputs: say loss='bce' (--loss bce)"
+    )
+    LOOKS_LIKE_SOFTMAX = (
+        "this is no loss with a sigmoid for each label: the gradient sums to zero over the "
+        "outputs, as that of a softmax does; say loss='cross_entropy' (--loss cross_entropy)"
+    )
     DEFENSE_SUSPECTED = (
         "the gradient looks treated: noise was added, entries were set to zero or rounded to a "
         "grid, or it was scaled down (clipped)"
@@ -90,6 +99,8 @@ class Flag(Enum):
 UNRELIABLE = frozenset(
     {
         Flag.SUMS_NOT_ZERO,
+        Flag.LOOKS_LIKE_SIGMOIDS,
+        Flag.LOOKS_LIKE_SOFTMAX,
         Flag.ILL_CONDITIONED,
         Flag.NO_WEIGHT,
         Flag.TOTAL_DOES_NOT_FIT,

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from labelleak.attacks.likely_loss import sums_are_of_samples
 from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square, row_blocks
 from labelleak.observation import Observation
 from labelleak.restoration import Flag
@@ -53,7 +54,8 @@ def diagnose(observation: Observation) -> Diagnosis:
     weight, bias = observation.gradient.weight, observation.gradient.bias
     sums = class_sums(weight)
     # Sigmoids have no sum that vanishes: what was added to their gradient does not show there.
-    undisturbed = observation.loss.is_multi_label or _sums_are_zero(observation, sums)
+    zero, sigmoids = _sums_are_zero(observation, sums), observation.loss.is_multi_label
+    undisturbed = sigmoids or zero
     treated = (
         (not undisturbed and not _decayed(observation, sums))
         or _pruned(weight, observation.gradient.rounding)
@@ -61,6 +63,8 @@ def diagnose(observation: Observation) -> Diagnosis:
     )
     raised = {
         Flag.SUMS_NOT_ZERO: not undisturbed,
+        Flag.LOOKS_LIKE_SIGMOIDS: not undisturbed and sums_are_of_samples(observation),
+        Flag.LOOKS_LIKE_SOFTMAX: sigmoids and zero,
         Flag.DEFENSE_SUSPECTED: treated,
         Flag.NO_BIAS: not observation.has_bias,
         Flag.NO_WEIGHT: not observation.gradient.has_weight,

@@ -1,6 +1,8 @@
 """The loss that a client minimizes, as far as the server knows it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +16,7 @@ from labelleak.loss.options import (
     Reduction,
     check_number_of_weights,
     check_options,
+    from_plain,
 )
 from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets
 
@@ -87,12 +90,22 @@ class Loss:
             object.__setattr__(self, "gamma", _USUAL_GAMMA)
 
     @classmethod
-    def of(cls, loss: "Loss | str") -> "Loss":
-        """The loss, or the plain one of that kind.
+    def of(cls, loss: "Loss | str | Mapping[str, Any]") -> "Loss":
+        """The loss, or the plain one of that kind, or that of plain data.
+
+        Args:
+            loss: A loss, the name of a kind, or the arguments by name with lists for tensors, as a
+                file of settings holds them.
 
         Raises:
-            InvalidObservation: No loss of that kind can be read.
+            InvalidObservation: No such loss can be read.
+
+        Examples:
+            >>> Loss.of({"kind": "bce", "positive_weights": [1.0, 4.0]}).positive_weights.tolist()
+            [1.0, 4.0]
         """
+        if isinstance(loss, Mapping):
+            return cls(**from_plain(loss, [one.name for one in fields(cls)]))
         return loss if isinstance(loss, Loss) else cls(loss)  # type: ignore[arg-type]
 
     @property

@@ -1,7 +1,7 @@
 """What may be told of a loss: the options of each kind, and the values that they may have."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,6 +58,22 @@ def check_options(kind: str, reduction: str, told: Mapping[str, Any]) -> None:
         if name in _WEIGHTS:
             _check_weights(name, value)
     _check_numbers(told)
+
+
+def from_plain(told: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a loss from plain data, with tensors for lists.
+
+    Raises:
+        InvalidObservation: A name is none that is known.
+    """
+    if unknown := [name for name in told if name not in known]:
+        raise InvalidObservation(
+            f"{unknown[0]!r:.80} is nothing that is told of a loss: {', '.join(known)}"
+        )
+    return {
+        name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+        for name, value in told.items()
+    }
 
 
 def check_number_of_weights(told: Mapping[str, Tensor | None], outputs: int) -> None:

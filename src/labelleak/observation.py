@@ -150,7 +150,9 @@ class Auxiliary:
         if self.labels.dtype not in INDICES or int(self.labels.min()) < 0:
             raise InvalidObservation("auxiliary labels must be class indices (int64), 0 and above")
         if self.labels.ndim == 2 and int(self.labels.max()) > 1:
-            raise InvalidObservation("auxiliary labels of shape (samples, labels) are zeros and ones")
+            raise InvalidObservation(
+                "auxiliary labels of shape (samples, labels) are zeros and ones"
+            )
         if not torch.isfinite(self.inputs).all():
             raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
         object.__setattr__(self, "labels", self.labels.long())

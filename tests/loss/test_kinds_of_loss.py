@@ -64,7 +64,10 @@ scales = st.sampled_from([0.1, 1.0, 8.0])
     weighted=st.booleans(),
 )
 def test_bce_is_that_of_torch(seed, dtype, reduction, scale, labels, masked, weighted):
-    logits, targets = scale * numbers(seed, 6, labels, dtype=dtype), label_sets(seed, 6, labels, masked)
+    logits, targets = (
+        scale * numbers(seed, 6, labels, dtype=dtype),
+        label_sets(seed, 6, labels, masked),
+    )
     targets[0] = 1
     options = {}
     if weighted:
@@ -110,9 +113,7 @@ def test_focal_loss_is_the_formula(seed, dtype, reduction, scale, gamma, weighte
     logits = scale * numbers(seed, 6, 4, dtype=dtype)
     labels = torch.randint(4, (6,), generator=torch.Generator().manual_seed(seed))
     weights = numbers(seed + 1, 4).exp() if weighted else None
-    loss = Loss(
-        "focal", reduction, gamma=gamma, class_weights=weights, temperature=temperature
-    )
+    loss = Loss("focal", reduction, gamma=gamma, class_weights=weights, temperature=temperature)
 
     def reference(z):
         # As FLamby's Isic2019 writes it.
@@ -209,7 +210,9 @@ def test_a_focal_residual_is_finite_where_the_network_is_sure(gamma):
 def test_residuals_of_a_label_are_those_of_its_two_targets(seed, gamma, weighted):
     logits = numbers(seed, 3, 4)
     options = {"positive_weights": numbers(seed, 4).exp()} if weighted else {}
-    loss = Loss("bce", **options) if gamma is None else Loss("sigmoid_focal", gamma=gamma, alpha=0.3)
+    loss = (
+        Loss("bce", **options) if gamma is None else Loss("sigmoid_focal", gamma=gamma, alpha=0.3)
+    )
     zero, one = loss.binary_residuals(logits)
     torch.testing.assert_close(zero, loss.residual(logits, torch.zeros(3, 4)))
     torch.testing.assert_close(one, loss.residual(logits, torch.ones(3, 4)))
@@ -238,7 +241,10 @@ def test_what_the_kinds_say_of_themselves():
     assert Loss("bce").divisor_of_labels(8, 3) == 24
     assert Loss("bce", "sample_mean").divisor_of_labels(8, 3) == 8
     assert Loss("bce", "sum").divisor_of_labels(8, 3) == 1
-    assert Loss("cross_entropy", "sample_mean", class_weights=torch.ones(2)).divides_by_weights is False
+    assert (
+        Loss("cross_entropy", "sample_mean", class_weights=torch.ones(2)).divides_by_weights
+        is False
+    )
 
 
 @pytest.mark.usefixtures("unchecked")

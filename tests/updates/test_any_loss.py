@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 import labelleak
-from labelleak import Loss, LocalTraining
+from labelleak import LocalTraining, Loss
 from labelleak.errors import AmbiguousHead, InvalidObservation
 from labelleak.updates import read_observation, whole_gradient
 from synthetic import rng
@@ -90,7 +90,9 @@ def test_one_logit_is_read_as_two_classes(loss, options, dtype):
     own = targets[:, 0]
     logits = model(inputs)[:, 0]
     value = functional.binary_cross_entropy_with_logits(
-        logits, own.to(dtype), **{k: v.to(dtype) if k != "reduction" else v for k, v in options.items()}
+        logits,
+        own.to(dtype),
+        **{k: v.to(dtype) if k != "reduction" else v for k, v in options.items()},
     )
     gradients = gradients_of(model, value)
     seen = labelleak.capture(model, inputs, own, loss=loss)

@@ -60,9 +60,7 @@ def automatic(
         What the attack that spoke restored.
     """
     if observation.loss.is_multi_label:
-        return automatic_labels(
-            observation, is_treated=diagnosis.is_treated, time_limit=time_limit
-        )
+        return automatic_labels(observation, is_treated=diagnosis.is_treated, time_limit=time_limit)
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)

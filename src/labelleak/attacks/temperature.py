@@ -30,9 +30,7 @@ def at_unit_temperature(observation: Observation) -> Observation:
     rates = training.learning_rate
     if rates is not None:
         square = factor**2
-        rates = (
-            tuple(r / square for r in rates) if isinstance(rates, Sequence) else rates / square
-        )
+        rates = tuple(r / square for r in rates) if isinstance(rates, Sequence) else rates / square
     return replace(
         observation,
         head=replace(

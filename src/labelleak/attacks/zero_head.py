@@ -1,4 +1,4 @@
-"""A head whose weight is zero predicts the same for every input: its first gradient gives counts."""
+"""A head of zero weight predicts the same for every input: its first gradient gives counts."""
 
 from dataclasses import replace
 
@@ -27,7 +27,8 @@ def known_prediction(observation: Observation) -> MeanPrediction:
     Without known errors where the bias gradient vanishes: it may be frozen.
     """
     head, bias = observation.head, observation.gradient.bias
-    assert head.bias is not None and bias is not None, "has a bias"
+    assert head.bias is not None, "has a bias"
+    assert bias is not None, "has its gradient"
     prediction = torch.softmax(head.bias.double(), dim=0)
     return MeanPrediction(
         prediction,
@@ -54,7 +55,9 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
     if observation.batch_size is None or bias is None or not bool(bias.any()):
         return found
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
-    error = _ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
+    error = (
+        _ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
+    )
     error *= _largest_residual(observation)
     apart = float((raw - counts).abs().max())
     if error > _LARGEST or apart > error:

@@ -11,7 +11,7 @@ from labelleak.storage import read_words
 
 
 def read_label_sets(path: Path | str, labels: int) -> Int[Tensor, "batch labels"]:
-    """Read zeros and ones from a text file: a line for every sample, a number for every label.
+    r"""Read zeros and ones from a text file: a line for every sample, a number for every label.
 
     Args:
         path: The file, as of `read_labels`; -1 stands for a label that is left out.
@@ -28,7 +28,7 @@ def read_label_sets(path: Path | str, labels: int) -> Int[Tensor, "batch labels"
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "labels.txt")
-        ...     _ = path.write_text("0 1 1\\n1 0 0")
+        ...     _ = path.write_text("0 1 1\n1 0 0")
         ...     read_label_sets(path, labels=3).tolist()
         [[0, 1, 1], [1, 0, 0]]
     """

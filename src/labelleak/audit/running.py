@@ -74,7 +74,8 @@ def audit_observation(
     seconds = time.perf_counter() - start
     if true_counts is not None:
         found = flag_misfit(observation, found, true_counts)
-    scored = None if true_counts is None else score(found, true_counts)
+    # Where no sample has any label there is nothing to restore, and no share of it.
+    scored = score(found, true_counts) if true_counts is not None and true_counts.any() else None
     verdict, reason = judge(found, scored, threshold)
     return AuditRecord(
         attack=found.attack,
@@ -92,7 +93,7 @@ def audit_observation(
         true_counts=_listed(true_counts),
         score=None if scored is None else scored.as_dict(),
         score_rounded=None
-        if true_counts is None or found.rounded is None
+        if scored is None or true_counts is None or found.rounded is None
         else score(found, true_counts, use="rounded").as_dict(),
         threshold=threshold,
         verdict=verdict.value,

@@ -82,9 +82,7 @@ class LossOptions:
     ]
     gamma: Annotated[
         float | None,
-        option(
-            "--gamma", type=float, metavar="F", help="Exponent of a focal loss. Default: 2"
-        ),
+        option("--gamma", type=float, metavar="F", help="Exponent of a focal loss. Default: 2"),
     ]
     alpha: Annotated[
         float | None,

@@ -180,9 +180,7 @@ class Auditor:
             AmbiguousHead: The final layer is not clear.
         """
         reading = self._reading
-        return Snapshot(
-            state, head=reading.head, whole=reading.whole, one_logit=reading.one_logit
-        )
+        return Snapshot(state, head=reading.head, whole=reading.whole, one_logit=reading.one_logit)
 
     def classes(self, before: Mapping[str, Any]) -> int:
         """Number of classes that a model tells apart, to count true labels by.

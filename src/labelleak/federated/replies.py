@@ -143,9 +143,7 @@ def buffers_of(before: Mapping[str, Any], reply: Mapping[str, Any]) -> Buffers:
     return read_buffers(start, by_bare_name(reply))
 
 
-def head_names(
-    state: Mapping[str, Any], head: str | None, *, one_logit: bool = False
-) -> list[str]:
+def head_names(state: Mapping[str, Any], head: str | None, *, one_logit: bool = False) -> list[str]:
     """Names of the head's weight and bias, without wrappers' prefixes; not every head has one.
 
     Args:

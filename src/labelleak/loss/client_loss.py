@@ -21,6 +21,8 @@ from labelleak.loss.options import (
 from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets
 
 _USUAL_GAMMA = 2.0
+# Class index that `torch.nn.functional.cross_entropy` leaves out unless told another.
+_TORCH_IGNORES = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +80,11 @@ class Loss:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        told = {one.name: getattr(self, one.name) for one in fields(self)[2:]}
-        usual = {one.name: one.default for one in fields(self)}
         told = {
-            name: value
-            for name, value in told.items()
-            if value is not None and (isinstance(value, Tensor) or value != usual[name])
+            one.name: value
+            for one in fields(self)[2:]
+            if (value := getattr(self, one.name)) is not None
+            and (isinstance(value, Tensor) or value != one.default)
         }
         check_options(self.kind, self.reduction, told)
         if self.gamma is None and self.kind in ("focal", "sigmoid_focal"):
@@ -264,9 +265,7 @@ class Loss:
             In the dtype of the predictions, shape (samples, classes).
         """
         targets = self.targets(labels, predictions.shape[1], predictions)
-        found = predictions * targets.sum(dim=1, keepdim=True) - targets
-        if self.temperature != 1.0:
-            found = found / self.temperature
+        found = (predictions * targets.sum(dim=1, keepdim=True) - targets) / self.temperature
         if self.gamma:
             found = found * focal_weights(predictions, labels, self.gamma)[:, None]
         return found
@@ -350,11 +349,7 @@ class Loss:
         """
         return 1 if self.averages else batch_size or 1
 
-    def value(
-        self,
-        logits: Float[Tensor, "samples outputs"],
-        targets: Tensor,
-    ) -> Float[Tensor, ""]:
+    def value(self, logits: Float[Tensor, "samples outputs"], targets: Tensor) -> Float[Tensor, ""]:
         """The loss itself, to differentiate.
 
         Args:
@@ -364,30 +359,24 @@ class Loss:
         """
         if self.is_multi_label:
             return self._sigmoid_value(logits, targets.reshape(logits.shape).to(logits))
-        weights = self.class_weights
-        if weights is not None:
-            weights = weights.to(logits)
-        ignored = {} if self.ignore_index is None else {"ignore_index": self.ignore_index}
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        ignored = _TORCH_IGNORES if self.ignore_index is None else self.ignore_index
         logits = logits / self.temperature if self.temperature != 1.0 else logits
-        if self.kind == "cross_entropy" and self.reduction != "sample_mean":
-            return functional.cross_entropy(
-                logits,
-                targets,
-                weights,
-                reduction=self.reduction,
-                label_smoothing=self.label_smoothing,
-                **ignored,
-            )
+        whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
         each = functional.cross_entropy(
             logits,
             targets,
             weights,
-            reduction="none",
+            ignore_index=ignored,
+            reduction=self.reduction if whole else "none",
             label_smoothing=self.label_smoothing,
-            **ignored,
         )
+        if whole:
+            return each
         if self.gamma:
-            plain = functional.cross_entropy(logits, targets, reduction="none", **ignored)
+            plain = functional.cross_entropy(
+                logits, targets, ignore_index=ignored, reduction="none"
+            )
             each = each * (-torch.expm1(-plain)).pow(self.gamma)
         return each.sum() / self.divisor(targets)
 

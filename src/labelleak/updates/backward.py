@@ -53,14 +53,14 @@ def whole_gradient(
     for inputs, labels in pieces:
         with torch.enable_grad():
             logits = model(inputs)
-            labels = loss.check_targets(labels, len(logits), logits[0].numel())
-            summed = total.value(logits, labels)
+            targets = loss.check_targets(labels, len(logits), logits[0].numel())
+            summed = total.value(logits, targets)
             found = torch.autograd.grad(summed, list(parameters.values()), allow_unused=True)
         for name, value in zip(parameters, found, strict=True):
             if value is not None:
                 sums[name] = sums[name] + value if name in sums else value.double()
-        divisor += loss.divisor(labels)
-        samples += loss.num_samples(labels)
+        divisor += loss.divisor(targets)
+        samples += loss.num_samples(targets)
     if not samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
     scale = divisor if loss.averages else 1.0

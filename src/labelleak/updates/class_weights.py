@@ -11,9 +11,7 @@ from labelleak.errors import UnreadableFile
 from labelleak.storage import read_words
 
 
-def read_class_weights(
-    path: Path | str, what: str = "class weights"
-) -> Float[Tensor, " classes"]:
+def read_class_weights(path: Path | str, what: str = "class weights") -> Float[Tensor, " classes"]:
     """Read class weights from a text file: numbers separated by spaces, commas or line breaks.
 
     Args:
@@ -43,8 +41,8 @@ def read_class_weights(
             weight = math.nan
         if not 0.0 < weight < math.inf:
             raise UnreadableFile(
-                f"{path}, line {number}: {word[:40]!r} is no {what.rstrip('s')}: positive numbers are "
-                "needed"
+                f"{path}, line {number}: {word[:40]!r} is no {what.rstrip('s')}: positive "
+                "numbers are needed"
             )
         weights.append(weight)
     return torch.tensor(weights, dtype=torch.float64)

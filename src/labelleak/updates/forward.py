@@ -51,9 +51,9 @@ def capture(
     """Run the client's step here, and observe the gradient of its loss at the head.
 
     ``dW = R^T E / D`` needs the embeddings E and the loss's residuals R only, ``P - Y`` under a
-    cross-entropy, so no backward pass is made. In evaluation mode the batch goes through in chunks, with memory that does not grow with
-    it. In training mode it goes through at once, since BatchNorm uses its statistics; the model's
-    own buffers are left as they were.
+    cross-entropy, so no backward pass is made. In evaluation mode the batch goes through in chunks,
+    with memory that does not grow with it. In training mode it goes through at once, since
+    BatchNorm uses its statistics; the model's own buffers are left as they were.
 
     Args:
         model: A network that maps inputs to logits (or an output with ``.logits``), on any device.

@@ -52,7 +52,10 @@ def loss_of_two(loss: Loss) -> Loss:
         weights = torch.tensor([1.0 - loss.alpha, loss.alpha], dtype=torch.float64)
     elif loss.positive_weights is not None or loss.label_weights is not None:
         weights = torch.ones(2, dtype=torch.float64)
-        for rows, given in ((slice(1, 2), loss.positive_weights), (slice(0, 2), loss.label_weights)):
+        for rows, given in (
+            (slice(1, 2), loss.positive_weights),
+            (slice(0, 2), loss.label_weights),
+        ):
             if given is not None:
                 weights[rows] *= given.double().cpu()
     told: dict[str, Any] = {"class_weights": weights, "ignore_index": -1 if loss.masked else None}

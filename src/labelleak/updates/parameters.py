@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient
 from labelleak.updates.heads import by_bare_name, parameter_name, strip_wrappers
-from labelleak.updates.one_logit import gradients_of_two, rows_of_two
 from labelleak.updates.layout import as_torch, matched_in_order, names_in_order
+from labelleak.updates.one_logit import gradients_of_two, rows_of_two
 
 StateDict = Mapping[str, Tensor]
 # Tensors of torch, or arrays of NumPy or of whatever makes one (JAX, TensorFlow): by name, the

@@ -99,9 +99,7 @@ def observe_update(
     training = _recipe(learning_rate, batch_size, training).resolved(instances)
     start, end = _states(model, before, after)
     loss = Loss.of(loss)
-    pair = find_pair(
-        Held(start), Held(end), head, changed=_differ, one_logit=loss.is_multi_label
-    )
+    pair = find_pair(Held(start), Held(end), head, changed=_differ, one_logit=loss.is_multi_label)
     end = pair.by_model_names(end, start)
     model = None if model is None else inside_wrappers(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}

@@ -1,6 +1,9 @@
 """Every sample's label set, with a certificate: residuals that are those of zeros and ones."""
 
+import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +12,7 @@ from torch import Tensor
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.low_rank import LowRank, decompose
-from labelleak.attacks.exact.sparsity import have_no_other, sparse_directions
+from labelleak.attacks.exact.sparsity import sparse_directions
 from labelleak.attacks.multi_label.label_logits import bias_of_labels
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
@@ -19,8 +22,13 @@ from labelleak.restoration import Restoration
 _PATIENCE = 8
 # A residual may be this far from that of its target, relative to the distance of the two targets'.
 _MOST_APART = 0.05
-# Chance that all residuals of a sample are as near as that.
+# Chance that residuals are as near to those of zeros and ones as they are.
 _LUCK = 1e-6
+# Label sets that are tried for an embedding differ from the prediction in at most so many of so
+# many labels, and have residuals this near to the column space.
+_MOST_FLIPS, _TRIED, _NEAR = 4, 14, 1e-3
+# Floor of a distance: that of arithmetic in single precision.
+_LEAST_OFF = 1e-6
 # One less the cosine of embeddings that are the same.
 _SAME = 1e-6
 
@@ -33,13 +41,11 @@ class _Batch:
     label_sets: Bool[Tensor, "samples labels"]
 
 
-def exact_labels(
-    observation: Observation, clock: Clock, generator: torch.Generator
-) -> Restoration:
+def exact_labels(observation: Observation, clock: Clock, generator: torch.Generator) -> Restoration:
     """Restore the embedding and the label set of every sample, and prove them.
 
-    The head's gradient is ``sum_k r_k [e_k, 1]^T / D``, of rank K. Behind a ReLU, the embeddings are
-    the sparse vectors of its row space. Once all are found, every residual follows by a linear
+    The head's gradient is ``sum_k r_k [e_k, 1]^T / D``, of rank K. Behind a ReLU, the embeddings
+    are the sparse vectors of its row space. Once all are found, every residual follows by a linear
     system, and has to be that of a label which is there or of one which is not, given the head's
     prediction for the embedding: in all entries of all samples.
 
@@ -84,7 +90,7 @@ def exact_labels(
             "exact restoration needs a gradient without noise, and the right batch size: more is "
             f"left of this one than {size} samples explain"
         )
-    batch = _proven(observation, found, _points(found, features, clock, generator))
+    batch = _proven(observation, found, _points(observation, found, clock, generator))
     if batch is None:
         raise MissingKnowledge("not every sample was found and proven by its residuals")
     order = batch.inputs.sum(dim=1).sort(stable=True).indices
@@ -106,52 +112,79 @@ def exact_labels(
 
 def _least_noise(found: LowRank, matrix: Float[Tensor, "labels columns"]) -> float:
     """Error of an entry that the decomposition itself makes."""
-    return tolerances.DECOMPOSITION * float(found.values.max()) / max(matrix.shape) ** 0.5
+    return tolerances.DECOMPOSITION * float(found.values.max()) / math.sqrt(max(matrix.shape))
 
 
 def _points(
-    found: LowRank, features: int, clock: Clock, generator: torch.Generator
+    observation: Observation, found: LowRank, clock: Clock, generator: torch.Generator
 ) -> Float[Tensor, "points rank"]:
-    """Coordinates of the embeddings that zeros single out; the entry of the bias is one."""
-    rows, last = found.right[:features], found.right[-1]
+    """Coordinates of sparse vectors that may be embeddings; the entry of the bias is one.
+
+    Those whose residuals are at hand come first: the others lie in a smaller space then.
+    """
+    rows, last = found.right[:-1], found.right[-1]
     errors = (found.noise / found.values).clamp_min(1e-300)
-    rank = found.rank
-    points = rows.new_zeros(0, rank)
-    idle = 0
-    while len(points) < rank and idle < _PATIENCE and not clock.is_over:
-        eye = torch.eye(rank).to(rows)
-        directions = sparse_directions(rows, errors, eye, generator)
+    points, known = rows.new_zeros(0, found.rank), 0
+    space, idle = torch.eye(found.rank).to(rows), 0
+    while len(points) < found.rank and idle < _PATIENCE and not clock.is_over:
+        directions = sparse_directions(rows, errors, space, generator)
         heights = directions @ last
         directions = directions[heights.abs() > tolerances.NO_LENGTH]
         new = directions / (directions @ last)[:, None]
         slack = tolerances.NEGATIVE * found.input_errors(new)
         new = new[(new @ rows.T >= -slack).all(dim=1)]
-        if rank > 1:
-            new = new[_singled_out(found, rows, errors, new)]
         before = len(points)
         points = _distinct_points(torch.cat([points, new]), found)
-        idle = 0 if len(points) > before else idle + 1
+        residuals, sure = _likely_residuals(observation, found, points)
+        points = torch.cat([points[sure], points[~sure]])
+        if before < len(points) or known < int(sure.sum()) < found.rank:
+            known = int(sure.sum())
+            space = found.space_left(residuals[sure]) if 0 < known < found.rank else space
+            idle = 0
+        idle += 1
     return points
 
 
-def _singled_out(
-    found: LowRank,
-    rows: Float[Tensor, "features rank"],
-    errors: Float[Tensor, " rank"],
-    points: Float[Tensor, "points rank"],
-) -> Bool[Tensor, " points"]:
-    """Which embeddings have many more zeros than a mixture can be given."""
-    if not len(points):
-        return torch.zeros(0, dtype=torch.bool, device=rows.device)
-    alive = (rows * found.values).norm(dim=1) > tolerances.ZERO * found.noise * found.rank**0.5
-    own = found.input_errors(points)
-    entries = points @ rows.T
-    zeros = (entries.abs() <= tolerances.ZERO * own) & alive
-    large = (entries.abs() > tolerances.NOT_ZERO * own) & alive
-    beyond = max(tolerances.FEWEST_ZEROS, int(tolerances.SHARE_OF_ZEROS * int(alive.sum())))
-    enough = zeros.sum(dim=1) >= found.rank - 1 + beyond
-    enough &= large.sum(dim=1) >= tolerances.FEWEST_ZEROS
-    return enough & have_no_other(rows, errors, zeros)
+def _likely_residuals(
+    observation: Observation, found: LowRank, points: Float[Tensor, "points rank"]
+) -> tuple[Float[Tensor, "points labels"], Bool[Tensor, " points"]]:
+    """Residuals of points that lie in the column space, and whether there are any.
+
+    Label sets are tried that differ from the prediction in a few of the labels it is least sure of.
+    """
+    weight, bias = observation.head.weight.double(), observation.head.bias
+    assert bias is not None, "the attack needs it"
+    logits = (points @ found.right[:-1].T) @ weight.T + bias.double()
+    kept = torch.zeros_like(logits)
+    sure = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    flips = _flips(logits.shape[1]).to(points.device)
+    for number, one in enumerate(logits):
+        predicted = one > 0
+        unsure = one.abs().argsort()[: flips.shape[1]]
+        sets = predicted.repeat(len(flips), 1)
+        sets[:, unsure] ^= flips
+        zero, there = observation.loss.binary_residuals(one)
+        residuals = torch.where(sets, there, zero)
+        lengths = residuals.norm(dim=1).clamp_min(1e-12)
+        off = found.outside(residuals).norm(dim=1) / lengths
+        whole = (residuals @ found.left) @ (points[number] / found.values)
+        off = torch.maximum(off, (whole - 1.0).abs())
+        best = int(off.argmin())
+        kept[number], sure[number] = residuals[best], float(off[best]) < _NEAR
+    return kept, sure
+
+
+@lru_cache
+def _flips(labels: int) -> Bool[Tensor, "sets labels"]:
+    """All sets of at most a few among so many labels, or those that are tried."""
+    few = min(labels, _TRIED)
+    chosen = [
+        which for number in range(_MOST_FLIPS + 1) for which in combinations(range(few), number)
+    ]
+    flips = torch.zeros(len(chosen), few, dtype=torch.bool)
+    for row, which in enumerate(chosen):
+        flips[row, list(which)] = True
+    return flips
 
 
 def _distinct_points(
@@ -170,8 +203,10 @@ def _proven(
 ) -> _Batch | None:
     """The batch, if these points are its samples; None where that is not proven."""
     head, rank = observation.head, found.rank
-    if len(points) != rank:
+    if len(points) < rank:
         return None
+    # Found first, and with most zeros, are the likeliest.
+    points = points[:rank]
     inverse, failed = torch.linalg.inv_ex(points)
     if int(failed):
         return None
@@ -188,7 +223,21 @@ def _proven(
     slips = tolerances.CLIENT_ROUNDING * inputs.norm(dim=1) * float(head.weight.norm(dim=1).max())
     errors = (found.noise * len(zero.T) ** 0.5 * dual + slips + tolerances.CLIENT_ROUNDING)[:, None]
     allowed = (tolerances.ERROR_MARGIN * errors / apart).clamp_max(_MOST_APART)
-    luck = float((2.0 * allowed).log().sum(dim=1).max())
-    if bool((off > allowed).any()) or luck > torch.tensor(_LUCK).log():
+    if bool((off > allowed).any()) or _by_luck(off):
         return None
     return _Batch(inputs, is_there)
+
+
+def _by_luck(off: Float[Tensor, "samples labels"]) -> bool:
+    """Whether other embeddings may have residuals as near to those of zeros and ones by chance.
+
+    Every sample has as many unknowns as there are others. The equations beyond these hold by chance
+    as often as the largest distance is large, for each of all the label sets that there are.
+
+    Args:
+        off: Distance of each residual, relative to that of the two targets.
+    """
+    samples, labels = off.shape
+    spare = samples * (labels - samples + 1)
+    chance = spare * math.log(2.0 * max(float(off.max()), _LEAST_OFF))
+    return chance + samples * labels * math.log(2.0) > math.log(_LUCK)

@@ -65,6 +65,4 @@ def _second_order(observation: Observation, found: LabelLogits) -> tuple[torch.T
     either = torch.cat([mean + found.samples, mean - found.samples], dim=1).T
     plain = observation.loss.binary_residuals(found.logits)
     moved = observation.loss.binary_residuals(either)
-    return tuple(
-        after.mean(dim=0) - before for before, after in zip(plain, moved, strict=True)
-    )
+    return tuple(after.mean(dim=0) - before for before, after in zip(plain, moved, strict=True))

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,9 +23,9 @@ _PATIENCE = 8
 _MOST_APART = 0.05
 # Chance that residuals are as near to those of zeros and ones as they are.
 _LUCK = 1e-6
-# Label sets that are tried for an embedding differ from the prediction in at most so many of so
-# many labels, and have residuals this near to the column space.
-_MOST_FLIPS, _TRIED, _NEAR = 4, 14, 1e-3
+# Label sets that are tried for an embedding differ from the prediction in some of so many labels,
+# and have residuals this near to the column space.
+_TRIED, _NEAR = 14, 1e-3
 # Floor of a distance: that of arithmetic in single precision.
 _LEAST_OFF = 1e-6
 # One less the cosine of embeddings that are the same.
@@ -150,7 +149,7 @@ def _likely_residuals(
 ) -> tuple[Float[Tensor, "points labels"], Bool[Tensor, " points"]]:
     """Residuals of points that lie in the column space, and whether there are any.
 
-    Label sets are tried that differ from the prediction in a few of the labels it is least sure of.
+    Label sets are tried that differ from the prediction in labels that it is least sure of.
     """
     weight, bias = observation.head.weight.double(), observation.head.bias
     assert bias is not None, "the attack needs it"
@@ -176,15 +175,10 @@ def _likely_residuals(
 
 @lru_cache
 def _flips(labels: int) -> Bool[Tensor, "sets labels"]:
-    """All sets of at most a few among so many labels, or those that are tried."""
+    """All sets of so many labels, or of those that are tried."""
     few = min(labels, _TRIED)
-    chosen = [
-        which for number in range(_MOST_FLIPS + 1) for which in combinations(range(few), number)
-    ]
-    flips = torch.zeros(len(chosen), few, dtype=torch.bool)
-    for row, which in enumerate(chosen):
-        flips[row, list(which)] = True
-    return flips
+    sets: Tensor = torch.arange(2**few)[:, None] >> torch.arange(few) & 1
+    return sets.bool()
 
 
 def _distinct_points(

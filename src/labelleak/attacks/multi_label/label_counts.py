@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labelleak.attacks.certainty import by_chance
 from labelleak.attacks.multi_label.label_logits import divisor_of_one
 from labelleak.numerics import implied_rounding, root_mean_square
 from labelleak.observation import Observation
@@ -118,8 +119,9 @@ def _told_apart(
 def label_counts_are_sure(found: Restoration) -> bool:
     """Whether all counts are right with 95 % probability, as far as that shows.
 
-    Errors have to be known, and counts as near to whole ones between 0 and K as they claim: noise,
-    another loss and another batch size all leave fractions.
+    Errors have to be known, and counts as near to whole ones between 0 and K as they claim, and
+    nearer than chance explains: noise, which nothing else shows here, another loss and another
+    batch size all leave fractions.
 
     Args:
         found: What an attack restored.
@@ -131,7 +133,7 @@ def label_counts_are_sure(found: Restoration) -> bool:
         return False
     apart = root_mean_square(raw - found.counts)
     claimed = root_mean_square(errors)
-    if apart > _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN:
+    if apart > min(_CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN, by_chance(len(raw))):
         return False
     return _probability_right(raw, errors, found.counts, total) > _SURE
 

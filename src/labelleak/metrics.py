@@ -138,12 +138,7 @@ def counts_of(
 def macro_error(
     found: Integer[Tensor, " labels"], true: Integer[Tensor, " labels"], samples: int
 ) -> float:
-    """Mean over the labels of ``|n_hat - n| / K``: how far prevalences are off, 0 to 1.
-
-    Args:
-        found: Restored counts n_hat, int64, shape (labels,).
-        true: True counts n, int64, shape (labels,).
-        samples: Number of samples K, at least 1.
+    """Mean over the labels of ``|n_hat - n| / K``, for K samples: how far prevalences are off.
 
     Examples:
         >>> import torch

@@ -165,9 +165,7 @@ def test_nothing_is_proven_of_a_gradient_with_noise_or_another_batch_size():
         (seen.gradient, 5),
         (replace(seen.gradient, weight=2 * seen.gradient.weight), 4),
     ):
-        other = replace(
-            seen, gradient=gradient, training=replace(seen.training, batch_size=told)
-        )
+        other = replace(seen, gradient=gradient, training=replace(seen.training, batch_size=told))
         with pytest.raises(MissingKnowledge):
             labelleak.restore(other, "exact")
 
@@ -179,9 +177,7 @@ def test_noise_leaves_no_counts_that_are_sure():
         noise = 0.03 * torch.randn(LABELS, generator=rng(seed)) / LABELS
         other = replace(seen, gradient=replace(seen.gradient, bias=seen.gradient.bias + noise))
         found = labelleak.restore(other)
-        assert Flag.COUNTS_NOT_SURE in found.flags or torch.equal(
-            found.counts, targets.sum(dim=0)
-        )
+        assert Flag.COUNTS_NOT_SURE in found.flags or torch.equal(found.counts, targets.sum(dim=0))
 
 
 def test_a_head_of_zeros_is_proven_whatever_the_data():

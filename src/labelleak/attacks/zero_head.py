@@ -7,7 +7,7 @@ import torch
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.numerics import machine_epsilon
 from labelleak.observation import Observation
-from labelleak.restoration import Restoration
+from labelleak.restoration import Flag, Restoration
 
 # Counts are proven if they are as near to whole ones as rounding leaves them: so many epsilons of a
 # residual for each sample, if that is little.
@@ -52,8 +52,11 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
     if raw is None or counts is None or not predicts_the_same(observation):
         return found
-    if observation.batch_size is None or bias is None or not bool(bias.any()):
+    if observation.batch_size is None or bias is None:
         return found
+    if not bool(bias.any()):
+        # It may be balanced, or that of a bias that is frozen.
+        return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
     error = (
         _ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)

@@ -27,7 +27,7 @@ _MATTERS = (
     "lab/seeds.py",
     "lab/simulated_client.py",
     "lab/trial.py",
-    "loss.py",
+    "loss",
     "metrics.py",
     "numerics.py",
     "observation.py",

@@ -1,4 +1,4 @@
-"""Counts of labels that every sample has a set of: against autograd's gradients of known batches."""
+"""Counts of labels that every sample has a set of, on gradients of known batches by autograd."""
 
 from dataclasses import replace
 

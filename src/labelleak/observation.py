@@ -137,7 +137,8 @@ class Auxiliary:
     def __post_init__(self) -> None:
         check_tensor("auxiliary inputs", self.inputs)
         check_tensor("auxiliary labels", self.labels)
-        if self.labels.ndim not in (1, 2) or not self.labels.numel():
+        lone = self.labels.ndim == 2 and self.labels.shape[1] < 2
+        if self.labels.ndim not in (1, 2) or lone or not self.labels.numel():
             raise InvalidObservation(
                 "auxiliary data needs samples, and their labels in a row, or zeros and ones of "
                 "shape (samples, labels)"

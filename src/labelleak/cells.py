@@ -49,7 +49,8 @@ def count_bounds(found: Restoration) -> CountBounds | None:
         return None
     if found.certified:
         return CountBounds(counts, counts)
-    low, high = torch.zeros_like(counts), torch.full_like(counts, int(counts.sum()))
+    most = found.samples if found.multi_label else int(counts.sum())
+    low, high = torch.zeros_like(counts), torch.full_like(counts, most or 0)
     intervals, raw = found.intervals, found.raw
     if intervals is not None and raw is not None:
         nearest = raw.round()
@@ -59,6 +60,7 @@ def count_bounds(found: Restoration) -> CountBounds | None:
         return None
     if found.certain is not None:
         low = torch.maximum(low, found.certain)
+    if found.certain is not None and not found.multi_label:
         high = torch.minimum(high, found.certain + int((counts - found.certain).sum()))
     return CountBounds(low, torch.maximum(low, high))
 

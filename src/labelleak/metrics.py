@@ -30,7 +30,8 @@ class Score:
         exact: Whether every count is right; None without counts.
         existence_precision: Share of the restored classes that are in the batch.
         existence_recall: Share of the batch's classes that were restored.
-        guess: Accuracy of the best guess without the update; None without counts.
+        guess: Accuracy of the best guess without the update; None without counts, and of label
+            sets, whose sizes nobody can guess.
         advantage: `accuracy` less `guess`; None without counts.
         relative_advantage: The same as a share of what the guess leaves open, at most 1.
         small_cells_told: Number of small or absent classes that are told with confidence, see
@@ -127,9 +128,10 @@ def score(
     guess = gained = told = None
     if counts is not None:
         _, true = _checked(counts, true_counts)
-        guess = best_guess(int(true.sum()), true.numel(), prior).accuracy(true)
-        gained = advantage_over(guess, accuracy(counts, true))
         told = told_cells(found, true, floor)
+        if not found.multi_label:
+            guess = best_guess(int(true.sum()), true.numel(), prior).accuracy(true)
+            gained = advantage_over(guess, accuracy(counts, true))
     return Score(
         leacc=leacc(present, true_counts),
         lnacc=None if counts is None else lnacc(counts, true_counts),
@@ -145,24 +147,34 @@ def score(
     )
 
 
-def counts_of(labels: Integer[Tensor, " batch"], classes: int) -> Integer[Tensor, " classes"]:
-    """Number of instances of each class.
+def counts_of(
+    labels: Integer[Tensor, "batch *labels"], classes: int
+) -> Integer[Tensor, " classes"]:
+    """Number of instances of each class, or of each label.
 
     Args:
-        labels: Class indices, any integer dtype, shape (batch,).
-        classes: Number of classes C.
+        labels: Class indices, any integer dtype, shape (batch,); or zeros and ones for every label
+            of every sample, shape (batch, labels), -1 where one is left out. One column is that of
+            a single logit, whose two classes are 0 and 1.
+        classes: Number of classes C, or of labels.
 
     Returns:
         int64, shape (classes,), on the device of `labels`.
 
     Raises:
-        ValueError: `labels` is not a list of integers, or one of them is not in 0..C-1.
+        ValueError: `labels` are no integers, or one of them is not in 0..C-1.
 
     Examples:
         >>> import torch
         >>> counts_of(torch.tensor([0, 2, 2]), classes=4).tolist()
         [1, 0, 2, 0]
+        >>> counts_of(torch.tensor([[0, 1, 1], [0, 0, 1]]), classes=3).tolist()
+        [0, 1, 2]
     """
+    if labels.ndim == 2 and labels.shape[1] == 1 and classes == 2:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] == classes and bool((labels.abs() <= 1).all()):
+        return (labels == 1).sum(dim=0)
     if labels.ndim != 1 or not _is_integer(labels):
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} and {labels.dtype}: a list of integers is "
@@ -173,6 +185,19 @@ def counts_of(labels: Integer[Tensor, " batch"], classes: int) -> Integer[Tensor
     if outside.numel():
         raise ValueError(f"label {int(outside[0])}: the classes are 0..{classes - 1}")
     return torch.bincount(labels, minlength=classes)
+
+
+def macro_error(
+    found: Integer[Tensor, " labels"], true: Integer[Tensor, " labels"], samples: int
+) -> float:
+    """Mean over the labels of ``|n_hat - n| / K``, for K samples: how far prevalences are off.
+
+    Examples:
+        >>> import torch
+        >>> macro_error(torch.tensor([3, 1]), torch.tensor([2, 1]), samples=8)
+        0.0625
+    """
+    return float((found - true.to(found.device)).abs().double().mean()) / samples
 
 
 def leacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> float:

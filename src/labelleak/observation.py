@@ -74,6 +74,8 @@ class HeadGradient:
         bias: Gradient of the bias, shape (classes,), or None; zeros count as not sent.
         rounding: Typical rounding error of one entry of the weight, in the gradient's unit; NaN
             for `implied_rounding`, which then stands here. A difference of weights carries more.
+        zeros_are_sent: Whether a bias gradient of zeros counts as sent: that of one logit may
+            vanish, where as many samples pull it up as down.
 
     Attributes:
         has_weight: Whether the gradient of the weight was sent.
@@ -91,16 +93,18 @@ class HeadGradient:
     weight: Float[Tensor, "classes features"]
     bias: Float[Tensor, " classes"] | None = None
     rounding: float = math.nan
+    zeros_are_sent: bool = False
     has_weight: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         _check_layer("gradient", self.weight, self.bias)
         _detach(self)
-        if self.bias is not None and _largest(self.bias) < _LEAST:
+        vanished = self.bias is not None and _largest(self.bias) < _LEAST
+        if vanished and not self.zeros_are_sent:
             # The bias is frozen: no batch has predictions that are right on average in every class.
             object.__setattr__(self, "bias", None)
         object.__setattr__(self, "has_weight", _largest(self.weight) >= _LEAST)
-        if self.bias is None and not self.has_weight:
+        if (self.bias is None or vanished) and not self.has_weight:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
                 "(is it frozen, or is the update the model itself?)"
@@ -115,7 +119,8 @@ class Auxiliary:
 
     Args:
         inputs: What the model takes in, preprocessed as the client does, shape (samples, ...).
-        labels: Their classes, any integer dtype (kept as int64), shape (samples,).
+        labels: Their classes, any integer dtype (kept as int64), shape (samples,); or zeros and
+            ones for every label, shape (samples, labels).
 
     Raises:
         InvalidObservation: There are none, not one label for each input, or an input is NaN or
@@ -128,20 +133,28 @@ class Auxiliary:
     """
 
     inputs: Tensor
-    labels: Integer[Tensor, " samples"]
+    labels: Integer[Tensor, "samples *labels"]
 
     def __post_init__(self) -> None:
         check_tensor("auxiliary inputs", self.inputs)
         check_tensor("auxiliary labels", self.labels)
-        if self.labels.ndim != 1 or not self.labels.numel():
-            raise InvalidObservation("auxiliary data needs samples, and their labels in a row")
-        if self.inputs.shape[:1] != self.labels.shape:
+        lone = self.labels.ndim == 2 and self.labels.shape[1] < 2
+        if self.labels.ndim not in (1, 2) or lone or not self.labels.numel():
+            raise InvalidObservation(
+                "auxiliary data needs samples, and their labels in a row, or zeros and ones of "
+                "shape (samples, labels)"
+            )
+        if self.inputs.shape[:1] != self.labels.shape[:1]:
             raise InvalidObservation(
                 f"auxiliary inputs are {shape_of(self.inputs)} and labels {shape_of(self.labels)}: "
                 "one label per input is needed"
             )
         if self.labels.dtype not in INDICES or int(self.labels.min()) < 0:
             raise InvalidObservation("auxiliary labels must be class indices (int64), 0 and above")
+        if self.labels.ndim == 2 and int(self.labels.max()) > 1:
+            raise InvalidObservation(
+                "auxiliary labels of shape (samples, labels) are zeros and ones"
+            )
         if not torch.isfinite(self.inputs).all():
             raise InvalidObservation("auxiliary inputs have NaN or infinite entries")
         object.__setattr__(self, "labels", self.labels.long())
@@ -264,6 +277,14 @@ class Observation:
             raise InvalidObservation(
                 f"auxiliary inputs are {shape_of(auxiliary.inputs[0])} each, and the model's "
                 f"inputs {'x'.join(map(str, shape))}"
+            )
+        if self.loss.is_multi_label != (auxiliary.labels.ndim == 2) or (
+            auxiliary.labels.ndim == 2 and auxiliary.labels.shape[1] != self.classes
+        ):
+            needed = f"(samples, {self.classes})" if self.loss.is_multi_label else "(samples,)"
+            raise InvalidObservation(
+                f"auxiliary labels are {shape_of(auxiliary.labels)}, and the loss "
+                f"{self.loss.kind!r} has targets of shape {needed}"
             )
         if int(auxiliary.labels.max()) >= self.classes:
             raise InvalidObservation(

@@ -33,6 +33,31 @@ def project_to_simplex(
     return (values - shifts[support - 1]).clamp_min(0.0)
 
 
+def project_to_box(values: Float[Tensor, " labels"], total: int) -> Int[Tensor, " labels"]:
+    """The integers from 0 to the total that are nearest, each by itself.
+
+    Args:
+        values: Any finite real numbers, shape (labels,).
+        total: The most that each may be, a non-negative integer below 2**53.
+
+    Returns:
+        int64, shape (labels,).
+
+    Raises:
+        ValueError: `total` is negative or an entry of `values` is not finite.
+
+    Examples:
+        >>> import torch
+        >>> project_to_box(torch.tensor([2.4, -0.3, 9.7]), 8).tolist()
+        [2, 0, 8]
+    """
+    if total < 0:
+        raise ValueError(f"counts cannot be at most {total}")
+    if not torch.isfinite(values).all():
+        raise ValueError("counts cannot be made of NaN or infinite values")
+    return values.double().round().clamp(0, total).long()
+
+
 def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tensor, " classes"]:
     """The non-negative integer vector with the given sum that is nearest in the Euclidean sense.
 

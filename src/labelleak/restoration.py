@@ -24,6 +24,15 @@ class Flag(Enum):
         "noise, sparsification, quantization, weight decay or an adaptive optimizer (Adam) in the "
         "client's steps, another loss or another layer"
     )
+    LOOKS_LIKE_SIGMOIDS = (
+        "this is no cross-entropy: the sums over the classes are made of samples, as where every "
+        "label has a sigmoid; it looks like binary cross-entropy with as many labels as the head "
+        "has outputs: say loss='bce' (--loss bce)"
+    )
+    LOOKS_LIKE_SOFTMAX = (
+        "this is no loss with a sigmoid for each label: the gradient sums to zero over the "
+        "outputs, as that of a softmax does; say loss='cross_entropy' (--loss cross_entropy)"
+    )
     DEFENSE_SUSPECTED = (
         "the gradient looks treated: noise was added, entries were set to zero or rounded to a "
         "grid, or it was scaled down (clipped)"
@@ -101,6 +110,8 @@ class Flag(Enum):
 UNRELIABLE = frozenset(
     {
         Flag.SUMS_NOT_ZERO,
+        Flag.LOOKS_LIKE_SIGMOIDS,
+        Flag.LOOKS_LIKE_SOFTMAX,
         Flag.ILL_CONDITIONED,
         Flag.NO_WEIGHT,
         Flag.TOTAL_DOES_NOT_FIT,
@@ -158,6 +169,10 @@ class Restoration:
         invisible: How many samples leave no trace in the gradient at its precision, or none that
             settles their label; None where it is not known.
         attack: Registered name of the attack that spoke, stamped by the table of attacks.
+        multi_label: Whether a sample has a set of labels: classes are then labels, each count is
+            at most the number of samples, and neither counts nor shares have a common sum.
+        samples: Number of samples K of a multi-label batch, or None.
+        label_sets: Label sets of single samples, bool, shape (found, labels), or None.
 
     Examples:
         >>> import torch
@@ -183,13 +198,19 @@ class Restoration:
     certain: Int[Tensor, " classes"] | None = None
     invisible: int | None = None
     attack: str = ""
+    multi_label: bool = False
+    samples: int | None = None
+    label_sets: Bool[Tensor, "found labels"] | None = None
 
     def labels(self) -> Int[Tensor, " batch"]:
         """The restored labels of the batch, sorted, int64, shape (instances,).
 
         Raises:
-            ValueError: The restoration has no counts, only a set of classes or proportions.
+            ValueError: The restoration has no counts, only a set of classes or proportions; or
+                samples have sets of labels.
         """
+        if self.multi_label:
+            raise ValueError("samples have sets of labels here: see `counts` and `label_sets`")
         if self.counts is None:
             raise ValueError(
                 f"attack {self.attack!r} restored no counts here: see `present` and `proportions`"

@@ -14,6 +14,7 @@ from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import Estimate, counts_are_sure, judged
 from labelleak.attacks.mean_prediction.scatter import student_factor
+from labelleak.attacks.multi_label.label_auto import automatic_labels
 from labelleak.attacks.posterior import expected_counts
 from labelleak.attacks.registry import run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
@@ -64,12 +65,17 @@ def automatic(
     Returns:
         What the attack that spoke restored.
     """
+    if observation.loss.is_multi_label:
+        return automatic_labels(observation, is_treated=diagnosis.is_treated, time_limit=time_limit)
     if observation.local_steps > 1 and time_limit >= SIMULATING:
         simulated = _attempt(observation, "virtual", time_limit=_SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             return _simulated(observation, diagnosis, simulated)
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
+    proven = next((one.found for one in estimates if one.found.certified), None)
+    if proven is not None:
+        return proven
     best = min(estimates, key=lambda estimate: estimate.rank, default=None)
     measured = any(e.found.standard_errors is not None and e.is_credible for e in estimates)
     clear = measured and best is not None and best.error < TRUSTED

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from labelleak.attacks.likely_loss import sums_are_of_samples
 from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square, row_blocks
 from labelleak.observation import Observation
 from labelleak.restoration import Flag
@@ -52,7 +53,9 @@ def diagnose(observation: Observation) -> Diagnosis:
     """Diagnose the head's gradient, in a few passes and with memory for a part of it."""
     weight, bias = observation.gradient.weight, observation.gradient.bias
     sums = class_sums(weight)
-    undisturbed = _sums_are_zero(observation, sums)
+    # Sigmoids have no sum that vanishes: what was added to their gradient does not show there.
+    zero, sigmoids = _sums_are_zero(observation, sums), observation.loss.is_multi_label
+    undisturbed = sigmoids or zero
     # An adaptive optimizer alone explains all of it.
     treated = observation.training.is_sgd and (
         (not undisturbed and not _decayed(observation, sums))
@@ -61,6 +64,8 @@ def diagnose(observation: Observation) -> Diagnosis:
     )
     raised = {
         Flag.SUMS_NOT_ZERO: not undisturbed,
+        Flag.LOOKS_LIKE_SIGMOIDS: not undisturbed and sums_are_of_samples(observation),
+        Flag.LOOKS_LIKE_SOFTMAX: sigmoids and zero,
         Flag.DEFENSE_SUSPECTED: treated,
         Flag.NO_BIAS: not observation.has_bias,
         Flag.NO_WEIGHT: not observation.gradient.has_weight,
@@ -196,9 +201,10 @@ def _on_a_grid(tensor: Tensor) -> bool:
 def _certain_classes(
     observation: Observation, sums: Float[Tensor, " features"]
 ) -> Bool[Tensor, " classes"]:
-    """Classes that are proven; none for a summed loss whose batch size nobody told, or Adam's."""
-    no_scale = observation.batch_size is None and not observation.loss.averages
-    if no_scale or not observation.training.is_sgd:
+    """Classes that are proven; none without a scale, under another optimizer, nor of labels."""
+    unknown_scale = observation.batch_size is None and not observation.loss.averages
+    is_sgd = observation.training.is_sgd
+    if unknown_scale or not is_sgd or observation.loss.is_multi_label:
         return torch.zeros(observation.classes, dtype=torch.bool, device=sums.device)
     return proven_classes(observation, observation.scale, sums)
 

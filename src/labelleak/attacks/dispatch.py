@@ -6,7 +6,9 @@ from inspect import signature
 from labelleak.attacks.auto import TIME_LIMIT, automatic
 from labelleak.attacks.diagnosis import Diagnosis, diagnose
 from labelleak.attacks.estimates import counts_are_sure
+from labelleak.attacks.multi_label.label_auto import doubted_labels
 from labelleak.attacks.registry import list_attacks, run_attack
+from labelleak.attacks.temperature import at_unit_temperature
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
@@ -60,6 +62,7 @@ def restore(
         )
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
+    observation = at_unit_temperature(observation)
     diagnosis = diagnose(observation)
     total, certain = observation.num_instances, int(diagnosis.certain.sum())
     if total is not None and certain > total:
@@ -91,6 +94,8 @@ def _doubted(observation: Observation, diagnosis: Diagnosis, found: Restoration)
 
     Where nobody told the batch size, counts are told up to a common factor: the set has a flag.
     """
+    if observation.loss.is_multi_label:
+        return doubted_labels(observation, found, is_treated=diagnosis.is_treated)
     if observation.num_instances is None or found.counts is None:
         return found
     if counts_are_sure(observation, found, is_treated=diagnosis.is_treated):

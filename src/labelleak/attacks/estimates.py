@@ -111,6 +111,9 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     """
     if found.certified or found.raw is None or found.counts is None:
         return found.certified
+    if not observation.has_bias and observation.classes == 2:
+        # Some length of the mean embedding makes two counts whole, whatever they are.
+        return False
     estimate = judged(observation, found)
     errors = found.standard_errors
     if errors is None or is_treated:
@@ -129,5 +132,8 @@ def _evenness(observation: Observation, found: Restoration) -> float:
     if bias is None or raw is None:
         return 1.0
     total = 1 if found.counts is None else int(found.counts.sum())
+    if observation.loss.ignores_weights:
+        even = torch.full_like(raw, 1.0 / len(raw))[:, None]
+        raw = raw * observation.loss.sample_weights(even)[:, 0]
     prediction = (raw / total + bias.double() / observation.scale).clamp_min(1e-12)
     return perplexity(prediction / prediction.sum()) / observation.classes

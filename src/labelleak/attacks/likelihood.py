@@ -16,9 +16,11 @@ from labelleak.attacks.evidence import (
     mean_divisor,
 )
 from labelleak.attacks.inputs import auxiliary_of
+from labelleak.attacks.multi_label.label_likelihood import likely_labels
 from labelleak.attacks.probe import Probe, class_means, probe
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
+from labelleak.loss import MULTI_LABEL
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
@@ -46,6 +48,7 @@ _MOST_ENTRIES = 2**24
     "local steps, and enough samples for their sum to be normally distributed",
     reference="labelleak; the expected mistakes are those of RLU (Chen and Vikalo, ICML 2024)",
     models_steps=True,
+    losses=("cross_entropy", "focal", *MULTI_LABEL),
 )
 def likelihood(observation: Observation, *, directions: int | None = None) -> Restoration:
     """Find the counts under which the update is most probable.
@@ -77,6 +80,8 @@ def likelihood(observation: Observation, *, directions: int | None = None) -> Re
             classes for their covariances to be kept.
         ValueError: `directions` is negative or more than the embedding has.
     """
+    if observation.loss.is_multi_label:
+        return likely_labels(observation, directions)
     auxiliary, total = auxiliary_of(observation), instances(observation)
     classes, features = observation.classes, observation.head.features
     if directions is None:

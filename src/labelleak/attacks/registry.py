@@ -8,7 +8,9 @@ from inspect import signature
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from labelleak.attacks.temperature import at_unit_temperature
 from labelleak.errors import MissingKnowledge
+from labelleak.loss import Kind
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -88,6 +90,7 @@ class Attack:
         models_steps: Whether it models several local steps, and not one step on all their samples.
         models_optimizer: Whether it models optimizers that are not SGD.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
+        losses: Kinds of loss that it holds for.
 
     Examples:
         >>> import labelleak
@@ -106,6 +109,7 @@ class Attack:
     models_steps: bool
     models_optimizer: bool
     rule: Callable[..., Restoration]
+    losses: tuple[Kind, ...] = ("cross_entropy",)
 
     def missing(self, observation: Observation) -> tuple[Need, ...]:
         """The needs that the observation does not meet, in the order of `needs`."""
@@ -134,6 +138,7 @@ def register(
     reference: str,
     models_steps: bool = False,
     models_optimizer: bool = False,
+    losses: tuple[Kind, ...] = ("cross_entropy",),
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Enter a rule in the table of attacks, which signs its restorations with the name.
 
@@ -147,6 +152,7 @@ def register(
         reference: Paper and place in it.
         models_steps: Whether it models several local steps.
         models_optimizer: Whether it models optimizers that are not SGD.
+        losses: Kinds of loss that it holds for; under others it is refused.
 
     Returns:
         A decorator for the rule: a function of an observation, with hyper-parameters as keywords.
@@ -174,6 +180,7 @@ def register(
             models_steps,
             models_optimizer,
             signed,
+            losses,
         )
         return cast(RuleFunction, signed)
 
@@ -208,7 +215,8 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
         What the attack restored.
 
     Raises:
-        MissingKnowledge: The observation lacks what the attack needs.
+        MissingKnowledge: The observation lacks what the attack needs, or the attack does not hold
+            for its loss.
         ValueError: No attack of that name, or a hyper-parameter it does not have.
 
     Examples:
@@ -223,6 +231,13 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
     entry = _ATTACKS.get(name)
     if entry is None:
         raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(list_attacks())}")
+    kind = observation.loss.kind
+    if kind not in entry.losses:
+        able = [other for other, one in list_attacks().items() if kind in one.losses]
+        raise MissingKnowledge(
+            f"attack {name!r} does not hold for the loss {kind!r}: choose auto, {', '.join(able)}"
+        )
+    observation = at_unit_temperature(observation)
     missing = entry.missing(observation)
     if missing:
         texts = " and ".join(need.value for need in missing)

@@ -29,7 +29,7 @@ def expected_score(
     Returns:
         ``by`` (``"certificate"`` or ``"intervals"``), ``accuracy``, ``guess``, ``advantage``,
         ``relative_advantage``, and ``small_cells_told``, the number of classes that it says are
-        small or absent. None where it has neither, or no counts.
+        small or absent. None where it has neither, or no counts, and of label sets.
 
     Examples:
         >>> found = Restoration(torch.tensor([True, False]), torch.tensor([4, 0]), certified=True)
@@ -38,7 +38,7 @@ def expected_score(
         (1.0, 0.5, 2)
     """
     bounds, counts = count_bounds(found), found.counts
-    if bounds is None or counts is None:
+    if bounds is None or counts is None or found.multi_label:
         return None
     errors = torch.zeros_like(counts, dtype=torch.float64)
     raw = counts.double()

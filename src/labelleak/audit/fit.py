@@ -46,7 +46,8 @@ def flag_misfit(
     """
     total = int(true_counts.sum())
     # Where some samples took no part, labels of all of them differ with good reason.
-    if observation.training.took_part != total or not _contradicts(found, true_counts):
+    compared = found.samples if found.multi_label else total
+    if observation.training.took_part != compared or not _contradicts(found, true_counts):
         return found
     flags = {*found.flags, Flag.LABELS_DO_NOT_FIT}
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))

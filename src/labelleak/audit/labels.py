@@ -10,6 +10,44 @@ from labelleak.errors import UnreadableFile
 from labelleak.storage import read_words
 
 
+def read_label_sets(path: Path | str, labels: int) -> Int[Tensor, "batch labels"]:
+    r"""Read zeros and ones from a text file: a line for every sample, a number for every label.
+
+    Args:
+        path: The file, as of `read_labels`; -1 stands for a label that is left out.
+        labels: Number of labels.
+
+    Returns:
+        int64, shape (batch, labels), in the order of the file.
+
+    Raises:
+        UnreadableFile: There is no such file, it is larger, or a line holds anything but as many
+            zeros and ones. The message names the line.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "labels.txt")
+        ...     _ = path.write_text("0 1 1\n1 0 0")
+        ...     read_label_sets(path, labels=3).tolist()
+        [[0, 1, 1], [1, 0, 0]]
+    """
+    rows: dict[int, list[int]] = {}
+    for number, word in read_words(path, "labels"):
+        if word not in ("0", "1", "-1"):
+            raise UnreadableFile(
+                f"{path}, line {number}: {word[:40]!r} is none of 0 and 1 (or -1, left out)"
+            )
+        rows.setdefault(number, []).append(int(word))
+    for number, row in rows.items():
+        if len(row) != labels:
+            raise UnreadableFile(
+                f"{path}, line {number}: {len(row)} numbers for {labels} labels: a line has a 0 or "
+                "1 for each"
+            )
+    return torch.tensor(list(rows.values()))
+
+
 def read_labels(path: Path | str, classes: int) -> Int[Tensor, " batch"]:
     """Read labels from a text file: integers separated by spaces, commas or line breaks.
 

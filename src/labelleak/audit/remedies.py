@@ -23,6 +23,11 @@ REMEDIES: dict[Flag, str] = {
     Flag.INCOMPLETE: "give a longer time limit, or audit a smaller batch",
     Flag.ATTACKS_DISAGREE: "give a longer time limit, auxiliary data or an earlier round",
     Flag.TIME_LIMIT: "give a longer time limit",
+    Flag.OUTSIDE_SIMULATIONS: "check the recipe, and give auxiliary data more like the client's",
+    Flag.ADAPTIVE_OPTIMIZER: "audit with attack virtual, which trains by the same recipe, or audit "
+    "a step of SGD as well",
+    Flag.LOOKS_LIKE_SIGMOIDS: "tell the loss as it is",
+    Flag.LOOKS_LIKE_SOFTMAX: "tell the loss as it is",
     Flag.LABELS_DO_NOT_FIT: "score by the labels that were drawn in this round, repeats included, "
     "and check what is told of the training",
 }

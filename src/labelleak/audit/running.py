@@ -75,7 +75,9 @@ def audit_observation(
     """
     total = observation.num_instances
     rule = _checked_rule(measure, threshold, floor, prior, observation.classes)
-    if true_counts is not None and total is not None and int(true_counts.sum()) != total:
+    if observation.loss.is_multi_label:
+        _check_label_counts(observation, true_counts)
+    elif true_counts is not None and total is not None and int(true_counts.sum()) != total:
         raise InvalidObservation(
             f"{int(true_counts.sum())} true labels for {_size_of(observation)}: they must agree"
         )
@@ -87,7 +89,7 @@ def audit_observation(
     scored = rounded = expected = hidden = None
     if true_counts is None:
         expected = expected_score(found, prior=rule.prior, floor=rule.floor)
-    else:
+    elif true_counts.any():
         measured = partial(score, true_counts=true_counts, prior=rule.prior, floor=rule.floor)
         scored = measured(found)
         rounded = None if found.rounded is None else measured(found, use="rounded")
@@ -142,6 +144,18 @@ def _checked_rule(
     except ValueError as error:
         raise InvalidObservation(str(error)) from None
     return rule
+
+
+def _check_label_counts(observation: Observation, true_counts: Tensor | None) -> None:
+    """Refuse more samples with a label than there are."""
+    total = observation.num_instances
+    if true_counts is None or total is None or not true_counts.numel():
+        return
+    if int(true_counts.max()) > total:
+        raise InvalidObservation(
+            f"{int(true_counts.max())} samples are said to have a label, for "
+            f"{_size_of(observation)}: they must agree"
+        )
 
 
 def _size_of(observation: Observation) -> str:

@@ -68,7 +68,7 @@ def judge(
         if scored.exact:
             return Verdict.OVER_THRESHOLD, f"{found.attack} restored all counts exactly"
         return _low(found, f"{restored}, and not every count")
-    value = scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
+    value = _measured(scored, rule)
     assert value is not None, "there are counts"
     if rule.threshold is None:
         doubts = _doubts(found)
@@ -83,6 +83,13 @@ def judge(
         # Even counts are what a guess gets, too, but a guess does not know that it is right.
         return Verdict.OVER_THRESHOLD, f"{restored}, but the update proves them"
     return _low(found, f"{restored}, at or under the limit of {rule.threshold:.1%}")
+
+
+def _measured(scored: Score, rule: Rule) -> float | None:
+    """What the threshold is for: the accuracy also where there is no guess to gain on."""
+    if rule.measure == "accuracy" or scored.guess is None:
+        return scored.accuracy
+    return scored.relative_advantage
 
 
 def _share(found: Restoration, scored: Score) -> str:
@@ -135,7 +142,7 @@ def _misfit(found: Restoration, scored: Score, rule: Rule) -> Judgment:
         return Verdict.OVER_THRESHOLD, (
             f"{found.attack} restored all labels that were trained on, which is proven; {reason}"
         )
-    value = scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
+    value = _measured(scored, rule)
     if rule.threshold is not None and value is not None and value > rule.threshold:
         return Verdict.OVER_THRESHOLD, (
             f"{found.attack} restored {scored.accuracy:.1%} of the labels given, above the limit "

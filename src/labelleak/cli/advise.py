@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from labelleak.cli.audit_options import LossOptions, TrainingOptions, UpdateOptions, told
+from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, told
 from labelleak.cli.client_options import ClientOptions
 from labelleak.cli.console import console, progress_bar
+from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import PathOption, attack_option, format_option, gathered
 from labelleak.cli.rule_options import RuleOptions
 from labelleak.cli.verdicts import print_advice

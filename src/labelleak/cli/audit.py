@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from labelleak.cli.audit_options import LossOptions, TrainingOptions, UpdateOptions, told
+from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, told
 from labelleak.cli.client_options import ClientOptions
 from labelleak.cli.console import console
+from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import (
     PathOption,
     attack_option,
@@ -35,7 +36,8 @@ _FILE = PathOption("file")
     "--labels",
     type=_FILE,
     help="Your own labels, to score the attack: a text file of integers from 0, separated by "
-    "spaces, commas or line breaks.",
+    "spaces, commas or line breaks. Of several labels with a sigmoid each: a line for every "
+    "sample, with a 0 or 1 for every label.",
 )
 @gathered(RuleOptions, "rule")
 @gathered(ClientOptions, "client")
@@ -70,8 +72,10 @@ def audit_command(
         --learning-rate 0.1 --labels labels.txt --measure advantage --threshold 0.5
       labelleak audit --before model.safetensors --update weights.safetensors \\
         --learning-rate 0.1 --momentum 0.9 --batch-size 8 --instances 24 --local-epochs 2
+      labelleak audit --before model.safetensors --update gradients.safetensors \\
+        --batch-size 32 --loss bce --positive-weights weights.txt
     """  # noqa: D301
-    from labelleak.audit.labels import read_labels
+    from labelleak.audit.labels import read_label_sets, read_labels
     from labelleak.audit.running import audit_observation
     from labelleak.metrics import counts_of
 
@@ -86,7 +90,8 @@ def audit_command(
     observation = update.read(training, loss)
     true_counts = ceiling = None
     if labels is not None:
-        own = read_labels(labels, observation.classes)
+        read = read_label_sets if observation.loss.is_multi_label else read_labels
+        own = read(labels, observation.classes)
         true_counts = counts_of(own, observation.classes)
         observation = training.sized_by(observation, own, labels)
         ceiling = client.ceiling(update.before, observation, true_counts)

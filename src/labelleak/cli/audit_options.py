@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 
+from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import PathOption, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from labelleak.loss import Loss
     from labelleak.observation import Observation
     from labelleak.training import LocalTraining
 
@@ -143,7 +143,7 @@ class TrainingOptions:
 
     def sized_by(self, observation: "Observation", labels: "Tensor", path: Path) -> "Observation":
         """The observation, with the sizes that the number of labels tells where no option did."""
-        total, size = labels.numel(), observation.batch_size
+        total, size = labels.shape[0], observation.batch_size
         steps = observation.local_steps // observation.training.epochs
         if size is not None:
             has_smaller_last = (steps - 1) * size < total < steps * size
@@ -158,50 +158,6 @@ class TrainingOptions:
             )
         sized = replace(observation.training, batch_size=total // steps)
         return replace(observation, training=sized)
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """What is known of the client's loss; None where an option was not given."""
-
-    reduction: Annotated[
-        Literal["mean", "sum"] | None,
-        option(
-            "--reduction",
-            type=click.Choice(["mean", "sum"]),
-            help="Whether the client's loss averages over the batch or adds up. Default: mean",
-        ),
-    ]
-    label_smoothing: Annotated[
-        float | None,
-        option(
-            "--label-smoothing",
-            type=float,
-            metavar="F",
-            help="Label smoothing of the client's loss. Default: 0",
-        ),
-    ]
-    class_weights: Annotated[
-        Path | None,
-        option(
-            "--class-weights",
-            type=_FILE,
-            help="Class weights of the client's loss: a text file of positive numbers, one per "
-            "class, separated by spaces, commas or line breaks.",
-        ),
-    ]
-
-    def make(self) -> "Loss":
-        """The client's loss."""
-        from labelleak.loss import Loss
-        from labelleak.updates.class_weights import read_class_weights
-
-        weights = None if self.class_weights is None else read_class_weights(self.class_weights)
-        return Loss(
-            reduction=self.reduction or "mean",
-            label_smoothing=self.label_smoothing or 0.0,
-            class_weights=weights,
-        )
 
 
 @dataclass(frozen=True)
@@ -271,5 +227,5 @@ class UpdateOptions:
 
     def inputs(self, loss: LossOptions, labels: Path | None) -> list[Path]:
         """The files that an audit reads."""
-        files = (self.before, self.update, loss.class_weights, labels)
+        files = (self.before, self.update, *loss.files, labels)
         return [path for path in files if path is not None]

@@ -179,7 +179,8 @@ class Auditor:
         Raises:
             AmbiguousHead: The final layer is not clear.
         """
-        return Snapshot(state, head=self._reading.head, whole=self._reading.whole)
+        reading = self._reading
+        return Snapshot(state, head=reading.head, whole=reading.whole, one_logit=reading.one_logit)
 
     def classes(self, before: Mapping[str, Any]) -> int:
         """Number of classes that a model tells apart, to count true labels by.
@@ -190,7 +191,7 @@ class Auditor:
         Raises:
             AmbiguousHead: The final layer is not clear.
         """
-        return classes_of(before, self._reading.head)
+        return classes_of(before, self._reading.head, one_logit=self._reading.one_logit)
 
     def audit_update(
         self,
@@ -325,7 +326,8 @@ class Auditor:
                 problem, buffers = check()
                 error = _joined(error, problem, buffers.problem)
                 counts = None if true_counts is None else true_counts.detach().cpu().long()
-                total = None if counts is None else int(counts.sum())
+                # Labels that a sample may have several of do not add up to the samples.
+                total = None if counts is None or self._reading.one_logit else int(counts.sum())
                 observation, notes = look(total, buffers)
                 found = audit_observation(
                     observation,

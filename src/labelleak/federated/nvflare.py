@@ -13,7 +13,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
-from labelleak.audit.labels import read_labels
+from labelleak.audit.labels import read_label_sets, read_labels
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.federated.contents import Contents, look_at
@@ -25,6 +25,7 @@ from labelleak.federated.nvflare_contents import (
     remove_properties,
 )
 from labelleak.federated.replies import Snapshot
+from labelleak.loss import Loss
 from labelleak.metrics import counts_of
 from labelleak.training import LocalTraining
 from labelleak.updates.heads import by_bare_name
@@ -86,13 +87,15 @@ class LeakageAudit(Filter):  # type: ignore[misc]
         instances: int | None = None,
         head: str | None = None,
         label: str = "",
+        loss: str | Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the settings; files are read where the filter runs, which may be another machine.
 
         Args:
             policy: File of the policy, on the site; None for the default one, which records and
                 warns. One that cannot be read refuses everything.
-            labels: File of the site's own labels (integers apart by spaces or line breaks), to
+            labels: File of the site's own labels (integers apart by spaces or line breaks; of
+                several labels with a sigmoid each, a line of zeros and ones for every sample), to
                 score the attack by; it never sees them.
             training: What is known of the local training: keyword arguments of `LocalTraining`, as
                 a configuration in JSON can hold them. Steps that are neither there nor countable
@@ -100,11 +103,14 @@ class LeakageAudit(Filter):  # type: ignore[misc]
             instances: Number of local samples.
             head: Name of the final linear layer; None to find it.
             label: Where among the filters this one stands, ``"before clipping"`` say.
+            loss: The name of the kind of the client's loss, or keyword arguments of `Loss`, with
+                lists for tensors; None for cross-entropy.
         """
         super().__init__()
         # The job API writes a job's configuration from attributes of these names.
         self.policy, self.labels, self.head, self.label = policy, labels, head, label
         self.training, self.instances = dict(training or {}), instances
+        self.loss = loss
         self._made: Auditor | None = None
         self._unaudited: set[str] = set()
 
@@ -200,7 +206,7 @@ class LeakageAudit(Filter):  # type: ignore[misc]
             counts = None
             if self.labels is not None:
                 classes = auditor.classes(received.weights)
-                counts = counts_of(read_labels(self.labels, classes), classes)
+                counts = counts_of(self._own_labels(self.labels, classes), classes)
             return auditor.audit_update(
                 received.weights,
                 sent,
@@ -213,6 +219,20 @@ class LeakageAudit(Filter):  # type: ignore[misc]
         except Exception as error:  # whatever a client sent
             return auditor.failed(error, occasion, contents)
 
+    def _told_loss(self) -> Loss:
+        return Loss.of("cross_entropy" if self.loss is None else self.loss)
+
+    def _own_labels(self, path: str, classes: int) -> Tensor:
+        """The site's labels: class indices, or a set for every sample."""
+        if not self._told_loss().is_multi_label:
+            return read_labels(path, classes)
+        try:
+            return read_label_sets(path, classes)
+        except UnreadableFile:
+            if classes != 2:
+                raise
+            return read_labels(path, classes)  # of one logit, read as two classes
+
     def _auditor(self) -> Auditor:
         """The auditor, made when it is needed.
 
@@ -221,7 +241,7 @@ class LeakageAudit(Filter):  # type: ignore[misc]
         """
         if self._made is None:
             try:
-                self._made = Auditor(self.policy, head=self.head)
+                self._made = Auditor(self.policy, head=self.head, loss=self._told_loss())
             except Exception as error:
                 self.logger.error("leakage audit: not sent: %s", error)
                 raise ContentBlockedException("there is no policy to go by") from None

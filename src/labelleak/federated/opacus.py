@@ -114,7 +114,7 @@ class LeakageAudit:
         state = self._module.state_dict()
         before, bare = self._auditor.snapshot(state), strip_wrappers(list(state))
         targets = (
-            torch.cat([part.detach().reshape(-1).cpu() for part in labels]) if labels else None
+            torch.cat([_as_targets(part.detach().cpu()) for part in labels]) if labels else None
         )
         drawn, shares = _clipped(optimizer)
         if drawn is None:
@@ -154,6 +154,13 @@ class LeakageAudit:
                 return _epsilon_of(self._engine.accountant, self._delta)
         except Exception:  # no figure is no reason to leave the update unaudited
             return None
+
+
+def _as_targets(labels: Tensor) -> Tensor:
+    """Class indices in a row, or zeros and ones for every label as whole numbers."""
+    if labels.is_floating_point() and bool((labels == labels.round()).all()):
+        labels = labels.long()  # as a loss with a sigmoid takes them
+    return labels if labels.ndim == 2 else labels.reshape(-1)
 
 
 def _clipped(optimizer: DPOptimizer) -> tuple[int | None, dict[Tensor, float]]:

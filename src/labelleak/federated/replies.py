@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from labelleak.errors import InvalidObservation
 from labelleak.federated.buffers import Buffers, integers_in, read_buffers
 from labelleak.federated.contents import shown
+from labelleak.loss import Loss
 from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import observe, observe_update
@@ -56,6 +57,12 @@ class Reading:
             return self
         return replace(self, knowledge={**self.knowledge, "auxiliary": auxiliary})
 
+    @property
+    def one_logit(self) -> bool:
+        """Whether a layer of one logit may be the head, as the loss has a sigmoid."""
+        loss = self.knowledge.get("loss")
+        return isinstance(loss, Loss) and loss.is_multi_label
+
 
 class Snapshot(dict[str, Tensor]):
     """Copies of what an audit reads of a model, and of what kind all the rest was.
@@ -66,19 +73,27 @@ class Snapshot(dict[str, Tensor]):
         integers: See `integers_in`.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], *, head: str | None, whole: bool) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        *,
+        head: str | None,
+        whole: bool,
+        one_logit: bool = False,
+    ) -> None:
         """Copy the head to the CPU, or everything.
 
         Args:
             state: State dict, or parameters by name.
             head: Name of the final linear layer; None to find it.
             whole: Whether more than the head is read.
+            one_logit: Whether a layer of one logit may be the head.
 
         Raises:
             AmbiguousHead: The head is not clear.
         """
         bare = by_bare_name(state)
-        names = list(bare) if whole else head_names(bare, head)
+        names = list(bare) if whole else head_names(bare, head, one_logit=one_logit)
         super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
         self.kinds = _kinds(bare)
         self.integers = integers_in(bare)
@@ -131,26 +146,32 @@ def buffers_of(before: Mapping[str, Any], reply: Mapping[str, Any]) -> Buffers:
     return read_buffers(start, by_bare_name(reply))
 
 
-def head_names(state: Mapping[str, Any], head: str | None) -> list[str]:
+def head_names(state: Mapping[str, Any], head: str | None, *, one_logit: bool = False) -> list[str]:
     """Names of the head's weight and bias, without wrappers' prefixes; not every head has one.
+
+    Args:
+        state: State dict.
+        head: Name of the final linear layer; None to find it.
+        one_logit: Whether a layer of one logit may be it, as the loss has a sigmoid.
 
     Raises:
         AmbiguousHead: The head is not clear.
     """
     bare = _bare(state)
     shapes = {name: value.shape for name, value in bare.items() if isinstance(value, Tensor)}
-    layer = named_head(shapes, head)
+    layer = named_head(shapes, head, one_logit=one_logit)
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
 
 
-def classes_of(state: Mapping[str, Any], head: str | None) -> int:
-    """Number of classes that the head tells apart.
+def classes_of(state: Mapping[str, Any], head: str | None, *, one_logit: bool = False) -> int:
+    """Number of classes or labels that the head tells apart; one logit tells two classes.
 
     Raises:
         AmbiguousHead: The head is not clear.
     """
-    classes: int = _bare(state)[head_names(state, head)[0]].shape[0]
-    return classes
+    names = head_names(state, head, one_logit=one_logit)
+    outputs: int = _bare(state)[names[0]].shape[0]
+    return 2 if outputs == 1 else outputs
 
 
 def observe_weights(
@@ -186,7 +207,7 @@ def observe_weights(
             head=reading.head,
             **reading.knowledge,
         )
-    names = head_names(before, reading.head)
+    names = head_names(before, reading.head, one_logit=reading.one_logit)
     start, end = _on_cpu(before, names), _on_cpu(after, names)
     layer = layer_of(next(iter(start)))
     return observe_head_update(
@@ -211,7 +232,7 @@ def observe_gradients(
         start = _on_cpu(before)
         seen = _model_at(reading.model, start) or start
         return observe(seen, _on_cpu(gradients), head=reading.head, **knowledge)
-    names = head_names(before, reading.head)
+    names = head_names(before, reading.head, one_logit=reading.one_logit)
     start, sent = _on_cpu(before, names), _on_cpu(gradients, names)
     return observe_head(start, sent, layer_of(next(iter(start))), **knowledge)
 

@@ -13,9 +13,11 @@ _SOURCE = Path(labelleak.__file__).parent
 # Everything between a definition and its record. Files and folders below the package.
 _MATTERS = (
     "attacks",
+    "cells.py",
     "checks.py",
     "defenses",
     "federated/local_training.py",
+    "guess.py",
     "hooks.py",
     "isolation.py",
     "lab/datasets",
@@ -27,12 +29,14 @@ _MATTERS = (
     "lab/seeds.py",
     "lab/simulated_client.py",
     "lab/trial.py",
-    "loss.py",
+    "local_steps.py",
+    "loss",
     "metrics.py",
     "numerics.py",
     "observation.py",
     "projection.py",
     "restoration.py",
+    "similarity.py",
     "training.py",
     "updates",
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
@@ -13,7 +13,7 @@ from labelleak.loss import Loss
 
 def whole_gradient(
     model: nn.Module,
-    pieces: Iterable[tuple[Tensor, Int[Tensor, " samples"]]],
+    pieces: Iterable[tuple[Tensor, Shaped[Tensor, "samples *labels"]]],
     *,
     loss: Loss | str = "cross_entropy",
 ) -> dict[str, Tensor]:
@@ -52,13 +52,15 @@ def whole_gradient(
     divisor, samples = 0.0, 0
     for inputs, labels in pieces:
         with torch.enable_grad():
-            summed = total.value(model(inputs), labels)
+            logits = model(inputs)
+            targets = loss.check_targets(labels, len(logits), logits[0].numel())
+            summed = total.value(logits, targets)
             found = torch.autograd.grad(summed, list(parameters.values()), allow_unused=True)
         for name, value in zip(parameters, found, strict=True):
             if value is not None:
                 sums[name] = sums[name] + value if name in sums else value.double()
-        divisor += loss.divisor(labels)
-        samples += len(labels)
+        divisor += loss.divisor(targets)
+        samples += loss.num_samples(targets)
     if not samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
     scale = divisor if loss.averages else 1.0

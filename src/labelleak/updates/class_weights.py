@@ -11,11 +11,12 @@ from labelleak.errors import UnreadableFile
 from labelleak.storage import read_words
 
 
-def read_class_weights(path: Path | str) -> Float[Tensor, " classes"]:
+def read_class_weights(path: Path | str, what: str = "class weights") -> Float[Tensor, " classes"]:
     """Read class weights from a text file: numbers separated by spaces, commas or line breaks.
 
     Args:
         path: The file, UTF-8, with or without a byte order mark. Empty lines are skipped.
+        what: What they are, for messages.
 
     Returns:
         float64, shape (classes,), in the order of the file.
@@ -33,15 +34,15 @@ def read_class_weights(path: Path | str) -> Float[Tensor, " classes"]:
         [0.5, 2.0, 10.0]
     """
     weights = []
-    for number, word in read_words(path, "class weights"):
+    for number, word in read_words(path, what):
         try:
             weight = float(word)
         except ValueError:
             weight = math.nan
         if not 0.0 < weight < math.inf:
             raise UnreadableFile(
-                f"{path}, line {number}: {word[:40]!r} is no class weight: positive numbers are "
-                "needed"
+                f"{path}, line {number}: {word[:40]!r} is no {what.rstrip('s')}: positive "
+                "numbers are needed"
             )
         weights.append(weight)
     return torch.tensor(weights, dtype=torch.float64)

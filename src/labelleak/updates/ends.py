@@ -1,4 +1,4 @@
-"""Last layers that cannot be read: one logit, 1x1 convolutions, tables of embeddings."""
+"""Last layers that no softmax reads: one logit, 1x1 convolutions, tables of embeddings."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ _TABLE = re.compile(r"embed|emb\.|wte|(^|[._])(tok|shared|table|lookup)")
 
 @dataclass(frozen=True)
 class OtherEnd:
-    """A layer that may be the head, and is none that can be read.
+    """A layer that may be the head, and is none that a softmax reads.
 
     Attributes:
         layer: Its name.
@@ -44,11 +44,18 @@ class OtherEnd:
         return self.shape[1]
 
     @property
+    def is_one_logit(self) -> bool:
+        """Whether it is a linear layer of one output, which a sigmoid reads."""
+        return self.shape[0] == 1 and len(self.shape) == 2
+
+    @property
     def text(self) -> str:
         """What it is, in words."""
         size = "x".join(map(str, self.shape))
         if self.outputs == 1:
             what = f"one logit ({size}), as of a binary classifier with BCEWithLogitsLoss"
+            if self.is_one_logit:
+                what += ", which loss='bce' reads (--loss bce)"
         else:
             what = f"a {'x'.join(map(str, self.shape[2:]))} convolution ({size})"
         return f"{self.layer or '(top level)'} is {what}"

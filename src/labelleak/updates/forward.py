@@ -1,16 +1,15 @@
 """The exact gradient of the head by a forward pass alone."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from labelleak.checks import INDICES
 from labelleak.errors import InvalidObservation
 from labelleak.hooks import hooked
 from labelleak.isolation import isolated
@@ -26,7 +25,8 @@ from labelleak.updates.heads import (
     parameter_name,
     strip_wrappers,
 )
-from labelleak.updates.parameters import head_of, inside_wrappers
+from labelleak.updates.one_logit import loss_of_two, observed_of_two
+from labelleak.updates.parameters import head_of, inside_wrappers, is_one_logit
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -43,25 +43,27 @@ class _Pass(NamedTuple):
 def capture(
     model: nn.Module,
     inputs: Inputs | Iterable[tuple[Inputs, Tensor]],
-    labels: Int[Tensor, " batch"] | None = None,
+    labels: Shaped[Tensor, "batch *labels"] | None = None,
     *,
     loss: Loss | str = "cross_entropy",
     head: str | None = None,
 ) -> Observation:
     """Run the client's step here, and observe the gradient of its loss at the head.
 
-    ``dW = (P - Y)^T E / K`` needs the embeddings E and predictions P only, so no backward pass is
-    made. In evaluation mode the batch goes through in chunks, with memory that does not grow with
-    it. In training mode it goes through at once, since BatchNorm uses its statistics; the model's
-    own buffers are left as they were.
+    ``dW = R^T E / D`` needs the embeddings E and the loss's residuals R only, ``P - Y`` under a
+    cross-entropy, so no backward pass is made. In evaluation mode the batch goes through in chunks,
+    with memory that does not grow with it. In training mode it goes through at once, since
+    BatchNorm uses its statistics; the model's own buffers are left as they were.
 
     Args:
         model: A network that maps inputs to logits (or an output with ``.logits``), on any device.
         inputs: The batch: one tensor, shape (batch, ...), or a dict of such tensors that the model
             takes as keyword arguments. Or an iterable of ``(inputs, labels)`` pieces of one batch,
             such as a DataLoader, where the batch does not fit in memory; evaluation mode only.
-        labels: int64, shape (batch,); None when `inputs` yields pieces.
-        loss: The client's loss, or the name of its kind.
+        labels: int64, shape (batch,), or of a loss with a sigmoid for each label zeros and ones,
+            shape (batch, labels); None when `inputs` yields pieces.
+        loss: The client's loss, or the name of its kind. A head of one logit, which needs one with
+            a sigmoid, is read as two classes, 0 and 1.
         head: Name of the final linear layer; None to find it.
 
     Returns:
@@ -81,35 +83,43 @@ def capture(
         >>> labelleak.restore(labelleak.capture(model, inputs, labels)).counts.tolist()
         [3, 2, 0, 2, 1]
     """
-    layer = _layer(model, head)
-    _check_not_shared(model, layer)
-    found = deepcopy(head_of(dict(model.named_parameters(remove_duplicate=False)), layer))
     loss = Loss.of(loss)
-    loss.check_classes(found.classes)
-    sums = _Sums(found.weight, loss)
+    layer = _layer(model, head, one_logit=loss.is_multi_label)
+    _check_not_shared(model, layer)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found, one_logit = deepcopy(head_of(parameters, layer)), is_one_logit(parameters, layer)
+    if not one_logit:
+        loss.check_classes(found.classes)
+    sums = _Sums(found.weight, loss, one_logit=one_logit)
     pieces = _pieces(model, inputs, labels)
     with isolated(model):
         for piece, truth in pieces:
-            sums.add(_forward(model, found, piece), truth.to(found.weight.device))
+            seen = _forward(model, found, piece, ends_in_sigmoid=loss.is_multi_label)
+            sums.add(seen, truth.to(found.weight.device))
     if not sums.samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
     bare = strip_wrappers(list(module_shapes(model)))[parameter_name(layer, "weight")]
+    fields: dict[str, Any] = {
+        "loss": loss,
+        "training": LocalTraining(batch_size=sums.samples),
+        "model": inside_wrappers(model),
+        "input_shape": tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
+    }
+    if one_logit:
+        fields = observed_of_two(layer_of(bare), **fields)
     return Observation(
         head=replace(found, name=layer_of(bare)),
         gradient=sums.gradient(has_bias=found.bias is not None),
-        loss=loss,
-        training=LocalTraining(batch_size=sums.samples),
-        model=inside_wrappers(model),
-        input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
+        **fields,
     )
 
 
-def _layer(model: nn.Module, head: str | None) -> str:
+def _layer(model: nn.Module, head: str | None, *, one_logit: bool) -> str:
     """The head's name: the one that was given, or is found; of copies the one that is trained."""
     shapes = module_shapes(model)
     if head is not None:
-        return named_head(shapes, head)
-    found = head_candidates(shapes)
+        return named_head(shapes, head, one_logit=one_logit)
+    found = head_candidates(shapes, one_logit=one_logit)
     weights = {name: parameter_name(name, "weight") for name in found}
     trained = [name for name in found if model.get_parameter(weights[name]).requires_grad]
     if len({shapes[weight] for weight in weights.values()}) == 1 and len(trained) == 1:
@@ -132,35 +142,35 @@ def _check_not_shared(model: nn.Module, layer: str) -> None:
 class _Sums:
     """Sums over the samples seen so far, float64, on the device of the head."""
 
-    def __init__(self, weight: Float[Tensor, "classes features"], loss: Loss) -> None:
-        self._dtype, self._loss = weight.dtype, loss
+    def __init__(
+        self, weight: Float[Tensor, "classes features"], loss: Loss, *, one_logit: bool
+    ) -> None:
+        self._dtype, self._told = weight.dtype, loss
+        self._one_logit, self._loss = one_logit, loss_of_two(loss) if one_logit else loss
         self._weight = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         self._bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
         self._divisor = 0.0
         self.samples = 0
 
-    def add(self, seen: _Pass, labels: Int[Tensor, " samples"]) -> None:
+    def add(self, seen: _Pass, labels: Shaped[Tensor, "samples *labels"]) -> None:
         logits, embeddings = seen
-        classes = logits.shape[1]
         _check_one_each(labels, logits)
-        if labels.dtype not in INDICES:
-            raise InvalidObservation(f"labels are {labels.dtype}: class indices are needed (int64)")
-        labels = labels.long()
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise InvalidObservation(
-                f"labels run from {int(labels.min())} to {int(labels.max())}, and the head has "
-                f"classes 0 to {classes - 1}"
-            )
-        residual = self._loss.residual(logits, labels)
+        outputs = 1 if self._one_logit else logits.shape[1]
+        targets = self._told.check_targets(labels, len(logits), outputs)
+        targets = targets[:, 0].long() if self._one_logit else targets
+        residual = self._loss.residual(logits, targets)
         self._weight.addmm_(residual.T, embeddings.double())
         self._bias += residual.sum(dim=0)
-        self._divisor += self._loss.divisor(labels)
-        self.samples += labels.numel()
+        self._divisor += self._loss.divisor(targets)
+        self.samples += self._loss.num_samples(targets)
 
     def gradient(self, *, has_bias: bool) -> HeadGradient:
         divisor = self._divisor if self._loss.averages else 1.0
+        if not divisor:
+            raise InvalidObservation("every target is left out: there is no gradient to capture")
         weight = (self._weight / divisor).to(self._dtype)
-        return HeadGradient(weight, (self._bias / divisor).to(self._dtype) if has_bias else None)
+        bias = (self._bias / divisor).to(self._dtype) if has_bias else None
+        return HeadGradient(weight, bias, zeros_are_sent=self._one_logit)
 
 
 def _pieces(
@@ -207,7 +217,7 @@ def _pieces(
 
 
 def _check_one_each(labels: Tensor, samples: Tensor) -> None:
-    if labels.shape != samples.shape[:1]:
+    if labels.shape[:1] != samples.shape[:1]:
         raise InvalidObservation(
             f"labels of shape {tuple(labels.shape)} for samples of shape {tuple(samples.shape)}: "
             "one class index per sample is needed"
@@ -219,7 +229,9 @@ def _mixes_samples(module: nn.Module) -> bool:
     return module.training or (isinstance(module, _BatchNorm) and module.running_mean is None)
 
 
-def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
+def _forward(
+    model: nn.Module, head: Head, inputs: Inputs, *, ends_in_sigmoid: bool = False
+) -> _Pass:
     name = head.name or ""
     output, seen = _run(model, name, inputs)
     logits = _logits(output)
@@ -231,11 +243,14 @@ def _forward(model: nn.Module, head: Head, inputs: Inputs) -> _Pass:
         )
     if not torch.isfinite(seen.logits).all():
         raise InvalidObservation("the model puts out NaN or infinite logits: it is broken")
-    if logits is None or not _same_predictions(logits, seen.logits):
+    after = torch.sigmoid if ends_in_sigmoid else _log_softmax
+    if logits is None or not _same_predictions(logits, seen.logits, after):
         raise InvalidObservation(
             f"the model's output is not what layer {name!r} puts out: name the final linear "
             "layer with head=NAME"
         )
+    if seen.logits.shape[1] == 1:
+        seen = seen._replace(logits=torch.cat([torch.zeros_like(seen.logits), seen.logits], dim=1))
     if not _is_linear(head, seen):
         raise InvalidObservation(
             f"layer {name!r} does more than weight @ embedding + bias: its gradient says nothing "
@@ -310,10 +325,16 @@ def _logits(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def _same_predictions(output: Tensor, logits: Tensor) -> bool:
-    """Whether the output is the head's, as it is or followed by a log-softmax."""
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1)
+
+
+def _same_predictions(output: Tensor, logits: Tensor, after: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the output is the head's, as it is or followed by that."""
+    if logits.shape[1] == 1 and output.shape == logits.shape[:1]:
+        output = output[:, None]
     if output.shape != logits.shape:
         return False
     if output is logits or torch.equal(output, logits):
         return True
-    return torch.allclose(output, torch.log_softmax(logits, dim=-1), rtol=1e-4, atol=1e-5)
+    return torch.allclose(output, after(logits), rtol=1e-4, atol=1e-5)

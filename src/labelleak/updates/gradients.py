@@ -13,6 +13,7 @@ from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates.heads import by_bare_name, parameter_name
 from labelleak.updates.matching import Held, find_pair
+from labelleak.updates.one_logit import observed_of_two
 from labelleak.updates.parameters import (
     StateDict,
     Values,
@@ -21,6 +22,7 @@ from labelleak.updates.parameters import (
     head_of,
     in_order,
     inside_wrappers,
+    is_one_logit,
     parameters_of,
     turned,
 )
@@ -51,7 +53,8 @@ def observe(
             count as not sent. Kernels of Keras and Flax are transposed.
         batch_size: Number of samples K of the one step that led to the gradient; None where nobody
             told the server.
-        loss: The client's loss, or the name of its kind.
+        loss: The client's loss, or the name of its kind. A head of one logit, which needs one with
+            a sigmoid, is read as two classes, 0 and 1.
         training: How the client trained, where the gradient is the mean of several steps; it holds
             the batch size then.
         instances: Number of different samples, see `Observation`, as are the following.
@@ -84,15 +87,20 @@ def observe(
     """
     parameters = parameters_of(model)
     sent = _sent(model, gradients)
+    loss = Loss.of(loss)
     pair = find_pair(
-        Held(parameters), Held(sent), head, changed=lambda _, gradient: bool(gradient.any())
+        Held(parameters),
+        Held(sent),
+        head,
+        changed=lambda _, gradient: bool(gradient.any()),
+        one_logit=loss.is_multi_label,
     )
     sent = pair.by_model_names(sent, parameters)
     return observe_head(
         parameters,
         sent,
         pair.layer,
-        loss=Loss.of(loss),
+        loss=loss,
         training=_recipe(batch_size, training),
         instances=instances,
         present_classes=present_classes,
@@ -156,11 +164,13 @@ def observe_head(parameters: StateDict, sent: StateDict, layer: str, **fields: A
         InvalidObservation: The gradient was not sent, or a value is impossible; or these are
             weights.
     """
-    head = head_of(parameters, layer)
-    gradient = gradient_of(sent, head)
+    head, one_logit = head_of(parameters, layer), is_one_logit(parameters, layer)
+    gradient = gradient_of(sent, head, one_logit=one_logit)
+    if one_logit:
+        fields = observed_of_two(layer, **fields)
     observation = Observation(head=head, gradient=gradient, **fields)
     # A copy of a language model's head would be large, and some rows tell.
-    some = slice(0, 1024)
+    some = slice(1, 2) if one_logit else slice(0, 1024)
     change = root_mean_square(gradient.weight[some] - head.weight[some])
     if change < _NEAR * root_mean_square(head.weight[some]):
         raise InvalidObservation(

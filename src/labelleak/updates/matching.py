@@ -108,7 +108,14 @@ class Pair:
 Changed = Callable[[Tensor, Tensor], bool]
 
 
-def find_pair(model: Tensors, update: Tensors, head: str | None, changed: Changed) -> Pair:
+def find_pair(
+    model: Tensors,
+    update: Tensors,
+    head: str | None,
+    changed: Changed,
+    *,
+    one_logit: bool = False,
+) -> Pair:
     """The head, and where the update has it.
 
     Args:
@@ -116,6 +123,7 @@ def find_pair(model: Tensors, update: Tensors, head: str | None, changed: Change
         update: What the client sends back.
         head: Name of the head, in the model or in the update; None to find it.
         changed: Whether a tensor of the update says that the model's has been trained.
+        one_logit: Whether a layer of one logit may be it, as the loss has a sigmoid.
 
     Returns:
         The one of which the names fit. Where the update has nothing of that shape, the pair has
@@ -125,7 +133,7 @@ def find_pair(model: Tensors, update: Tensors, head: str | None, changed: Change
         AmbiguousHead: The head is not clear, or there are copies and more than one changed.
         InvalidObservation: The head is tied to a table of embeddings.
     """
-    layers, only = _layers(model, update, head)
+    layers, only = _layers(model, update, head, one_logit=one_logit)
     pairs = [
         Pair(layer, sent, is_turned=turned, is_one_of_several=len(found) > 1)
         for layer in layers
@@ -154,17 +162,19 @@ def find_pair(model: Tensors, update: Tensors, head: str | None, changed: Change
     return pair
 
 
-def _layers(model: Tensors, update: Tensors, head: str | None) -> tuple[list[str], str | None]:
+def _layers(
+    model: Tensors, update: Tensors, head: str | None, *, one_logit: bool
+) -> tuple[list[str], str | None]:
     """Candidates in the model, and the layer of the update if the caller named that."""
     if head is None:
-        return head_candidates(model.shapes), None
+        return head_candidates(model.shapes, one_logit=one_logit), None
     layer = layer_of(head) if head.rpartition(".")[2] in ("weight", "bias") else head
     weight = parameter_name(layer, "weight")
     if weight in update.shapes and weight not in model.shapes:
         back = _counterparts(layer, update.shapes, model.shapes)
         if len(back) == 1:
             return [back[0][0]], layer
-    return [named_head(model.shapes, head)], None
+    return [named_head(model.shapes, head, one_logit=one_logit)], None
 
 
 def _counterparts(

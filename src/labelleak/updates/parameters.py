@@ -11,6 +11,7 @@ from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient
 from labelleak.updates.heads import by_bare_name, parameter_name, strip_wrappers
 from labelleak.updates.layout import as_torch, matched_in_order, names_in_order
+from labelleak.updates.one_logit import gradients_of_two, rows_of_two
 
 StateDict = Mapping[str, Tensor]
 # Tensors of torch, or arrays of NumPy or of whatever makes one (JAX, TensorFlow): by name, the
@@ -113,17 +114,28 @@ def inside_wrappers(model: nn.Module) -> nn.Module:
 
 
 def head_of(parameters: StateDict, layer: str) -> Head:
-    """The head of that name, with its bias where there is one."""
+    """The head of that name, with its bias where there is one; of one logit that of two classes."""
     bias = parameters.get(parameter_name(layer, "bias"))
-    return Head(
-        weight=parameters[parameter_name(layer, "weight")].detach(),
-        bias=None if bias is None else bias.detach(),
-        name=layer,
-    )
+    weight = parameters[parameter_name(layer, "weight")].detach()
+    bias = None if bias is None else bias.detach()
+    if is_one_logit(parameters, layer):
+        weight, bias = rows_of_two(weight), None if bias is None else rows_of_two(bias)
+    return Head(weight=weight, bias=bias, name=layer)
 
 
-def gradient_of(gradients: StateDict, head: Head) -> HeadGradient:
+def is_one_logit(parameters: StateDict, layer: str) -> bool:
+    """Whether the layer of that name puts out one logit."""
+    weight = parameters[parameter_name(layer, "weight")]
+    return weight.ndim == 2 and weight.shape[0] == 1
+
+
+def gradient_of(gradients: StateDict, head: Head, *, one_logit: bool = False) -> HeadGradient:
     """The gradient of a head; where only that of its bias was sent, with a weight of zeros.
+
+    Args:
+        gradients: By name.
+        head: The head.
+        one_logit: Whether it is one logit, read as two classes.
 
     Raises:
         InvalidObservation: It was not sent.
@@ -139,4 +151,7 @@ def gradient_of(gradients: StateDict, head: Head) -> HeadGradient:
             "the final layer is frozen; the update holds "
             + (", ".join(list(gradients)[-4:]) or "nothing")
         )
-    return HeadGradient(weight=weight, bias=bias)
+    if one_logit:
+        weight = gradients_of_two(weight) if weight.shape[0] == 1 else weight
+        bias = None if bias is None else gradients_of_two(bias)
+    return HeadGradient(weight=weight, bias=bias, zeros_are_sent=one_logit)

@@ -1,5 +1,7 @@
 """The observation that two files hold: only the tensors of the head are read."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -81,10 +83,14 @@ def read_observation(
             "weights need the learning rate of the local steps to become a gradient "
             "(on the command line --learning-rate F)"
         )
+    loss = Loss.of(loss)
+    changed = _differ if kind == "weights" else _is_any
+    find = partial(find_pair, changed=changed, one_logit=loss.is_multi_label)
     model, sent, pair = _paired(
         *_in_one_order(open_stored(before, limits), open_stored(update, limits)),
         head,
-        changed=_differ if kind == "weights" else lambda _, new: bool(new.any()),
+        find,
+        changed,
     )
     _check_fits(model, sent, pair)
     kinds = [one for one in ("weight", "bias") if parameter_name(pair.layer, one) in model.shapes]
@@ -95,7 +101,7 @@ def read_observation(
     found = {parameter_name(pair.name, one): pair.tensor(sent, one) for one in kinds}
     end = {name: value for name, value in found.items() if value is not None}
     more: dict[str, Any] = {
-        "loss": Loss.of(loss),
+        "loss": loss,
         "instances": instances,
         "present_classes": present_classes,
     }
@@ -106,7 +112,11 @@ def read_observation(
 
 
 def _paired(
-    model: TensorFile, sent: TensorFile, head: str | None, changed: Changed
+    model: TensorFile,
+    sent: TensorFile,
+    head: str | None,
+    find: Callable[[TensorFile, TensorFile, str | None], Pair],
+    changed: Changed,
 ) -> tuple[TensorFile, TensorFile, Pair]:
     """The tensors to read and the head among them, where a file may hold several state dicts.
 
@@ -118,17 +128,17 @@ def _paired(
     """
     usual = model.usual(), sent.usual()
     if usual[0] is model and usual[1] is sent:
-        return model, sent, find_pair(model, sent, head, changed)
+        return model, sent, find(model, sent, head)
     try:
-        pair = find_pair(*usual, head, changed)
+        pair = find(*usual, head)
     except AmbiguousHead:
         if head is None:
             raise
-        return model, sent, find_pair(model, sent, head, changed)
+        return model, sent, find(model, sent, head)
     if has_changed(pair, *usual, changed):
         return *usual, pair
     try:
-        other = find_pair(model, sent, head, changed)
+        other = find(model, sent, head)
     except AmbiguousHead:
         if _others_changed(model, sent, usual[1], changed):
             raise
@@ -145,6 +155,10 @@ def _others_changed(
         for name, shape in sent.shapes.items()
         if len(shape) == 2 and name not in usual.shapes and model.shapes.get(name) == shape
     )
+
+
+def _is_any(_: Tensor, gradient: Tensor) -> bool:
+    return bool(gradient.any())
 
 
 def _differ(before: Tensor, after: Tensor) -> bool:

@@ -16,6 +16,7 @@ from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates.heads import by_bare_name, parameter_name
 from labelleak.updates.matching import Held, find_pair
+from labelleak.updates.one_logit import observed_of_two
 from labelleak.updates.parameters import (
     StateDict,
     Values,
@@ -24,6 +25,7 @@ from labelleak.updates.parameters import (
     head_of,
     in_order,
     inside_wrappers,
+    is_one_logit,
     turned,
 )
 
@@ -61,7 +63,8 @@ def observe_update(
         learning_rate: Learning rate of one plain step of SGD, positive; anything else is told by
             `training`.
         batch_size: Number of samples K of that step; None where nobody told the server.
-        loss: The client's loss, or the name of its kind.
+        loss: The client's loss, or the name of its kind. A head of one logit, which needs one with
+            a sigmoid, is read as two classes, 0 and 1.
         training: How the client trained, in place of `learning_rate` and `batch_size`.
         instances: Number of different samples, see `Observation`, as are the following.
         present_classes: Classes known to be in the batch, int64, shape (present,).
@@ -95,7 +98,8 @@ def observe_update(
     """
     training = _recipe(learning_rate, batch_size, training).resolved(instances)
     start, end = _states(model, before, after)
-    pair = find_pair(Held(start), Held(end), head, changed=_differ)
+    loss = Loss.of(loss)
+    pair = find_pair(Held(start), Held(end), head, changed=_differ, one_logit=loss.is_multi_label)
     end = pair.by_model_names(end, start)
     model = None if model is None else inside_wrappers(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
@@ -111,7 +115,7 @@ def observe_update(
         end,
         pair.layer,
         training,
-        loss=Loss.of(loss),
+        loss=loss,
         instances=instances,
         present_classes=present_classes,
         model=model,
@@ -175,7 +179,8 @@ def observe_head_update(
                 f"{name} is not the same tensor before and after: names or shapes do not match"
             )
         gradients[name] = _mean_gradient(name, start, end, training)
-    gradient = gradient_of(gradients, head)
+    one_logit = is_one_logit(before, layer)
+    gradient = gradient_of(gradients, head, one_logit=one_logit)
     # The coarser of the two formats; zeros to begin with would fit in any.
     read = next(iter(gradients))
     epsilon = max(torch.finfo(before[read].dtype).eps, machine_epsilon(after[read]))
@@ -184,9 +189,10 @@ def observe_head_update(
     rounding = epsilon * (
         4 * root_mean_square(gradients[read]) + 0.3 * root_mean_square(before[read]) / reach
     )
-    return Observation(
-        head=head, gradient=replace(gradient, rounding=rounding), training=training, **fields
-    )
+    fields = {**fields, "training": training}
+    if one_logit:
+        fields = observed_of_two(layer, **fields)
+    return Observation(head=head, gradient=replace(gradient, rounding=rounding), **fields)
 
 
 def observe_head_difference(

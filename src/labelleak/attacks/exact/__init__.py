@@ -11,8 +11,10 @@ from labelleak.attacks.exact.head_search import HeadSearch
 from labelleak.attacks.exact.layer_search import LayerSearch
 from labelleak.attacks.exact.previous_layer import previous_layers
 from labelleak.attacks.exact.restoration_from_samples import known_divisor, restoration_from
+from labelleak.attacks.multi_label.exact_labels import exact_labels
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
+from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -26,6 +28,7 @@ from labelleak.restoration import Flag, Restoration
     "gradient without noise",
     reference="labelleak; rank reduction by Wedderburn 1934, sparse directions as in SPEAR "
     "(Dimitrov et al., NeurIPS 2024, arXiv:2403.03945)",
+    losses=("cross_entropy", *MULTI_LABEL),
 )
 def restore_exactly(
     observation: Observation,
@@ -43,6 +46,9 @@ def restore_exactly(
     are not proven this way and the observation holds the whole update, the search continues in the
     gradient of the layer before the head: behind a ReLU, and with few classes behind tanh, GELU,
     SiLU and sigmoid.
+
+    Where every label has a sigmoid, a sample is right only if all of its residuals are those of
+    zeros and ones, and the label set of every sample is restored.
 
     Args:
         observation: What the server sees. Bias gradient and batch size help where they are known.
@@ -80,7 +86,10 @@ def restore_exactly(
             "exact restoration needs one local step and labels without smoothing: the gradient is "
             "no sum of one rank-one matrix per sample otherwise"
         )
-    clock, divisor = Clock(time_limit, now), known_divisor(observation)
+    clock = Clock(time_limit, now)
+    if observation.loss.is_multi_label:
+        return exact_labels(observation, clock, _generator(seed))
+    divisor = known_divisor(observation)
 
     def by_layer() -> Restoration | None:
         for layer in previous_layers(observation):

@@ -62,7 +62,7 @@ def known_divisor(observation: Observation) -> float | None:
     """What the loss divides the sum over its samples by, or None if the server cannot know."""
     if not observation.loss.averages:
         return 1.0
-    if observation.loss.class_weights is not None or observation.batch_size is None:
+    if observation.loss.divides_by_weights or observation.batch_size is None:
         return None
     return float(observation.batch_size)
 
@@ -83,7 +83,7 @@ def restoration_from(observation: Observation, search: SampleSearch) -> Restorat
     labels, times = search.found.labels, search.times(divisor)
     total = observation.batch_size
     if total is None and search.is_complete and divisor is not None:
-        by_divisor = observation.loss.averages and observation.loss.class_weights is None
+        by_divisor = observation.loss.averages and not observation.loss.divides_by_weights
         # A divisor of more than twice the samples found is nothing that they have in common.
         total = int(times.sum()) if not by_divisor else round(divisor)
         total = total if total < 2 * int(times.sum()) else None
@@ -179,7 +179,7 @@ def _divisor(observation: Observation, search: SampleSearch) -> float | None:
     if not len(search.found):
         return None
     middle = float(search.found.inverse_weights.median())
-    if observation.loss.class_weights is not None:
+    if observation.loss.divides_by_weights:
         return middle
     # Each inverse weight is the number of samples, or a fraction of it for a repeated sample.
     whole = round(middle)
@@ -190,7 +190,7 @@ def _weights_add_up(observation: Observation, findings: Findings, divisor: float
     """Whether the class weights of the samples add up to the divisor of a mean loss."""
     if not observation.loss.averages:
         return True
-    weights = observation.loss.weights(observation.classes, findings.times.double())
+    weights = observation.loss.divisor_weights(observation.classes, findings.times.double())
     weight = float((weights[findings.labels] * findings.times).sum())
     slip = tolerances.WHOLE_NUMBER / max(1, findings.number)
     return abs(weight / divisor - 1.0) < slip

@@ -51,6 +51,7 @@ _FEW = 64
     assumes="inputs normalized to a mean square of one, and smooth as images are; or auxiliary "
     "inputs from the client's distribution; a network that is not trained far",
     reference="labelleak, documentation of the attack 'calibrated'",
+    losses=("cross_entropy", "focal"),
 )
 def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1.0) -> Restoration:
     """Restore the counts by ``n = K (p - db)`` with p from the whole model.

@@ -11,7 +11,10 @@ from labelleak.attacks.mean_prediction.mean_logits import (
     shrunk,
 )
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
+from labelleak.attacks.multi_label.pooled_labels import pooled_labels
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.zero_head import known_prediction, predicts_the_same, proven_by_zeros
+from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -23,6 +26,7 @@ from labelleak.restoration import Restoration
     gives=(Gives.COUNTS,),
     assumes="predictions that differ little within the batch, as of an untrained network",
     reference="labelleak, documentation of the attack 'pooled'",
+    losses=("cross_entropy", "focal", *MULTI_LABEL),
 )
 def pooled(observation: Observation) -> Restoration:
     """Restore the counts from the batch's mean embedding.
@@ -36,17 +40,26 @@ def pooled(observation: Observation) -> Restoration:
     of e open: it is the one that makes the counts whole and non-negative. Without a batch size, it
     is the smallest one that makes the counts whole, if chance does not explain that.
 
+    Where every label has a sigmoid, the same embedding gives every label's mean residuals, and each
+    label an equation of its own.
+
     Args:
         observation: Needs the head and its weight gradient. If the batch size is not known and the
             gradient does not show it, the result has proportions only.
 
     Returns:
         ``raw``, ``rounded``, ``counts`` and proportions, and a standard error of every count.
+        Certified where the head's weight is zero, so that its prediction is known.
 
     Raises:
-        MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
+        MissingKnowledge: A summed loss, no batch size, and none that the gradient shows; or labels
+            with sigmoids and no bias gradient.
     """
-    return counts_of(observation, pooled_prediction(observation))
+    if observation.loss.is_multi_label:
+        found = pooled_labels(observation)
+    else:
+        found = counts_of(observation, pooled_prediction(observation))
+    return proven_by_zeros(observation, found)
 
 
 def pooled_prediction(observation: Observation) -> MeanPrediction:
@@ -56,6 +69,8 @@ def pooled_prediction(observation: Observation) -> MeanPrediction:
     which shifts the mean prediction. The shift is applied and counted as an error of its own size,
     since rows do not show the scatter within classes and between them separately.
     """
+    if predicts_the_same(observation):
+        return known_prediction(observation)
     found = mean_logits(observation)
     return on_the_way(observation, _at_the_start(observation, found), found)
 

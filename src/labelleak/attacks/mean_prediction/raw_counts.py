@@ -68,8 +68,9 @@ def raw_counts(
         K db = ((1 - a) X + a mean(w) N) p - (1 - a) x - (a / C) w N
 
     A mean loss divides by X, so X = K in its units, and N follows from ``sum(x / w) = N``. For a
-    summed loss N = K, and X follows from the same equation. Plain cross-entropy leaves
-    ``x = K (p - db)``.
+    summed loss, and one divided by the number of samples, N = K, and X follows from the same
+    equation. Plain cross-entropy leaves ``x = K (p - db)``. Under a focal loss, w_j is times the
+    factor that a sample of this prediction has.
 
     Args:
         observation: Of the loss: reduction, label smoothing, class weights.
@@ -84,11 +85,11 @@ def raw_counts(
     loss, classes = observation.loss, observation.classes
     smoothing, keep = loss.label_smoothing, 1.0 - loss.label_smoothing
     target = instances * bias_gradient / loss.scale(batch_size)
-    weights = loss.weights(classes, bias_gradient)[:, None]
+    weights = loss.sample_weights(probabilities)
     # Both unknowns enter linearly: x = fixed + X per_x + N per_n.
     fixed, per_x = -target / keep, probabilities
     per_n = smoothing * (weights.mean() * probabilities - weights / classes) / keep
-    if not loss.averages:
+    if not loss.averages or loss.ignores_weights:
         constant = fixed + instances * per_n
         x = constant + per_x * (instances - (constant / weights).sum(0)) / (per_x / weights).sum(0)
         return x / weights
@@ -110,6 +111,6 @@ def scattered_counts(
     others = raw_counts(observation, mean.replicates, given, instances, batch_size)
     scatter = (others - raw[:, None]) * student_factor(observation.classes)
     loss = observation.loss
-    weights = loss.weights(observation.classes, raw)
+    weights = loss.sample_weights(mean.probabilities[:, None])[:, 0]
     slope = instances / (loss.scale(batch_size) * (1.0 - loss.label_smoothing) * weights)
     return Scattered(raw, scatter, slope * mean.noise)

@@ -116,6 +116,20 @@ class Scatter(NamedTuple):
         )
 
 
+def _mean_weight(observation: Observation, bias_gradient: Float[Tensor, " classes"]) -> float:
+    """Mean weight of the samples where the divisor does not know of it, else 1.
+
+    It is the one at which the shares add up to one, for a mean prediction that is even.
+    """
+    loss, classes = observation.loss, observation.classes
+    if not loss.ignores_weights:
+        return 1.0
+    even = torch.full_like(bias_gradient, 1.0 / classes)
+    weights = loss.sample_weights(even[:, None])[:, 0]
+    shares = float((bias_gradient / observation.scale / weights).sum())
+    return max(1.0 + shares, _LEAST_SCATTER) / float((1.0 / weights).mean())
+
+
 def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " classes"]) -> Scatter:
     """How rows scatter in a batch with this bias gradient.
 
@@ -127,7 +141,7 @@ def expected_scatter(observation: Observation, bias_gradient: Float[Tensor, " cl
         MissingKnowledge: It is the same for every class.
     """
     classes, smoothing = observation.classes, observation.loss.label_smoothing
-    scale = observation.scale
+    scale = observation.scale * _mean_weight(observation, bias_gradient)
     centered = (bias_gradient - bias_gradient.mean()) / scale
     squares = float(centered.square().sum())
     if not squares:

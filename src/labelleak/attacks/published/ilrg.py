@@ -33,6 +33,7 @@ _ILL_CONDITIONED = 1e6
     assumes="samples of one class have nearly the same embedding and prediction; best untrained",
     reference="Ma et al., ICLR 2023 (Instance-wise Batch Label Restoration via Gradients in "
     "Federated Learning), Algorithm 1",
+    losses=("cross_entropy", "focal"),
 )
 def ilrg(observation: Observation) -> Restoration:
     """Restore the number of instances of every class (Ma et al., ICLR 2023, Algorithm 1).
@@ -110,12 +111,20 @@ def _errors(
     m itself, with these errors weighted by ``n_j / K``, by the sum of ``m_j (p_j - m)``.
     """
     smoothing = observation.loss.label_smoothing
-    weights = observation.loss.weights(observation.classes, shares)
+    weights = _weights_of(observation, probabilities)
     scale = (1.0 - smoothing) + smoothing * weights.mean() / weights
     weight = (shares * weights).sum()
     mean = (shares * weights / weight * scale) @ probabilities
     squares = mean.square() @ (probabilities - mean / mean.sum()).square_()
     return believable(squares.sqrt() * weight / weights / (1.0 - smoothing), mean)
+
+
+def _weights_of(
+    observation: Observation, probabilities: Float[Tensor, "classes classes"]
+) -> Float[Tensor, " classes"]:
+    """How much a sample of each class weighs that has the prediction of its class."""
+    own = probabilities.diagonal()[:, None]
+    return observation.loss.sample_weights(own)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class _System:
         cls, observation: Observation, probabilities: Float[Tensor, "classes classes"]
     ) -> "_System":
         classes, smoothing = observation.classes, observation.loss.label_smoothing
-        weights = observation.loss.weights(observation.classes, probabilities)
+        weights = _weights_of(observation, probabilities)
         scale = (1.0 - smoothing) + smoothing * weights.mean() / weights
         matrix = (probabilities * scale[:, None]).T.contiguous()
         matrix.diagonal().sub_(1.0 - smoothing)

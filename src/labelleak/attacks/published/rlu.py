@@ -30,6 +30,7 @@ from labelleak.restoration import Restoration
     reference="Chen and Vikalo, ICML 2024 (Recovering Labels from Local Updates in Federated "
     "Learning, arXiv:2405.00955)",
     models_steps=True,
+    losses=("cross_entropy", "focal"),
 )
 def rlu(observation: Observation, *, searches: int = 5) -> Restoration:
     """Find the mixture of classes of which the bias gradient is the expected mistake.

@@ -55,6 +55,7 @@ def idlg(observation: Observation, *, variant: Variant = "extended") -> Restorat
     assumes="non-negative embeddings; the original: no class twice in the batch",
     reference="Yin et al., CVPR 2021 (arXiv:2104.07586), equation 5; extended as in Ma et al., "
     "ICLR 2023, section 4",
+    losses=("cross_entropy", "focal"),
 )
 def gradinversion(observation: Observation, *, variant: Variant = "extended") -> Restoration:
     """The classes whose gradient row has a negative entry.

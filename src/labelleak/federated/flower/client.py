@@ -62,8 +62,9 @@ def provide_labels(labels: Tensor | Iterable[Any]) -> None:
 
     Args:
         labels: Class indices of all local samples that take part in this round, each once however
-            many the epochs, shape (samples,); of a sampler with replacement one per draw. A second
-            call replaces the first.
+            many the epochs, shape (samples,); of a sampler with replacement one per draw. Or zeros
+            and ones for every label, a tensor of shape (samples, labels). A second call replaces
+            the first.
 
     Raises:
         ValueError: They are no integers.
@@ -77,12 +78,15 @@ def provide_labels(labels: Tensor | Iterable[Any]) -> None:
         return
     if isinstance(labels, Tensor):
         given = labels
+        if given.is_floating_point() and bool((given == given.round()).all()):
+            given = given.long()  # as a loss with a sigmoid takes them
     else:
         listed = list(labels)
         given = torch.tensor([int(label) for label in listed])
         if given.tolist() != listed:
             raise ValueError("the labels provided are no class indices: integers are needed")
-    held[:] = [given.detach().cpu().reshape(-1).clone()]
+    given = given if given.ndim == 2 else given.reshape(-1)
+    held[:] = [given.detach().cpu().clone()]
 
 
 def provide_auxiliary(inputs: Tensor, labels: Tensor) -> None:

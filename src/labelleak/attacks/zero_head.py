@@ -1,0 +1,79 @@
+"""A head of zero weight predicts the same for every input: its first gradient gives counts."""
+
+from dataclasses import replace
+
+import torch
+
+from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
+from labelleak.numerics import machine_epsilon
+from labelleak.observation import Observation
+from labelleak.restoration import Flag, Restoration
+
+# Counts are proven if they are as near to whole ones as rounding leaves them: so many epsilons of a
+# residual for each sample, if that is little.
+_ROUNDING, _LARGEST = 4.0, 0.02
+
+
+def predicts_the_same(observation: Observation) -> bool:
+    """Whether the head's prediction does not depend on the input, and the update is its first."""
+    weight = observation.head.weight
+    first = observation.local_steps == 1 and observation.has_bias
+    return first and not bool(weight[:1].any()) and not bool(weight.any())
+
+
+def known_prediction(observation: Observation) -> MeanPrediction:
+    """The prediction for every input, of a head that `predicts_the_same`, under a softmax.
+
+    Without known errors where the bias gradient vanishes: it may be frozen.
+    """
+    head, bias = observation.head, observation.gradient.bias
+    assert head.bias is not None, "has a bias"
+    assert bias is not None, "has its gradient"
+    prediction = torch.softmax(head.bias.double(), dim=0)
+    return MeanPrediction(
+        prediction,
+        prediction[:, None].repeat(1, 2),
+        bias.double(),
+        noise=_ROUNDING * machine_epsilon(observation.gradient.weight),
+        has_errors=bool(bias.any()),
+    )
+
+
+def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration:
+    """The restoration, certified where the head's weight is zero, as where training starts at zero.
+
+    The prediction is then that of the head's bias for every sample, whatever the data, and the
+    counts follow from the bias gradient up to its rounding.
+
+    Args:
+        observation: What the server sees.
+        found: Real-valued counts of an attack that takes the head's prediction for the batch's.
+    """
+    bias, raw, counts = observation.gradient.bias, found.raw, found.counts
+    if raw is None or counts is None or not predicts_the_same(observation):
+        return found
+    if observation.batch_size is None or bias is None:
+        return found
+    if not bool(bias.any()):
+        # It may be balanced, or that of a bias that is frozen.
+        return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
+    # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
+    error = (
+        _ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
+    )
+    error *= _largest_residual(observation)
+    apart = float((raw - counts).abs().max())
+    if error > _LARGEST or apart > error:
+        return found
+    return replace(found, certified=True, flags=())
+
+
+def _largest_residual(observation: Observation) -> float:
+    """Largest residual, relative to the difference that one label more or less makes."""
+    loss, bias = observation.loss, observation.head.bias
+    assert bias is not None, "checked"
+    if loss.is_multi_label:
+        zero, one = loss.binary_residuals(bias.double())
+        return float((torch.maximum(zero, -one) / (zero - one)).max())
+    weights = loss.sample_weights(torch.softmax(bias.double(), dim=0)[:, None])
+    return float(weights.max() / weights.min())

@@ -1,0 +1,121 @@
+"""The options that tell of a client's loss."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import click
+
+from labelleak.cli.options import PathOption, option
+
+if TYPE_CHECKING:
+    from labelleak.loss import Loss
+
+_FILE = PathOption("file")
+_NUMBERS = "a text file of positive numbers, separated by spaces, commas or line breaks."
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What is known of the client's loss; None where an option was not given."""
+
+    loss: Annotated[
+        Literal["cross_entropy", "focal", "bce", "sigmoid_focal"] | None,
+        option(
+            "--loss",
+            type=click.Choice(["cross_entropy", "focal", "bce", "sigmoid_focal"]),
+            help="The client's loss. bce: a sigmoid for every label, or one logit, as "
+            "BCEWithLogitsLoss. Default: cross_entropy",
+        ),
+    ]
+    reduction: Annotated[
+        Literal["mean", "sum", "sample_mean"] | None,
+        option(
+            "--reduction",
+            type=click.Choice(["mean", "sum", "sample_mean"]),
+            help="Whether the client's loss averages as torch does, adds up, or divides the sum by "
+            "the number of samples alone. Default: mean",
+        ),
+    ]
+    label_smoothing: Annotated[
+        float | None,
+        option(
+            "--label-smoothing",
+            type=float,
+            metavar="F",
+            help="Label smoothing of the client's loss. Default: 0",
+        ),
+    ]
+    class_weights: Annotated[
+        Path | None,
+        option(
+            "--class-weights",
+            type=_FILE,
+            help="Class weights of the client's loss: a text file of positive numbers, one per "
+            "class, separated by spaces, commas or line breaks.",
+        ),
+    ]
+    temperature: Annotated[
+        float | None,
+        option(
+            "--temperature",
+            type=float,
+            metavar="F",
+            help="What the loss divides the logits by. Default: 1",
+        ),
+    ]
+    positive_weights: Annotated[
+        Path | None,
+        option(
+            "--positive-weights",
+            type=_FILE,
+            help=f"bce: weight of a label that is there, pos_weight, one per label: {_NUMBERS}",
+        ),
+    ]
+    label_weights: Annotated[
+        Path | None,
+        option(
+            "--label-weights",
+            type=_FILE,
+            help=f"bce: weight of each label, one per label: {_NUMBERS}",
+        ),
+    ]
+    gamma: Annotated[
+        float | None,
+        option("--gamma", type=float, metavar="F", help="Exponent of a focal loss. Default: 2"),
+    ]
+    alpha: Annotated[
+        float | None,
+        option(
+            "--alpha",
+            type=float,
+            metavar="F",
+            help="sigmoid_focal: weight of a label that is there, the rest being that of one that "
+            "is not. Default: equal weights",
+        ),
+    ]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of weights that were given."""
+        given = (self.class_weights, self.positive_weights, self.label_weights)
+        return [path for path in given if path is not None]
+
+    def make(self) -> "Loss":
+        """The client's loss."""
+        from labelleak.loss import Loss
+        from labelleak.updates.class_weights import read_class_weights
+
+        told: dict[str, Any] = {
+            "reduction": self.reduction,
+            "label_smoothing": self.label_smoothing,
+            "temperature": self.temperature,
+            "gamma": self.gamma,
+            "alpha": self.alpha,
+        }
+        for name in ("class_weights", "positive_weights", "label_weights"):
+            path = getattr(self, name)
+            if path is not None:
+                told[name] = read_class_weights(path, name.replace("_", " "))
+        given = {name: value for name, value in told.items() if value is not None}
+        return Loss(self.loss or "cross_entropy", **given)

@@ -1,0 +1,398 @@
+"""The loss that a client minimizes, as far as the server knows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from labelleak.loss.formulas import focal_factor, focal_weights, sigmoid_residuals
+from labelleak.loss.options import (
+    MULTI_LABEL,
+    Kind,
+    Reduction,
+    check_number_of_weights,
+    check_options,
+    from_plain,
+)
+from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets
+
+_USUAL_GAMMA = 2.0
+# Class index that `torch.nn.functional.cross_entropy` leaves out unless told another.
+_TORCH_IGNORES = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """The loss that a client minimizes, as far as the server knows it.
+
+    The final layer sees a sample only through its residual ``r = dL / d logits``. The gradient of
+    that layer is ``(1 / D) sum_k r_k [e_k, 1]^T``, with the embeddings e and the divisor D of the
+    loss. An attack needs of a loss the residual, the targets that a sample may have, and D.
+
+    Args:
+        kind: ``"cross_entropy"``: softmax cross-entropy, as ``torch.nn.CrossEntropyLoss``.
+            ``"focal"``: the same times ``(1 - p)^gamma`` for the probability p of the class.
+            ``"bce"``: a sigmoid for every label, as ``torch.nn.BCEWithLogitsLoss``; also of one
+            logit. ``"sigmoid_focal"``: as ``torchvision.ops.sigmoid_focal_loss``.
+        reduction: ``"mean"`` as torch averages: over samples; with class weights, over these; and
+            over samples *and* labels. ``"sum"`` when the loss adds up. ``"sample_mean"``: the sum
+            divided by the number of samples, whatever their weights and labels.
+        label_smoothing: As of ``torch.nn.CrossEntropyLoss``, in [0, 1).
+        class_weights: The positive weight of each class, shape (classes,), any floating dtype, as
+            ``weight`` of ``torch.nn.CrossEntropyLoss``; None for equal weights. A focal loss
+            calls it alpha, and its mean is one over samples.
+        temperature: What the logits are divided by, positive.
+        ignore_index: Class index of samples that are left out; None where there are none.
+        positive_weights: The weight of a target of 1, shape (labels,), as ``pos_weight`` of
+            ``torch.nn.BCEWithLogitsLoss``.
+        label_weights: The weight of each label, shape (labels,), as its ``weight``.
+        masked: Whether a target of -1 is left out. A mean is then one over the targets that count.
+        gamma: Exponent of a focal loss, 0 or above; 2 unless told otherwise.
+        alpha: Weight of a target of 1 in a sigmoid focal loss, in (0, 1), that of 0 being
+            ``1 - alpha``; None for equal weights.
+
+    Raises:
+        InvalidObservation: A value is impossible, or the kind has no such option.
+
+    Examples:
+        >>> import torch
+        >>> loss = Loss(label_smoothing=0.1)
+        >>> loss.residual(torch.zeros(1, 2), torch.tensor([0])).tolist()
+        [[-0.44999998807907104, 0.44999998807907104]]
+        >>> Loss("bce").residual(torch.zeros(1, 3), torch.tensor([[1, 0, 0]])).tolist()
+        [[-0.5, 0.5, 0.5]]
+    """
+
+    kind: Kind = "cross_entropy"
+    reduction: Reduction = "mean"
+    label_smoothing: float = 0.0
+    class_weights: Float[Tensor, " classes"] | None = None
+    temperature: float = 1.0
+    ignore_index: int | None = None
+    positive_weights: Float[Tensor, " labels"] | None = None
+    label_weights: Float[Tensor, " labels"] | None = None
+    masked: bool = False
+    gamma: float | None = None
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        told = {
+            one.name: value
+            for one in fields(self)[2:]
+            if (value := getattr(self, one.name)) is not None
+            and (isinstance(value, Tensor) or value != one.default)
+        }
+        check_options(self.kind, self.reduction, told)
+        if self.gamma is None and self.kind in ("focal", "sigmoid_focal"):
+            object.__setattr__(self, "gamma", _USUAL_GAMMA)
+
+    @classmethod
+    def of(cls, loss: "Loss | str | Mapping[str, Any]") -> "Loss":
+        """The loss, or the plain one of that kind, or that of plain data.
+
+        Args:
+            loss: A loss, the name of a kind, or the arguments by name with lists for tensors, as a
+                file of settings holds them.
+
+        Raises:
+            InvalidObservation: No such loss can be read.
+
+        Examples:
+            >>> Loss.of({"kind": "bce", "positive_weights": [1.0, 4.0]}).positive_weights.tolist()
+            [1.0, 4.0]
+        """
+        if isinstance(loss, Mapping):
+            return cls(**from_plain(loss, [one.name for one in fields(cls)]))
+        return loss if isinstance(loss, Loss) else cls(loss)  # type: ignore[arg-type]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all samples weigh the same, all targets are one-hot, and p is the softmax."""
+        return (
+            self.kind == "cross_entropy"
+            and not self.label_smoothing
+            and self.class_weights is None
+            and self.temperature == 1.0
+        )
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether every label has a sigmoid of its own, so that a sample has a set of labels."""
+        return self.kind in MULTI_LABEL
+
+    @property
+    def averages(self) -> bool:
+        """Whether the loss is a mean over the batch, and not a sum."""
+        return self.reduction != "sum"
+
+    @property
+    def divides_by_weights(self) -> bool:
+        """Whether the divisor of a mean is the sum of the samples' class weights."""
+        return (
+            self.kind == "cross_entropy"
+            and self.reduction == "mean"
+            and self.class_weights is not None
+        )
+
+    @property
+    def ignores_weights(self) -> bool:
+        """Whether samples weigh differently under a softmax, and the divisor does not show it."""
+        unequal = bool(self.gamma) or self.class_weights is not None
+        return unequal and not self.divides_by_weights
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a number of classes, or of labels, that this loss is not made for.
+
+        Raises:
+            InvalidObservation: There is not one weight for each.
+        """
+        names = ("class_weights", "positive_weights", "label_weights")
+        check_number_of_weights({name: getattr(self, name) for name in names}, classes)
+
+    def check_targets(self, targets: Tensor, samples: int, outputs: int) -> Tensor:
+        """The targets of a batch, after making sure that they are what this loss takes.
+
+        Args:
+            targets: Class indices, shape (samples,); or zeros and ones, shape (samples, labels),
+                where every label is decided by itself (of one logit also shape (samples,)).
+            samples: Number of samples.
+            outputs: Number of logits of each.
+
+        Returns:
+            int64, shape (samples,); or float64, shape (samples, labels).
+
+        Raises:
+            InvalidObservation: They are not.
+        """
+        if self.is_multi_label:
+            return label_sets(targets, samples, outputs, masked=self.masked)
+        return class_indices(targets, samples, outputs, self.ignore_index)
+
+    def kept(self, targets: Tensor) -> Tensor:
+        """Which targets take part in the loss, bool, in their shape."""
+        ignored = (MASKED if self.masked else None) if self.is_multi_label else self.ignore_index
+        return is_kept(targets, ignored)
+
+    def num_samples(self, targets: Tensor) -> int:
+        """Number of samples that take part in the loss."""
+        if self.is_multi_label or self.ignore_index is None:
+            return len(targets)
+        return int(self.kept(targets).sum())
+
+    def weights(self, classes: int, like: Tensor) -> Float[Tensor, " classes"]:
+        """The weight of each class.
+
+        Args:
+            classes: Number of classes C.
+            like: A tensor whose dtype and device are the result's.
+
+        Returns:
+            Shape (classes,).
+        """
+        if self.class_weights is None:
+            return like.new_ones(classes)
+        return self.class_weights.to(like)
+
+    def sample_weights(
+        self, probabilities: Float[Tensor, "classes estimates"]
+    ) -> Float[Tensor, "classes _"]:
+        """How much a sample of each class weighs that has these predictions.
+
+        It is the class weight, times the `focal_factor` of the class's own probability.
+
+        Args:
+            probabilities: A mean prediction in every column, shape (classes, estimates).
+
+        Returns:
+            The same shape, or one column where predictions do not matter.
+        """
+        weights = self.weights(len(probabilities), probabilities)[:, None]
+        if not self.gamma:
+            return weights
+        own = probabilities.clamp(1e-12, 1.0 - 1e-12)
+        return weights * focal_factor(own, 1.0 - own, self.gamma)
+
+    def divisor_weights(self, classes: int, like: Tensor) -> Float[Tensor, " classes"]:
+        """What a sample of each class adds to the divisor of a mean loss, 1 of a sum.
+
+        Args:
+            classes: Number of classes C.
+            like: A tensor whose dtype and device are the result's.
+
+        Returns:
+            Shape (classes,).
+        """
+        return self.weights(classes, like) if self.divides_by_weights else like.new_ones(classes)
+
+    def targets(
+        self, labels: Int[Tensor, " samples"], classes: int, like: Tensor
+    ) -> Float[Tensor, "samples classes"]:
+        """The target of a sample with each label: one-hot, with class weights and smoothing.
+
+        Those of all labels, ``torch.arange(classes)``, are all targets that a sample may have.
+
+        Args:
+            labels: int64, shape (samples,).
+            classes: Number of classes C.
+            like: A tensor whose dtype and device are the result's.
+
+        Returns:
+            Shape (samples, classes).
+        """
+        weights, smoothing = self.weights(classes, like), self.label_smoothing
+        targets = weights.new_zeros(len(labels), classes)
+        targets.scatter_(1, labels[:, None], ((1.0 - smoothing) * weights)[labels][:, None])
+        targets += smoothing / classes * weights
+        return targets
+
+    def mistakes(
+        self, predictions: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"]
+    ) -> Float[Tensor, "samples classes"]:
+        """The residual of samples of which the predictions are known, under a softmax.
+
+        It is ``prediction - one-hot`` for the plain loss. With weights or smoothing the mass of the
+        target stands in place of 1.
+
+        Args:
+            predictions: Probabilities, any floating dtype, shape (samples, classes).
+            labels: Their labels, int64, shape (samples,).
+
+        Returns:
+            In the dtype of the predictions, shape (samples, classes).
+        """
+        targets = self.targets(labels, predictions.shape[1], predictions)
+        found = (predictions * targets.sum(dim=1, keepdim=True) - targets) / self.temperature
+        if self.gamma:
+            found = found * focal_weights(predictions, labels, self.gamma)[:, None]
+        return found
+
+    def predict(self, logits: Float[Tensor, "samples outputs"]) -> Float[Tensor, "samples outputs"]:
+        """What the loss takes for probabilities: softmax of the logits, or their sigmoids."""
+        if self.is_multi_label:
+            return torch.sigmoid(logits)
+        return torch.softmax(logits / self.temperature, dim=1)
+
+    def binary_residuals(
+        self, logits: Float[Tensor, "*shape labels"]
+    ) -> tuple[Float[Tensor, "*shape labels"], Float[Tensor, "*shape labels"]]:
+        """The residual of every label that is absent, and of every one that is there.
+
+        Args:
+            logits: Of a loss with a sigmoid for each label, labels last.
+
+        Returns:
+            Two tensors of the shape of the logits.
+        """
+        ones = logits.new_ones(logits.shape[-1])
+        negative = ones if self.label_weights is None else self.label_weights.to(logits)
+        positive = negative
+        if self.positive_weights is not None:
+            positive = negative * self.positive_weights.to(logits)
+        if self.alpha is not None:
+            negative, positive = (1.0 - self.alpha) * ones, self.alpha * ones
+        return sigmoid_residuals(logits, self.gamma or 0.0, negative, positive)
+
+    def residual(
+        self, logits: Float[Tensor, "samples outputs"], targets: Tensor
+    ) -> Float[Tensor, "samples outputs"]:
+        """Derivative of every sample's loss by its logits, before the divisor.
+
+        Args:
+            logits: Any floating dtype, shape (samples, classes) or (samples, labels).
+            targets: As of `check_targets`.
+
+        Returns:
+            In the dtype and shape of the logits. Under a softmax every row sums to zero.
+        """
+        if self.is_multi_label:
+            targets = targets.reshape(logits.shape)
+            zero, one = self.binary_residuals(logits)
+            found = torch.where(targets == 1, one, zero)
+            return found.masked_fill(~self.kept(targets), 0.0)
+        if self.ignore_index is None:
+            return self.mistakes(self.predict(logits), targets)
+        kept = self.kept(targets)
+        found = self.mistakes(self.predict(logits), targets.masked_fill(~kept, 0))
+        return found.masked_fill(~kept[:, None], 0.0)
+
+    def divisor(self, targets: Tensor) -> float:
+        """What the sum of the samples' losses is divided by: their weights together, or 1.
+
+        Args:
+            targets: Of the batch, as of `check_targets`.
+        """
+        if not self.averages:
+            return 1.0
+        if self.is_multi_label:
+            whole = self.reduction == "sample_mean"
+            return float(len(targets)) if whole else float(self.kept(targets).sum())
+        kept = targets if self.ignore_index is None else targets[self.kept(targets)]
+        if self.class_weights is None or not self.divides_by_weights:
+            return float(len(kept))
+        return float(self.class_weights[kept.to(self.class_weights.device)].double().sum())
+
+    def divisor_of_labels(self, samples: float, labels: int) -> float:
+        """What a sum over that many samples and labels, none of them masked, is divided by."""
+        if not self.averages:
+            return 1.0
+        return samples * labels if self.reduction == "mean" else samples
+
+    def scale(self, batch_size: float | None) -> float:
+        """How many times larger a gradient is than that of the mean loss; 1 where it is not known.
+
+        Args:
+            batch_size: Number of samples K of one step, or None.
+        """
+        return 1 if self.averages else batch_size or 1
+
+    def value(self, logits: Float[Tensor, "samples outputs"], targets: Tensor) -> Float[Tensor, ""]:
+        """The loss itself, to differentiate.
+
+        Args:
+            logits: Any floating dtype, shape (samples, classes) or (samples, labels).
+            targets: As of `check_targets`; or, of a cross-entropy, probabilities, shape
+                (samples, classes).
+        """
+        if self.is_multi_label:
+            return self._sigmoid_value(logits, targets.reshape(logits.shape).to(logits))
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        ignored = _TORCH_IGNORES if self.ignore_index is None else self.ignore_index
+        logits = logits / self.temperature if self.temperature != 1.0 else logits
+        whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
+        each = functional.cross_entropy(
+            logits,
+            targets,
+            weights,
+            ignore_index=ignored,
+            reduction=self.reduction if whole else "none",
+            label_smoothing=self.label_smoothing,
+        )
+        if whole:
+            return each
+        if self.gamma:
+            plain = functional.cross_entropy(
+                logits, targets, ignore_index=ignored, reduction="none"
+            )
+            each = each * (-torch.expm1(-plain)).pow(self.gamma)
+        return each.sum() / self.divisor(targets)
+
+    def _sigmoid_value(self, logits: Tensor, targets: Tensor) -> Tensor:
+        kept = self.kept(targets)
+        clean = targets.masked_fill(~kept, 0.0)
+        weights, positive = (
+            None if given is None else given.to(logits)
+            for given in (self.label_weights, self.positive_weights)
+        )
+        each = functional.binary_cross_entropy_with_logits(
+            logits, clean, weights, pos_weight=positive, reduction="none"
+        )
+        if self.gamma:
+            # The probability of the other value is exactly the sigmoid of the turned logit.
+            each = each * torch.sigmoid((1.0 - 2.0 * clean) * logits).pow(self.gamma)
+        if self.alpha is not None:
+            each = each * (1.0 - self.alpha + (2.0 * self.alpha - 1.0) * clean)
+        return torch.where(kept, each, 0.0).sum() / self.divisor(targets)

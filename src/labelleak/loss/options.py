@@ -1,0 +1,122 @@
+"""What may be told of a loss: the options of each kind, and the values that they may have."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from labelleak.checks import check_tensor, shape_of
+from labelleak.errors import InvalidObservation
+
+Kind = Literal["cross_entropy", "focal", "bce", "sigmoid_focal"]
+Reduction = Literal["mean", "sum", "sample_mean"]
+
+MULTI_LABEL: tuple[Kind, ...] = ("bce", "sigmoid_focal")
+"""Kinds that decide about every label by itself, with a sigmoid."""
+
+# What may be told of each kind beside its reduction.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "cross_entropy": ("label_smoothing", "class_weights", "temperature", "ignore_index"),
+    "focal": ("gamma", "class_weights", "temperature", "ignore_index"),
+    "bce": ("positive_weights", "label_weights", "masked"),
+    "sigmoid_focal": ("gamma", "alpha", "masked"),
+}
+_WEIGHTS = {
+    "class_weights": "class weight",
+    "positive_weights": "positive weight",
+    "label_weights": "label weight",
+}
+
+
+def check_options(kind: str, reduction: str, told: Mapping[str, Any]) -> None:
+    """Refuse what cannot be.
+
+    Args:
+        kind: The kind of loss.
+        reduction: How samples are put together.
+        told: The options that differ from their defaults, by name.
+
+    Raises:
+        InvalidObservation: No such kind or reduction, an option that the kind has not, or an
+            impossible value.
+    """
+    if kind not in get_args(Kind):
+        raise InvalidObservation(
+            f"loss {kind!r} cannot be read: use {' or '.join(map(repr, get_args(Kind)))}"
+        )
+    if reduction not in get_args(Reduction):
+        raise InvalidObservation(f"reduction {reduction!r}: use 'mean' or 'sum', or 'sample_mean'")
+    for name, value in told.items():
+        if name not in _OPTIONS[kind]:
+            owners = [repr(other) for other, names in _OPTIONS.items() if name in names]
+            raise InvalidObservation(
+                f"{name} is of {' or '.join(owners)}, and the loss is {kind!r}: it takes "
+                f"{', '.join(_OPTIONS[kind])}"
+            )
+        if name in _WEIGHTS:
+            _check_weights(name, value)
+    _check_numbers(told)
+
+
+def from_plain(told: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a loss from plain data, with tensors for lists.
+
+    Raises:
+        InvalidObservation: A name is none that is known.
+    """
+    if unknown := [name for name in told if name not in known]:
+        raise InvalidObservation(
+            f"{unknown[0]!r:.80} is nothing that is told of a loss: {', '.join(known)}"
+        )
+    return {
+        name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+        for name, value in told.items()
+    }
+
+
+def check_number_of_weights(told: Mapping[str, Tensor | None], outputs: int) -> None:
+    """Refuse weights that are not as many as the head has outputs.
+
+    Args:
+        told: The weights of a loss by the name of the option.
+        outputs: Number of classes, or of labels.
+
+    Raises:
+        InvalidObservation: There is not one weight for each.
+    """
+    for name, weights in told.items():
+        if weights is not None and weights.shape != (outputs,):
+            owners, each = ("classes", "class") if name == "class_weights" else ("labels", "label")
+            raise InvalidObservation(
+                f"{_WEIGHTS[name]}s {shape_of(weights)} for {outputs} {owners}: one weight per "
+                f"{each}"
+            )
+
+
+def _check_weights(name: str, weights: object) -> None:
+    check_tensor(name, weights)
+    assert isinstance(weights, Tensor), "checked"
+    text = _WEIGHTS[name]
+    if weights.ndim != 1:
+        each = "class" if name == "class_weights" else "label"
+        raise InvalidObservation(f"{text}s {shape_of(weights)}: one weight per {each}")
+    if not (torch.isfinite(weights).all() and (weights > 0).all()):
+        raise InvalidObservation(f"{text}s must be positive and finite")
+
+
+def _check_numbers(told: Mapping[str, Any]) -> None:
+    smoothing, temperature = told.get("label_smoothing", 0.0), told.get("temperature", 1.0)
+    if not 0.0 <= smoothing < 1.0:
+        raise InvalidObservation(f"label smoothing {smoothing}: it must be at least 0 and below 1")
+    if not 0.0 < temperature < math.inf:
+        raise InvalidObservation(f"temperature {temperature}: it must be positive and finite")
+    gamma, alpha = told.get("gamma"), told.get("alpha")
+    if gamma is not None and not 0.0 <= gamma < math.inf:
+        raise InvalidObservation(f"gamma {gamma}: it must be at least 0 and finite")
+    if alpha is not None and not 0.0 < alpha < 1.0:
+        raise InvalidObservation(f"alpha {alpha}: it must be above 0 and below 1")
+    index = told.get("ignore_index")
+    if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
+        raise InvalidObservation(f"ignore_index {index!r}: it must be a whole number")

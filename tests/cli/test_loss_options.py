@@ -1,0 +1,105 @@
+"""Losses on the command line, against torch's own losses."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from command_line import labelleak
+
+K, LABELS = 40, 10
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_step(outputs, loss, targets):
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, outputs))
+    save_file({n: v.detach().clone() for n, v in network.state_dict().items()}, "model.safetensors")
+    inputs = torch.randn(K, 8, generator=torch.Generator().manual_seed(7)) * 0.05 + 1
+    loss(network(inputs), targets).backward()
+    save_file({n: p.grad for n, p in network.named_parameters()}, "update.safetensors")
+
+
+def audited(*options, status=0):
+    done = labelleak(
+        "audit", "--before", "model.safetensors", "--update", "update.safetensors",
+        "--format", "json", *options
+    )  # fmt: skip
+    assert (done.status, done.err) == (status, ""), done
+    return json.loads(done.out)
+
+
+def label_sets():
+    chance = torch.linspace(0.1, 0.6, LABELS)
+    return (torch.rand(K, LABELS, generator=torch.Generator().manual_seed(3)) < chance).long()
+
+
+@pytest.mark.usefixtures("folder")
+def test_label_sets_are_counted_and_scored():
+    sets, weights = label_sets(), torch.linspace(0.5, 1.5, LABELS)
+    write_step(LABELS, nn.BCEWithLogitsLoss(pos_weight=weights), sets.float())
+    with open("weights.txt", "w") as file:
+        file.write(" ".join(map(str, weights.tolist())))
+    with open("labels.txt", "w") as file:
+        file.write("\n".join(" ".join(map(str, row)) for row in sets.tolist()))
+    options = ("--loss", "bce", "--positive-weights", "weights.txt", "--labels", "labels.txt")
+    record = audited(*options, "--threshold", "0.5", status=1)
+    assert record["counts"] == sets.sum(dim=0).tolist() == record["true_counts"]
+    assert record["score"]["exact"] is True
+    assert record["batch_size"] == K
+    assert record["source"]["loss"] == "bce"
+    table = labelleak(
+        "audit", "--before", "model.safetensors", "--update", "update.safetensors", *options
+    )
+    assert "Score:" in table.text
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_logit_is_two_classes():
+    own = torch.arange(K) % 4 == 0
+    write_step(1, nn.BCEWithLogitsLoss(), own.float()[:, None])
+    record = audited("--loss", "bce", "--batch-size", K, status=3)
+    assert record["classes"] == 2
+    assert sum(record["counts"]) == K
+    assert abs(record["counts"][1] - 10) <= 3  # one row tells no more
+    refused = labelleak("audit", "--before", "model.safetensors", "--update", "update.safetensors")
+    assert refused.status == 2
+    assert "which loss='bce' reads (--loss bce)" in refused.err
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_loss_that_was_not_told_is_named():
+    write_step(LABELS, nn.BCEWithLogitsLoss(), label_sets().float())
+    record = audited("--batch-size", K, status=3)
+    assert "looks_like_sigmoids" in {flag["name"] for flag in record["flags"]}
+    assert "say loss='bce' (--loss bce)" in record["reason"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--loss", "bce", "--label-smoothing", "0.1"), "label_smoothing is of 'cross_entropy'"),
+        (("--loss", "bce", "--gamma", "2"), "gamma is of 'focal' or 'sigmoid_focal'"),
+        (("--loss", "focal", "--gamma", "-1"), "gamma -1.0: it must be at least 0"),
+        (("--temperature", "0"), "temperature 0.0: it must be positive"),
+        (("--loss", "bce", "--labels", "labels.txt"), "3 numbers for 10 labels"),
+        (("--loss", "bce", "--positive-weights", "labels.txt"), "is no positive weight"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(options, message):
+    write_step(LABELS, nn.BCEWithLogitsLoss(), label_sets().float())
+    with open("labels.txt", "w") as file:
+        file.write("0 1 1\n")
+    done = labelleak(
+        "audit", "--before", "model.safetensors", "--update", "update.safetensors", *options
+    )
+    assert done.status == 2
+    assert message in " ".join(done.err.split())

@@ -16,6 +16,7 @@ _MATTERS = (
     "cells.py",
     "checks.py",
     "defenses",
+    "displays.py",
     "federated/local_training.py",
     "guess.py",
     "hooks.py",

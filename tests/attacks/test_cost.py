@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from labelleak.attacks import restore
-from labelleak.attacks.cost import Budget
+from labelleak.attacks.cost import Budget, check_time
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.training import LocalTraining
@@ -73,3 +73,12 @@ def test_more_classes_than_fit_into_memory_are_refused_with_the_reason(attack):
     )
     with pytest.raises(MissingKnowledge, match=r"16385 of them take 2 GB.*use 'pooled'"):
         restore(seen, attack)
+
+
+def test_equations_that_would_outlast_the_limit_are_refused_beforehand():
+    classes = 6000
+    ones = torch.ones(classes)
+    seen = Observation(Head(ones[:, None], ones), HeadGradient(ones[:, None], ones))
+    with pytest.raises(MissingKnowledge, match="6000 of them take about 7 s"):
+        restore(seen, "ilrg", time_limit=2.0)
+    check_time(seen, "ilrg", 10.0)

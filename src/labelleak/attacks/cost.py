@@ -13,6 +13,8 @@ from labelleak.observation import Observation
 # Multiplications per second in forward passes on one core: measured, 7e9 in the small convolutions
 # of LeNet-5 and 3e10 to 4e10 in larger layers.
 _WORK_PER_SECOND = 1e10
+# Classes, to the third power, of equations solved per second on one core: measured, 4e10.
+_SOLVED_PER_SECOND = 3e10
 # A float64 matrix of this many rows and columns takes 2 GB.
 _DENSE_CLASSES = 16_384
 # Largest min(C, m)^2 max(C, m) of C classes and m features: one decomposition takes seconds.
@@ -37,6 +39,26 @@ def check_room(observation: Observation, attack: str) -> None:
         raise MissingKnowledge(
             f"attack {attack!r} relates all classes to each other: {observation.classes} of them "
             f"take {gigabytes:.0f} GB, and {_DENSE_CLASSES} are the most (use 'pooled' or 'llbg')"
+        )
+
+
+def check_time(observation: Observation, attack: str, seconds: float) -> None:
+    """Refuse equations between all classes that would take longer than a time limit.
+
+    Args:
+        observation: What the server sees.
+        attack: Name of the attack, for the message.
+        seconds: The time limit.
+
+    Raises:
+        MissingKnowledge: They would. Once begun, a decomposition cannot be stopped.
+    """
+    expected = observation.classes**3 / _SOLVED_PER_SECOND
+    if expected > seconds:
+        raise MissingKnowledge(
+            f"attack {attack!r} solves equations between all classes: {observation.classes} of "
+            f"them take about {expected:.0f} s, and the time limit is {seconds:g} s (give a longer "
+            "one, or use 'pooled')"
         )
 
 

@@ -29,8 +29,8 @@ def restore(
             one, else the estimate of the counts that can be trusted most, else a set.
             ``Restoration.attack`` says which attack spoke.
         time_limit: Seconds after which a search ends, positive; None for the attack's own limit.
-            ``"auto"`` and ``"exact"`` search; the others end by themselves, and it means nothing to
-            them.
+            ``"auto"``, ``"exact"`` and ``"virtual"`` search, and ``"ilrg"`` refuses more classes
+            than it can solve for in that time; the others end by themselves.
         **hyper_parameters: Keyword arguments of the attack; none for ``"auto"``.
 
     Returns:
@@ -75,7 +75,7 @@ def restore(
             raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
         found = automatic(observation, diagnosis, time_limit or TIME_LIMIT)
     else:
-        if time_limit is not None and _searches(attack):
+        if time_limit is not None and _heeds_time(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
         found = _doubted(observation, diagnosis, found)
@@ -103,6 +103,6 @@ def _doubted(observation: Observation, diagnosis: Diagnosis, found: Restoration)
     return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
 
 
-def _searches(attack: str) -> bool:
+def _heeds_time(attack: str) -> bool:
     entry = list_attacks().get(attack)
     return entry is not None and "time_limit" in signature(entry.rule).parameters

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks.conclusion import are_integral, conclude
-from labelleak.attacks.cost import check_room
+from labelleak.attacks.cost import check_room, check_time
 from labelleak.attacks.evidence import bias_gradient, mean_divisor
 from labelleak.attacks.presence import believable
 from labelleak.attacks.registry import Gives, Need, register
@@ -35,7 +35,7 @@ _ILL_CONDITIONED = 1e6
     "Federated Learning), Algorithm 1",
     losses=("cross_entropy", "focal"),
 )
-def ilrg(observation: Observation) -> Restoration:
+def ilrg(observation: Observation, *, time_limit: float | None = None) -> Restoration:
     """Restore the number of instances of every class (Ma et al., ICLR 2023, Algorithm 1).
 
     The quotient of weight and bias gradient of class i is taken for its mean embedding (equation
@@ -49,6 +49,8 @@ def ilrg(observation: Observation) -> Restoration:
 
     Args:
         observation: Needs the bias and its gradient. Without a batch size, proportions only.
+        time_limit: Seconds; more classes than can be solved for in that time are refused. None for
+            any time.
 
     Returns:
         ``raw``, ``rounded`` (the paper's: clipped at zero and K, rounded), ``counts`` (projected to
@@ -56,9 +58,11 @@ def ilrg(observation: Observation) -> Restoration:
 
     Raises:
         MissingKnowledge: A summed loss and no batch size: the gradient has no scale. Or more
-            classes than there is memory for.
+            classes than there is memory or time for.
     """
     check_room(observation, "ilrg")
+    if time_limit is not None:
+        check_time(observation, "ilrg", time_limit)
     right = bias_gradient(observation)
     embeddings, logits = _embeddings_and_logits(observation, right)
     probabilities = torch.softmax(logits, dim=1)

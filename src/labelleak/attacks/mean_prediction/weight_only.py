@@ -107,7 +107,8 @@ def _top_pair(
     last = torch.zeros_like(probes[:, 0])
     for _ in range(_ITERATIONS):
         basis, _ = torch.linalg.qr(matrix @ probes)
-        probes = matrix.T @ basis
+        # In this order the product of a tall matrix is many times faster.
+        probes = (basis.T @ matrix).T
         left, values, right = torch.linalg.svd(probes.T, full_matrices=False)
         moved = torch.minimum((right[0] - last).norm(), (right[0] + last).norm())
         if float(moved) < still:

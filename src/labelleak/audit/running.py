@@ -98,6 +98,7 @@ def audit_observation(
         measured = partial(score, true_counts=true_counts, prior=rule.prior, floor=rule.floor)
         scored = measured(found)
         rounded = None if found.rounded is None else measured(found, use="rounded")
+    if true_counts is not None:
         hidden = int(hidden_cells(true_counts, rule.floor).sum())
     verdict, reason = judge(found, scored, rule, expected=expected, hidden=hidden)
     return AuditRecord(

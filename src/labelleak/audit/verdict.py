@@ -49,13 +49,19 @@ def judge(
         scored: Its score against the true labels; None where they are not known.
         rule: What is measured, and how much of it may leave.
         expected: Where the true labels are not known, see `expected_score`.
-        hidden: Where they are, the number of classes that a rule of small cells hides.
+        hidden: Where they are, the number of classes that a rule of small cells hides; without a
+            score, all true counts are zero.
 
     Returns:
         The verdict, and the reason for it. The reason names flags, and does not explain them.
     """
     if scored is None:
-        return _without_labels(found, rule, expected)
+        judged = _without_labels(found, rule, expected)
+        if hidden is not None and judged[0] is Verdict.AUDITED and rule.has_limit:
+            return Verdict.INCONCLUSIVE, (
+                f"{_restored(found)}; no sample has a label by those given, so there is no score"
+            )
+        return judged
     if Flag.LABELS_DO_NOT_FIT in found.flags:
         return _misfit(found, scored, rule)
     if rule.measure == "small-cells":

@@ -324,6 +324,11 @@ class Observation:
         return self.loss.scale(self.batch_size)
 
     @property
+    def is_one_logit(self) -> bool:
+        """Whether the head is one logit, read as two classes."""
+        return self.gradient.zeros_are_sent
+
+    @property
     def has_bias(self) -> bool:
         """Whether the bias and its gradient are there."""
         return self.head.bias is not None and self.gradient.bias is not None

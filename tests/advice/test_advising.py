@@ -12,6 +12,7 @@ from labelleak.advice import LocalClient
 from labelleak.advice.trials import cosine_of
 from labelleak.errors import InvalidObservation
 from labelleak.federated import Auditor, Occasion, Policy, train_locally
+from labelleak.metrics import counts_of
 
 advise = partial(advice_of.advise, time_limit=0.1)
 
@@ -122,6 +123,19 @@ def test_a_head_kept_local_costs_its_share_of_the_update(client):
     )
     assert change.cosine == pytest.approx(float(nn.functional.cosine_similarity(flat, left, 0)))
     assert (change.verdict, change.accuracy) == ("inconclusive", None)
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_client_with_sigmoids_is_not_trained_again(outputs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, outputs)).eval()
+    inputs = torch.rand(12, 8)
+    targets = (torch.rand(12, outputs) < 0.5).long()
+    seen = labelleak.capture(model, inputs, targets, loss="bce")
+    true = counts_of(targets, seen.classes)
+    advice = advise(seen, true, client=LocalClient(model, inputs, targets.reshape(12, -1)[:, 0]))
+    assert "sigmoids" in advice.untried[-1].why
+    assert "no ceiling" in advice.plain.ceiling["text"]
 
 
 def test_several_steps_are_trained_again(client):

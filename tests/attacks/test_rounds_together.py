@@ -90,6 +90,8 @@ def test_flags_of_all_rounds_stay():
 def test_what_cannot_be_combined_is_refused_in_one_line():
     with pytest.raises(InvalidObservation, match="no restoration with counts"):
         combine([Restoration(torch.tensor([True, False]))])
+    with pytest.raises(InvalidObservation, match="label sets have no common sum"):
+        combine([Restoration(TRUE > 0, TRUE, multi_label=True, samples=40)])
     shorter = Restoration(torch.tensor([True, False]), torch.tensor([60, 0]))
     with pytest.raises(InvalidObservation, match="not of the same data"):
         combine([told([40.0, 5.0, 0.0, 15.0], [1.0] * 4), shorter])

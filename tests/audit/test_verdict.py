@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -110,6 +112,14 @@ def test_without_true_labels_the_reason_says_what_there_is(found, reason):
         Verdict.AUDITED,
         f"{reason}; no verdict of an audit is proof of safety",
     )
+
+
+def test_labels_that_no_sample_has_are_no_pass():
+    found = replace(restored([0, 0, 0, 0]), multi_label=True, samples=6)
+    verdict, reason = judge(found, None, Rule("exact"), hidden=4)
+    assert verdict is Verdict.INCONCLUSIVE
+    assert "no sample has a label" in reason
+    assert judge(found, None, Rule("exact"))[0] is Verdict.AUDITED
 
 
 def test_a_doubt_is_the_reason_where_there_are_no_true_labels():

@@ -62,6 +62,39 @@ def test_label_sets_are_counted_and_scored():
 
 
 @pytest.mark.usefixtures("folder")
+def test_small_label_counts_are_told_without_the_labels():
+    sets = label_sets()
+    write_step(LABELS, nn.BCEWithLogitsLoss(), sets.float())
+    small = ("--loss", "bce", "--batch-size", K, "--measure", "small-cells")
+    record = audited(*small, status=1)
+    told = int((sets.sum(dim=0) < 10).sum())
+    assert f"tells {told} classes with fewer than 10 samples" in record["reason"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_label_sets_have_no_guess_to_gain_on():
+    write_step(LABELS, nn.BCEWithLogitsLoss(), label_sets().float())
+    record = audited("--loss", "bce", "--batch-size", K)
+    assert (record["measure"], record["samples"]) == ("accuracy", K)
+
+
+@pytest.mark.usefixtures("folder")
+def test_advice_reads_label_sets():
+    sets = label_sets()
+    write_step(LABELS, nn.BCEWithLogitsLoss(), sets.float())
+    with open("labels.txt", "w") as file:
+        file.write("\n".join(" ".join(map(str, row)) for row in sets.tolist()))
+    done = labelleak(
+        *("advise", "--before", "model.safetensors", "--update", "update.safetensors"),
+        *("--loss", "bce", "--labels", "labels.txt", "--format", "json", "--time-limit", "0.2"),
+    )
+    assert (done.status, done.err) == (1, "")
+    audit = json.loads(done.out)["audit"]
+    assert audit["true_counts"] == sets.sum(dim=0).tolist()
+    assert audit["batch_size"] == K
+
+
+@pytest.mark.usefixtures("folder")
 def test_one_logit_is_two_classes():
     own = torch.arange(K) % 4 == 0
     write_step(1, nn.BCEWithLogitsLoss(), own.float()[:, None])
@@ -78,8 +111,9 @@ def test_one_logit_is_two_classes():
 def test_a_loss_that_was_not_told_is_named():
     write_step(LABELS, nn.BCEWithLogitsLoss(), label_sets().float())
     record = audited("--batch-size", K, status=3)
-    assert "looks_like_sigmoids" in {flag["name"] for flag in record["flags"]}
-    assert any("say loss='bce' (--loss bce)" in flag["text"] for flag in record["flags"])
+    texts = {flag["name"]: flag["text"] for flag in record["flags"]}
+    assert "say loss='bce' (--loss bce)" in texts["looks_like_sigmoids"]
+    assert "looks_like_sigmoids" in record["reason"]
 
 
 @pytest.mark.usefixtures("folder")

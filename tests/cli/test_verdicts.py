@@ -54,6 +54,8 @@ def test_each_sentence_stands_once(shown):
 def test_a_limit_is_asked_for_where_there_is_none(shown):
     assert "set a limit" in shown(RECORD | {"threshold": None, "verdict": "audited"})
     assert "set a limit" not in shown(RECORD)
+    of_guess = shown(RECORD | {"threshold": None, "verdict": "audited", "measure": "advantage"})
+    assert "--measure advantage --threshold 0.5" in " ".join(of_guess.split())
     assert "give your own labels" in shown(RECORD | {"true_counts": None, "score": None})
 
 

@@ -259,6 +259,9 @@ def test_what_the_kinds_say_of_themselves():
         ({"kind": "focal", "gamma": -1.0}, "gamma -1.0: it must be at least 0"),
         ({"kind": "sigmoid_focal", "alpha": 1.0}, "alpha 1.0: it must be above 0 and below 1"),
         ({"temperature": 0.0}, "temperature 0.0: it must be positive"),
+        ({"temperature": None}, "temperature None: a number is needed"),
+        ({"label_smoothing": "a"}, "label_smoothing 'a': a number is needed"),
+        ({"kind": "focal", "gamma": "2"}, "gamma '2': a number is needed"),
         ({"temperature": math.inf}, "temperature inf: it must be positive and finite"),
         ({"ignore_index": 1.5}, "ignore_index 1.5: it must be a whole number"),
         ({"kind": "bce", "positive_weights": [1.0]}, "positive_weights is a list: a tensor"),
@@ -288,6 +291,12 @@ def test_targets_outside_the_set_are_refused_in_one_line(loss, targets, message)
     with pytest.raises(InvalidObservation, match=message) as refused:
         loss.check_targets(targets, 4, 3)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("listed", [["a"], [[1.0], [1.0, 2.0]], [None]])
+def test_lists_of_a_file_hold_numbers(listed):
+    with pytest.raises(InvalidObservation, match="positive_weights: a list of numbers is needed"):
+        Loss.of({"kind": "bce", "positive_weights": listed})
 
 
 def test_weights_are_as_many_as_the_labels():

@@ -20,6 +20,11 @@ def test_it_says_who_looks_what_was_done_and_how_far_it_goes(record, document):
     assert "no proof of safety" in text
 
 
+def test_label_sets_have_fewer_or_more_labels_than_records(record, document):
+    assert "made of 16 records" in text_of(document, record | {"samples": 16})
+    assert "number of records" not in text_of(document, record | {"samples": None})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

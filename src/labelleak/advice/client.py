@@ -69,6 +69,8 @@ def ceiling_of(
     Returns:
         The fields of `labelleak.audit.Ceiling` and its sentence, ``text``; or that sentence alone.
     """
+    if plain.is_one_logit:
+        return {"text": "There is no ceiling for attacks of moments on a head of one logit."}
     try:
         seen = replace(plain, model=client.model)
         return moment_ceiling(seen, true_counts, client.inputs, client.labels).as_dict()
@@ -93,6 +95,10 @@ def retrainings(
         InvalidObservation: The client's first samples are not those of the update.
     """
     plain, number = judging.plain, int(true_counts.sum())
+    if plain.loss.is_multi_label or plain.is_one_logit:
+        why = "a client with a loss of sigmoids is not trained again here"
+        yield Untried("batch size, local steps, a later round", why)
+        return
     classes = plain.classes
     if len(client.labels) < number or not torch.equal(
         torch.bincount(client.labels[:number], minlength=classes), true_counts.cpu()

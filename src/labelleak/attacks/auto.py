@@ -18,7 +18,7 @@ from labelleak.attacks.multi_label.label_auto import automatic_labels
 from labelleak.attacks.posterior import expected_counts
 from labelleak.attacks.registry import run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
-from labelleak.errors import MissingKnowledge
+from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
@@ -68,7 +68,7 @@ def automatic(
     if observation.loss.is_multi_label:
         return automatic_labels(observation, is_treated=diagnosis.is_treated, time_limit=time_limit)
     if observation.local_steps > 1 and time_limit >= SIMULATING:
-        simulated = _attempt(observation, "virtual", time_limit=_SEARCHING * time_limit)
+        simulated = _attempt_simulation(observation, _SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             return _simulated(observation, diagnosis, simulated)
     end, budget = now() + time_limit, Budget(observation, time_limit)
@@ -112,6 +112,14 @@ def _simulated(observation: Observation, diagnosis: Diagnosis, found: Restoratio
     if counts_are_sure(observation, found, is_treated=diagnosis.is_treated):
         return found
     return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
+
+
+def _attempt_simulation(observation: Observation, seconds: float) -> Restoration | None:
+    """What virtual clients say; None where the model cannot be trained, which others need not."""
+    try:
+        return _attempt(observation, "virtual", time_limit=seconds)
+    except InvalidObservation:
+        return None
 
 
 def _attempt(observation: Observation, name: str, **hyper_parameters: object) -> Restoration | None:

@@ -40,7 +40,8 @@ def combine(restorations: Sequence[Restoration]) -> Restoration:
         by more than four standard errors, and `COUNTS_NOT_SURE`.
 
     Raises:
-        InvalidObservation: There are none, or their classes or numbers of samples differ.
+        InvalidObservation: There are none, they are of label sets, or their classes or numbers of
+            samples differ.
         MissingKnowledge: None has standard errors.
 
     Examples:
@@ -57,6 +58,8 @@ def combine(restorations: Sequence[Restoration]) -> Restoration:
     counted = [one for one in restorations if one.counts is not None]
     if not counted:
         raise InvalidObservation("there is no restoration with counts to combine")
+    if any(one.multi_label for one in counted):
+        raise InvalidObservation("counts of label sets have no common sum, and are not combined")
     totals = {(len(one.present), int(one.labels().numel())) for one in counted}
     if len(totals) > 1:
         raise InvalidObservation(

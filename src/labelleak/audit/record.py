@@ -50,6 +50,7 @@ class AuditRecord:
             labels.
         ceiling: The best that attacks of this kind can reach, see `labelleak.audit.Ceiling`, where
             it was computed; else None.
+        samples: Number of samples that the update is made of, or None where it is not known.
         version: Version of labelleak that wrote the record.
         schema: Name and version of this format.
 
@@ -91,6 +92,7 @@ class AuditRecord:
     expected: dict[str, Any] | None = None
     hidden: int | None = None
     ceiling: dict[str, Any] | None = None
+    samples: int | None = None
     version: str = __version__
     schema: str = SCHEMA
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from labelleak.errors import InvalidObservation
 from labelleak.guess import checked_prior
 from labelleak.metrics import score
 from labelleak.observation import Observation
+from labelleak.restoration import Restoration
 
 
 def audit_observation(
@@ -46,7 +48,7 @@ def audit_observation(
         true_counts: The auditor's own counts, int64, shape (classes,), when known.
         measure: What is measured, see `labelleak.audit.Rule`: ``"advantage"``, ``"accuracy"``,
             ``"small-cells"`` or ``"exact"``. None: accuracy where there is a threshold, else
-            advantage.
+            advantage. Label sets have no guess to gain on: for advantage stands accuracy.
         threshold: Largest accuracy or advantage that is acceptable, in [0, 1]; None for no limit.
         floor: For ``"small-cells"``, the smallest count that may be told.
         prior: Share of each class as the public knows it, for the best guess; None for even ones.
@@ -76,6 +78,9 @@ def audit_observation(
     total = observation.num_instances
     rule = _checked_rule(measure, threshold, floor, prior, observation.classes)
     if observation.loss.is_multi_label:
+        if rule.measure == "advantage":
+            # Nobody can guess how many labels there are, to gain on that.
+            rule = replace(rule, measure="accuracy")
         _check_label_counts(observation, true_counts)
     elif true_counts is not None and total is not None and int(true_counts.sum()) != total:
         raise InvalidObservation(
@@ -93,6 +98,7 @@ def audit_observation(
         measured = partial(score, true_counts=true_counts, prior=rule.prior, floor=rule.floor)
         scored = measured(found)
         rounded = None if found.rounded is None else measured(found, use="rounded")
+    if true_counts is not None:
         hidden = int(hidden_cells(true_counts, rule.floor).sum())
     verdict, reason = judge(found, scored, rule, expected=expected, hidden=hidden)
     return AuditRecord(
@@ -127,7 +133,15 @@ def audit_observation(
         expected=expected,
         hidden=hidden,
         ceiling=None if ceiling is None else dict(ceiling),
+        samples=_samples(observation, found),
     )
+
+
+def _samples(observation: Observation, found: Restoration) -> int | None:
+    """Number of samples; as many as labels where each has one."""
+    if observation.num_instances is None and found.counts is not None and not found.multi_label:
+        return int(found.counts.sum())
+    return observation.num_instances
 
 
 def _checked_rule(

@@ -4,6 +4,7 @@ from enum import Enum
 from typing import Any
 
 from labelleak.audit.rule import Rule
+from labelleak.cells import count_bounds, small_cells
 from labelleak.metrics import Score
 from labelleak.restoration import UNRELIABLE, Flag, Restoration
 
@@ -48,13 +49,19 @@ def judge(
         scored: Its score against the true labels; None where they are not known.
         rule: What is measured, and how much of it may leave.
         expected: Where the true labels are not known, see `expected_score`.
-        hidden: Where they are, the number of classes that a rule of small cells hides.
+        hidden: Where they are, the number of classes that a rule of small cells hides; without a
+            score, all true counts are zero.
 
     Returns:
         The verdict, and the reason for it. The reason names flags, and does not explain them.
     """
     if scored is None:
-        return _without_labels(found, rule, expected)
+        judged = _without_labels(found, rule, expected)
+        if hidden is not None and judged[0] is Verdict.AUDITED and rule.has_limit:
+            return Verdict.INCONCLUSIVE, (
+                f"{_restored(found)}; no sample has a label by those given, so there is no score"
+            )
+        return judged
     if Flag.LABELS_DO_NOT_FIT in found.flags:
         return _misfit(found, scored, rule)
     if rule.measure == "small-cells":
@@ -165,7 +172,7 @@ def _without_labels(found: Restoration, rule: Rule, expected: dict[str, Any] | N
     if found.certified and rule.has_limit and _proof_is_over(found, rule):
         return Verdict.OVER_THRESHOLD, f"{restored}; the limit is {rule.limit}"
     if rule.measure == "small-cells":
-        return _cells_without_labels(found, rule, expected)
+        return _cells_without_labels(found, rule)
     if rule.threshold is not None:
         return Verdict.INCONCLUSIVE, (
             f"{restored}{_by_own_errors(expected)}; the limit is {rule.limit}, and without the "
@@ -181,18 +188,19 @@ def _without_labels(found: Restoration, rule: Rule, expected: dict[str, Any] | N
     )
 
 
-def _cells_without_labels(
-    found: Restoration, rule: Rule, expected: dict[str, Any] | None
-) -> Judgment:
+def _cells_without_labels(found: Restoration, rule: Rule) -> Judgment:
     """What an attack says of small classes, by its own errors alone."""
-    if expected is None:
+    bounds = count_bounds(found)
+    if bounds is None:
         return Verdict.INCONCLUSIVE, (
             f"{found.attack} gives no errors for its counts here, so that nobody can say which of "
             "them it tells"
         )
-    told, rare = expected["small_cells_told"], f"fewer than {rule.floor} samples, or none"
+    few, none = small_cells(bounds, rule.floor)
+    told, rare = int((few | none).sum()), f"fewer than {rule.floor} samples, or none"
     doubts = _doubts(found, but=Flag.COUNTS_NOT_SURE)
-    text = f"by its own errors {found.attack} tells {told or 'no'} classes with {rare}"
+    classes = "class" if told == 1 else "classes"
+    text = f"by its own errors {found.attack} tells {told or 'no'} {classes} with {rare}"
     if doubts:
         return Verdict.INCONCLUSIVE, f"{text}; that is not to be relied on ({doubts})"
     if told:

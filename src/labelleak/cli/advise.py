@@ -31,7 +31,7 @@ _FILE = PathOption("file")
     help="Time after which a search of each audit ends.",
 )
 @click.option(
-    "--labels", type=_FILE, help="The labels of the update, to score by: a text file of integers."
+    "--labels", type=_FILE, help="The labels of the update, to score by: a text file as of `audit`."
 )
 @gathered(RuleOptions, "rule")
 @gathered(ClientOptions, "client")
@@ -65,7 +65,7 @@ def advise_command(
         --learning-rate 0.1 --labels labels.txt
     """  # noqa: D301
     from labelleak.advice import advise
-    from labelleak.audit.labels import read_labels
+    from labelleak.audit.labels import read_label_sets, read_labels
     from labelleak.metrics import counts_of
 
     training.check()
@@ -78,7 +78,8 @@ def advise_command(
     observation = update.read(training, loss)
     true_counts = None
     if labels is not None:
-        own = read_labels(labels, observation.classes)
+        read = read_label_sets if observation.loss.is_multi_label else read_labels
+        own = read(labels, observation.classes)
         true_counts = counts_of(own, observation.classes)
         observation = training.sized_by(observation, own, labels)
     with progress_bar() as bar:

@@ -83,8 +83,7 @@ class Loss:
         told = {
             one.name: value
             for one in fields(self)[2:]
-            if (value := getattr(self, one.name)) is not None
-            and (isinstance(value, Tensor) or value != one.default)
+            if isinstance(value := getattr(self, one.name), Tensor) or value != one.default
         }
         check_options(self.kind, self.reduction, told)
         if self.gamma is None and self.kind in ("focal", "sigmoid_focal"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -64,16 +65,23 @@ def from_plain(told: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     """The arguments of a loss from plain data, with tensors for lists.
 
     Raises:
-        InvalidObservation: A name is none that is known.
+        InvalidObservation: A name is none that is known, or a list holds anything but numbers.
     """
     if unknown := [name for name in told if name not in known]:
         raise InvalidObservation(
             f"{unknown[0]!r:.80} is nothing that is told of a loss: {', '.join(known)}"
         )
     return {
-        name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+        name: _tensor_of(name, value) if isinstance(value, list) else value
         for name, value in told.items()
     }
+
+
+def _tensor_of(name: str, values: list[Any]) -> Tensor:
+    try:
+        return torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidObservation(f"{name}: a list of numbers is needed") from None
 
 
 def check_number_of_weights(told: Mapping[str, Tensor | None], outputs: int) -> None:
@@ -107,6 +115,10 @@ def _check_weights(name: str, weights: object) -> None:
 
 
 def _check_numbers(told: Mapping[str, Any]) -> None:
+    for name in ("label_smoothing", "temperature", "gamma", "alpha"):
+        value = told.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InvalidObservation(f"{name} {value!r:.40}: a number is needed")
     smoothing, temperature = told.get("label_smoothing", 0.0), told.get("temperature", 1.0)
     if not 0.0 <= smoothing < 1.0:
         raise InvalidObservation(f"label smoothing {smoothing}: it must be at least 0 and below 1")

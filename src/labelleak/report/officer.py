@@ -49,5 +49,8 @@ def _verdict(record: dict[str, Any]) -> str:
 
 def _samples(record: dict[str, Any]) -> int | None:
     """How many records the update was made of, where that is known."""
+    if "samples" in record:
+        return record["samples"]  # type: ignore[no-any-return]
+    # Older audits were of one label for each record.
     known = record["counts"] or record["true_counts"]
     return sum(known) if known else None

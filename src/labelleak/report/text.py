@@ -131,8 +131,9 @@ def what_to_do(record: Mapping[str, Any], *, tried: bool = False) -> list[str]:
     shares = record.get("measure", "accuracy") in ("accuracy", "advantage")
     if known and shares and record["threshold"] is None:
         advice.append(
-            "set a limit, and this becomes a verdict: --threshold 0.5 is passed where at most half "
-            "of what a guess leaves open is restored; above it the exit status is 1"
+            "set a limit, and this becomes a verdict: --measure advantage --threshold 0.5 is "
+            "passed where at most half of what a guess leaves open is restored; above it the exit "
+            "status is 1"
             if record.get("measure") == "advantage"
             else "set a limit with --threshold, and this becomes a verdict"
         )

@@ -233,6 +233,32 @@ def test_a_rate_under_which_training_diverges_is_said():
         restore(wild, "virtual")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_auto_goes_on_without_clients_that_cannot_be_trained():
+    _, seen = client()
+    wild = replace(seen, training=replace(seen.training, learning_rate=1e30))
+    assert restore(wild, time_limit=60.0).attack != "virtual"
+
+
+def test_one_logit_is_not_simulated():
+    """Read as two classes, its weights move by other amounts, and its features at other rates."""
+    logit = nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, 1))
+    before = {name: value.clone() for name, value in logit.state_dict().items()}
+    after = {name: value + 0.01 for name, value in before.items()}
+    labels = torch.arange(2).repeat(20)
+    seen = observe_update(
+        logit,
+        before,
+        after,
+        loss="bce",
+        training=FIVE_EPOCHS,
+        instances=SAMPLES,
+        auxiliary=Auxiliary(samples(labels, 2), labels),
+    )
+    with pytest.raises(MissingKnowledge, match="one logit is read as two classes"):
+        restore(seen, "virtual")
+
+
 def test_too_few_trainings_are_refused():
     with pytest.raises(ValueError, match="11 virtual clients: at least 12"):
         restore(client()[1], "virtual", trainings=11)

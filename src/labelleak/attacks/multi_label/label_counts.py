@@ -120,8 +120,9 @@ def label_counts_are_sure(found: Restoration) -> bool:
     """Whether all counts are right with 95 % probability, as far as that shows.
 
     Errors have to be known, and counts as near to whole ones between 0 and K as they claim, and
-    nearer than chance explains: noise, which nothing else shows here, another loss and another
-    batch size all leave fractions.
+    nearer than chance explains: noise, which nothing else shows here, another loss and most other
+    batch sizes leave fractions. A multiple of the batch size never does: a batch that holds every
+    sample as often has the same gradient.
 
     Args:
         found: What an attack restored.

@@ -121,14 +121,19 @@ def virtual_clients(
         12 virtual clients ends it with what is known.
 
     Raises:
-        MissingKnowledge: A class has fewer than two auxiliary samples, or the model is not the one
-            before training.
+        MissingKnowledge: A class has fewer than two auxiliary samples, the model is not the one
+            before training, or its head is one logit.
         InvalidObservation: The model cannot be trained on the samples, or the recipe makes updates
             that are not finite.
         ValueError: `trainings` is below 12.
     """
     if trainings < _FEWEST:
         raise ValueError(f"{trainings} virtual clients: at least {_FEWEST} are needed")
+    if observation.is_one_logit:
+        raise MissingKnowledge(
+            "attack 'virtual' needs a head of two logits or more: one logit is read as two "
+            "classes, which train otherwise"
+        )
     auxiliary, total = auxiliary_of(observation), instances(observation)
     if int(torch.bincount(auxiliary.labels, minlength=observation.classes).min()) < 2:
         raise MissingKnowledge("attack 'virtual' needs two auxiliary samples of every class")

@@ -98,6 +98,11 @@ def test_only_an_accuracy_over_the_threshold_ends_with_one():
             "ilrg restored 1 label of 1 class, and they are proven: they rebuild the gradient",
         ),
         (
+            restored(RIGHT, flags=(Flag.UNKNOWN_BATCH_SIZE,)),
+            "ilrg restored 6 labels of 3 classes, or each of them equally often, not compared with "
+            "true ones",
+        ),
+        (
             restored(proportions=torch.tensor([0.3, 0.2, 0.0, 0.5])),
             "ilrg restored the share of each: 3 classes, not compared with true labels",
         ),

@@ -232,6 +232,8 @@ def _restored(found: Restoration) -> str:
         return f"{found.attack} restored {what}: {classes}, not compared with true labels"
     amount = int(found.counts.sum())
     labels = f"{amount} {'label' if amount == 1 else 'labels'} of {classes}"
+    if Flag.UNKNOWN_BATCH_SIZE in found.flags:
+        labels = f"{labels}, or each of them equally often"
     if found.certified:
         return f"{found.attack} restored {labels}, and they are proven: they rebuild the gradient"
     return f"{found.attack} restored {labels}, not compared with true ones"

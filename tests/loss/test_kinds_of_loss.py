@@ -24,10 +24,15 @@ def label_sets(seed, samples, labels, masked):
     return torch.randint(-1 if masked else 0, 2, (samples, labels), generator=generator)
 
 
-def agree(found, expected, dtype):
-    """Relative to the largest entry, as the gradient of a batch is read."""
-    scale = float(expected.abs().max())
-    assert float((found - expected).abs().max()) <= TIGHT[dtype] * max(scale, 1e-30)
+def agree(found, expected, dtype, scale):
+    """Relative to a residual of a sample that is all wrong, of which others are differences."""
+    scale = max(scale, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= TIGHT[dtype] * scale
+
+
+def largest_weight(loss):
+    weights = (loss.class_weights, loss.positive_weights, loss.label_weights)
+    return math.prod(max(1.0, float(one.max())) for one in weights if one is not None)
 
 
 def by_autograd(function, logits):
@@ -41,10 +46,12 @@ def check(loss, reference, logits, targets, dtype):
     """Residual over divisor, and the value, against a loss that somebody else wrote."""
     value, expected = by_autograd(reference, logits)
     targets = loss.check_targets(targets, *logits.shape)
-    agree(loss.residual(logits, targets) / loss.divisor(targets), expected, dtype)
+    divisor = loss.divisor(targets)
+    scale = largest_weight(loss) / divisor
+    agree(loss.residual(logits, targets) / divisor, expected, dtype, scale)
     found, gradient = by_autograd(lambda z: loss.value(z, targets), logits)
     torch.testing.assert_close(found, value, rtol=10 * TIGHT[dtype], atol=10 * TIGHT[dtype])
-    agree(gradient, expected, dtype)
+    agree(gradient, expected, dtype, scale)
 
 
 seeds = st.integers(0, 10**6)

@@ -80,7 +80,8 @@ def automatic(
     measured = any(e.found.standard_errors is not None and e.is_credible for e in estimates)
     clear = measured and best is not None and best.error < TRUSTED
     seconds = max(_SEARCHING * (end - now()), _LEAST_SEARCH * time_limit)
-    seconds = min(seconds, _CONFIRMING) if clear else seconds
+    # A longer limit is for slower machines, too.
+    seconds = min(seconds, max(_CONFIRMING, _LEAST_SEARCH * time_limit)) if clear else seconds
     samples = None
     # Nothing that was added to a gradient can be rebuilt.
     if budget.allows_search and not diagnosis.is_treated and not _is_crowded(observation):

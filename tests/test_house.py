@@ -1,8 +1,10 @@
 """File sizes, names that mean one thing, and the paths that the API page prints."""
 
 import ast
+import builtins
 import importlib
 import re
+import symtable
 import warnings
 from pathlib import Path
 
@@ -45,6 +47,33 @@ def test_no_file_is_too_long_to_read():
     }
     assert len(lengths) > 200
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def scopes(table):
+    """A scope of names and all those in it."""
+    yield table
+    for inner in table.get_children():
+        yield from scopes(inner)
+
+
+@pytest.mark.parametrize("folder", ["src", "benchmarks", "examples"])
+def test_every_name_is_defined(folder):
+    """Linters leave that out, as jaxtyping's shapes are strings of names that nothing defines."""
+    undefined = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        module = symtable.symtable(path.read_text(), str(path), "exec")
+        known = {*dir(builtins), "__file__", "__name__"} | {
+            one.get_name()
+            for one in module.get_symbols()
+            if one.is_assigned() or one.is_imported() or one.is_namespace()
+        }
+        undefined |= {
+            f"{path.relative_to(ROOT)}: {one.get_name()}"
+            for scope in scopes(module)
+            for one in scope.get_symbols()
+            if one.is_global() and one.is_referenced() and one.get_name() not in known
+        }
+    assert undefined == set()
 
 
 def test_no_function_bears_the_name_of_a_package():

@@ -16,8 +16,9 @@ from nvflare.job_config.api import FedJob
 from nvflare.job_config.defs import FilterType
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
 
+from labelleak.errors import UnreadableFile
 from labelleak.federated import read_rounds
-from labelleak.federated.nvflare import REFUSAL_HEADER
+from labelleak.federated.nvflare import REFUSAL_HEADER, LeakageAudit
 from nvflare_in_process import (
     RATE,
     context,
@@ -48,6 +49,16 @@ def test_labels_that_cannot_be_read_are_an_audit_that_failed(tmp_path, site, upd
     run(site(labels=str(path)), update, weights(update))
     (record,) = read_rounds(tmp_path / "r")
     assert str(path) in record["error"]
+
+
+def test_labels_of_one_logit_are_read_in_either_form(tmp_path):
+    audit = LeakageAudit("policy.toml", loss={"kind": "bce"})
+    path = tmp_path / "labels.txt"
+    for content, expected in (("1 0 1", [1, 0, 1]), ("0 1\n1 1\n", [[0, 1], [1, 1]])):
+        path.write_text(content)
+        assert audit._own_labels(str(path), 2).tolist() == expected
+    with pytest.raises(UnreadableFile):
+        audit._own_labels(str(path), 3)
 
 
 @pytest.mark.parametrize("content", [None, 'action = "maybe"'])

@@ -14,7 +14,7 @@ from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
 from labelleak.audit.labels import read_label_sets, read_labels
-from labelleak.errors import MissingKnowledge
+from labelleak.errors import MissingKnowledge, UnreadableFile
 from labelleak.federated.auditor import Auditor, Decision, Occasion
 from labelleak.federated.contents import Contents, look_at
 from labelleak.federated.nvflare_contents import (

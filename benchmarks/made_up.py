@@ -191,14 +191,7 @@ def _embeddings(draw: Draw, size: int, features: int) -> tuple[Tensor, dict[str,
         made = torch.nn.functional.one_hot(draw.indices(features, size), features).double()
     scale = draw.one_of(1.0, 1.0, 1.0, 1e-3, 30.0)
     made = made * scale
-    changes = []
-    if draw.chance(0.25):
-        changes.append("repeated")
-        made[draw.indices(size, size // 2 + 1)] = made[draw.indices(size, size // 2 + 1)]
-    if draw.chance(0.2):
-        changes.append("nearly repeated")
-        near = 10.0 ** -draw.choices.randint(2, 8)
-        made[0] = made[-1] * (1.0 + near * draw.normal(features))
+    changes = repeated(draw, made, often=0.25, nearly=0.2, finest=8)
     if draw.chance(0.12):
         changes.append("dead")
         made[draw.indices(size, size // 2 + 1)] = 0.0
@@ -206,6 +199,19 @@ def _embeddings(draw: Draw, size: int, features: int) -> tuple[Tensor, dict[str,
         changes.append("one is huge")
         made[0] *= 1e4
     return made, {"embeddings": kind, "scale": scale, "changes": changes}
+
+
+def repeated(draw: Draw, made: Tensor, *, often: float, nearly: float, finest: int) -> list[str]:
+    """Repeat some samples in place, with these chances, or nearly so; what was done."""
+    changes, (size, features) = [], made.shape
+    if draw.chance(often):
+        changes.append("repeated")
+        made[draw.indices(size, size // 2 + 1)] = made[draw.indices(size, size // 2 + 1)]
+    if draw.chance(nearly):
+        changes.append("nearly repeated")
+        near = 10.0 ** -draw.choices.randint(2, finest)
+        made[0] = made[-1] * (1.0 + near * draw.normal(features))
+    return changes
 
 
 def _head(draw: Draw, classes: int, features: int) -> tuple[Tensor, Tensor, str]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import labelleak
 from labelleak.loss import Loss
-from made_up import DOUBLE, Draw, Made
+from made_up import DOUBLE, Draw, Made, repeated
 
 ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
     "tanh": (nn.Tanh, torch.tanh),
@@ -136,14 +136,7 @@ def _inputs(draw: Draw, size: int, features: int) -> tuple[Tensor, dict[str, Any
         centers = draw.normal(draw.choices.randint(1, 3), features)
         near = 10.0 ** -draw.choices.randint(1, 6)
         made = centers[draw.indices(len(centers), size)] + near * made
-    changes = []
-    if draw.chance(0.2):
-        changes.append("repeated")
-        made[draw.indices(size, size // 2 + 1)] = made[draw.indices(size, size // 2 + 1)]
-    if draw.chance(0.15):
-        changes.append("nearly repeated")
-        near = 10.0 ** -draw.choices.randint(2, 7)
-        made[0] = made[-1] * (1.0 + near * draw.normal(features))
+    changes = repeated(draw, made, often=0.2, nearly=0.15, finest=7)
     return made * draw.one_of(1.0, 1.0, 0.1, 4.0), {"inputs": kind, "changes": changes}
 
 

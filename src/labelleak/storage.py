@@ -1,6 +1,7 @@
 """Small files: written whole or not at all, and read back, with one clear error line."""
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -296,3 +297,33 @@ def read_words(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(StringIO(text, newline=None), start=1):
         for word in line.replace(",", " ").split():
             yield number, word
+
+
+def read_numbers(path: Path | str, what: str, one: str, *, allows_zero: bool) -> list[float]:
+    """The numbers of a text file, separated by spaces, commas or line breaks.
+
+    Args:
+        path: The file, see `read_words`.
+        what: What the numbers are, for a message: ``"class weights"``.
+        one: What one of them is: ``"class weight"``.
+        allows_zero: Whether a number may be 0; it must not be below.
+
+    Returns:
+        The numbers in the order of the file, all finite.
+
+    Raises:
+        UnreadableFile: As of `read_words`, or a word is no such number. The message names the line.
+    """
+    numbers = []
+    needed = "numbers of at least 0" if allows_zero else "positive numbers"
+    for line, word in read_words(path, what):
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if not (number >= 0.0 if allows_zero else number > 0.0) or number == math.inf:
+            raise UnreadableFile(
+                f"{path}, line {line}: {word[:40]!r} is no {one}: {needed} are needed"
+            )
+        numbers.append(number)
+    return numbers

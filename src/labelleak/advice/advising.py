@@ -8,17 +8,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak._version import __version__
-from labelleak.advice.client import LocalClient, ceiling_of, retrainings
+from labelleak.advice.client import RETRAINED, LocalClient, ceiling_of, retrainings
 from labelleak.advice.treatments import treatments
 from labelleak.advice.trials import Change, Judging, Untried
 from labelleak.audit.record import AuditRecord
-from labelleak.audit.rule import SHARES, Measure, Rule
-from labelleak.audit.running import audit_observation
-from labelleak.errors import InvalidObservation
+from labelleak.audit.rule import Measure
+from labelleak.audit.running import audit_observation, checked_rule
 from labelleak.observation import Observation
 
 SCHEMA = "labelleak/advice/1"
-_DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,8 @@ def advise(
         >>> advise(seen).untried[-1].name
         'batch size, local steps, a later round'
     """
-    try:
-        rule = Rule(measure or "advantage", threshold, floor, prior)
-    except ValueError as error:
-        raise InvalidObservation(str(error)) from None
-    if rule.measure in SHARES and rule.threshold is None:
-        rule = Rule(rule.measure, _DEFAULT_THRESHOLD, floor, prior)
+    rule = checked_rule(measure or "advantage", threshold, floor, prior, observation.classes)
+    rule = rule.with_usual_limit()
     ceiling = None
     if client is not None and true_counts is not None:
         ceiling = ceiling_of(observation, client, true_counts)
@@ -156,7 +150,7 @@ def advise(
         _tell(progress)
     if client is None or true_counts is None:
         why = "they need the model and the data behind the update, and its labels"
-        tried.append(Untried("batch size, local steps, a later round", why))
+        tried.append(Untried(RETRAINED, why))
     else:
         for one in retrainings(judging, client, true_counts):
             tried.append(one)

@@ -23,6 +23,8 @@ _LARGER, _MORE_EPOCHS, _LATER = (2, 4), (5,), (1, 5)
 _SMALLER = 4
 # An update made again has this cosine with the one that was sent, or its recipe is another one.
 _SAME = 0.99
+RETRAINED = "batch size, local steps, a later round"
+"""Name of all changes for which the client is trained again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ def retrainings(
     plain, number = judging.plain, int(true_counts.sum())
     if plain.loss.is_multi_label or plain.is_one_logit:
         why = "a client with a loss of sigmoids is not trained again here"
-        yield Untried("batch size, local steps, a later round", why)
+        yield Untried(RETRAINED, why)
         return
     classes = plain.classes
     if len(client.labels) < number or not torch.equal(
@@ -111,7 +113,7 @@ def retrainings(
     cosine = cosine_of(plain, again)
     if cosine < _SAME:
         yield Untried(
-            "batch size, local steps, a later round",
+            RETRAINED,
             f"the update made again from the model and data has a cosine of {cosine:.2f} with the "
             "one that was sent: the recipe, the samples or the model's mode are others",
         )
@@ -195,9 +197,7 @@ def _again(
     setting: str,
     recipe: LocalTraining,
 ) -> Change | Untried:
-    plain = judging.plain
-    if isinstance(recipe.learning_rate, tuple | list):
-        recipe = replace(recipe, learning_rate=recipe.learning_rate[0])
+    plain, recipe = judging.plain, _at_first_rate(recipe)
 
     def make() -> tuple[Observation, Tensor]:
         inputs, labels = client.inputs[:number], client.labels[:number]
@@ -211,6 +211,12 @@ def _again(
     return judging.try_change(name, setting, make)
 
 
+def _at_first_rate(recipe: LocalTraining) -> LocalTraining:
+    """The recipe for another number of steps, of which nobody told the rates."""
+    rates = recipe.learning_rate
+    return replace(recipe, learning_rate=rates[0]) if isinstance(rates, tuple | list) else recipe
+
+
 def _later_rounds(
     judging: Judging, client: LocalClient, number: int, true_counts: Tensor
 ) -> Iterator[Change | Untried]:
@@ -218,9 +224,7 @@ def _later_rounds(
     if plain.training.learning_rate is None:
         yield Untried("a later round", "it needs the learning rate of the local steps")
         return
-    recipe = replace(plain.training, steps=None)
-    if isinstance(recipe.learning_rate, tuple | list):
-        recipe = replace(recipe, learning_rate=recipe.learning_rate[0])
+    recipe = _at_first_rate(replace(plain.training, steps=None))
     model = deepcopy(client.model)
     inputs, labels = client.inputs[:number], client.labels[:number]
     rounds = 0

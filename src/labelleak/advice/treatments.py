@@ -11,7 +11,7 @@ from torch import Tensor
 
 from labelleak import defenses
 from labelleak.advice.privacy import gaussian_epsilon
-from labelleak.advice.trials import Change, Judging, Untried
+from labelleak.advice.trials import Change, Judging, Untried, sent_tensors
 from labelleak.observation import HeadGradient, Observation
 
 # Standard deviations of the noise, relative to a typical entry of the update.
@@ -53,7 +53,7 @@ def treatments(
 def _defenses(plain: Observation) -> Iterator[tuple[str, str, defenses.Defense, float | None]]:
     """Name, setting and defense, and the epsilon of noise."""
     squares, entries = 0.0, 0
-    for tensor in _sent(plain):
+    for tensor in sent_tensors(plain).values():
         squares += float(tensor.double().square().sum())
         entries += tensor.numel()
     length, typical = math.sqrt(squares), math.sqrt(squares / entries)
@@ -73,13 +73,6 @@ def _defenses(plain: Observation) -> Iterator[tuple[str, str, defenses.Defense, 
     for bits in _BITS:
         yield "quantization", f"{bits} bits", partial(defenses.quantize, bits=bits), None
     yield "quantization", "signs alone", defenses.sign, None
-
-
-def _sent(plain: Observation) -> list[Tensor]:
-    if plain.gradients is not None:
-        return list(plain.gradients.values())
-    bias = plain.gradient.bias
-    return [plain.gradient.weight, *([] if bias is None else [bias])]
 
 
 def _without_bias(plain: Observation) -> Observation:

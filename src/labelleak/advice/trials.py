@@ -152,9 +152,8 @@ def cosine_of(plain: Observation, changed: Observation) -> float:
 
     A tensor that only one of them sends counts as zero in the other.
     """
-    first, second = _tensors(plain), _tensors(changed)
-    if plain.gradients is None or changed.gradients is None:
-        first, second = _head_of(plain), _head_of(changed)
+    both_whole = plain.gradients is not None and changed.gradients is not None
+    first, second = (sent_tensors(one, whole=both_whole) for one in (plain, changed))
     products = [float((first[n].double() * second[n].double()).sum()) for n in first if n in second]
     lengths = [
         float(torch.stack([t.double().square().sum() for t in part.values()]).sum().sqrt())
@@ -164,10 +163,14 @@ def cosine_of(plain: Observation, changed: Observation) -> float:
     return max(-1.0, min(1.0, sum(products) / scale)) if scale else 0.0
 
 
-def _tensors(seen: Observation) -> dict[str, Tensor]:
-    return dict(seen.gradients or {})
+def sent_tensors(seen: Observation, *, whole: bool = True) -> dict[str, Tensor]:
+    """The tensors of an update by name: all where they are known, else those of the head.
 
-
-def _head_of(seen: Observation) -> dict[str, Tensor]:
+    Args:
+        seen: The update.
+        whole: Whether to give more than the head.
+    """
+    if whole and seen.gradients is not None:
+        return dict(seen.gradients)
     bias = seen.gradient.bias
     return {"weight": seen.gradient.weight, **({} if bias is None else {"bias": bias})}

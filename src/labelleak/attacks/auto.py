@@ -12,13 +12,13 @@ from torch import Tensor
 from labelleak.attacks.certainty import TRUSTED
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
-from labelleak.attacks.estimates import Estimate, counts_are_sure, judged
+from labelleak.attacks.estimates import Estimate, counts_are_sure, doubted, judged
 from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.multi_label.label_auto import automatic_labels
 from labelleak.attacks.posterior import expected_counts
-from labelleak.attacks.registry import run_attack
+from labelleak.attacks.registry import attempt_attack, run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
-from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
@@ -70,7 +70,7 @@ def automatic(
     if observation.local_steps > 1 and time_limit >= SIMULATING:
         simulated = _attempt_simulation(observation, _SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
-            return _simulated(observation, diagnosis, simulated)
+            return doubted(observation, simulated, is_treated=diagnosis.is_treated)
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)
@@ -85,7 +85,7 @@ def automatic(
     samples = None
     # Nothing that was added to a gradient can be rebuilt.
     if budget.allows_search and not diagnosis.is_treated and not _is_crowded(observation):
-        samples = _attempt(observation, "exact", time_limit=seconds)
+        samples = attempt_attack(observation, "exact", time_limit=seconds)
     if samples is not None and _suffice(observation, samples, measured=measured):
         return samples
     most_precise, best = best, _fallback(observation, budget, estimates, best)
@@ -108,25 +108,11 @@ def automatic(
     return replace(found, flags=flags)
 
 
-def _simulated(observation: Observation, diagnosis: Diagnosis, found: Restoration) -> Restoration:
-    """What virtual clients say, flagged where its counts are not sure."""
-    if counts_are_sure(observation, found, is_treated=diagnosis.is_treated):
-        return found
-    return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
-
-
 def _attempt_simulation(observation: Observation, seconds: float) -> Restoration | None:
     """What virtual clients say; None where the model cannot be trained, which others need not."""
     try:
-        return _attempt(observation, "virtual", time_limit=seconds)
+        return attempt_attack(observation, "virtual", time_limit=seconds)
     except InvalidObservation:
-        return None
-
-
-def _attempt(observation: Observation, name: str, **hyper_parameters: object) -> Restoration | None:
-    try:
-        return run_attack(observation, name, **hyper_parameters)
-    except MissingKnowledge:
         return None
 
 
@@ -169,7 +155,7 @@ def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
 
 
 def _judged_attempt(observation: Observation, name: str) -> Estimate | None:
-    found = _attempt(observation, name)
+    found = attempt_attack(observation, name)
     return None if found is None else judged(observation, found)
 
 
@@ -218,14 +204,14 @@ def _fallback(
     if credible:
         return best
     # With very many classes their mean prediction is even, and computing it takes the time twice.
-    found = _attempt(observation, "damped") if budget.has_room else None
-    found = found or _attempt(observation, "llbg")
+    found = attempt_attack(observation, "damped") if budget.has_room else None
+    found = found or attempt_attack(observation, "llbg")
     return best if found is None else Estimate(found, math.inf)
 
 
 def _set(observation: Observation, budget: Budget) -> Restoration:
     """The set of classes: proven by the gradient's rank, or else suggested, by that or by signs."""
-    found = _attempt(observation, "rlg", strict=True) if budget.has_room else None
+    found = attempt_attack(observation, "rlg", strict=True) if budget.has_room else None
     if found is not None and observation.loss.is_plain and observation.present_classes is None:
         return found
     signs = "gradinversion" if observation.gradient.has_weight else "ebi"

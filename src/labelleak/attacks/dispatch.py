@@ -4,9 +4,8 @@ from dataclasses import replace
 from inspect import signature
 
 from labelleak.attacks.auto import TIME_LIMIT, automatic
-from labelleak.attacks.diagnosis import Diagnosis, diagnose
-from labelleak.attacks.estimates import counts_are_sure
-from labelleak.attacks.multi_label.label_auto import doubted_labels
+from labelleak.attacks.diagnosis import diagnose
+from labelleak.attacks.estimates import doubted
 from labelleak.attacks.registry import list_attacks, run_attack
 from labelleak.attacks.temperature import at_unit_temperature
 from labelleak.errors import InvalidObservation
@@ -78,7 +77,7 @@ def restore(
         if time_limit is not None and _heeds_time(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}
         found = run_attack(observation, attack, **hyper_parameters)
-        found = _doubted(observation, diagnosis, found)
+        found = doubted(observation, found, is_treated=diagnosis.is_treated)
     flags = {*diagnosis.flags, *found.flags}
     if list_attacks()[found.attack].models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
@@ -87,20 +86,6 @@ def restore(
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)
     return replace(found, flags=tuple(flag for flag in Flag if flag in flags))
-
-
-def _doubted(observation: Observation, diagnosis: Diagnosis, found: Restoration) -> Restoration:
-    """The restoration, flagged where its counts are not sure.
-
-    Where nobody told the batch size, counts are told up to a common factor: the set has a flag.
-    """
-    if observation.loss.is_multi_label:
-        return doubted_labels(observation, found, is_treated=diagnosis.is_treated)
-    if observation.num_instances is None or found.counts is None:
-        return found
-    if counts_are_sure(observation, found, is_treated=diagnosis.is_treated):
-        return found
-    return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
 
 
 def _heeds_time(attack: str) -> bool:

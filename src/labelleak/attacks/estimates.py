@@ -1,7 +1,7 @@
 """How far an estimate of the counts may be off, judged without the true counts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from labelleak.attacks.certainty import (
     distance_of_told,
     probability_right,
 )
+from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
 from labelleak.numerics import perplexity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
@@ -111,6 +112,8 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     """
     if found.certified or found.raw is None or found.counts is None:
         return found.certified
+    if observation.loss.is_multi_label:
+        return label_counts_are_sure(found) and not is_treated
     if not observation.has_bias and observation.classes == 2:
         # Some length of the mean embedding makes two counts whole, whatever they are.
         return False
@@ -124,6 +127,23 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     if not torch.equal(found.counts, project_to_counts(found.raw, total)):
         return False
     return estimate.is_credible and probability_right(found.raw, errors, total) > _SURE
+
+
+def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -> Restoration:
+    """The restoration, flagged where its counts are not sure.
+
+    Where nobody told the batch size, counts are told up to a common factor: the set has a flag.
+
+    Args:
+        observation: What the attack saw.
+        found: What it restored.
+        is_treated: Whether the gradient shows a defense.
+    """
+    if observation.num_instances is None or found.counts is None:
+        return found
+    if counts_are_sure(observation, found, is_treated=is_treated):
+        return found
+    return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
 
 
 def _evenness(observation: Observation, found: Restoration) -> float:

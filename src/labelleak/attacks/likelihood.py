@@ -17,11 +17,16 @@ from labelleak.attacks.evidence import (
 )
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.multi_label.label_likelihood import likely_labels
-from labelleak.attacks.probe import Probe, class_means, probe
+from labelleak.attacks.probe import (
+    Probe,
+    class_means,
+    contributions,
+    principal_directions,
+    probe,
+)
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
 from labelleak.loss import MULTI_LABEL
-from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -197,16 +202,12 @@ def _moments(
     classes = observation.classes
     way = _way(observation)
     first = way[0][1].embeddings
-    middle = first.mean(dim=0)
-    _, sizes, axes = torch.linalg.svd(first - middle, full_matrices=False)
-    # A direction in which embeddings differ by rounding alone tells nothing.
-    noise = implied_rounding(first) * sum(size**0.5 for size in first.shape)
-    kept = min(directions, int((sizes > noise).sum()))
-    axes = axes[:kept].T / (sizes[:kept] / len(first) ** 0.5)
+    middle, axes, sizes = principal_directions(first, directions)
+    axes = axes.T / (sizes / len(first) ** 0.5)
     labels = auxiliary.labels.to(first.device)
     vectors = sum(
         share
-        * _vectors(
+        * contributions(
             observation.loss.mistakes(seen.probabilities, labels), (seen.embeddings - middle) @ axes
         )
         for share, seen in way
@@ -250,11 +251,3 @@ def _way(observation: Observation) -> list[tuple[float, Probe]]:
     end = (steps - 1) / steps
     outer = (steps + 1) / (6 * (steps - 1))
     return [(outer, start), (1 - 2 * outer, at(end / 2)), (outer, at(end))]
-
-
-def _vectors(
-    wrong: Float[Tensor, "samples classes"], places: Float[Tensor, "samples directions"]
-) -> Float[Tensor, "samples entries"]:
-    """Every mistake, and the same times the sample's places, without the last class."""
-    factors = torch.cat([torch.ones_like(wrong[:, :1]), places], dim=1)
-    return (wrong[:, :-1, None] * factors[:, None, :]).flatten(1)

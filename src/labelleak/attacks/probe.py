@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.hooks import Passage, recorded
 from labelleak.isolation import isolated
+from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 
 # Samples that go through the model at once where groups do not influence the result.
@@ -130,6 +132,52 @@ def class_means(
     labels = labels.to(values.device)
     sums = values.new_zeros(classes, values.shape[1]).index_add_(0, labels, values)
     return sums / torch.bincount(labels, minlength=classes)[:, None]
+
+
+class Directions(NamedTuple):
+    """The principal directions of embeddings.
+
+    Attributes:
+        middle: Mean embedding, shape (features,).
+        axes: Orthonormal, shape (directions, features).
+        sizes: Singular values of the centered embeddings along them, shape (directions,).
+    """
+
+    middle: Float[Tensor, " features"]
+    axes: Float[Tensor, "directions features"]
+    sizes: Float[Tensor, " directions"]
+
+
+def principal_directions(embeddings: Float[Tensor, "samples features"], most: int) -> Directions:
+    """The first principal directions of embeddings.
+
+    Args:
+        embeddings: Float64, shape (samples, features).
+        most: Number of directions; fewer where the embeddings have no more.
+    """
+    middle = embeddings.mean(dim=0)
+    _, sizes, axes = torch.linalg.svd(embeddings - middle, full_matrices=False)
+    # A direction in which embeddings differ by rounding alone tells nothing.
+    noise = implied_rounding(embeddings) * sum(size**0.5 for size in embeddings.shape)
+    kept = min(most, int((sizes > noise).sum()))
+    return Directions(middle, axes[:kept], sizes[:kept])
+
+
+def contributions(
+    residuals: Float[Tensor, "samples classes"], places: Float[Tensor, "samples directions"]
+) -> Float[Tensor, "samples entries"]:
+    """Every residual, and the same times the sample's places along directions.
+
+    Args:
+        residuals: Float64, shape (samples, classes). All together are zero, so that the last
+            class's entries are left out.
+        places: Float64, shape (samples, directions).
+
+    Returns:
+        Float64, shape (samples, (classes - 1) * (directions + 1)).
+    """
+    factors = torch.cat([torch.ones_like(residuals[:, :1]), places], dim=1)
+    return (residuals[:, :-1, None] * factors[:, None, :]).flatten(1)
 
 
 def _model_of(observation: Observation) -> nn.Module:

@@ -8,7 +8,6 @@ from inspect import signature
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from labelleak.attacks.temperature import at_unit_temperature
 from labelleak.errors import MissingKnowledge
 from labelleak.loss import Kind
 from labelleak.observation import Observation
@@ -237,7 +236,6 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
         raise MissingKnowledge(
             f"attack {name!r} does not hold for the loss {kind!r}: choose auto, {', '.join(able)}"
         )
-    observation = at_unit_temperature(observation)
     missing = entry.missing(observation)
     if missing:
         texts = " and ".join(need.value for need in missing)
@@ -247,3 +245,19 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
     except TypeError as error:
         raise ValueError(f"attack {name!r}: {error}") from None
     return entry.rule(observation, **hyper_parameters)
+
+
+def attempt_attack(
+    observation: Observation, name: str, **hyper_parameters: object
+) -> Restoration | None:
+    """Run a registered attack; None where the observation lacks what it needs.
+
+    Args:
+        observation: What the server sees.
+        name: Registered name of the attack.
+        **hyper_parameters: Keyword arguments of the attack.
+    """
+    try:
+        return run_attack(observation, name, **hyper_parameters)
+    except MissingKnowledge:
+        return None

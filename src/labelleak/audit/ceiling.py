@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.probe import probe
+from labelleak.attacks.probe import class_means, contributions, principal_directions, probe
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.metrics import accuracy
-from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
 
@@ -163,13 +162,8 @@ def sample_vectors(
         Float64, shape (samples, (classes - 1) * (directions + 1)). The last class's entries follow
         from the others and are left out.
     """
-    middle = embeddings.mean(dim=0)
-    _, sizes, axes = torch.linalg.svd(embeddings - middle, full_matrices=False)
-    noise = implied_rounding(embeddings) * sum(size**0.5 for size in embeddings.shape)
-    kept = min(directions, int((sizes > noise).sum()))
-    places = (embeddings - middle) @ axes[:kept].T
-    factors = torch.cat([torch.ones_like(residuals[:, :1]), places], dim=1)
-    return (residuals[:, :-1, None] * factors[:, None, :]).flatten(1)
+    middle, axes, _ = principal_directions(embeddings, directions)
+    return contributions(residuals, (embeddings - middle) @ axes.T)
 
 
 def class_moments(
@@ -182,7 +176,7 @@ def class_moments(
         labels: int64, shape (samples,); every class has a sample.
         classes: Number of classes.
     """
-    means = torch.stack([vectors[labels == label].mean(dim=0) for label in range(classes)])
+    means = class_means(vectors, labels, classes)
     centered = vectors - means[labels]
     freedom = max(len(labels) - classes, 1)
     within = centered.T @ centered / freedom

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from labelleak.cells import USUAL_FLOOR
 from labelleak.errors import UnreadableFile
-from labelleak.storage import read_words
+from labelleak.storage import read_numbers
 
 Measure = Literal["accuracy", "advantage", "small-cells", "exact"]
 """What is measured: see `Rule`."""
 
+_USUAL_THRESHOLD = 0.5
 SHARES = ("accuracy", "advantage")
 """The measures that are shares, and have a threshold."""
 
@@ -71,6 +72,12 @@ class Rule:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold = {self.threshold}: {share}")
 
+    def with_usual_limit(self) -> "Rule":
+        """The rule, with half of the share as its limit where it has none."""
+        if self.has_limit:
+            return self
+        return replace(self, threshold=_USUAL_THRESHOLD)
+
     @property
     def has_limit(self) -> bool:
         """Whether it says how much may leave."""
@@ -109,18 +116,7 @@ def read_prior(path: Path | str) -> tuple[float, ...]:
         ...     read_prior(path)
         (0.9, 0.1)
     """
-    shares = []
-    for number, word in read_words(path, "class shares"):
-        try:
-            share = float(word)
-        except ValueError:
-            share = math.nan
-        if not 0.0 <= share < math.inf:
-            raise UnreadableFile(
-                f"{path}, line {number}: {word[:40]!r} is no share of a class: numbers of at least "
-                "0 are needed"
-            )
-        shares.append(share)
+    shares = read_numbers(path, "class shares", "share of a class", allows_zero=True)
     if not any(shares):
         raise UnreadableFile(f"{path}: all shares are 0")
     return tuple(shares)

@@ -76,7 +76,7 @@ def audit_observation(
         ([2, 1, 0, 3], 'over threshold', 1)
     """
     total = observation.num_instances
-    rule = _checked_rule(measure, threshold, floor, prior, observation.classes)
+    rule = checked_rule(measure, threshold, floor, prior, observation.classes)
     if observation.loss.is_multi_label:
         if rule.measure == "advantage":
             # Nobody can guess how many labels there are, to gain on that.
@@ -144,13 +144,18 @@ def _samples(observation: Observation, found: Restoration) -> int | None:
     return observation.num_instances
 
 
-def _checked_rule(
+def checked_rule(
     measure: Measure | None,
     threshold: float | None,
     floor: int,
     prior: Sequence[float] | None,
     classes: int,
 ) -> Rule:
+    """The rule of these values, for so many classes.
+
+    Raises:
+        InvalidObservation: One of them is impossible.
+    """
     try:
         rule = Rule(measure, threshold, floor, prior)
         if rule.prior is not None:

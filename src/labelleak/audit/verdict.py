@@ -93,10 +93,8 @@ def judge(
 
 
 def _measured(scored: Score, rule: Rule) -> float | None:
-    """What the threshold is for: the accuracy also where there is no guess to gain on."""
-    if rule.measure == "accuracy" or scored.guess is None:
-        return scored.accuracy
-    return scored.relative_advantage
+    """What the threshold is for; None without counts."""
+    return scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
 
 
 def _share(found: Restoration, scored: Score) -> str:

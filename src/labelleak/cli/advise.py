@@ -1,18 +1,17 @@
 """``labelleak advise``: what a change would cost and buy, measured on one update."""
 
-import json
 from pathlib import Path
 
 import click
 
-from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, told
+from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, scored_by, told
 from labelleak.cli.client_options import ClientOptions
-from labelleak.cli.console import console, progress_bar
+from labelleak.cli.console import deliver, progress_bar
 from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import PathOption, attack_option, format_option, gathered
 from labelleak.cli.rule_options import RuleOptions
 from labelleak.cli.verdicts import print_advice
-from labelleak.storage import check_writable, write_json
+from labelleak.storage import check_writable
 
 _FILE = PathOption("file")
 
@@ -65,23 +64,14 @@ def advise_command(
         --learning-rate 0.1 --labels labels.txt
     """  # noqa: D301
     from labelleak.advice import advise
-    from labelleak.audit.labels import read_label_sets, read_labels
-    from labelleak.metrics import counts_of
 
     training.check()
     kind = update.holds(training)
     rule.check(labels)
     client.check(labels)
     if output is not None:
-        inputs = [*update.inputs(loss, labels), *filter(None, [rule.prior, client.data])]
-        check_writable(output, inputs)
-    observation = update.read(training, loss)
-    true_counts = None
-    if labels is not None:
-        read = read_label_sets if observation.loss.is_multi_label else read_labels
-        own = read(labels, observation.classes)
-        true_counts = counts_of(own, observation.classes)
-        observation = training.sized_by(observation, own, labels)
+        check_writable(output, update.inputs(loss, labels, rule.prior, client.data))
+    observation, true_counts = scored_by(labels, update.read(training, loss), training)
     with progress_bar() as bar:
         task = bar.add_task("Trying changes", total=None)
         advice = advise(
@@ -94,11 +84,5 @@ def advise_command(
             progress=lambda: bar.advance(task),
             **rule.make(),
         )
-    content = advice.as_dict()
-    if output is not None:
-        write_json(output, content, private=True)
-    if output_format == "json":
-        click.echo(json.dumps(content, indent=2))
-    else:
-        print_advice(content, console())
+    deliver(advice.as_dict(), output, output_format, print_advice)
     return advice.plain.exit_status

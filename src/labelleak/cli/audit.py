@@ -1,13 +1,12 @@
 """``labelleak audit``: what one update file gives away."""
 
-import json
 from pathlib import Path
 
 import click
 
-from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, told
+from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, scored_by, told
 from labelleak.cli.client_options import ClientOptions
-from labelleak.cli.console import console
+from labelleak.cli.console import deliver
 from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import (
     PathOption,
@@ -18,7 +17,7 @@ from labelleak.cli.options import (
 )
 from labelleak.cli.rule_options import RuleOptions
 from labelleak.cli.verdicts import print_record
-from labelleak.storage import check_writable, write_json
+from labelleak.storage import check_writable
 
 _FILE = PathOption("file")
 
@@ -75,25 +74,17 @@ def audit_command(
       labelleak audit --before model.safetensors --update gradients.safetensors \\
         --batch-size 32 --loss bce --positive-weights weights.txt
     """  # noqa: D301
-    from labelleak.audit.labels import read_label_sets, read_labels
     from labelleak.audit.running import audit_observation
-    from labelleak.metrics import counts_of
 
     training.check()
     kind = update.holds(training)
     rule.check(labels)
     client.check(labels)
     if output is not None:
-        check_writable(
-            output, [*update.inputs(loss, labels), *filter(None, [rule.prior, client.data])]
-        )
-    observation = update.read(training, loss)
-    true_counts = ceiling = None
-    if labels is not None:
-        read = read_label_sets if observation.loss.is_multi_label else read_labels
-        own = read(labels, observation.classes)
-        true_counts = counts_of(own, observation.classes)
-        observation = training.sized_by(observation, own, labels)
+        check_writable(output, update.inputs(loss, labels, rule.prior, client.data))
+    observation, true_counts = scored_by(labels, update.read(training, loss), training)
+    ceiling = None
+    if true_counts is not None:
         ceiling = client.ceiling(update.before, observation, true_counts)
     record = audit_observation(
         observation,
@@ -104,12 +95,5 @@ def audit_command(
         time_limit=time_limit,
         source={**told(update), "kind": kind, **told(training), **told(loss)},
     )
-    content = record.as_dict()
-    if output is not None:
-        # It may hold the true counts.
-        write_json(output, content, private=True)
-    if output_format == "json":
-        click.echo(json.dumps(content, indent=2))
-    else:
-        print_record(content, console())
+    deliver(record.as_dict(), output, output_format, print_record)
     return record.exit_status

@@ -160,6 +160,27 @@ class TrainingOptions:
         return replace(observation, training=sized)
 
 
+def scored_by(
+    labels: Path | None, observation: "Observation", training: TrainingOptions
+) -> tuple["Observation", "Tensor | None"]:
+    """The observation with the sizes that a site's own labels tell, and their counts.
+
+    Args:
+        labels: The file of labels, or label sets; None where there is none.
+        observation: What was read of the update.
+        training: What was told of the training.
+    """
+    from labelleak.audit.labels import read_label_sets, read_labels
+    from labelleak.metrics import counts_of
+
+    if labels is None:
+        return observation, None
+    read = read_label_sets if observation.loss.is_multi_label else read_labels
+    own = read(labels, observation.classes)
+    counts = counts_of(own, observation.classes)
+    return training.sized_by(observation, own, labels), counts
+
+
 @dataclass(frozen=True)
 class UpdateOptions:
     """The update to audit."""
@@ -225,7 +246,7 @@ class UpdateOptions:
             head=self.head,
         )
 
-    def inputs(self, loss: LossOptions, labels: Path | None) -> list[Path]:
-        """The files that an audit reads."""
-        files = (self.before, self.update, *loss.files, labels)
+    def inputs(self, loss: LossOptions, *others: Path | None) -> list[Path]:
+        """The files that an audit reads: the update's, the loss's, and others that were given."""
+        files = (self.before, self.update, *loss.files, *others)
         return [path for path in files if path is not None]

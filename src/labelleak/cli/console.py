@@ -1,9 +1,13 @@
 """The console for results on standard output, and the progress bar on standard error."""
 
+import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +19,7 @@ from rich.progress import (
 )
 
 from labelleak.cli.messages import tell
+from labelleak.storage import write_json
 
 _WIDTH = 120
 """Columns of a table where the output is no terminal."""
@@ -35,6 +40,28 @@ def console() -> Console:
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = None if terminal else _WIDTH
     return _Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def deliver(
+    content: dict[str, Any],
+    output: Path | None,
+    output_format: str,
+    show: Callable[[dict[str, Any], Console], None],
+) -> None:
+    """Write a result to a file of its owner's alone, if one was named, and print it.
+
+    Args:
+        content: Plain data; it may hold the true counts.
+        output: The file, or None.
+        output_format: ``"json"``, or ``"table"`` for what `show` prints.
+        show: Prints it on a console.
+    """
+    if output is not None:
+        write_json(output, content, private=True)
+    if output_format == "json":
+        click.echo(json.dumps(content, indent=2))
+    else:
+        show(content, console())
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:

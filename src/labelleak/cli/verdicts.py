@@ -26,12 +26,7 @@ def print_record(record: Mapping[str, Any], target: Console) -> None:
         record: Schema ``labelleak/audit/1``.
         target: Where to print.
     """
-    verdict = record["verdict"]
-    target.print(
-        Text.assemble(
-            "Verdict: ", (verdict, _STYLES.get(verdict, "bold")), f" - {record['reason']}"
-        )
-    )
+    target.print(_verdict_line("Verdict", record))
     if record.get("ceiling"):
         target.print(record["ceiling"]["text"])
     for flag in record["flags"]:
@@ -51,6 +46,12 @@ def print_record(record: Mapping[str, Any], target: Console) -> None:
             if record["score"].get(key) is not None
         ]
         target.print(f"Score: {', '.join(scores)}")
+
+
+def _verdict_line(title: str, record: Mapping[str, Any]) -> Text:
+    verdict = record["verdict"]
+    style = _STYLES.get(verdict, "bold")
+    return Text.assemble(f"{title}: ", (verdict, style), f" - {record['reason']}")
 
 
 def _observed(record: Mapping[str, Any]) -> Text:
@@ -123,13 +124,7 @@ def print_advice(advice: Mapping[str, Any], target: Console) -> None:
         advice: Schema ``labelleak/advice/1``.
         target: Where to print.
     """
-    record = advice["audit"]
-    verdict = record["verdict"]
-    target.print(
-        Text.assemble(
-            "As it is: ", (verdict, _STYLES.get(verdict, "bold")), f" - {record['reason']}"
-        )
-    )
+    target.print(_verdict_line("As it is", advice["audit"]))
     target.print(Text.assemble(("Advice: ", "bold"), advice["summary"]))
     table = Table(
         caption="cosine: how much of the update is left, 1 is all; epsilon: of one release at "

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from labelleak.attacks import list_attacks
 from labelleak.audit.record import AuditRecord
-from labelleak.audit.rule import SHARES, Measure, Rule
+from labelleak.audit.rule import Measure, Rule
 from labelleak.audit.verdict import Verdict
 from labelleak.cells import USUAL_FLOOR
 from labelleak.errors import UnreadableFile
@@ -19,7 +19,6 @@ from labelleak.storage import read_whole
 Action = Literal["record", "warn", "refuse"]
 RoundVerdict = Literal["within", "over", "inconclusive", "failed"]
 
-_DEFAULT_THRESHOLD = 0.5
 _MOST_BYTES = 2**18
 
 
@@ -72,9 +71,7 @@ class Policy:
             raise ValueError(f"time_limit = {self.time_limit}: a positive number of seconds")
         if not isinstance(self.records, str) or not self.records or "\0" in self.records:
             raise ValueError(f"records = {self.records!r}: the name of a folder is needed")
-        rule = Rule(self.measure, self.threshold, self.floor, self.prior)
-        if rule.measure in SHARES and rule.threshold is None:
-            rule = replace(rule, threshold=_DEFAULT_THRESHOLD)
+        rule = self.rule.with_usual_limit()
         for key in ("measure", "threshold", "prior"):
             object.__setattr__(self, key, getattr(rule, key))
 

@@ -1,14 +1,12 @@
 """The class weights of a client's loss, from a text file."""
 
-import math
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.errors import UnreadableFile
-from labelleak.storage import read_words
+from labelleak.storage import read_numbers
 
 
 def read_class_weights(path: Path | str, what: str = "class weights") -> Float[Tensor, " classes"]:
@@ -33,16 +31,5 @@ def read_class_weights(path: Path | str, what: str = "class weights") -> Float[T
         ...     read_class_weights(path).tolist()
         [0.5, 2.0, 10.0]
     """
-    weights = []
-    for number, word in read_words(path, what):
-        try:
-            weight = float(word)
-        except ValueError:
-            weight = math.nan
-        if not 0.0 < weight < math.inf:
-            raise UnreadableFile(
-                f"{path}, line {number}: {word[:40]!r} is no {what.rstrip('s')}: positive "
-                "numbers are needed"
-            )
-        weights.append(weight)
+    weights = read_numbers(path, what, what.rstrip("s"), allows_zero=False)
     return torch.tensor(weights, dtype=torch.float64)

@@ -1,14 +1,12 @@
 """The standard evaluation without knobs for labels that every sample has a set of."""
 
 import math
-from dataclasses import replace
 
-from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
-from labelleak.attacks.registry import run_attack
-from labelleak.errors import MissingKnowledge
+from labelleak.attacks.estimates import doubted
+from labelleak.attacks.registry import attempt_attack, run_attack
 from labelleak.numerics import root_mean_square
 from labelleak.observation import Observation
-from labelleak.restoration import Flag, Restoration
+from labelleak.restoration import Restoration
 
 # Share of the time for the search for single samples.
 _SEARCHING = 0.8
@@ -37,37 +35,17 @@ def automatic_labels(
     if pooled.certified:
         return pooled
     if not is_treated and observation.local_steps == 1:
-        proven = _attempt_labels(observation, "exact", time_limit=_SEARCHING * time_limit)
+        proven = attempt_attack(observation, "exact", time_limit=_SEARCHING * time_limit)
         if proven is not None:
             return proven
     estimates = [pooled]
     if observation.auxiliary is not None:
-        likely = _attempt_labels(observation, "likelihood")
+        likely = attempt_attack(observation, "likelihood")
         estimates += [] if likely is None else [likely]
     found = min(estimates, key=_claimed_error)
-    return doubted_labels(observation, found, is_treated=is_treated)
-
-
-def _attempt_labels(
-    observation: Observation, name: str, **hyper_parameters: object
-) -> Restoration | None:
-    try:
-        return run_attack(observation, name, **hyper_parameters)
-    except MissingKnowledge:
-        return None
+    return doubted(observation, found, is_treated=is_treated)
 
 
 def _claimed_error(found: Restoration) -> float:
     errors = found.standard_errors
     return math.inf if errors is None else root_mean_square(errors)
-
-
-def doubted_labels(
-    observation: Observation, found: Restoration, *, is_treated: bool
-) -> Restoration:
-    """The restoration, flagged where its counts are not sure."""
-    if observation.num_instances is None or found.counts is None:
-        return found
-    if label_counts_are_sure(found) and not (is_treated and not found.certified):
-        return found
-    return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))

@@ -85,12 +85,13 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
         Bool, shape (classes,): some r has ``basis[i] @ r < 0`` and ``basis[j] @ r >= 0`` for all
         other j.
     """
-    candidates = _candidates(basis)
+    everyone = basis @ basis.sum(dim=0)
+    candidates = _candidates(basis, everyone)
     columns = basis @ basis[candidates].T
     found = torch.zeros(len(basis), dtype=torch.bool, device=basis.device)
-    found[candidates] = _cut_off_by_regression(basis, columns, candidates)
+    found[candidates] = _cut_off_by_regression(everyone, columns, candidates)
     undecided = torch.zeros_like(found)
-    undecided[candidates] = ~found[candidates] & ~_held_by_others(basis, columns, candidates)
+    undecided[candidates] = ~found[candidates] & ~_held_by_others(everyone, columns, candidates)
     # A positive factor per row changes no sign. With unit rows one margin fits all.
     # The rounding of a row of zeros must not be scaled up to a unit.
     lengths = basis.norm(dim=1, keepdim=True)
@@ -107,7 +108,9 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
     return found
 
 
-def _candidates(basis: Float[Tensor, "classes rank"]) -> Int[Tensor, " candidates"]:
+def _candidates(
+    basis: Float[Tensor, "classes rank"], everyone: Float[Tensor, " classes"]
+) -> Int[Tensor, " candidates"]:
     """Classes that a hyperplane may cut off: about twice the rank where rows sum to zero.
 
     Then the ones are nearly in the orthogonal complement, their own lift u is 1 but for d, and
@@ -115,12 +118,12 @@ def _candidates(basis: Float[Tensor, "classes rank"]) -> Int[Tensor, " candidate
     is at most ``sqrt(P_ii (1 - P_ii)) / (1 - d)``. So a class is held if P_ii is below 1/2 by more
     than d; the sum of all P_ii is the rank.
     """
-    off = float((basis @ basis.sum(dim=0)).abs().amax())
+    off = float(everyone.abs().amax())
     return (basis.square().sum(dim=1) >= 0.5 - 2 * off - 2 * _MARGIN).nonzero()[:, 0]
 
 
 def _cut_off_by_regression(
-    basis: Float[Tensor, "classes rank"],
+    everyone: Float[Tensor, " classes"],
     columns: Float[Tensor, "classes candidates"],
     candidates: Int[Tensor, " candidates"],
 ) -> Bool[Tensor, " candidates"]:
@@ -130,7 +133,6 @@ def _cut_off_by_regression(
     more or less.
     """
     classes, number = columns.shape
-    everyone = basis @ basis.sum(dim=0)
     found = torch.zeros(number, dtype=torch.bool, device=columns.device)
     each = torch.arange(number, device=columns.device)
     for lift in (0.0, 1.0 / classes, 1.0):
@@ -142,7 +144,7 @@ def _cut_off_by_regression(
 
 
 def _held_by_others(
-    basis: Float[Tensor, "classes rank"],
+    everyone: Float[Tensor, " classes"],
     columns: Float[Tensor, "classes candidates"],
     candidates: Int[Tensor, " candidates"],
 ) -> Bool[Tensor, " candidates"]:
@@ -153,7 +155,7 @@ def _held_by_others(
     holds a positive vector, the ones; the smallest multiple of it that lifts all other entries of
     minus the projection of i's indicator must leave i negative.
     """
-    positive = 1.0 - basis @ basis.sum(dim=0)
+    positive = 1.0 - everyone
     if not (positive > _MARGIN).all():
         return torch.zeros_like(candidates, dtype=torch.bool)
     heights = -columns / positive[:, None]

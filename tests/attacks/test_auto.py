@@ -277,6 +277,20 @@ def test_many_classes_are_left_to_pooled(table):
     assert asked == ["pooled"]
 
 
+@pytest.mark.parametrize(
+    ("bias", "batch_size", "attack"),
+    [(True, 24, "llbg"), (False, 24, "gradinversion"), (True, None, "gradinversion")],
+)
+def test_more_classes_than_can_be_pooled_in_time_are_left_to_what_passes_over_them_once(
+    bias, batch_size, attack
+):
+    seen = one_embedding(17_000, 4, 24).observe(bias=bias, batch_size=batch_size)
+    found = restore(seen, time_limit=0.03)
+    assert found.attack == attack
+    assert Flag.TIME_LIMIT in found.flags
+    assert Flag.TIME_LIMIT not in restore(seen, time_limit=30.0).flags
+
+
 @pytest.mark.parametrize(("batch_size", "attack"), [(3, "likelihood"), (None, "rlu")])
 def test_several_steps_with_auxiliary_data_are_left_to_what_models_them(batch_size, attack):
     batch = untrained(4, 12, 6)

@@ -3,6 +3,7 @@
 No clock decides: the search for single samples ends by itself, or is left out of the table.
 """
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -214,7 +215,7 @@ def test_the_search_gets_a_share_of_the_time_that_is_left(table, batch, takes, l
         raise MissingKnowledge("not this one")
 
     table(exact=search)
-    times = iter([100.0, 100.0 + takes])
+    times = itertools.chain([100.0], itertools.repeat(100.0 + takes))
     seen = batch.observe()
     automatic(seen, diagnose(seen), 10.0, lambda: next(times))
     assert limits == [pytest.approx(limit)]

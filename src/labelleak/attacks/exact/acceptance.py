@@ -201,7 +201,7 @@ def likely_labels(
     # If the column space holds every q, rounding alone would say which is nearest: try all labels.
     tried = classes if factors.rank >= classes - 1 else min(_LABELS_TRIED, classes)
     own = 1.0 - factors.left.square().sum(dim=1)
-    pairs = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for part in torch.split(points, max(1, _ENTRIES // classes)):
         if pairs and clock is not None and clock.is_over:
             break

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from labelleak import projection
 from labelleak.projection import project_to_counts, project_to_simplex
 from synthetic import rng
 
@@ -134,6 +135,14 @@ def test_without_ties_counts_move_with_their_classes(seed):
 )
 def test_ties_go_to_the_lowest_class(values, total, counts):
     assert project_to_counts(vector(values), total).tolist() == counts
+
+
+@given(st.lists(QUARTERS, min_size=1, max_size=40), st.integers(0, 60), st.sampled_from([1, 3]))
+def test_sieving_changes_nothing(values, total, few):
+    plain = project_to_counts(vector(values), total)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "_FEW", few)
+        assert torch.equal(project_to_counts(vector(values), total), plain)
 
 
 def test_counts_of_single_precision_values():

@@ -4,6 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# More values are sieved before they are sorted, so many times at most.
+_FEW, _SIEVINGS = 1 << 14, 4
+# Values so much below the shift, relative to the total, are zero after it whatever the rounding.
+_SLACK = 1e-6
+
 
 def project_to_simplex(
     values: Float[Tensor, " classes"], total: float
@@ -25,12 +30,28 @@ def project_to_simplex(
     # Entries that lie `total` or more below the largest one end at zero. Clamp them first, so that
     # sums stay exact for values of any size.
     values = (values.double() - values.max()).clamp_min(-total)
-    ordered = values.sort(descending=True).values
-    ranks = torch.arange(1, values.numel() + 1, device=values.device, dtype=torch.float64)
+    ordered = _most_of_support(values, total).sort(descending=True).values
+    ranks = torch.arange(1, ordered.numel() + 1, device=values.device, dtype=torch.float64)
     shifts = (ordered.cumsum(0) - total) / ranks
     # The largest support on which every entry stays positive (Held, Wolfe and Crowder 1974).
     support = int((ordered > shifts).sum())
     return (values - shifts[support - 1]).clamp_min(0.0)
+
+
+def _most_of_support(
+    values: Float[Tensor, " classes"], total: float
+) -> Float[Tensor, " remaining"]:
+    """The values without many of those that the projection makes zero, to sort fewer of them.
+
+    The shift that makes the sum right is at least that of any set of values taken together
+    (Michelot 1986). Those just below it stay, since rounding must not decide.
+    """
+    for _ in range(_SIEVINGS):
+        if len(values) <= _FEW:
+            break
+        shift = float(values.mean()) - total / len(values)
+        values = values[values > shift - _SLACK * total]
+    return values
 
 
 def project_to_box(values: Float[Tensor, " labels"], total: int) -> Int[Tensor, " labels"]:
@@ -93,11 +114,19 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
     if missing:
         remainder = real - floor
         if missing > 0:
-            ranked = remainder.sort(descending=True, stable=True).indices
-            counts[ranked[:missing]] += 1
+            counts[_least(-remainder, missing)] += 1
         else:
             # Rounding may lift an entry over an integer: take back the most expensive unit.
             held = torch.where(counts > 0, remainder, torch.inf)
-            ranked = held.sort(stable=True).indices
-            counts[ranked[:-missing]] -= 1
+            counts[_least(held, -missing)] -= 1
     return counts
+
+
+def _least(values: Float[Tensor, " classes"], number: int) -> Int[Tensor, " number"]:
+    """Where the least values are; of equal ones, the first."""
+    if len(values) <= _FEW:
+        return values.sort(stable=True).indices[:number]
+    last = values.kthvalue(number).values
+    below = (values < last).nonzero()[:, 0]
+    equal = (values == last).nonzero()[:, 0]
+    return torch.cat([below, equal[: number - len(below)]])

@@ -3,6 +3,7 @@
 No clock decides: the search for single samples ends by itself, or is left out of the table.
 """
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -214,7 +215,7 @@ def test_the_search_gets_a_share_of_the_time_that_is_left(table, batch, takes, l
         raise MissingKnowledge("not this one")
 
     table(exact=search)
-    times = iter([100.0, 100.0 + takes])
+    times = itertools.chain([100.0], itertools.repeat(100.0 + takes))
     seen = batch.observe()
     automatic(seen, diagnose(seen), 10.0, lambda: next(times))
     assert limits == [pytest.approx(limit)]
@@ -275,6 +276,20 @@ def test_many_classes_are_left_to_pooled(table):
     # No room for a certificate: more samples than features.
     assert restore(one_embedding(17_000, 4, 24).observe()).attack == "pooled"
     assert asked == ["pooled"]
+
+
+@pytest.mark.parametrize(
+    ("bias", "batch_size", "attack"),
+    [(True, 24, "llbg"), (False, 24, "gradinversion"), (True, None, "gradinversion")],
+)
+def test_more_classes_than_can_be_pooled_in_time_are_left_to_what_passes_over_them_once(
+    bias, batch_size, attack
+):
+    seen = one_embedding(17_000, 4, 24).observe(bias=bias, batch_size=batch_size)
+    found = restore(seen, time_limit=0.03)
+    assert found.attack == attack
+    assert Flag.TIME_LIMIT in found.flags
+    assert Flag.TIME_LIMIT not in restore(seen, time_limit=30.0).flags
 
 
 @pytest.mark.parametrize(("batch_size", "attack"), [(3, "likelihood"), (None, "rlu")])

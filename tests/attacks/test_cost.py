@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from labelleak.attacks import restore
-from labelleak.attacks.cost import Budget, check_time
+from labelleak.attacks.cost import Budget, check_decomposition, check_time
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.training import LocalTraining
@@ -82,3 +82,28 @@ def test_equations_that_would_outlast_the_limit_are_refused_beforehand():
     with pytest.raises(MissingKnowledge, match="6000 of them take about 7 s"):
         restore(seen, "ilrg", time_limit=2.0)
     check_time(seen, "ilrg", 10.0)
+
+
+@pytest.mark.parametrize("attack", ["pooled", "damped"])
+def test_more_classes_than_can_be_pooled_in_time_are_refused_where_a_limit_is_told(attack):
+    seen = one_embedding(3000, 2, 4).observe()
+    with pytest.raises(MissingKnowledge, match=r"3000 of them take about 0.0 s.*use 'llbg'"):
+        restore(seen, attack, time_limit=0.007)
+    assert Budget(seen, 0.008).allows_pooling
+    assert restore(seen, attack, time_limit=0.008).counts is not None
+    # Without a bias gradient it has to be restored first.
+    without = replace(seen, gradient=HeadGradient(seen.gradient.weight, None))
+    assert not Budget(without, 0.011).allows_pooling
+    assert Budget(without, 0.013).allows_pooling
+
+
+def test_decompositions_that_would_outlast_the_limit_are_refused_beforehand():
+    ones = torch.ones(4000, 900)
+    seen = Observation(Head(ones, None), HeadGradient(ones, None))
+    with pytest.raises(MissingKnowledge, match=r"4000 classes and 900 features.*about 2 s"):
+        restore(seen, "rlg", time_limit=1.0)
+    check_decomposition(seen, "rlg", 2.0)
+    # Its complement has as many columns as there are classes.
+    half = Observation(Head(ones[:1000], None), HeadGradient(ones[:1000], None))
+    with pytest.raises(MissingKnowledge, match="1000 classes"):
+        check_decomposition(half, "rlg", 0.9)

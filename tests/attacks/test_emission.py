@@ -109,6 +109,23 @@ def test_many_labels_are_those_of_one_by_one(total, seed):
     )
 
 
+@pytest.mark.parametrize("total", [900, 2500, 50_000])
+def test_labels_of_many_classes_are_those_of_one_by_one(total):
+    generator = torch.Generator().manual_seed(total)
+    # Quarters make many ties, and only some of the classes are emitted.
+    evidence = torch.randint(-40, 40, (2000,), generator=generator).double() / 4
+    found = emit_labels(evidence, evidence.new_tensor(-0.25), total).counts
+    left, counts = evidence.clone(), torch.zeros(2000, dtype=torch.int64)
+    negative = (evidence < 0).nonzero()[:, 0]
+    first = negative[evidence[negative].sort(stable=True).indices[:total]]
+    counts[first], left[first] = 1, left[first] + 0.25
+    while int(counts.sum()) < total:
+        least = int(left.argmin())
+        counts[least] += 1
+        left[least] += 0.25
+    assert torch.equal(found, counts)
+
+
 @pytest.mark.parametrize("total", [10**9, 2**53 - 1])
 def test_any_number_of_labels_leaves_all_classes_at_one_level(total):
     evidence, impact = tensors([-3.0, 0.5, -1.5, 0.25], [-1.0, -0.5, -2.0, -1.0])

@@ -88,10 +88,12 @@ def automatic(
         samples = attempt_attack(observation, "exact", time_limit=seconds)
     if samples is not None and _suffice(observation, samples, measured=measured):
         return samples
-    most_precise, best = best, _fallback(observation, budget, estimates, best)
+    left = max(end - now(), _LEAST_SEARCH * time_limit)
+    most_precise, best = best, _fallback(observation, budget, estimates, best, left)
     if best is None:
         counted = samples is not None and samples.counts is not None
-        return samples if samples is not None and counted else _set(observation, budget)
+        found = samples if samples is not None and counted else _set(observation, budget, left)
+        return found if budget.allows_pooling else _hurried(found)
     found = best.found
     if samples is not None:
         trusted = clear and best is most_precise
@@ -100,7 +102,7 @@ def automatic(
     at_scale = observation if best.factor == 1.0 else scaled(observation, best.factor)
     sure = counts_are_sure(at_scale, found, is_treated=diagnosis.is_treated)
     found = found if sure else _expected(found)
-    flags = found.flags
+    flags = found.flags if budget.allows_pooling else _hurried(found).flags
     if _contradicted(best, estimates):
         flags = (*flags, Flag.ATTACKS_DISAGREE)
     if observation.num_instances is not None and found.counts is not None and not sure:
@@ -143,7 +145,7 @@ def _suffice(observation: Observation, samples: Restoration, *, measured: bool) 
 
 def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
     """Judged estimates of the counts, from every attack that can make one."""
-    found = [_judged_attempt(observation, "pooled")]
+    found = [_judged_attempt(observation, "pooled") if budget.allows_pooling else None]
     if budget.allows_equations:
         found.append(_judged_attempt(observation, "ilrg"))
         if _worthwhile(observation, found[0]) and budget.allows_calibrated:
@@ -152,6 +154,11 @@ def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
             likelihood = _judged_attempt(observation, "likelihood")
             found.append(likelihood or _judged_attempt(observation, "rlu"))
     return [_rescaled(observation, one) for one in found if one is not None]
+
+
+def _hurried(found: Restoration) -> Restoration:
+    """What was found without the estimate that there was no time for."""
+    return replace(found, flags=(*found.flags, Flag.TIME_LIMIT))
 
 
 def _judged_attempt(observation: Observation, name: str) -> Estimate | None:
@@ -189,7 +196,11 @@ def _rescaled(observation: Observation, plain: Estimate) -> Estimate:
 
 
 def _fallback(
-    observation: Observation, budget: Budget, estimates: list[Estimate], best: Estimate | None
+    observation: Observation,
+    budget: Budget,
+    estimates: list[Estimate],
+    best: Estimate | None,
+    seconds: float,
 ) -> Estimate | None:
     """The best estimate if it is credible, else that of an attack that assumes less."""
     credible = best is not None and best.is_credible
@@ -199,7 +210,7 @@ def _fallback(
         return mistakes
     if not observation.has_bias and not (best is not None and best.error < TRUSTED):
         # Without a bias, estimates are so weak that a proven set says more.
-        proven = _set(observation, budget)
+        proven = _set(observation, budget, seconds)
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
@@ -209,9 +220,11 @@ def _fallback(
     return best if found is None else Estimate(found, math.inf)
 
 
-def _set(observation: Observation, budget: Budget) -> Restoration:
+def _set(observation: Observation, budget: Budget, seconds: float) -> Restoration:
     """The set of classes: proven by the gradient's rank, or else suggested, by that or by signs."""
-    found = attempt_attack(observation, "rlg", strict=True) if budget.has_room else None
+    found = None
+    if budget.has_room:
+        found = attempt_attack(observation, "rlg", strict=True, time_limit=seconds)
     if found is not None and observation.loss.is_plain and observation.present_classes is None:
         return found
     signs = "gradinversion" if observation.gradient.has_weight else "ebi"

@@ -15,6 +15,11 @@ from labelleak.observation import Observation
 _WORK_PER_SECOND = 1e10
 # Classes, to the third power, of equations solved per second on one core: measured, 4e10.
 _SOLVED_PER_SECOND = 3e10
+# Classes whose mean prediction is pooled in a second on one core, with and without a bias gradient:
+# measured, 3e5 to 7e5 and 1.5e5 to 4e5.
+_POOLED_PER_SECOND, _POOLED_WITHOUT_BIAS = 4e5, 2.5e5
+# min(C, m)^2 max(C, m) of singular values per second on one core: measured, 2e9 to 4e9.
+_DECOMPOSED_PER_SECOND = 2e9
 # A float64 matrix of this many rows and columns takes 2 GB.
 _DENSE_CLASSES = 16_384
 # Largest min(C, m)^2 max(C, m) of C classes and m features: one decomposition takes seconds.
@@ -62,6 +67,51 @@ def check_time(observation: Observation, attack: str, seconds: float) -> None:
         )
 
 
+def check_pooling(observation: Observation, attack: str, seconds: float) -> None:
+    """Refuse more classes than their mean prediction can be pooled for within a time limit.
+
+    Args:
+        observation: What the server sees.
+        attack: Name of the attack, for the message.
+        seconds: The time limit.
+
+    Raises:
+        MissingKnowledge: There are more.
+    """
+    expected = _pooling_seconds(observation)
+    if expected > seconds:
+        raise MissingKnowledge(
+            f"attack {attack!r} estimates the prediction for every class: {observation.classes} of "
+            f"them take about {expected:.1f} s, and the time limit is {seconds:g} s (give a longer "
+            "one, or use 'llbg')"
+        )
+
+
+def check_decomposition(observation: Observation, attack: str, seconds: float) -> None:
+    """Refuse a head's gradient whose singular vectors would take longer than a time limit.
+
+    With about as many features as classes, those of its complement are asked for, too.
+
+    Args:
+        observation: What the server sees.
+        attack: Name of the attack, for the message.
+        seconds: The time limit.
+
+    Raises:
+        MissingKnowledge: They would.
+    """
+    classes, features = observation.classes, observation.head.features
+    few, many = sorted((classes, features))
+    complement = classes**3 if 2 * features > classes else 0
+    expected = (few**2 * many + complement) / _DECOMPOSED_PER_SECOND
+    if expected > seconds:
+        raise MissingKnowledge(
+            f"attack {attack!r} decomposes the gradient of {classes} classes and {features} "
+            f"features, which takes about {expected:.0f} s, and the time limit is {seconds:g} s "
+            "(give a longer one, or use 'pooled')"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Budget:
     """What memory and time allow.
@@ -85,6 +135,11 @@ class Budget:
         return self.has_room and self._allows(self.observation.classes**3)
 
     @property
+    def allows_pooling(self) -> bool:
+        """Whether there is time for the mean prediction of all classes, and for its errors."""
+        return _pooling_seconds(self.observation) <= self.seconds
+
+    @property
     def allows_search(self) -> bool:
         """Whether the head's gradient is small enough for `exact` to decompose again and again."""
         few, many = sorted((self.observation.classes, self.observation.head.features + 1))
@@ -101,6 +156,11 @@ class Budget:
 
     def _allows(self, multiplications: float) -> bool:
         return multiplications <= _WORK_PER_SECOND * self.seconds
+
+
+def _pooling_seconds(observation: Observation) -> float:
+    rate = _POOLED_PER_SECOND if observation.gradient.bias is not None else _POOLED_WITHOUT_BIAS
+    return observation.classes / rate
 
 
 def _work(model: nn.Module, shape: tuple[int, ...] | None) -> float:

@@ -28,8 +28,9 @@ def restore(
             one, else the estimate of the counts that can be trusted most, else a set.
             ``Restoration.attack`` says which attack spoke.
         time_limit: Seconds after which a search ends, positive; None for the attack's own limit.
-            ``"auto"``, ``"exact"`` and ``"virtual"`` search, and ``"ilrg"`` refuses more classes
-            than it can solve for in that time; the others end by themselves.
+            ``"auto"``, ``"exact"`` and ``"virtual"`` search; ``"ilrg"``, ``"rlg"``, ``"pooled"``
+            and ``"damped"`` refuse more classes than they can take in that time; the others pass
+            over the gradient once or twice, and end by themselves.
         **hyper_parameters: Keyword arguments of the attack; none for ``"auto"``.
 
     Returns:

@@ -10,6 +10,8 @@ from labelleak.restoration import Flag, Restoration
 
 # Halvings of the range of evidence: as many as a float64 can tell apart.
 _BISECTIONS = 64
+# Labels that are emitted one by one in no time.
+_FEW = 1024
 
 
 def emit_labels(
@@ -52,24 +54,37 @@ def emit_labels(
     left -= left.min()
     rest = total - len(certain)
     many = _below_a_level(left, -impact, rest)
-    emitted, steps = (counts + many).tolist(), impact.tolist()
-    heap = [(value, label) for label, value in enumerate((left - many * impact).tolist())]
-    heapq.heapify(heap)
-    rest -= int(many.sum())
-    while rest:
-        value, label = heap[0]
-        # A class whose evidence does not rise takes all that is left.
-        number = 1 if steps[label] < 0 else rest
-        emitted[label] += number
-        rest -= number
-        heapq.heapreplace(heap, (value - steps[label], label))
-    counts = torch.tensor(emitted, device=evidence.device)
+    counts += many
+    _emit_one_by_one(counts, left - many * impact, impact, rest - int(many.sum()))
     return Restoration(
         present=counts > 0,
         counts=counts,
         proportions=counts.double() / counts.sum(),
         flags=flags,
     )
+
+
+def _emit_one_by_one(
+    counts: Int[Tensor, " classes"],
+    evidence: Float[Tensor, " classes"],
+    impact: Float[Tensor, " classes"],
+    number: int,
+) -> None:
+    """The last labels of stage 2, added to the counts in place."""
+    # No other class comes to be the least: each of these has to be emitted before.
+    few = evidence.sort(stable=True).indices[:number].sort().values
+    emitted, steps = [0] * len(few), impact[few].tolist()
+    # Ascending, as labels are: ties go to the lowest.
+    heap = [(value, place) for place, value in enumerate(evidence[few].tolist())]
+    heapq.heapify(heap)
+    while number:
+        value, place = heap[0]
+        # A class whose evidence does not rise takes all that is left.
+        taken = 1 if steps[place] < 0 else number
+        emitted[place] += taken
+        number -= taken
+        heapq.heapreplace(heap, (value - steps[place], place))
+    counts[few] += torch.tensor(emitted, dtype=torch.int64, device=counts.device)
 
 
 def _below_a_level(
@@ -90,17 +105,20 @@ def _below_a_level(
         int64, shape (classes,); no class whose step is not positive is among them.
     """
     rising = steps > 0
-    found = torch.zeros(evidence.shape, dtype=torch.int64, device=evidence.device)
     if number <= len(evidence) or not bool(rising.any()):
-        return found
+        return torch.zeros(evidence.shape, dtype=torch.int64, device=evidence.device)
     steps = torch.where(rising, steps, torch.inf)
     highest = evidence + torch.where(rising, steps * number, 0.0)
     low, high = 0.0, float(highest.min())
+    best = torch.zeros_like(evidence)
     for _ in range(_BISECTIONS):
         level = (low + high) / 2
-        below = ((level - evidence) / steps).ceil().clamp(0, number)
-        if float(below.sum()) <= number:
-            found, low = below.long(), level
+        below = (level - evidence).div_(steps).ceil_().clamp_(0, number)
+        missing = number - float(below.sum())
+        if missing >= 0:
+            best, low = below, level
         else:
             high = level
-    return found
+        if 0 <= missing <= _FEW:
+            break
+    return best.long()

@@ -108,6 +108,16 @@ def test_a_label_is_not_proven_where_there_is_no_time_to_try_the_others():
     assert not no_competitor(factors, judged, 8.0, Clock(0.0))
 
 
+def test_other_labels_that_there_is_no_time_to_try_are_not_excluded():
+    factors = factorize(SMALL.observe(), 3, rng())
+    assert not fits_other_label(factors, samples(SMALL), 3.0, endless()).any()
+    assert fits_other_label(factors, samples(SMALL), 3.0, Clock(0.0)).all()
+    # Time that runs out while they are tried proves as little.
+    readings = iter([0.0, 0.0, 9.0, 9.0, 9.0, 9.0])
+    short = Clock(1.0, lambda: next(readings))
+    assert fits_other_label(factors, samples(SMALL), 3.0, short).all()
+
+
 def test_nothing_is_certified_where_other_labels_rebuild_the_same_gradient():
     # The network takes x1 for 0, x2 for 1 and x3 for 3, beyond doubt. So it takes x2 + x3 - x1 for
     # 2, and batches of labels 2, 0, 0 and 0, 2, 2 differ by rounding only.

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -93,10 +94,12 @@ def test_both_forms_of_the_program_decide_every_class(classes, rank, integers):
         rows = torch.nn.functional.normalize(basis, dim=1).numpy()
         complement = null_space(rows.T)
         expected = cut_off_by_farkas(basis)
-        by_direction = [module._cut_off_by_direction(rows, i) for i in range(classes)]
+        by_direction = [module._cut_off_by_direction(rows, i, math.inf) for i in range(classes)]
         assert by_direction == expected
         if complement.size:
-            by_pattern = [module._cut_off_by_pattern(complement, i) for i in range(classes)]
+            by_pattern = [
+                module._cut_off_by_pattern(complement, i, math.inf) for i in range(classes)
+            ]
             assert by_pattern == expected
 
 
@@ -163,6 +166,15 @@ def test_on_a_confident_head_the_set_is_exact(seed):
     decided = cut_off | held
     assert not decided[batch.present].all()
     assert torch.equal(rlg(batch.observe()).present, batch.present)
+
+
+def test_programs_that_outlast_the_limit_are_refused_and_not_guessed():
+    batch = untrained(40, 100, 12, spread=0.5, scale=4.0)
+    readings = iter([0.0, 0.1, 0.2, 2.1])
+    with pytest.raises(MissingKnowledge, match=r"here 1\d of 40, and the time limit is over"):
+        rlg(batch.observe(), time_limit=2.0, now=lambda: next(readings))
+    found = rlg(batch.observe(), time_limit=2.0, now=lambda: 0.0)
+    assert torch.equal(found.present, batch.present)
 
 
 def test_many_classes_and_a_batch_larger_than_both_take_no_time(monkeypatch):

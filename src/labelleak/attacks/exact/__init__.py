@@ -113,7 +113,7 @@ def restore_exactly(
         other = None if found.certified else by_layer()
         if other is not None and (other.certified or _certain(other) > _certain(found)):
             found = other
-    late = clock.ran_out and not found.certified
+    late = (clock.ran_out or clock.judging.ran_out) and not found.certified
     return replace(found, flags=(*found.flags, Flag.TIME_LIMIT)) if late else found
 
 

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
+from labelleak.attacks.exact.clock import Clock
 from labelleak.attacks.exact.head_factors import HeadFactors
-from labelleak.attacks.exact.logit_gradient import logit_directions
+from labelleak.attacks.exact.logit_gradient import logit_directions, logit_gradients
 from labelleak.attacks.exact.samples import Samples
 
 # Labels tried for each embedding.
@@ -23,6 +24,7 @@ def accepted(
     labels: Int[Tensor, " points"],
     divisor: float | None,
     *,
+    clock: Clock | None = None,
     entries: int = _ENTRIES,
 ) -> Samples:
     """Pick the samples of the batch among some points and labels.
@@ -35,13 +37,14 @@ def accepted(
         points: Coordinates a.
         labels: A label for each point.
         divisor: D, or None if it is unknown; any weight clearly above zero passes then.
+        clock: Time limit, or None; points that there is no time for are not accepted.
         entries: Most entries of the predictions in memory at once.
 
     Returns:
         The samples, each once: of points that are the same sample, the best fit stays. Better fits
         come first; equally good fits keep the order of the points.
     """
-    distances, inverse = excess(factors, points, labels, divisor, entries=entries)
+    distances, inverse = excess(factors, points, labels, divisor, clock=clock, entries=entries)
     chosen = (distances <= 1.0).nonzero()[:, 0]
     found = Samples(points[chosen] @ factors.right.T, labels[chosen], inverse[chosen])
     distances = distances[chosen]
@@ -58,6 +61,7 @@ def excess(
     labels: Int[Tensor, " points"],
     divisor: float | None,
     *,
+    clock: Clock | None = None,
     entries: int = _ENTRIES,
 ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
     """Distance of each point and label from a sample of the batch, and the inverse weight.
@@ -67,19 +71,22 @@ def excess(
         points: Coordinates a.
         labels: A label for each point.
         divisor: D, or None if it is unknown.
+        clock: Time limit, or None.
         entries: Most entries of the predictions in memory at once.
 
     Returns:
         The larger of two distances, in units of what errors allow: of q from the column space, and
         of D over the inverse weight from a whole number. A sample of the batch has at most 1. Then
-        the inverse weights.
+        the inverse weights. Points that there was no time for have an infinite distance.
     """
     size = max(1, entries // factors.left.shape[0])
-    parts = zip(torch.split(points, size), torch.split(labels, size), strict=True)
-    distances, inverse = zip(
-        *(_excess(factors, part, own, divisor) for part, own in parts), strict=True
-    )
-    return torch.cat(distances), torch.cat(inverse)
+    distances, inverse = points.new_full((2, len(points)), torch.inf)
+    for start in range(0, len(points), size):
+        if start and clock is not None and clock.is_over:
+            break
+        part = slice(start, start + size)
+        distances[part], inverse[part] = _excess(factors, points[part], labels[part], divisor)
+    return distances, inverse
 
 
 def _excess(
@@ -89,11 +96,14 @@ def _excess(
     divisor: float | None,
 ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
     """`excess` of a few points, whose predictions fit in memory."""
-    directions = logit_directions(factors.logits(points), labels)
+    logits = factors.logits(points)
+    directions = logit_directions(logits, labels)
+    q = logit_gradients(logits, labels, factors.weights)
     lengths = directions.norm(dim=1)
     outside = factors.outside(directions).norm(dim=1)
-    inverse = factors.inverse_weights(points, labels)
-    rounded = _rounding_of_complement(factors, points, labels)
+    inside = q @ factors.left
+    inverse = (inside * (points / factors.values)).sum(dim=1)
+    rounded = _rounding_of_complement(factors, q, labels)
     allowed = _allowed_misfit(factors, directions, rounded)
     allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)
     if divisor is None:
@@ -103,7 +113,7 @@ def _excess(
         overdetermined = factors.spare_equations >= factors.rank
         most = tolerances.MOST_TIMES if overdetermined else 1
         times = (divisor / inverse).round().clamp(1, most)
-        slip = _weight_errors(factors, points, labels) / inverse.abs()
+        slip = _weight_errors(factors, points, inside) / inverse.abs()
         least = tolerances.FLAT_SLIP if overdetermined else tolerances.WHOLE_NUMBER
         allowed_slip = least + rounded + tolerances.SLIP_MARGIN * slip
         allowed_slip = allowed_slip.clamp_max(tolerances.MOST_SLIP)
@@ -114,11 +124,11 @@ def _excess(
 
 def _rounding_of_complement(
     factors: HeadFactors,
-    points: Float[Tensor, "points rank"],
+    q: Float[Tensor, "points classes"],
     labels: Int[Tensor, " points"],
 ) -> Float[Tensor, " points"]:
     """Relative error of q: the client computes 1 - p with an error of epsilon."""
-    own = factors.logit_gradients(points, labels).gather(1, labels[:, None])[:, 0].abs()
+    own = q.gather(1, labels[:, None])[:, 0].abs()
     error: Tensor = tolerances.COMPLEMENT_MARGIN * factors.epsilon * factors.weights[labels] / own
     return error
 
@@ -145,8 +155,10 @@ def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " sample
         samples: Some of its samples.
     """
     points = samples.inputs @ factors.right
-    directions = logit_directions(factors.logits(points), samples.labels)
-    rounded = _rounding_of_complement(factors, points, samples.labels)
+    logits = factors.logits(points)
+    directions = logit_directions(logits, samples.labels)
+    q = logit_gradients(logits, samples.labels, factors.weights)
+    rounded = _rounding_of_complement(factors, q, samples.labels)
     allowed = _allowed_misfit(factors, directions, rounded) / directions.norm(dim=1)
     beyond: Tensor = allowed.clamp_max(1.0) ** max(0, factors.spare_equations) < tolerances.LUCK
     return beyond
@@ -155,10 +167,9 @@ def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " sample
 def _weight_errors(
     factors: HeadFactors,
     points: Float[Tensor, "points rank"],
-    labels: Int[Tensor, " points"],
+    inside: Float[Tensor, "points rank"],
 ) -> Float[Tensor, " points"]:
     """Standard errors of the inverse weights, from noise and from the client's rounding."""
-    inside = factors.logit_gradients(points, labels) @ factors.left
     dual_inside = (inside / factors.values).norm(dim=1)
     dual_points = (points / factors.values).norm(dim=1)
     errors: Tensor = factors.noise * dual_inside * dual_points
@@ -168,7 +179,11 @@ def _weight_errors(
 
 
 def likely_labels(
-    factors: HeadFactors, points: Float[Tensor, "points rank"], *, within: float = math.inf
+    factors: HeadFactors,
+    points: Float[Tensor, "points rank"],
+    *,
+    within: float = math.inf,
+    clock: Clock | None = None,
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Pair every point with the labels whose q lies nearest to the column space.
 
@@ -177,6 +192,7 @@ def likely_labels(
         points: Coordinates a.
         within: Largest distance of the direction of q from the column space, relative to its
             length, at which a label is worth a trial. The predicted label always is.
+        clock: Time limit, or None; the first points are paired in any case.
 
     Returns:
         The point of each pair, ascending, and the label, ascending for each point.
@@ -185,8 +201,10 @@ def likely_labels(
     # If the column space holds every q, rounding alone would say which is nearest: try all labels.
     tried = classes if factors.rank >= classes - 1 else min(_LABELS_TRIED, classes)
     own = 1.0 - factors.left.square().sum(dim=1)
-    pairs = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for part in torch.split(points, max(1, _ENTRIES // classes)):
+        if pairs and clock is not None and clock.is_over:
+            break
         p = torch.softmax(factors.logits(part), dim=1)
         outside = factors.outside(p)
         squares = outside.square().sum(dim=1, keepdim=True) - 2.0 * outside + own
@@ -197,5 +215,5 @@ def likely_labels(
         labels, order = nearest.indices.sort(dim=1)
         pairs.append((labels, nearest.values.gather(1, order) <= within**2))
     labels, worthwhile = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    which = torch.arange(len(points), device=labels.device)[:, None].expand_as(labels)
+    which = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
     return which[worthwhile], labels[worthwhile]

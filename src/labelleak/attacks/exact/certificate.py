@@ -65,14 +65,13 @@ def judge(
     scale = column_scale(factors)
     unknowns = len(samples) * factors.unknowns
     few = unknowns <= _MOST_UNKNOWNS and unknowns * factors.matrix.shape[0] <= _MOST_SLOPES
-    few = few and not clock.is_over
     for _ in range(2):
         [points], _ = fit_jointly(
             factors,
             points[None],
             samples.labels[None],
             shares[None],
-            steps=_POLISHING_STEPS if few else 0,
+            steps=_POLISHING_STEPS if few and not clock.is_over else 0,
             clock=clock,
             scale=scale,
         )
@@ -223,7 +222,7 @@ def fits_other_label(
         factors: Factors of the head's gradient.
         samples: Some of its samples.
         divisor: D, or None if it is unknown.
-        clock: Time limit.
+        clock: Time limit; where time is up for judging, too, other labels count as fitting.
 
     Returns:
         Bool, shape (samples,).
@@ -232,10 +231,35 @@ def fits_other_label(
     if not factors.affine:
         # q and e may both have the other sign.
         points = torch.cat([points, -points])
-    which, labels = likely_labels(factors, points, within=tolerances.MOST_MISFIT)
+    late, within = clock.judging, tolerances.MOST_MISFIT
+    which, labels = likely_labels(factors, points, within=within, clock=late)
+    if late.is_over:
+        return torch.ones_like(samples.labels, dtype=torch.bool)
     other = labels != samples.labels.repeat(2)[which]
     other |= which >= len(samples)
-    start, labels = points[which[other]], labels[other]
+    which, labels = which[other], labels[other]
+    fits = torch.ones_like(labels, dtype=torch.bool)
+    together = max(1, _ENTRIES // factors.left.shape[0])
+    for first in range(0, len(labels), together):
+        part = slice(first, first + together)
+        tried = _fits(factors, points[which[part]], labels[part], divisor, late)
+        # What was cut short, or not tried at all, is not excluded.
+        if late.is_over:
+            break
+        fits[part] = tried
+    found = torch.zeros_like(samples.labels, dtype=torch.bool)
+    found[which[fits] % len(samples)] = True
+    return found
+
+
+def _fits(
+    factors: HeadFactors,
+    start: Float[Tensor, "points rank"],
+    labels: Int[Tensor, " points"],
+    divisor: float | None,
+    clock: Clock,
+) -> Bool[Tensor, " points"]:
+    """Whether each embedding, or one near to it, fits a label as a sample of the batch does."""
     fits = excess(factors, start, labels, divisor)[0] <= 1.0
     if factors.spare_equations > 0:
         # An embedding that was fitted to one label is a little off for another that it goes with.
@@ -245,9 +269,7 @@ def fits_other_label(
         own = start - factors.origin * (start @ factors.right[-1])[:, None] * factors.affine
         near = (moved - start).norm(dim=1) <= tolerances.NEARBY * own.norm(dim=1)
         fits |= near & (excess(factors, moved, labels, divisor)[0] <= 1.0)
-    found = torch.zeros_like(samples.labels, dtype=torch.bool)
-    found[which[other][fits] % len(samples)] = True
-    return found
+    return fits
 
 
 def no_competitor(factors: HeadFactors, judged: Judgment, divisor: float, clock: Clock) -> bool:

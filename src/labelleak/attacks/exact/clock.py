@@ -2,6 +2,11 @@
 
 import time
 from collections.abc import Callable
+from functools import cached_property
+
+# Samples found by the limit are judged until this many times it: a limit is kept within half of
+# it, and whatever was begun by then has to end, too.
+_JUDGING = 1.2
 
 
 class Clock:
@@ -19,12 +24,19 @@ class Clock:
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
         self._now = now
-        self._end = now() + seconds
+        self._start = now()
         self.ran_out = False
 
     @property
     def is_over(self) -> bool:
         """Whether the limit has been reached."""
-        over = self._now() >= self._end
+        over = self._now() >= self._start + self.seconds
         self.ran_out = self.ran_out or over
         return over
+
+    @cached_property
+    def judging(self) -> "Clock":
+        """The clock for judging what a search has found, which may go on a little longer."""
+        later = Clock(_JUDGING * self.seconds, self._now)
+        later._start = self._start
+        return later

@@ -1,5 +1,8 @@
 """The search by the head's gradient: sparse directions first, then descents from many starts."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -118,23 +121,28 @@ class HeadSearch(SampleSearch):
 
     def evidence(self, divisor: float | None) -> Evidence:
         """Evidence for the samples found; once all are found, they are fitted together first."""
-        judged, samples = None, self.found
-        if len(samples) and divisor is not None and self._is_square:
+        judged, samples, late = None, self.found, self._clock.judging.is_over
+        if len(samples) and divisor is not None and self._is_square and not late:
             judged = judge(self.factors, samples, divisor, self._rounding, self._clock)
             samples = judged.samples
+        known = divisor if self._is_square else self.divisor
+        # Slow, and asked for twice.
+        others = cache(lambda: fits_other_label(self.factors, samples, known, self._clock))
         missing = self.factors.rank - len(samples)
         return Evidence(
             embeddings=samples.inputs[:, : self._observation.head.features],
-            sure=self._sure(samples, divisor),
+            sure=self._sure(samples, divisor, others),
             too_weak=min(missing, number_too_weak(self._rest(), samples))
             if missing and len(samples)
             else 0,
-            proves=lambda: judged is not None and self._proves(judged, divisor),
+            proves=lambda: judged is not None and self._proves(judged, divisor, others),
         )
 
-    def _sure(self, samples: Samples, divisor: float | None) -> Bool[Tensor, " samples"]:
+    def _sure(
+        self, samples: Samples, divisor: float | None, others: Callable[[], Tensor]
+    ) -> Bool[Tensor, " samples"]:
         """Which samples are there beyond errors and chance, and fit with no other label."""
-        if not len(samples):
+        if not len(samples) or self._clock.judging.is_over:
             return torch.zeros_like(samples.labels, dtype=torch.bool)
         factors, complete = self.factors, self._is_square
         points = samples.inputs @ factors.right
@@ -146,22 +154,21 @@ class HeadSearch(SampleSearch):
         sure = clear_samples(factors, samples) & has_whole_weight(inverse, agreed)
         sure = sure & stand_apart(factors, points, inside / inverse[:, None])
         if not (complete and determined_by_zeros(factors, self.found)):
-            known = divisor if complete else self.divisor
             evident = beyond_luck(factors, samples) | singled_out_by_zeros(factors, self.found)
-            sure = sure & evident & ~fits_other_label(factors, samples, known, self._clock)
+            sure = sure & evident & ~others()
         # Only the other samples can confirm that one is repeated.
         return sure if complete else sure & (self.times(divisor) == 1)
 
-    def _proves(self, judged: Judgment, divisor: float | None) -> bool:
+    def _proves(
+        self, judged: Judgment, divisor: float | None, others: Callable[[], Tensor]
+    ) -> bool:
         """Whether the samples rebuild the gradient, and no other hypothesis comes near."""
         if divisor is None or not judged.rebuilt or not bool(judged.seen.all()):
             return False
         if determined_by_zeros(self.factors, self.found):
             return True
         if self.factors.spare_equations > 0:
-            return not bool(
-                fits_other_label(self.factors, judged.samples, divisor, self._clock).any()
-            )
+            return not bool(others().any())
         return no_competitor(self.factors, judged, divisor, self._clock)
 
     @property
@@ -187,7 +194,7 @@ class HeadSearch(SampleSearch):
         factors = self.factors
         # `refine_together` may have made two of them the same.
         known = self.found.pick(self.found.is_first())
-        every = known.join(accepted(factors, points, labels, self.divisor))
+        every = known.join(accepted(factors, points, labels, self.divisor, clock=self._clock))
         self.found = every.pick(compatible(factors, len(known), every, factors.rank))
 
     def _offer(self, directions: Float[Tensor, "directions rank"]) -> bool:
@@ -203,7 +210,8 @@ class HeadSearch(SampleSearch):
         if not len(points):
             return False
         if factors.affine:
-            which, labels = likely_labels(factors, points, within=tolerances.MOST_MISFIT)
+            within = tolerances.MOST_MISFIT
+            which, labels = likely_labels(factors, points, within=within, clock=self._clock)
             self._take(points[which], labels)
         else:
             self._take_at_some_length(points)
@@ -215,7 +223,7 @@ class HeadSearch(SampleSearch):
         ratios = torch.logspace(-0.8, 0.8, _LENGTHS_TRIED).to(directions)
         lengths = typical_length(factors) * ratios
         points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
-        which, labels = likely_labels(factors, points)
+        which, labels = likely_labels(factors, points, clock=self._clock)
         self._take(self._settled(points[which], labels), labels)
 
     def _settled(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.cost import check_pooling
 from labelleak.attacks.diagnosis import proven_classes
 from labelleak.attacks.evidence import bias_gradient, instances
 from labelleak.attacks.mean_prediction.pooled import pooled_prediction
@@ -33,7 +34,7 @@ _MARGIN = 1.05
     reference="labelleak, documentation of the attack 'damped'; with an even mean prediction its "
     "counts are those of LLBG (Gat and Sharif, AISec 2024)",
 )
-def damped(observation: Observation) -> Restoration:
+def damped(observation: Observation, *, time_limit: float | None = None) -> Restoration:
     """Restore the counts of a batch from a network that may have learned.
 
     ``n = K (p - db)`` needs the mean prediction p. The mean embedding that the rows of the gradient
@@ -45,10 +46,16 @@ def damped(observation: Observation) -> Restoration:
 
     Args:
         observation: Needs the head, its gradients and the batch size.
+        time_limit: Seconds; more classes than take longer are refused. None for no limit.
 
     Returns:
         Real-valued counts, and whole ones that sum to the number of instances.
+
+    Raises:
+        MissingKnowledge: Too many classes for the time limit.
     """
+    if time_limit is not None:
+        check_pooling(observation, "damped", time_limit)
     total, size, classes = instances(observation), observation.batch_size, observation.classes
     assert size is not None, "the attack needs it"
     if pull(observation) > _MARGIN:

@@ -42,5 +42,5 @@ def on_the_way(
     generator = torch.Generator().manual_seed(8)
     errors = torch.randn(mean.replicates.shape, generator=generator, dtype=torch.float64)
     size = _UNSEEN * change.square().mean().sqrt()
-    replicates = mean.replicates + change[:, None] + size * errors.to(change)
+    replicates = (mean.replicates + change[:, None]).add_(errors.to(change).mul_(size))
     return mean._replace(probabilities=mean.probabilities + change, replicates=replicates)

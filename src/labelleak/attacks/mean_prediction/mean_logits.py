@@ -112,7 +112,7 @@ def mean_logits(
     offset = 0.0 if head.bias is None else head.bias.double()[:, None]
     return MeanLogits(
         (center + offset)[:, 0],
-        center + offset + errors,
+        errors.add_(center + offset),
         samples,
         bias_gradient,
         noise,
@@ -169,8 +169,9 @@ def shrunk(observation: Observation, found: MeanLogits) -> MeanLogits:
     bias = observation.head.bias
     offset = 0.0 if bias is None else bias.double() - bias.double().mean()
     logits = offset + found.signal * (found.logits - offset)
-    errors = max(found.signal, _LEAST_SIGNAL) ** 0.5 * (found.replicates - found.logits[:, None])
-    return found._replace(logits=logits, replicates=logits[:, None] + errors)
+    share = max(found.signal, _LEAST_SIGNAL) ** 0.5
+    errors = (found.replicates - found.logits[:, None]).mul_(share)
+    return found._replace(logits=logits, replicates=errors.add_(logits[:, None]))
 
 
 def _mean_length(vectors: Float[Tensor, "features vectors"]) -> float:
@@ -194,8 +195,9 @@ def second_order(found: MeanLogits) -> tuple[Float[Tensor, " classes"], Float[Te
         This shift of the mean prediction, and its standard error, shape (classes,) each.
     """
     mean, plain = found.logits[:, None], torch.softmax(found.logits, dim=0)
-    either = torch.cat([mean + found.samples, mean - found.samples], dim=1)
-    shift = torch.softmax(either, dim=0).mean(dim=1) - plain
+    above = torch.softmax(mean + found.samples, dim=0).mean(dim=1)
+    below = torch.softmax(mean - found.samples, dim=0).mean(dim=1)
+    shift = (above + below) / 2 - plain
     # The other extreme is a uniform mean prediction, as of an untrained network.
     away = plain - 1.0 / len(plain)
     doubted = found.doubt * away * (len(plain) * away.abs()).clamp_max(1.0)

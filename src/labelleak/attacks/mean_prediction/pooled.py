@@ -2,6 +2,7 @@
 
 import torch
 
+from labelleak.attacks.cost import check_pooling
 from labelleak.attacks.mean_prediction.counts import counts_of
 from labelleak.attacks.mean_prediction.drift import on_the_way
 from labelleak.attacks.mean_prediction.mean_logits import (
@@ -28,7 +29,7 @@ from labelleak.restoration import Restoration
     reference="labelleak, documentation of the attack 'pooled'",
     losses=("cross_entropy", "focal", *MULTI_LABEL),
 )
-def pooled(observation: Observation) -> Restoration:
+def pooled(observation: Observation, *, time_limit: float | None = None) -> Restoration:
     """Restore the counts from the batch's mean embedding.
 
     Every row of the weight gradient is nearly ``db_i`` times one mean embedding. Its least-squares
@@ -46,6 +47,7 @@ def pooled(observation: Observation) -> Restoration:
     Args:
         observation: Needs the head and its weight gradient. If the batch size is not known and the
             gradient does not show it, the result has proportions only.
+        time_limit: Seconds; more classes than take longer are refused. None for no limit.
 
     Returns:
         ``raw``, ``rounded``, ``counts`` and proportions, and a standard error of every count.
@@ -53,8 +55,10 @@ def pooled(observation: Observation) -> Restoration:
 
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows; or labels
-            with sigmoids and no bias gradient.
+            with sigmoids and no bias gradient; or too many classes for the time limit.
     """
+    if time_limit is not None:
+        check_pooling(observation, "pooled", time_limit)
     if observation.loss.is_multi_label:
         found = pooled_labels(observation)
     else:
@@ -81,10 +85,10 @@ def _at_the_start(observation: Observation, found: MeanLogits) -> MeanPrediction
     shift, size = second_order(found)
     generator = torch.Generator().manual_seed(5)
     errors = torch.randn(found.replicates.shape, generator=generator, dtype=torch.float64)
-    errors = errors.to(shift) * size[:, None]
+    errors = errors.to(shift).mul_(size[:, None])
     return MeanPrediction(
         torch.softmax(found.logits, dim=0) + shift,
-        torch.softmax(found.replicates, dim=0) + shift[:, None] + errors,
+        torch.softmax(found.replicates, dim=0).add_(shift[:, None]).add_(errors),
         found.bias_gradient,
         noise=found.noise,
         has_errors=not found.has_learned,

@@ -85,6 +85,9 @@ def raw_counts(
     loss, classes = observation.loss, observation.classes
     smoothing, keep = loss.label_smoothing, 1.0 - loss.label_smoothing
     target = instances * bias_gradient / loss.scale(batch_size)
+    if loss.is_plain and loss.averages:
+        # What is below comes to that, but with very many classes takes several times as long.
+        return (instances * probabilities).sub_(target)
     weights = loss.sample_weights(probabilities)
     # Both unknowns enter linearly: x = fixed + X per_x + N per_n.
     fixed, per_x = -target / keep, probabilities
@@ -109,7 +112,7 @@ def scattered_counts(
     given = mean.bias_gradient[:, None]
     raw = raw_counts(observation, mean.probabilities[:, None], given, instances, batch_size)[:, 0]
     others = raw_counts(observation, mean.replicates, given, instances, batch_size)
-    scatter = (others - raw[:, None]) * student_factor(observation.classes)
+    scatter = others.sub_(raw[:, None]).mul_(student_factor(observation.classes))
     loss = observation.loss
     weights = loss.sample_weights(mean.probabilities[:, None])[:, 0]
     slope = instances / (loss.scale(batch_size) * (1.0 - loss.label_smoothing) * weights)

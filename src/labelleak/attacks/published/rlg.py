@@ -1,15 +1,19 @@
 """RLG: present classes are those that a hyperplane in the gradient's row space cuts off."""
 
+import math
+import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.linalg import null_space
-from scipy.optimize import linprog
+from scipy.optimize import OptimizeResult, linprog
 from torch import Tensor
 
-from labelleak.attacks.cost import check_room
+from labelleak.attacks.cost import check_decomposition, check_room
 from labelleak.attacks.published.signs import restore_set
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.errors import MissingKnowledge
@@ -20,6 +24,8 @@ from labelleak.restoration import Restoration
 _MARGIN = 1e-6
 # A row of an orthonormal basis that is no longer than this is the rounding of a row of zeros.
 _ROUNDING = 1e-12
+# What SciPy calls the status of a program that a limit has ended.
+_LIMIT_REACHED = 1
 
 
 @register(
@@ -30,7 +36,13 @@ _ROUNDING = 1e-12
     assumes="the gradient's rank below the number of features and of classes less one",
     reference="Dang et al., NeurIPS 2021 (arXiv:2111.00556), Algorithm 1",
 )
-def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
+def rlg(
+    observation: Observation,
+    *,
+    strict: bool = False,
+    time_limit: float | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Restoration:
     """The classes that one hyperplane separates from all others.
 
     The gradient is ``Q^T E`` with one row per sample in Q, negative at the sample's label only. Its
@@ -47,15 +59,21 @@ def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
     Args:
         observation: Needs the weight gradient only.
         strict: Whether to refuse a rank of classes - 1, at which the answer says nothing.
+        time_limit: Seconds; a gradient whose decomposition or whose programs outlast them is
+            refused. None for none.
+        now: Reads the clock, in seconds. For tests, which bring their own clock.
 
     Returns:
         A set; counts where the set leaves one possibility only.
 
     Raises:
         MissingKnowledge: The rank is not below min(classes, features), or, if strict, not below
-            min(classes - 1, features). Or more classes than there is memory for.
+            min(classes - 1, features). Or more classes than there is memory or time for.
     """
+    start = now()
     check_room(observation, "rlg")
+    if time_limit is not None:
+        check_decomposition(observation, "rlg", time_limit)
     gradient = observation.gradient.weight
     left, values, _ = torch.linalg.svd(gradient.double(), full_matrices=False)
     rank = numerical_rank(values, gradient.shape, observation.gradient.rounding)
@@ -69,10 +87,18 @@ def rlg(observation: Observation, *, strict: bool = False) -> Restoration:
             f"RLG finds every one of {observation.classes} classes in any gradient of rank {rank}: "
             "the batch is too large for it to tell anything"
         )
-    return restore_set(observation, separable(left[:, :rank]))
+    limit = math.inf if time_limit is None else time_limit
+
+    def seconds_left() -> float:
+        return start + limit - now()
+
+    return restore_set(observation, separable(left[:, :rank], seconds_left))
 
 
-def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
+def separable(
+    basis: Float[Tensor, "classes rank"],
+    seconds_left: Callable[[], float] = lambda: math.inf,
+) -> Bool[Tensor, " classes"]:
     """For each class, whether a hyperplane through the origin cuts its row off from all others.
 
     Two tests by projection decide most classes at once, one for either answer, and a linear
@@ -80,10 +106,14 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
 
     Args:
         basis: Orthonormal columns, shape (classes, rank), float64.
+        seconds_left: How long the linear programs may take from now on.
 
     Returns:
         Bool, shape (classes,): some r has ``basis[i] @ r < 0`` and ``basis[j] @ r >= 0`` for all
         other j.
+
+    Raises:
+        MissingKnowledge: They take longer.
     """
     everyone = basis @ basis.sum(dim=0)
     candidates = _candidates(basis, everyone)
@@ -104,7 +134,14 @@ def separable(basis: Float[Tensor, "classes rank"]) -> Bool[Tensor, " classes"]:
     else:
         cut_off = partial(_cut_off_by_pattern, null_space(rows.T))
     for index in undecided.nonzero()[:, 0].tolist():
-        found[index] = cut_off(index)
+        answer = cut_off(index, seconds_left())
+        if answer is None:
+            raise MissingKnowledge(
+                f"RLG solves a linear program for each class that its tests leave open, here "
+                f"{int(undecided.sum())} of {classes}, and the time limit is over before the last "
+                "(give a longer one, or use 'gradinversion')"
+            )
+        found[index] = answer
     return found
 
 
@@ -165,29 +202,38 @@ def _held_by_others(
     return own > heights.amax(dim=0) + _MARGIN
 
 
-def _cut_off_by_direction(points: np.ndarray, index: int) -> bool:
-    """The linear program over the direction r: as many unknowns as the rank."""
-    solved = linprog(
+def _cut_off_by_direction(points: np.ndarray, index: int, seconds: float) -> bool | None:
+    """The linear program over the direction r: as many unknowns as the rank; None if too slow."""
+    solved = _solved(
         points[index],
+        seconds,
         A_ub=-np.delete(points, index, axis=0),
         b_ub=np.zeros(len(points) - 1),
         bounds=(-1.0, 1.0),
-        method="highs",
     )
-    return bool(solved.status == 0 and solved.fun < -_MARGIN)
+    return None if solved is None else bool(solved.status == 0 and solved.fun < -_MARGIN)
 
 
-def _cut_off_by_pattern(complement: np.ndarray, index: int) -> bool:
+def _cut_off_by_pattern(complement: np.ndarray, index: int, seconds: float) -> bool | None:
     """The same question over the signs ``v = points @ r``: as many equations as the rank lacks.
 
     These v are the vectors orthogonal to the complement of the points' column space; asked for is
     one with ``v[index] = -1`` and no other negative entry.
     """
-    solved = linprog(
+    solved = _solved(
         np.zeros(len(complement) - 1),
+        seconds,
         A_eq=np.delete(complement, index, axis=0).T,
         b_eq=complement[index],
         bounds=(0.0, 1.0 / _MARGIN),
-        method="highs",
     )
-    return bool(solved.status == 0)
+    return None if solved is None else bool(solved.status == 0)
+
+
+def _solved(costs: np.ndarray, seconds: float, **program: Any) -> OptimizeResult | None:
+    """The solution of a linear program by HiGHS; None if it takes longer than so many seconds."""
+    if seconds <= 0.0:
+        return None
+    options = {"time_limit": seconds} if seconds < math.inf else {}
+    solved = linprog(costs, method="highs", options=options, **program)
+    return None if solved.status == _LIMIT_REACHED else solved

@@ -1,32 +1,28 @@
 """The loss that a client minimizes, as far as the server knows it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from labelleak.loss.formulas import focal_factor, focal_weights, sigmoid_residuals
-from labelleak.loss.options import (
-    MULTI_LABEL,
-    Kind,
-    Reduction,
-    check_number_of_weights,
-    check_options,
-    from_plain,
+from labelleak.loss.formulas import focal_factor
+from labelleak.loss.options import check_number_of_weights, from_plain
+from labelleak.loss.pixels import by_pixel
+from labelleak.loss.sigmoids import residuals_of_labels, sigmoids_value
+from labelleak.loss.softmax import (
+    softmax_residual,
+    softmax_targets,
+    softmax_value,
+    weights_of_classes,
 )
 from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets
-
-_USUAL_GAMMA = 2.0
-# Class index that `torch.nn.functional.cross_entropy` leaves out unless told another.
-_TORCH_IGNORES = -100
+from labelleak.loss.told import Told
 
 
-@dataclass(frozen=True, eq=False)
-class Loss:
+class Loss(Told):
     """The loss that a client minimizes, as far as the server knows it.
 
     The final layer sees a sample only through its residual ``r = dL / d logits``. The gradient of
@@ -54,6 +50,10 @@ class Loss:
         gamma: Exponent of a focal loss, 0 or above; 2 unless told otherwise.
         alpha: Weight of a target of 1 in a sigmoid focal loss, in (0, 1), that of 0 being
             ``1 - alpha``; None for equal weights.
+        pixels: Number of pixels of one sample that have a target each, of a model that ends in a
+            1x1 convolution: pixels are the samples then, in everything that is restored. 0 where
+            the model tells, or nobody does. None for one target a sample.
+        function: A loss of your own, see `custom`.
 
     Raises:
         InvalidObservation: A value is impossible, or the kind has no such option.
@@ -66,28 +66,6 @@ class Loss:
         >>> Loss("bce").residual(torch.zeros(1, 3), torch.tensor([[1, 0, 0]])).tolist()
         [[-0.5, 0.5, 0.5]]
     """
-
-    kind: Kind = "cross_entropy"
-    reduction: Reduction = "mean"
-    label_smoothing: float = 0.0
-    class_weights: Float[Tensor, " classes"] | None = None
-    temperature: float = 1.0
-    ignore_index: int | None = None
-    positive_weights: Float[Tensor, " labels"] | None = None
-    label_weights: Float[Tensor, " labels"] | None = None
-    masked: bool = False
-    gamma: float | None = None
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        told = {
-            one.name: value
-            for one in fields(self)[2:]
-            if isinstance(value := getattr(self, one.name), Tensor) or value != one.default
-        }
-        check_options(self.kind, self.reduction, told)
-        if self.gamma is None and self.kind in ("focal", "sigmoid_focal"):
-            object.__setattr__(self, "gamma", _USUAL_GAMMA)
 
     @classmethod
     def of(cls, loss: "Loss | str | Mapping[str, Any]") -> "Loss":
@@ -107,41 +85,6 @@ class Loss:
         if isinstance(loss, Mapping):
             return cls(**from_plain(loss, [one.name for one in fields(cls)]))
         return loss if isinstance(loss, Loss) else cls(loss)  # type: ignore[arg-type]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether all samples weigh the same, all targets are one-hot, and p is the softmax."""
-        return (
-            self.kind == "cross_entropy"
-            and not self.label_smoothing
-            and self.class_weights is None
-            and self.temperature == 1.0
-        )
-
-    @property
-    def is_multi_label(self) -> bool:
-        """Whether every label has a sigmoid of its own, so that a sample has a set of labels."""
-        return self.kind in MULTI_LABEL
-
-    @property
-    def averages(self) -> bool:
-        """Whether the loss is a mean over the batch, and not a sum."""
-        return self.reduction != "sum"
-
-    @property
-    def divides_by_weights(self) -> bool:
-        """Whether the divisor of a mean is the sum of the samples' class weights."""
-        return (
-            self.kind == "cross_entropy"
-            and self.reduction == "mean"
-            and self.class_weights is not None
-        )
-
-    @property
-    def ignores_weights(self) -> bool:
-        """Whether samples weigh differently under a softmax, and the divisor does not show it."""
-        unequal = bool(self.gamma) or self.class_weights is not None
-        return unequal and not self.divides_by_weights
 
     def check_classes(self, classes: int) -> None:
         """Refuse a number of classes, or of labels, that this loss is not made for.
@@ -192,9 +135,7 @@ class Loss:
         Returns:
             Shape (classes,).
         """
-        if self.class_weights is None:
-            return like.new_ones(classes)
-        return self.class_weights.to(like)
+        return weights_of_classes(self, classes, like)
 
     def sample_weights(
         self, probabilities: Float[Tensor, "classes estimates"]
@@ -242,11 +183,7 @@ class Loss:
         Returns:
             Shape (samples, classes).
         """
-        weights, smoothing = self.weights(classes, like), self.label_smoothing
-        targets = weights.new_zeros(len(labels), classes)
-        targets.scatter_(1, labels[:, None], ((1.0 - smoothing) * weights)[labels][:, None])
-        targets += smoothing / classes * weights
-        return targets
+        return softmax_targets(self, labels, classes, like)
 
     def mistakes(
         self, predictions: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"]
@@ -263,11 +200,7 @@ class Loss:
         Returns:
             In the dtype of the predictions, shape (samples, classes).
         """
-        targets = self.targets(labels, predictions.shape[1], predictions)
-        found = (predictions * targets.sum(dim=1, keepdim=True) - targets) / self.temperature
-        if self.gamma:
-            found = found * focal_weights(predictions, labels, self.gamma)[:, None]
-        return found
+        return softmax_residual(self, predictions, labels)
 
     def predict(self, logits: Float[Tensor, "samples outputs"]) -> Float[Tensor, "samples outputs"]:
         """What the loss takes for probabilities: softmax of the logits, or their sigmoids."""
@@ -286,14 +219,7 @@ class Loss:
         Returns:
             Two tensors of the shape of the logits.
         """
-        ones = logits.new_ones(logits.shape[-1])
-        negative = ones if self.label_weights is None else self.label_weights.to(logits)
-        positive = negative
-        if self.positive_weights is not None:
-            positive = negative * self.positive_weights.to(logits)
-        if self.alpha is not None:
-            negative, positive = (1.0 - self.alpha) * ones, self.alpha * ones
-        return sigmoid_residuals(logits, self.gamma or 0.0, negative, positive)
+        return residuals_of_labels(self, logits)
 
     def residual(
         self, logits: Float[Tensor, "samples outputs"], targets: Tensor
@@ -356,42 +282,11 @@ class Loss:
             targets: As of `check_targets`; or, of a cross-entropy, probabilities, shape
                 (samples, classes).
         """
+        logits, targets = by_pixel(logits, targets)
         if self.is_multi_label:
-            return self._sigmoid_value(logits, targets.reshape(logits.shape).to(logits))
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        ignored = _TORCH_IGNORES if self.ignore_index is None else self.ignore_index
-        logits = logits / self.temperature if self.temperature != 1.0 else logits
-        whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
-        each = functional.cross_entropy(
-            logits,
-            targets,
-            weights,
-            ignore_index=ignored,
-            reduction=self.reduction if whole else "none",
-            label_smoothing=self.label_smoothing,
-        )
-        if whole:
-            return each
-        if self.gamma:
-            plain = functional.cross_entropy(
-                logits, targets, ignore_index=ignored, reduction="none"
+            targets = targets.reshape(logits.shape).to(logits)
+            return sigmoids_value(
+                self, logits, targets, self.kept(targets), self.divisor(targets)
             )
-            each = each * (-torch.expm1(-plain)).pow(self.gamma)
-        return each.sum() / self.divisor(targets)
-
-    def _sigmoid_value(self, logits: Tensor, targets: Tensor) -> Tensor:
-        kept = self.kept(targets)
-        clean = targets.masked_fill(~kept, 0.0)
-        weights, positive = (
-            None if given is None else given.to(logits)
-            for given in (self.label_weights, self.positive_weights)
-        )
-        each = functional.binary_cross_entropy_with_logits(
-            logits, clean, weights, pos_weight=positive, reduction="none"
-        )
-        if self.gamma:
-            # The probability of the other value is exactly the sigmoid of the turned logit.
-            each = each * torch.sigmoid((1.0 - 2.0 * clean) * logits).pow(self.gamma)
-        if self.alpha is not None:
-            each = each * (1.0 - self.alpha + (2.0 * self.alpha - 1.0) * clean)
-        return torch.where(kept, each, 0.0).sum() / self.divisor(targets)
+        whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
+        return softmax_value(self, logits, targets, None if whole else self.divisor(targets))

@@ -112,6 +112,9 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     """
     if found.certified or found.raw is None or found.counts is None:
         return found.certified
+    if observation.head.per_pixel:
+        # Of as many pixels, nobody tells every single one.
+        return False
     if observation.loss.is_multi_label:
         return label_counts_are_sure(found) and not is_treated
     if not observation.has_bias and observation.classes == 2:

@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
-from labelleak.loss import Loss
+from labelleak.loss import Loss, by_pixel
 
 
 def whole_gradient(
@@ -53,6 +53,7 @@ def whole_gradient(
     for inputs, labels in pieces:
         with torch.enable_grad():
             logits = model(inputs)
+            logits, labels = by_pixel(logits, labels)
             targets = loss.check_targets(labels, len(logits), logits[0].numel())
             summed = total.value(logits, targets)
             found = torch.autograd.grad(summed, list(parameters.values()), allow_unused=True)

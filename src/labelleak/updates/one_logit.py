@@ -58,7 +58,11 @@ def loss_of_two(loss: Loss) -> Loss:
         ):
             if given is not None:
                 weights[rows] *= given.double().cpu()
-    told: dict[str, Any] = {"class_weights": weights, "ignore_index": -1 if loss.masked else None}
+    told: dict[str, Any] = {
+        "class_weights": weights,
+        "ignore_index": -1 if loss.masked else None,
+        "pixels": loss.pixels,
+    }
     if loss.gamma:
         return Loss("focal", loss.reduction, gamma=loss.gamma, **told)
     weighted_mean = weights is not None and loss.reduction == "mean"
@@ -114,13 +118,12 @@ def _model_of_two(model: nn.Module, layer: str) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     copied = deepcopy(model, {id(tensor): tensor for tensor in tensors})
     old = copied.get_submodule(layer)
-    weight, bias = old.weight, old.bias
-    assert isinstance(weight, Tensor), "a linear layer"
-    new = nn.Linear(weight.shape[1], 2, bias=bias is not None, device="meta")
-    new.weight = nn.Parameter(rows_of_two(weight.detach()), requires_grad=weight.requires_grad)
-    if isinstance(bias, Tensor):
-        new.bias = nn.Parameter(rows_of_two(bias.detach()), requires_grad=bias.requires_grad)
-    new.train(old.training)
+    new = deepcopy(old)
+    for kind, value in list(new.named_parameters(recurse=False)):
+        two = rows_of_two(value.detach())
+        setattr(new, kind, nn.Parameter(two, requires_grad=value.requires_grad))
+    # A linear layer says how many outputs it has, and a convolution how many channels.
+    setattr(new, "out_channels" if hasattr(new, "out_channels") else "out_features", 2)
     if not layer:
         return new
     parent, _, name = layer.rpartition(".")

@@ -27,6 +27,7 @@ from labelleak.restoration import Restoration
     assumes="predictions that differ little within the batch, as of an untrained network",
     reference="labelleak, documentation of the attack 'pooled'",
     losses=("cross_entropy", "focal", *MULTI_LABEL),
+    pixels=True,
 )
 def pooled(observation: Observation) -> Restoration:
     """Restore the counts from the batch's mean embedding.

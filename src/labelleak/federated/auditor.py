@@ -327,8 +327,7 @@ class Auditor:
                 error = _joined(error, problem, buffers.problem)
                 counts = None if true_counts is None else true_counts.detach().cpu().long()
                 # Labels that a sample may have several of do not add up to the samples.
-                one_each = self._reading.accepted.is_one_each
-                total = int(counts.sum()) if counts is not None and one_each else None
+                total = self._reading.accepted.total(counts)
                 observation, notes = look(total, buffers)
                 found = audit_observation(
                     observation,

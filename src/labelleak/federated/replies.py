@@ -147,7 +147,9 @@ def buffers_of(before: Mapping[str, Any], reply: Mapping[str, Any]) -> Buffers:
     return read_buffers(start, by_bare_name(reply))
 
 
-def head_names(state: Mapping[str, Any], head: str | None, *, accepted: Accepted = LINEAR_ONLY) -> list[str]:
+def head_names(
+    state: Mapping[str, Any], head: str | None, *, accepted: Accepted = LINEAR_ONLY
+) -> list[str]:
     """Names of the head's weight and bias, without wrappers' prefixes; not every head has one.
 
     Args:
@@ -164,7 +166,9 @@ def head_names(state: Mapping[str, Any], head: str | None, *, accepted: Accepted
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
 
 
-def classes_of(state: Mapping[str, Any], head: str | None, *, accepted: Accepted = LINEAR_ONLY) -> int:
+def classes_of(
+    state: Mapping[str, Any], head: str | None, *, accepted: Accepted = LINEAR_ONLY
+) -> int:
     """Number of classes or labels that the head tells apart; one logit tells two classes.
 
     Raises:

@@ -274,19 +274,20 @@ class Loss(Told):
         """
         return 1 if self.averages else batch_size or 1
 
-    def value(self, logits: Float[Tensor, "samples outputs"], targets: Tensor) -> Float[Tensor, ""]:
+    def value(
+        self, logits: Float[Tensor, "samples outputs *size"], targets: Tensor
+    ) -> Float[Tensor, ""]:
         """The loss itself, to differentiate.
 
         Args:
-            logits: Any floating dtype, shape (samples, classes) or (samples, labels).
+            logits: Any floating dtype, shape (samples, classes) or (samples, labels); a map of them
+                where every pixel has a target, and maps of these then.
             targets: As of `check_targets`; or, of a cross-entropy, probabilities, shape
                 (samples, classes).
         """
         logits, targets = by_pixel(logits, targets)
         if self.is_multi_label:
             targets = targets.reshape(logits.shape).to(logits)
-            return sigmoids_value(
-                self, logits, targets, self.kept(targets), self.divisor(targets)
-            )
+            return sigmoids_value(self, logits, targets, self.kept(targets), self.divisor(targets))
         whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
         return softmax_value(self, logits, targets, None if whole else self.divisor(targets))

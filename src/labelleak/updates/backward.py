@@ -53,8 +53,8 @@ def whole_gradient(
     for inputs, labels in pieces:
         with torch.enable_grad():
             logits = model(inputs)
-            logits, labels = by_pixel(logits, labels)
-            targets = loss.check_targets(labels, len(logits), logits[0].numel())
+            logits, own = by_pixel(logits, labels)
+            targets = loss.check_targets(own, len(logits), logits[0].numel())
             summed = total.value(logits, targets)
             found = torch.autograd.grad(summed, list(parameters.values()), allow_unused=True)
         for name, value in zip(parameters, found, strict=True):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
 from labelleak.loss import Loss
 
 Shapes = Mapping[str, Sequence[int]]
@@ -37,10 +39,10 @@ class Accepted(NamedTuple):
         """What a loss reads."""
         return cls(one_logit=loss.is_multi_label, pixels=loss.pixels is not None)
 
-    @property
-    def is_one_each(self) -> bool:
-        """Whether a sample has one label, so that counts of labels add up to the samples."""
-        return not self.one_logit and not self.pixels
+    def total(self, counts: Tensor | None) -> int | None:
+        """Number of samples by counts of their labels; None where these do not add up to it."""
+        add_up = not self.one_logit and not self.pixels
+        return int(counts.sum()) if counts is not None and add_up else None
 
     def takes(self, end: "OtherEnd") -> bool:
         """Whether this layer can be read."""

@@ -131,13 +131,12 @@ def head_candidates(shapes: Shapes, *, accepted: Accepted = LINEAR_ONLY) -> list
     """
     layers = _layers(shapes)
     if not layers:
-        ends = other_ends(shapes)
-        lone = [end for end in ends if _looks_like_a_head(end)] or (ends if len(ends) == 1 else [])
-        if lone and accepted.takes(lone[-1]):
-            return [lone[-1].layer]
+        lone = _lone_end(shapes)
+        if lone is not None and accepted.takes(lone):
+            return [lone.layer]
         raise AmbiguousHead(
             f"no final linear layer (a 2-D weight) was found among {len(shapes)} tensors: only a "
-            f"fully connected head can be read{_instead(shapes)}"
+            f"fully connected head can be read{'' if lone is None else f', and {lone.text}'}"
         )
     found, listed = _found(layers)
     tied = tables_of_lone_biases(shapes)
@@ -308,10 +307,11 @@ def _looks_like_a_head(end: OtherEnd) -> bool:
     return end.is_last or bool(_usual([end.layer]))
 
 
-def _instead(shapes: Shapes) -> str:
-    """What there is in place of a linear head, for a message."""
-    likely = [end for end in other_ends(shapes) if _looks_like_a_head(end)]
-    return f", and {likely[-1].text}" if likely else ""
+def _lone_end(shapes: Shapes) -> OtherEnd | None:
+    """What there is in place of a linear head."""
+    ends = other_ends(shapes)
+    likely = [end for end in ends if _looks_like_a_head(end)] or (ends if len(ends) == 1 else [])
+    return likely[-1] if likely else None
 
 
 def _listed(layers: Shapes) -> str:

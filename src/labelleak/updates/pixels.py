@@ -54,7 +54,8 @@ def observed_of_pixels(
     """
     if others.get("auxiliary") is not None:
         raise InvalidObservation(
-            "auxiliary data cannot be read beside a head of pixels (a 1x1 convolution): leave it out"
+            "auxiliary data cannot be read beside a head of pixels (a 1x1 convolution): leave it "
+            "out"
         )
     told = loss.pixels or None
     if model is not None and input_shape is not None:

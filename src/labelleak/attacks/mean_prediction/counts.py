@@ -23,7 +23,12 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
     size, pixels = observation.batch_size, observation.head.per_pixel
-    if size is None and not pixels and observation.classes > 2 and not favors_few(mean.probabilities):
+    if (
+        size is None
+        and not pixels
+        and observation.classes > 2
+        and not favors_few(mean.probabilities)
+    ):
         size = fitting_batch_size(observation, mean)
     if size is None:
         mean_divisor(observation)  # refuses a summed loss, which then has no scale

@@ -215,6 +215,8 @@ def _fallback(
 
 def _set(observation: Observation, budget: Budget) -> Restoration:
     """The set of classes: proven by the gradient's rank, or else suggested, by that or by signs."""
+    if observation.loss.kind == "custom":
+        return run_attack(observation, "pooled")  # which says what is missing
     found = attempt_attack(observation, "rlg", strict=True) if budget.has_room else None
     if found is not None and observation.loss.is_plain and observation.present_classes is None:
         return found

@@ -13,6 +13,7 @@ from labelleak.attacks.certainty import (
     probability_right,
 )
 from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
+from labelleak.attacks.residual_map.mapped_counts import mean_probabilities
 from labelleak.numerics import perplexity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
@@ -151,6 +152,8 @@ def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -
 
 def _evenness(observation: Observation, found: Restoration) -> float:
     """Perplexity of the mean prediction ``n / K + db``, relative to the number of classes."""
+    if observation.loss.kind == "custom":
+        return perplexity(mean_probabilities(observation)) / observation.classes
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
         return 1.0

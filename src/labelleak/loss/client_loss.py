@@ -1,15 +1,22 @@
 """The loss that a client minimizes, as far as the server knows it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.loss.formulas import focal_factor
-from labelleak.loss.options import check_number_of_weights, from_plain
+from labelleak.loss.options import (
+    CUSTOM,
+    Reduction,
+    check_number_of_weights,
+    check_targets_of_own,
+    from_plain,
+)
+from labelleak.loss.own import examined, own_residual, own_residual_map, own_value
 from labelleak.loss.pixels import by_pixel
 from labelleak.loss.sigmoids import residuals_of_labels, sigmoids_value
 from labelleak.loss.softmax import (
@@ -83,17 +90,71 @@ class Loss(Told):
             [1.0, 4.0]
         """
         if isinstance(loss, Mapping):
-            return cls(**from_plain(loss, [one.name for one in fields(cls)]))
+            return cls(**from_plain(loss, [one.name for one in fields(cls) if one.init]))
         return loss if isinstance(loss, Loss) else cls(loss)  # type: ignore[arg-type]
+
+    @classmethod
+    def custom(
+        cls,
+        function: Callable[[Tensor, Tensor], Tensor],
+        *,
+        targets: Literal["classes", "label_sets"] = "classes",
+        reduction: Reduction = "mean",
+        pixels: int | None = None,
+    ) -> "Loss":
+        """A loss of your own; its residual is computed by autograd.
+
+        Args:
+            function: Called as ``function(logits, targets)`` with logits of shape (samples,
+                outputs) in the dtype of the caller, often double precision. Returns the loss of the
+                batch, or one number for each sample.
+            targets: ``"classes"``: class indices, int64, shape (samples,), one for each sample.
+                ``"label_sets"``: zeros and ones of the logits' shape and dtype, where the function
+                decides about every label by itself; also of one logit.
+            reduction: How the function puts samples together: ``"mean"`` or ``"sum"``.
+            pixels: As of every loss.
+
+        Returns:
+            The loss. What a function has to be is checked where the number of outputs is known: the
+            sum or mean of its samples' losses, with finite derivatives that depend on the targets.
+
+        Raises:
+            InvalidObservation: It is no function, or targets or reduction are none of these.
+
+        Examples:
+            >>> import torch
+            >>> from torch.nn import functional
+            >>> twice = Loss.custom(lambda z, y: functional.cross_entropy(z.softmax(1), y))
+            >>> twice.residual(torch.zeros(1, 2), torch.tensor([0])).tolist()
+            [[-0.25, 0.25]]
+        """
+        check_targets_of_own(targets)
+        kind = "custom" if targets == "classes" else "custom_labels"
+        return cls(kind, reduction, pixels=pixels, function=function)
 
     def check_classes(self, classes: int) -> None:
         """Refuse a number of classes, or of labels, that this loss is not made for.
 
         Raises:
-            InvalidObservation: There is not one weight for each.
+            InvalidObservation: There is not one weight for each, or a function of the user's is no
+                loss that attacks can read.
         """
+        if self.kind in CUSTOM:
+            self.sums_vanish(classes)
         names = ("class_weights", "positive_weights", "label_weights")
         check_number_of_weights({name: getattr(self, name) for name in names}, classes)
+
+    def sums_vanish(self, outputs: int) -> bool:
+        """Whether the residuals of a sample sum to zero over so many outputs, as of a softmax.
+
+        Raises:
+            InvalidObservation: A function of the user's is no loss that attacks can read.
+        """
+        if self.kind not in CUSTOM:
+            return not self.is_multi_label
+        if outputs not in self._known:
+            self._known[outputs] = examined(self, outputs).sums_vanish
+        return self._known[outputs] and self.kind == "custom"
 
     def check_targets(self, targets: Tensor, samples: int, outputs: int) -> Tensor:
         """The targets of a batch, after making sure that they are what this loss takes.
@@ -219,7 +280,21 @@ class Loss(Told):
         Returns:
             Two tensors of the shape of the logits.
         """
-        return residuals_of_labels(self, logits)
+        if self.kind != "custom_labels":
+            return residuals_of_labels(self, logits)
+        rows = logits.reshape(-1, logits.shape[-1])
+        zero, one = (self.residual(rows, torch.full_like(rows, value)) for value in (0.0, 1.0))
+        return zero.reshape(logits.shape), one.reshape(logits.shape)
+
+    def residual_map(
+        self, logits: Float[Tensor, "samples outputs"]
+    ) -> Float[Tensor, "samples classes outputs"]:
+        """Residual of a sample of every class at these logits, for a function of the user's.
+
+        Args:
+            logits: Any floating dtype, shape (samples, outputs); there are as many classes.
+        """
+        return own_residual_map(self, logits)
 
     def residual(
         self, logits: Float[Tensor, "samples outputs"], targets: Tensor
@@ -233,6 +308,8 @@ class Loss(Told):
         Returns:
             In the dtype and shape of the logits. Under a softmax every row sums to zero.
         """
+        if self.kind in CUSTOM:
+            return own_residual(self, logits, targets, self.divisor(targets))
         if self.is_multi_label:
             targets = targets.reshape(logits.shape)
             zero, one = self.binary_residuals(logits)
@@ -264,7 +341,7 @@ class Loss(Told):
         """What a sum over that many samples and labels, none of them masked, is divided by."""
         if not self.averages:
             return 1.0
-        return samples * labels if self.reduction == "mean" else samples
+        return samples * labels if self.is_multi_label and self.reduction == "mean" else samples
 
     def scale(self, batch_size: float | None) -> float:
         """How many times larger a gradient is than that of the mean loss; 1 where it is not known.
@@ -286,8 +363,12 @@ class Loss(Told):
                 (samples, classes).
         """
         logits, targets = by_pixel(logits, targets)
+        if self.kind == "custom":
+            return own_value(self, logits, targets)
         if self.is_multi_label:
             targets = targets.reshape(logits.shape).to(logits)
+            if self.kind == "custom_labels":
+                return own_value(self, logits, targets)
             return sigmoids_value(self, logits, targets, self.kept(targets), self.divisor(targets))
         whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
         return softmax_value(self, logits, targets, None if whole else self.divisor(targets))

@@ -104,6 +104,16 @@ def _tensor_of(name: str, values: list[Any]) -> Tensor:
         raise InvalidObservation(f"{name}: a list of numbers is needed") from None
 
 
+def check_targets_of_own(targets: object) -> None:
+    """Refuse targets that a loss of the user's cannot have.
+
+    Raises:
+        InvalidObservation: They are neither of the two.
+    """
+    if targets not in ("classes", "label_sets"):
+        raise InvalidObservation(f"targets {targets!r:.40}: use 'classes' or 'label_sets'")
+
+
 def check_number_of_weights(told: Mapping[str, Tensor | None], outputs: int) -> None:
     """Refuse weights that are not as many as the head has outputs.
 

@@ -1,7 +1,7 @@
 """What is told of a loss: its options, checked, and what follows from them alone."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,12 +28,15 @@ class Told:
     alpha: float | None = None
     pixels: int | None = None
     function: Callable[[Tensor, Tensor], Tensor] | None = None
+    # Whether the sums of a function's residuals vanish, by the number of outputs.
+    _known: dict[int, bool] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         told = {
             one.name: value
             for one in fields(self)[2:]
-            if isinstance(value := getattr(self, one.name), Tensor) or value != one.default
+            if one.init
+            and (isinstance(value := getattr(self, one.name), Tensor) or value != one.default)
         }
         check_options(self.kind, self.reduction, told)
         if self.gamma is None and self.kind in ("focal", "sigmoid_focal"):

@@ -5,7 +5,7 @@ of it. So whatever reads two classes under a softmax reads one logit, its target
 classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -47,6 +47,8 @@ def loss_of_two(loss: Loss) -> Loss:
             "targets that are left out and a mean over all samples cannot be read of one logit: "
             "use reduction 'mean' or 'sum'"
         )
+    if loss.function is not None:
+        return Loss("custom", loss.reduction, function=_of_two(loss.function), pixels=loss.pixels)
     weights = None
     if loss.alpha is not None:
         weights = torch.tensor([1.0 - loss.alpha, loss.alpha], dtype=torch.float64)
@@ -67,6 +69,16 @@ def loss_of_two(loss: Loss) -> Loss:
         return Loss("focal", loss.reduction, gamma=loss.gamma, **told)
     weighted_mean = weights is not None and loss.reduction == "mean"
     return Loss("cross_entropy", "sample_mean" if weighted_mean else loss.reduction, **told)
+
+
+def _of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of one logit as one of two classes' logits, of which only the difference tells."""
+
+    def difference(logits: Tensor, labels: Tensor) -> Tensor:
+        found = function(logits[:, 1:] - logits[:, :1], labels.to(logits)[:, None])
+        return found.flatten() if isinstance(found, Tensor) and found.ndim > 1 else found
+
+    return difference
 
 
 def observed_of_two(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from labelleak.attacks.certainty import (
     agrees,
@@ -30,6 +31,8 @@ _FLAT = 0.85
 _UNEVEN = 0.5
 # Counts are sure if they are all right with this probability, given their errors.
 _SURE = 0.95
+# Largest credible distance of each single count from a whole one, in its own errors, and a margin.
+_OWN_ERRORS, _OWN_MARGIN = 3.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,17 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     total = int(found.counts.sum())
     if not torch.equal(found.counts, project_to_counts(found.raw, total)):
         return False
+    if observation.loss.kind == "custom" and not _all_near(found.raw, found.counts, errors):
+        return False
     return estimate.is_credible and probability_right(found.raw, errors, total) > _SURE
+
+
+def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
+    """Whether every count is as near to a whole one as its own error claims.
+
+    Errors of a loss of the user's may be far apart, and the mean of all would hide one.
+    """
+    return bool(((raw - counts).abs() <= _OWN_ERRORS * errors + _OWN_MARGIN).all())
 
 
 def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -> Restoration:

@@ -85,7 +85,7 @@ def own_residual_map(
     told: Told, logits: Float[Tensor, "samples outputs"]
 ) -> Float[Tensor, "samples classes outputs"]:
     """Residual of a sample of every class, at each of the logits; classes are the targets."""
-    samples, outputs = logits.shape
+    outputs = logits.shape[1]
     labels, parts = torch.arange(outputs, device=logits.device), []
     for rows in logits.split(max(1, _ENTRIES // outputs**2)):
         targets = labels.repeat(len(rows))

@@ -152,9 +152,7 @@ def pooled_rows(observation: Observation, bias: Float[Tensor, " outputs"]) -> Po
     signs = torch.randint(0, 2, (_REPLICATES, len(rows)), generator=generator).to(bias) * 2 - 1
     deviations = (signs @ residuals).T
     offset = torch.zeros_like(bias) if head.bias is None else head.bias.double()
-    return PooledRows(
-        weight @ embedding + offset, weight @ deviations, deviations, bias, weight
-    )
+    return PooledRows(weight @ embedding + offset, weight @ deviations, deviations, bias, weight)
 
 
 def _spread(

@@ -27,7 +27,7 @@ from labelleak.numerics import implied_rounding, machine_epsilon
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE, Flag, Restoration
 
-# Residuals that differ less between classes, relative to the most that they differ, tell none apart.
+# Classes whose residuals differ by less, relative to the most that they differ, are not told apart.
 _LEAST_DIFFERENCE = 1e-6
 # If rounding is expected to get a smaller share of the counts right, they are flagged as guesses.
 _RIGHT = 0.75
@@ -95,9 +95,10 @@ def mapped_counts(observation: Observation) -> Restoration:
     variance += (shifted.shares - plain.shares).square()
     variance += _rounding(observation, shifted.inverse).square()
     errors = (total or 1) * variance.sqrt()
-    known = not (found.has_learned or observation.head.per_pixel) and _rows_left(
-        observation
-    ) >= _FEWEST_ROWS
+    known = (
+        not (found.has_learned or observation.head.per_pixel)
+        and _rows_left(observation) >= _FEWEST_ROWS
+    )
     flags: tuple[Flag, ...] = ()
     if total is not None:
         right = torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()

@@ -120,7 +120,7 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
         # Of as many pixels, nobody tells every single one.
         return False
     if observation.loss.is_multi_label:
-        return label_counts_are_sure(found) and not is_treated
+        return label_counts_are_sure(found, observation.loss) and not is_treated
     if not observation.has_bias and observation.classes == 2:
         # Some length of the mean embedding makes two counts whole, whatever they are.
         return False

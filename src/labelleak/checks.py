@@ -1,5 +1,6 @@
 """Checks of what a caller passes in: whole numbers, plain tensors, and words for what was wrong."""
 
+import math
 import operator
 
 import torch
@@ -10,6 +11,9 @@ from labelleak.numerics import DTYPES
 
 INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Integer formats in which class indices may come."""
+
+# Largest magnitude of an entry: that of single precision. Powers of larger ones leave double.
+_MOST = torch.finfo(torch.float32).max
 
 
 def check_tensor(what: str, value: object) -> None:
@@ -57,3 +61,62 @@ def kind_of(tensor: Tensor) -> str:
 def shape_of(tensor: Tensor) -> str:
     """Its shape in words: ``"10x300"``."""
     return "x".join(str(size) for size in tensor.shape) or "a single number"
+
+
+def check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse weight and bias that are none of a layer with two classes or more.
+
+    Args:
+        what: What they are of, for messages.
+        weight: Shape (classes, features).
+        bias: Shape (classes,), or None.
+
+    Raises:
+        InvalidObservation: They are not.
+    """
+    check_tensor(f"the {what}'s weight", weight)
+    if weight.ndim != 2:
+        raise InvalidObservation(
+            f"the {what}'s weight is {shape_of(weight)}: a matrix classes x features is needed"
+        )
+    if weight.shape[0] < 2 or weight.shape[1] < 1:
+        raise InvalidObservation(
+            f"the {what}'s weight is {shape_of(weight)}: at least two classes and one feature are "
+            "needed"
+        )
+    tensors = {"weight": weight}
+    if bias is not None:
+        check_tensor(f"the {what}'s bias", bias)
+        if bias.shape != weight.shape[:1]:
+            raise InvalidObservation(
+                f"the {what}'s bias is {shape_of(bias)} beside a weight of {shape_of(weight)}: "
+                f"{weight.shape[0]} entries are needed"
+            )
+        if bias.device != weight.device:
+            raise InvalidObservation(
+                f"the {what}'s weight is on {weight.device} and its bias on {bias.device}"
+            )
+        tensors["bias"] = bias
+    for name, tensor in tensors.items():
+        if not is_plain(tensor):
+            raise InvalidObservation(
+                f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
+                "numbers is needed (16 bits or more)"
+            )
+        largest = largest_entry(tensor)
+        if not largest <= _MOST:
+            raise InvalidObservation(
+                f"the {what}'s {name} has "
+                + (
+                    f"entries of {largest:.0e}: at most {_MOST:.0e} can be read"
+                    if math.isfinite(largest)
+                    else "NaN or infinite entries"
+                )
+                + ": the update is broken"
+            )
+
+
+def largest_entry(tensor: Tensor) -> float:
+    """Largest magnitude of an entry, NaN where there is one; without a copy of a large head."""
+    low, high = tensor.detach().aminmax()
+    return float(torch.maximum(-low, high))

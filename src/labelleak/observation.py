@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from labelleak.checks import INDICES, check_tensor, is_plain, kind_of, shape_of, whole_number
+from labelleak.checks import (
+    INDICES,
+    check_layer,
+    check_tensor,
+    largest_entry,
+    shape_of,
+    whole_number,
+)
 from labelleak.displays import facts_html, observation_facts
 from labelleak.errors import InvalidObservation
 from labelleak.loss import Loss
@@ -17,9 +24,9 @@ from labelleak.training import LocalTraining
 
 # Counts are computed in float64, which holds every integer below this one.
 _TOO_MANY = 2**53
-# Largest magnitude of an entry, and the least that is no zero: those of single precision. Powers of
-# larger and smaller ones leave double precision.
-_MOST, _LEAST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).smallest_normal
+# The least magnitude that is no zero: that of single precision. Powers of smaller ones leave double
+# precision.
+_LEAST = torch.finfo(torch.float32).smallest_normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +37,7 @@ class Head:
         weight: Weight matrix, shape (classes, features), any floating dtype.
         bias: Bias, shape (classes,), or None for a layer without one.
         name: Where the layer sits in the model, ``"fc"`` say; for messages and records only.
+        per_pixel: Whether it is a 1x1 convolution, so that every pixel is a sample.
 
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
@@ -45,9 +53,10 @@ class Head:
     weight: Float[Tensor, "classes features"]
     bias: Float[Tensor, " classes"] | None = None
     name: str | None = None
+    per_pixel: bool = False
 
     def __post_init__(self) -> None:
-        _check_layer("head", self.weight, self.bias)
+        check_layer("head", self.weight, self.bias)
         _detach(self)
 
     @property
@@ -97,13 +106,13 @@ class HeadGradient:
     has_weight: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
-        _check_layer("gradient", self.weight, self.bias)
+        check_layer("gradient", self.weight, self.bias)
         _detach(self)
-        vanished = self.bias is not None and _largest(self.bias) < _LEAST
+        vanished = self.bias is not None and largest_entry(self.bias) < _LEAST
         if vanished and not self.zeros_are_sent:
             # The bias is frozen: no batch has predictions that are right on average in every class.
             object.__setattr__(self, "bias", None)
-        object.__setattr__(self, "has_weight", _largest(self.weight) >= _LEAST)
+        object.__setattr__(self, "has_weight", largest_entry(self.weight) >= _LEAST)
         if (self.bias is None or vanished) and not self.has_weight:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
@@ -349,52 +358,3 @@ def _detach(layer: Head | HeadGradient) -> None:
         tensor = getattr(layer, name)
         if tensor is not None and tensor.requires_grad:
             object.__setattr__(layer, name, tensor.detach())
-
-
-def _check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
-    check_tensor(f"the {what}'s weight", weight)
-    if weight.ndim != 2:
-        raise InvalidObservation(
-            f"the {what}'s weight is {shape_of(weight)}: a matrix classes x features is needed"
-        )
-    if weight.shape[0] < 2 or weight.shape[1] < 1:
-        raise InvalidObservation(
-            f"the {what}'s weight is {shape_of(weight)}: at least two classes and one feature are "
-            "needed"
-        )
-    tensors = {"weight": weight}
-    if bias is not None:
-        check_tensor(f"the {what}'s bias", bias)
-        if bias.shape != weight.shape[:1]:
-            raise InvalidObservation(
-                f"the {what}'s bias is {shape_of(bias)} beside a weight of {shape_of(weight)}: "
-                f"{weight.shape[0]} entries are needed"
-            )
-        if bias.device != weight.device:
-            raise InvalidObservation(
-                f"the {what}'s weight is on {weight.device} and its bias on {bias.device}"
-            )
-        tensors["bias"] = bias
-    for name, tensor in tensors.items():
-        if not is_plain(tensor):
-            raise InvalidObservation(
-                f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
-                "numbers is needed (16 bits or more)"
-            )
-        largest = _largest(tensor)
-        if not largest <= _MOST:
-            raise InvalidObservation(
-                f"the {what}'s {name} has "
-                + (
-                    f"entries of {largest:.0e}: at most {_MOST:.0e} can be read"
-                    if math.isfinite(largest)
-                    else "NaN or infinite entries"
-                )
-                + ": the update is broken"
-            )
-
-
-def _largest(tensor: Tensor) -> float:
-    """Largest magnitude of an entry, NaN where there is one; without a copy of a large head."""
-    low, high = tensor.detach().aminmax()
-    return float(torch.maximum(-low, high))

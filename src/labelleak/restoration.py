@@ -30,8 +30,9 @@ class Flag(Enum):
         "has outputs: say loss='bce' (--loss bce)"
     )
     LOOKS_LIKE_SOFTMAX = (
-        "this is no loss with a sigmoid for each label: the gradient sums to zero over the "
-        "outputs, as that of a softmax does; say loss='cross_entropy' (--loss cross_entropy)"
+        "this is no loss with a sigmoid for each label, nor any other of which the sums over the "
+        "outputs do not vanish: they do, as those of a softmax; say loss='cross_entropy' (--loss "
+        "cross_entropy)"
     )
     DEFENSE_SUSPECTED = (
         "the gradient looks treated: noise was added, entries were set to zero or rounded to a "

@@ -270,3 +270,28 @@ def test_counts_are_not_sure_without_errors():
     assert label_counts_are_sure(found)
     assert not label_counts_are_sure(replace(found, standard_errors=None))
     assert not label_counts_are_sure(replace(found, raw=found.raw + 0.4))
+
+
+def test_weights_of_labels_that_were_not_told_leave_no_counts_that_are_sure():
+    """At predictions near one half a weight of three doubles the counts, which are whole then."""
+    doubled = 0
+    for seed in range(8):
+        inputs, targets = batch(6, seed)
+        weights = torch.full((LABELS,), 3.0)
+        seen = observed(network(seed), inputs, targets, Loss("bce", positive_weights=weights))
+        found = labelleak.restore(replace(seen, loss=Loss("bce")), "pooled")
+        doubled += torch.equal(found.counts, (2 * targets.sum(dim=0)).clamp_max(6))
+        assert Flag.COUNTS_NOT_SURE in found.flags
+    assert doubled
+
+
+def test_counts_with_a_common_factor_are_sure_only_if_weights_are_told():
+    inputs = torch.randn(8, 30, generator=rng(1))
+    targets = torch.zeros(8, LABELS, dtype=torch.int64)
+    targets[:4, 0] = targets[4:6, 1] = 1
+    seen = observed(network(1), inputs, targets, "bce")
+    told = Loss("bce", positive_weights=torch.ones(LABELS))
+    for loss, unsure in ((Loss("bce"), True), (told, False)):
+        found = labelleak.restore(replace(seen, loss=loss), "pooled")
+        assert torch.equal(found.counts, targets.sum(dim=0))
+        assert (Flag.COUNTS_NOT_SURE in found.flags) is unsure

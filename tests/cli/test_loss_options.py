@@ -137,3 +137,25 @@ def test_what_does_not_fit_is_one_line(options, message):
     )
     assert done.status == 2
     assert message in " ".join(done.err.split())
+
+
+@pytest.mark.usefixtures("folder")
+def test_pixels_are_counted():
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    images = torch.rand(4, 1, 10, 10, generator=torch.Generator().manual_seed(2))
+    masks = (torch.arange(400).reshape(4, 1, 10, 10) % 10 == 3).float()
+    nn.BCEWithLogitsLoss()(network(images), masks).backward()
+    save_file({n: v.detach().clone() for n, v in network.state_dict().items()}, "model.safetensors")
+    save_file({n: p.grad for n, p in network.named_parameters()}, "update.safetensors")
+    record = audited("--loss", "bce", "--pixels", "100", "--batch-size", "4", status=3)
+    assert abs(record["counts"][1] - 40) <= 3
+    assert record["samples"] == 400
+    record = audited("--loss", "bce", "--pixels", "0", status=3)
+    assert abs(record["proportions"][1] - 0.1) < 0.01
+    refused = labelleak(
+        *("audit", "--before", "model.safetensors", "--update", "update.safetensors"),
+        *("--loss", "bce"),
+    )
+    assert refused.status == 2
+    assert "--loss bce --pixels N" in " ".join(refused.err.split())

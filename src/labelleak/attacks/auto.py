@@ -67,6 +67,10 @@ def automatic(
     """
     if observation.loss.is_multi_label:
         return automatic_labels(observation, is_treated=diagnosis.is_treated, time_limit=time_limit)
+    if observation.head.per_pixel:
+        # No pixel is found by itself, and shares are far from even: the rest assumes them to be.
+        found = run_attack(observation, "pooled")
+        return doubted(observation, found, is_treated=diagnosis.is_treated)
     if observation.local_steps > 1 and time_limit >= SIMULATING:
         simulated = _attempt_simulation(observation, _SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
@@ -222,6 +226,8 @@ def _fallback(
 
 def _set(observation: Observation, budget: Budget, seconds: float) -> Restoration:
     """The set of classes: proven by the gradient's rank, or else suggested, by that or by signs."""
+    if observation.loss.kind == "custom":
+        return run_attack(observation, "pooled")  # which says what is missing
     found = None
     if budget.has_room:
         found = attempt_attack(observation, "rlg", strict=True, time_limit=seconds)

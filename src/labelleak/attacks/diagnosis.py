@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.attacks.likely_loss import sums_are_of_samples
+from labelleak.loss import CUSTOM
 from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square, row_blocks
 from labelleak.observation import Observation
 from labelleak.restoration import Flag
@@ -53,9 +54,10 @@ def diagnose(observation: Observation) -> Diagnosis:
     """Diagnose the head's gradient, in a few passes and with memory for a part of it."""
     weight, bias = observation.gradient.weight, observation.gradient.bias
     sums = class_sums(weight)
-    # Sigmoids have no sum that vanishes: what was added to their gradient does not show there.
-    zero, sigmoids = _sums_are_zero(observation, sums), observation.loss.is_multi_label
-    undisturbed = sigmoids or zero
+    # Sigmoids have no sums that vanish: what was added to their gradient does not show there.
+    zero = _sums_are_zero(observation, sums)
+    have_sums = not observation.loss.sums_vanish(observation.classes)
+    undisturbed = have_sums or zero
     # An adaptive optimizer alone explains all of it.
     treated = observation.training.is_sgd and (
         (not undisturbed and not _decayed(observation, sums))
@@ -65,7 +67,7 @@ def diagnose(observation: Observation) -> Diagnosis:
     raised = {
         Flag.SUMS_NOT_ZERO: not undisturbed,
         Flag.LOOKS_LIKE_SIGMOIDS: not undisturbed and sums_are_of_samples(observation),
-        Flag.LOOKS_LIKE_SOFTMAX: sigmoids and zero,
+        Flag.LOOKS_LIKE_SOFTMAX: have_sums and zero,
         Flag.DEFENSE_SUSPECTED: treated,
         Flag.NO_BIAS: not observation.has_bias,
         Flag.NO_WEIGHT: not observation.gradient.has_weight,
@@ -204,7 +206,7 @@ def _certain_classes(
     """Classes that are proven; none without a scale, under another optimizer, nor of labels."""
     unknown_scale = observation.batch_size is None and not observation.loss.averages
     is_sgd = observation.training.is_sgd
-    if unknown_scale or not is_sgd or observation.loss.is_multi_label:
+    if unknown_scale or not is_sgd:
         return torch.zeros(observation.classes, dtype=torch.bool, device=sums.device)
     return proven_classes(observation, observation.scale, sums)
 
@@ -218,7 +220,8 @@ def proven_classes(
     bound. The sums over the classes, zero without noise, show the size of the noise.
 
     Args:
-        observation: What the server sees; without a bias gradient nothing is proven.
+        observation: What the server sees; without a bias gradient nothing is proven, nor of labels
+            or under a loss of the user's.
         scale: How many times larger the gradient is than that of the mean loss.
         sums: `class_sums` of the weight gradient, where they are at hand.
 
@@ -226,7 +229,7 @@ def proven_classes(
         bool, shape (classes,).
     """
     gradient, loss, classes = observation.gradient, observation.loss, observation.classes
-    if gradient.bias is None:
+    if gradient.bias is None or loss.is_multi_label or loss.kind in CUSTOM:
         return torch.zeros(classes, dtype=torch.bool, device=gradient.weight.device)
     bias = gradient.bias.double() / scale
     weights = loss.weights(classes, bias)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from labelleak.attacks.certainty import (
     agrees,
@@ -13,6 +14,7 @@ from labelleak.attacks.certainty import (
     probability_right,
 )
 from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
+from labelleak.attacks.residual_map.mapped_counts import mean_probabilities
 from labelleak.numerics import perplexity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts
@@ -29,6 +31,8 @@ _FLAT = 0.85
 _UNEVEN = 0.5
 # Counts are sure if they are all right with this probability, given their errors.
 _SURE = 0.95
+# Largest credible distance of each single count from a whole one, in its own errors, and a margin.
+_OWN_ERRORS, _OWN_MARGIN = 3.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,11 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     """
     if found.certified or found.raw is None or found.counts is None:
         return found.certified
+    if observation.head.per_pixel:
+        # Of as many pixels, nobody tells every single one.
+        return False
     if observation.loss.is_multi_label:
-        return label_counts_are_sure(found) and not is_treated
+        return label_counts_are_sure(found, observation.loss) and not is_treated
     if not observation.has_bias and observation.classes == 2:
         # Some length of the mean embedding makes two counts whole, whatever they are.
         return False
@@ -126,7 +133,17 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     total = int(found.counts.sum())
     if not torch.equal(found.counts, project_to_counts(found.raw, total)):
         return False
+    if observation.loss.kind == "custom" and not _all_near(found.raw, found.counts, errors):
+        return False
     return estimate.is_credible and probability_right(found.raw, errors, total) > _SURE
+
+
+def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
+    """Whether every count is as near to a whole one as its own error claims.
+
+    Errors of a loss of the user's may be far apart, and the mean of all would hide one.
+    """
+    return bool(((raw - counts).abs() <= _OWN_ERRORS * errors + _OWN_MARGIN).all())
 
 
 def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -> Restoration:
@@ -148,6 +165,8 @@ def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -
 
 def _evenness(observation: Observation, found: Restoration) -> float:
     """Perplexity of the mean prediction ``n / K + db``, relative to the number of classes."""
+    if observation.loss.kind == "custom":
+        return perplexity(mean_probabilities(observation)) / observation.classes
     bias, raw = observation.gradient.bias, found.raw
     if bias is None or raw is None:
         return 1.0

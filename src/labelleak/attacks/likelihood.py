@@ -53,7 +53,7 @@ _MOST_ENTRIES = 2**24
     "local steps, and enough samples for their sum to be normally distributed",
     reference="labelleak; the expected mistakes are those of RLU (Chen and Vikalo, ICML 2024)",
     models_steps=True,
-    losses=("cross_entropy", "focal", *MULTI_LABEL),
+    losses=("cross_entropy", "focal", "custom", *MULTI_LABEL),
 )
 def likelihood(observation: Observation, *, directions: int | None = None) -> Restoration:
     """Find the counts under which the update is most probable.
@@ -208,7 +208,7 @@ def _moments(
     vectors = sum(
         share
         * contributions(
-            observation.loss.mistakes(seen.probabilities, labels), (seen.embeddings - middle) @ axes
+            observation.loss.residual(seen.logits, labels), (seen.embeddings - middle) @ axes
         )
         for share, seen in way
     )

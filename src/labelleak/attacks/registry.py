@@ -90,6 +90,7 @@ class Attack:
         models_optimizer: Whether it models optimizers that are not SGD.
         rule: The function that computes it; hyper-parameters are its keyword arguments.
         losses: Kinds of loss that it holds for.
+        pixels: Whether it holds for a 1x1 convolution, where every pixel is a sample.
 
     Examples:
         >>> import labelleak
@@ -109,6 +110,7 @@ class Attack:
     models_optimizer: bool
     rule: Callable[..., Restoration]
     losses: tuple[Kind, ...] = ("cross_entropy",)
+    pixels: bool = False
 
     def missing(self, observation: Observation) -> tuple[Need, ...]:
         """The needs that the observation does not meet, in the order of `needs`."""
@@ -138,6 +140,7 @@ def register(
     models_steps: bool = False,
     models_optimizer: bool = False,
     losses: tuple[Kind, ...] = ("cross_entropy",),
+    pixels: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Enter a rule in the table of attacks, which signs its restorations with the name.
 
@@ -152,6 +155,7 @@ def register(
         models_steps: Whether it models several local steps.
         models_optimizer: Whether it models optimizers that are not SGD.
         losses: Kinds of loss that it holds for; under others it is refused.
+        pixels: Whether it holds for a 1x1 convolution; if not, it is refused there.
 
     Returns:
         A decorator for the rule: a function of an observation, with hyper-parameters as keywords.
@@ -180,6 +184,7 @@ def register(
             models_optimizer,
             signed,
             losses,
+            pixels,
         )
         return cast(RuleFunction, signed)
 
@@ -230,12 +235,7 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
     entry = _ATTACKS.get(name)
     if entry is None:
         raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(list_attacks())}")
-    kind = observation.loss.kind
-    if kind not in entry.losses:
-        able = [other for other, one in list_attacks().items() if kind in one.losses]
-        raise MissingKnowledge(
-            f"attack {name!r} does not hold for the loss {kind!r}: choose auto, {', '.join(able)}"
-        )
+    _check_holds(observation, entry)
     missing = entry.missing(observation)
     if missing:
         texts = " and ".join(need.value for need in missing)
@@ -245,6 +245,25 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
     except TypeError as error:
         raise ValueError(f"attack {name!r}: {error}") from None
     return entry.rule(observation, **hyper_parameters)
+
+
+def _check_holds(observation: Observation, entry: Attack) -> None:
+    """Refuse an attack under a loss, or for a head, that it does not hold for.
+
+    Raises:
+        MissingKnowledge: It does not.
+    """
+    kind, pixels = observation.loss.kind, observation.head.per_pixel
+    able = [
+        one.name
+        for one in list_attacks().values()
+        if kind in one.losses and (one.pixels or not pixels)
+    ]
+    if entry.name not in able:
+        what = "a head of pixels" if kind in entry.losses else f"the loss {kind!r}"
+        raise MissingKnowledge(
+            f"attack {entry.name!r} does not hold for {what}: choose auto, {', '.join(able)}"
+        )
 
 
 def attempt_attack(

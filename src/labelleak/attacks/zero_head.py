@@ -9,9 +9,11 @@ from labelleak.numerics import machine_epsilon
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
-# Counts are proven if they are as near to whole ones as rounding leaves them: so many epsilons of a
-# residual for each sample, if that is little.
-_ROUNDING, _LARGEST = 4.0, 0.02
+ROUNDING = 4.0
+"""Epsilons of a residual for each sample by which rounding moves a sum of them."""
+
+# Counts are proven if they are as near to whole ones as rounding leaves them, if that is little.
+_LARGEST = 0.02
 
 
 def predicts_the_same(observation: Observation) -> bool:
@@ -34,7 +36,7 @@ def known_prediction(observation: Observation) -> MeanPrediction:
         prediction,
         prediction[:, None].repeat(1, 2),
         bias.double(),
-        noise=_ROUNDING * machine_epsilon(observation.gradient.weight),
+        noise=ROUNDING * machine_epsilon(observation.gradient.weight),
         has_errors=bool(bias.any()),
     )
 
@@ -59,10 +61,21 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
     error = (
-        _ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
+        ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
     )
-    error *= _largest_residual(observation)
-    apart = float((raw - counts).abs().max())
+    return proven_within(found, error * _largest_residual(observation))
+
+
+def proven_within(found: Restoration, error: float) -> Restoration:
+    """The restoration, certified if its counts are as near to whole ones as an error leaves them.
+
+    Args:
+        found: Real-valued counts, and whole ones.
+        error: Largest error that rounding makes.
+    """
+    if found.raw is None or found.counts is None:
+        return found
+    apart = float((found.raw - found.counts).abs().max())
     if error > _LARGEST or apart > error:
         return found
     return replace(found, certified=True, flags=())

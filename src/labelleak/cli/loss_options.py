@@ -95,6 +95,18 @@ class LossOptions:
         ),
     ]
 
+    pixels: Annotated[
+        int | None,
+        option(
+            "--pixels",
+            type=int,
+            metavar="N",
+            help="Of a model that ends in a 1x1 convolution: how many pixels of a sample have a "
+            "target each, height times width of what it puts out; 0 if not known, which leaves "
+            "shares.",
+        ),
+    ]
+
     @property
     def files(self) -> list[Path]:
         """The files of weights that were given."""
@@ -112,6 +124,7 @@ class LossOptions:
             "temperature": self.temperature,
             "gamma": self.gamma,
             "alpha": self.alpha,
+            "pixels": self.pixels,
         }
         for name in ("class_weights", "positive_weights", "label_weights"):
             path = getattr(self, name)

@@ -180,7 +180,7 @@ class Auditor:
             AmbiguousHead: The final layer is not clear.
         """
         reading = self._reading
-        return Snapshot(state, head=reading.head, whole=reading.whole, one_logit=reading.one_logit)
+        return Snapshot(state, head=reading.head, whole=reading.whole, accepted=reading.accepted)
 
     def classes(self, before: Mapping[str, Any]) -> int:
         """Number of classes that a model tells apart, to count true labels by.
@@ -191,7 +191,7 @@ class Auditor:
         Raises:
             AmbiguousHead: The final layer is not clear.
         """
-        return classes_of(before, self._reading.head, one_logit=self._reading.one_logit)
+        return classes_of(before, self._reading.head, accepted=self._reading.accepted)
 
     def audit_update(
         self,
@@ -327,7 +327,7 @@ class Auditor:
                 error = _joined(error, problem, buffers.problem)
                 counts = None if true_counts is None else true_counts.detach().cpu().long()
                 # Labels that a sample may have several of do not add up to the samples.
-                total = None if counts is None or self._reading.one_logit else int(counts.sum())
+                total = self._reading.accepted.total(counts)
                 observation, notes = look(total, buffers)
                 found = audit_observation(
                     observation,

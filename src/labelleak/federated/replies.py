@@ -15,6 +15,7 @@ from labelleak.loss import Loss
 from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import observe, observe_update
+from labelleak.updates.ends import LINEAR_ONLY, Accepted
 from labelleak.updates.gradients import observe_head
 from labelleak.updates.heads import (
     by_bare_name,
@@ -58,10 +59,10 @@ class Reading:
         return replace(self, knowledge={**self.knowledge, "auxiliary": auxiliary})
 
     @property
-    def one_logit(self) -> bool:
-        """Whether a layer of one logit may be the head, as the loss has a sigmoid."""
+    def accepted(self) -> Accepted:
+        """Which last layers can be read beside a linear one, by the loss."""
         loss = self.knowledge.get("loss")
-        return isinstance(loss, Loss) and loss.is_multi_label
+        return Accepted.by(loss) if isinstance(loss, Loss) else LINEAR_ONLY
 
 
 class Snapshot(dict[str, Tensor]):
@@ -79,7 +80,7 @@ class Snapshot(dict[str, Tensor]):
         *,
         head: str | None,
         whole: bool,
-        one_logit: bool = False,
+        accepted: Accepted = LINEAR_ONLY,
     ) -> None:
         """Copy the head to the CPU, or everything.
 
@@ -87,13 +88,13 @@ class Snapshot(dict[str, Tensor]):
             state: State dict, or parameters by name.
             head: Name of the final linear layer; None to find it.
             whole: Whether more than the head is read.
-            one_logit: Whether a layer of one logit may be the head.
+            accepted: Which last layers can be read beside a linear one.
 
         Raises:
             AmbiguousHead: The head is not clear.
         """
         bare = by_bare_name(state)
-        names = list(bare) if whole else head_names(bare, head, one_logit=one_logit)
+        names = list(bare) if whole else head_names(bare, head, accepted=accepted)
         super().__init__({name: bare[name].detach().to("cpu", copy=True) for name in names})
         self.kinds = _kinds(bare)
         self.integers = integers_in(bare)
@@ -146,30 +147,34 @@ def buffers_of(before: Mapping[str, Any], reply: Mapping[str, Any]) -> Buffers:
     return read_buffers(start, by_bare_name(reply))
 
 
-def head_names(state: Mapping[str, Any], head: str | None, *, one_logit: bool = False) -> list[str]:
+def head_names(
+    state: Mapping[str, Any], head: str | None, *, accepted: Accepted = LINEAR_ONLY
+) -> list[str]:
     """Names of the head's weight and bias, without wrappers' prefixes; not every head has one.
 
     Args:
         state: State dict.
         head: Name of the final linear layer; None to find it.
-        one_logit: Whether a layer of one logit may be it, as the loss has a sigmoid.
+        accepted: Which last layers can be read beside a linear one, by the loss.
 
     Raises:
         AmbiguousHead: The head is not clear.
     """
     bare = _bare(state)
     shapes = {name: value.shape for name, value in bare.items() if isinstance(value, Tensor)}
-    layer = named_head(shapes, head, one_logit=one_logit)
+    layer = named_head(shapes, head, accepted=accepted)
     return [parameter_name(layer, kind) for kind in ("weight", "bias")]
 
 
-def classes_of(state: Mapping[str, Any], head: str | None, *, one_logit: bool = False) -> int:
+def classes_of(
+    state: Mapping[str, Any], head: str | None, *, accepted: Accepted = LINEAR_ONLY
+) -> int:
     """Number of classes or labels that the head tells apart; one logit tells two classes.
 
     Raises:
         AmbiguousHead: The head is not clear.
     """
-    names = head_names(state, head, one_logit=one_logit)
+    names = head_names(state, head, accepted=accepted)
     outputs: int = _bare(state)[names[0]].shape[0]
     return 2 if outputs == 1 else outputs
 
@@ -207,7 +212,7 @@ def observe_weights(
             head=reading.head,
             **reading.knowledge,
         )
-    names = head_names(before, reading.head, one_logit=reading.one_logit)
+    names = head_names(before, reading.head, accepted=reading.accepted)
     start, end = _on_cpu(before, names), _on_cpu(after, names)
     layer = layer_of(next(iter(start)))
     return observe_head_update(
@@ -232,7 +237,7 @@ def observe_gradients(
         start = _on_cpu(before)
         seen = _model_at(reading.model, start) or start
         return observe(seen, _on_cpu(gradients), head=reading.head, **knowledge)
-    names = head_names(before, reading.head, one_logit=reading.one_logit)
+    names = head_names(before, reading.head, accepted=reading.accepted)
     start, sent = _on_cpu(before, names), _on_cpu(gradients, names)
     return observe_head(start, sent, layer_of(next(iter(start))), **knowledge)
 

@@ -1,32 +1,35 @@
 """The loss that a client minimizes, as far as the server knows it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from labelleak.loss.formulas import focal_factor, focal_weights, sigmoid_residuals
+from labelleak.loss.formulas import focal_factor
 from labelleak.loss.options import (
-    MULTI_LABEL,
-    Kind,
+    CUSTOM,
     Reduction,
     check_number_of_weights,
-    check_options,
+    check_targets_of_own,
     from_plain,
 )
+from labelleak.loss.own import examined, own_residual, own_residual_map, own_value
+from labelleak.loss.pixels import by_pixel
+from labelleak.loss.sigmoids import residuals_of_labels, sigmoids_value
+from labelleak.loss.softmax import (
+    softmax_residual,
+    softmax_targets,
+    softmax_value,
+    weights_of_classes,
+)
 from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets
-
-_USUAL_GAMMA = 2.0
-# Class index that `torch.nn.functional.cross_entropy` leaves out unless told another.
-_TORCH_IGNORES = -100
+from labelleak.loss.told import Told
 
 
-@dataclass(frozen=True, eq=False)
-class Loss:
+class Loss(Told):
     """The loss that a client minimizes, as far as the server knows it.
 
     The final layer sees a sample only through its residual ``r = dL / d logits``. The gradient of
@@ -54,6 +57,10 @@ class Loss:
         gamma: Exponent of a focal loss, 0 or above; 2 unless told otherwise.
         alpha: Weight of a target of 1 in a sigmoid focal loss, in (0, 1), that of 0 being
             ``1 - alpha``; None for equal weights.
+        pixels: Number of pixels of one sample that have a target each, of a model that ends in a
+            1x1 convolution: pixels are the samples then, in everything that is restored. 0 where
+            the model tells, or nobody does. None for one target a sample.
+        function: A loss of your own, see `custom`.
 
     Raises:
         InvalidObservation: A value is impossible, or the kind has no such option.
@@ -66,28 +73,6 @@ class Loss:
         >>> Loss("bce").residual(torch.zeros(1, 3), torch.tensor([[1, 0, 0]])).tolist()
         [[-0.5, 0.5, 0.5]]
     """
-
-    kind: Kind = "cross_entropy"
-    reduction: Reduction = "mean"
-    label_smoothing: float = 0.0
-    class_weights: Float[Tensor, " classes"] | None = None
-    temperature: float = 1.0
-    ignore_index: int | None = None
-    positive_weights: Float[Tensor, " labels"] | None = None
-    label_weights: Float[Tensor, " labels"] | None = None
-    masked: bool = False
-    gamma: float | None = None
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        told = {
-            one.name: value
-            for one in fields(self)[2:]
-            if isinstance(value := getattr(self, one.name), Tensor) or value != one.default
-        }
-        check_options(self.kind, self.reduction, told)
-        if self.gamma is None and self.kind in ("focal", "sigmoid_focal"):
-            object.__setattr__(self, "gamma", _USUAL_GAMMA)
 
     @classmethod
     def of(cls, loss: "Loss | str | Mapping[str, Any]") -> "Loss":
@@ -105,52 +90,71 @@ class Loss:
             [1.0, 4.0]
         """
         if isinstance(loss, Mapping):
-            return cls(**from_plain(loss, [one.name for one in fields(cls)]))
+            return cls(**from_plain(loss, [one.name for one in fields(cls) if one.init]))
         return loss if isinstance(loss, Loss) else cls(loss)  # type: ignore[arg-type]
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all samples weigh the same, all targets are one-hot, and p is the softmax."""
-        return (
-            self.kind == "cross_entropy"
-            and not self.label_smoothing
-            and self.class_weights is None
-            and self.temperature == 1.0
-        )
+    @classmethod
+    def custom(
+        cls,
+        function: Callable[[Tensor, Tensor], Tensor],
+        *,
+        targets: Literal["classes", "label_sets"] = "classes",
+        reduction: Reduction = "mean",
+        pixels: int | None = None,
+    ) -> "Loss":
+        """A loss of your own; its residual is computed by autograd.
 
-    @property
-    def is_multi_label(self) -> bool:
-        """Whether every label has a sigmoid of its own, so that a sample has a set of labels."""
-        return self.kind in MULTI_LABEL
+        Args:
+            function: Called as ``function(logits, targets)`` with logits of shape (samples,
+                outputs) in the dtype of the caller, often double precision. Returns the loss of the
+                batch, or one number for each sample.
+            targets: ``"classes"``: class indices, int64, shape (samples,), one for each sample.
+                ``"label_sets"``: zeros and ones of the logits' shape and dtype, where the function
+                decides about every label by itself; also of one logit.
+            reduction: How the function puts samples together: ``"mean"`` or ``"sum"``.
+            pixels: As of every loss.
 
-    @property
-    def averages(self) -> bool:
-        """Whether the loss is a mean over the batch, and not a sum."""
-        return self.reduction != "sum"
+        Returns:
+            The loss. What a function has to be is checked where the number of outputs is known: the
+            sum or mean of its samples' losses, with finite derivatives that depend on the targets.
 
-    @property
-    def divides_by_weights(self) -> bool:
-        """Whether the divisor of a mean is the sum of the samples' class weights."""
-        return (
-            self.kind == "cross_entropy"
-            and self.reduction == "mean"
-            and self.class_weights is not None
-        )
+        Raises:
+            InvalidObservation: It is no function, or targets or reduction are none of these.
 
-    @property
-    def ignores_weights(self) -> bool:
-        """Whether samples weigh differently under a softmax, and the divisor does not show it."""
-        unequal = bool(self.gamma) or self.class_weights is not None
-        return unequal and not self.divides_by_weights
+        Examples:
+            >>> import torch
+            >>> from torch.nn import functional
+            >>> twice = Loss.custom(lambda z, y: functional.cross_entropy(z.softmax(1), y))
+            >>> twice.residual(torch.zeros(1, 2), torch.tensor([0])).tolist()
+            [[-0.25, 0.25]]
+        """
+        check_targets_of_own(targets)
+        kind = "custom" if targets == "classes" else "custom_labels"
+        return cls(kind, reduction, pixels=pixels, function=function)
 
     def check_classes(self, classes: int) -> None:
         """Refuse a number of classes, or of labels, that this loss is not made for.
 
         Raises:
-            InvalidObservation: There is not one weight for each.
+            InvalidObservation: There is not one weight for each, or a function of the user's is no
+                loss that attacks can read.
         """
+        if self.kind in CUSTOM:
+            self.sums_vanish(classes)
         names = ("class_weights", "positive_weights", "label_weights")
         check_number_of_weights({name: getattr(self, name) for name in names}, classes)
+
+    def sums_vanish(self, outputs: int) -> bool:
+        """Whether the residuals of a sample sum to zero over so many outputs, as of a softmax.
+
+        Raises:
+            InvalidObservation: A function of the user's is no loss that attacks can read.
+        """
+        if self.kind not in CUSTOM:
+            return not self.is_multi_label
+        if outputs not in self._known:
+            self._known[outputs] = examined(self, outputs).sums_vanish
+        return self._known[outputs] and self.kind == "custom"
 
     def check_targets(self, targets: Tensor, samples: int, outputs: int) -> Tensor:
         """The targets of a batch, after making sure that they are what this loss takes.
@@ -192,9 +196,7 @@ class Loss:
         Returns:
             Shape (classes,).
         """
-        if self.class_weights is None:
-            return like.new_ones(classes)
-        return self.class_weights.to(like)
+        return weights_of_classes(self, classes, like)
 
     def sample_weights(
         self, probabilities: Float[Tensor, "classes estimates"]
@@ -242,11 +244,7 @@ class Loss:
         Returns:
             Shape (samples, classes).
         """
-        weights, smoothing = self.weights(classes, like), self.label_smoothing
-        targets = weights.new_zeros(len(labels), classes)
-        targets.scatter_(1, labels[:, None], ((1.0 - smoothing) * weights)[labels][:, None])
-        targets += smoothing / classes * weights
-        return targets
+        return softmax_targets(self, labels, classes, like)
 
     def mistakes(
         self, predictions: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"]
@@ -263,11 +261,7 @@ class Loss:
         Returns:
             In the dtype of the predictions, shape (samples, classes).
         """
-        targets = self.targets(labels, predictions.shape[1], predictions)
-        found = (predictions * targets.sum(dim=1, keepdim=True) - targets) / self.temperature
-        if self.gamma:
-            found = found * focal_weights(predictions, labels, self.gamma)[:, None]
-        return found
+        return softmax_residual(self, predictions, labels)
 
     def predict(self, logits: Float[Tensor, "samples outputs"]) -> Float[Tensor, "samples outputs"]:
         """What the loss takes for probabilities: softmax of the logits, or their sigmoids."""
@@ -286,14 +280,21 @@ class Loss:
         Returns:
             Two tensors of the shape of the logits.
         """
-        ones = logits.new_ones(logits.shape[-1])
-        negative = ones if self.label_weights is None else self.label_weights.to(logits)
-        positive = negative
-        if self.positive_weights is not None:
-            positive = negative * self.positive_weights.to(logits)
-        if self.alpha is not None:
-            negative, positive = (1.0 - self.alpha) * ones, self.alpha * ones
-        return sigmoid_residuals(logits, self.gamma or 0.0, negative, positive)
+        if self.kind != "custom_labels":
+            return residuals_of_labels(self, logits)
+        rows = logits.reshape(-1, logits.shape[-1])
+        zero, one = (self.residual(rows, torch.full_like(rows, value)) for value in (0.0, 1.0))
+        return zero.reshape(logits.shape), one.reshape(logits.shape)
+
+    def residual_map(
+        self, logits: Float[Tensor, "samples outputs"]
+    ) -> Float[Tensor, "samples classes outputs"]:
+        """Residual of a sample of every class at these logits, for a function of the user's.
+
+        Args:
+            logits: Any floating dtype, shape (samples, outputs); there are as many classes.
+        """
+        return own_residual_map(self, logits)
 
     def residual(
         self, logits: Float[Tensor, "samples outputs"], targets: Tensor
@@ -307,6 +308,8 @@ class Loss:
         Returns:
             In the dtype and shape of the logits. Under a softmax every row sums to zero.
         """
+        if self.kind in CUSTOM:
+            return own_residual(self, logits, targets, self.divisor(targets))
         if self.is_multi_label:
             targets = targets.reshape(logits.shape)
             zero, one = self.binary_residuals(logits)
@@ -338,7 +341,7 @@ class Loss:
         """What a sum over that many samples and labels, none of them masked, is divided by."""
         if not self.averages:
             return 1.0
-        return samples * labels if self.reduction == "mean" else samples
+        return samples * labels if self.is_multi_label and self.reduction == "mean" else samples
 
     def scale(self, batch_size: float | None) -> float:
         """How many times larger a gradient is than that of the mean loss; 1 where it is not known.
@@ -348,50 +351,24 @@ class Loss:
         """
         return 1 if self.averages else batch_size or 1
 
-    def value(self, logits: Float[Tensor, "samples outputs"], targets: Tensor) -> Float[Tensor, ""]:
+    def value(
+        self, logits: Float[Tensor, "samples outputs *size"], targets: Tensor
+    ) -> Float[Tensor, ""]:
         """The loss itself, to differentiate.
 
         Args:
-            logits: Any floating dtype, shape (samples, classes) or (samples, labels).
+            logits: Any floating dtype, shape (samples, classes) or (samples, labels); a map of them
+                where every pixel has a target, and maps of these then.
             targets: As of `check_targets`; or, of a cross-entropy, probabilities, shape
                 (samples, classes).
         """
+        logits, targets = by_pixel(logits, targets)
+        if self.kind == "custom":
+            return own_value(self, logits, targets)
         if self.is_multi_label:
-            return self._sigmoid_value(logits, targets.reshape(logits.shape).to(logits))
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        ignored = _TORCH_IGNORES if self.ignore_index is None else self.ignore_index
-        logits = logits / self.temperature if self.temperature != 1.0 else logits
+            targets = targets.reshape(logits.shape).to(logits)
+            if self.kind == "custom_labels":
+                return own_value(self, logits, targets)
+            return sigmoids_value(self, logits, targets, self.kept(targets), self.divisor(targets))
         whole = self.kind == "cross_entropy" and self.reduction != "sample_mean"
-        each = functional.cross_entropy(
-            logits,
-            targets,
-            weights,
-            ignore_index=ignored,
-            reduction=self.reduction if whole else "none",
-            label_smoothing=self.label_smoothing,
-        )
-        if whole:
-            return each
-        if self.gamma:
-            plain = functional.cross_entropy(
-                logits, targets, ignore_index=ignored, reduction="none"
-            )
-            each = each * (-torch.expm1(-plain)).pow(self.gamma)
-        return each.sum() / self.divisor(targets)
-
-    def _sigmoid_value(self, logits: Tensor, targets: Tensor) -> Tensor:
-        kept = self.kept(targets)
-        clean = targets.masked_fill(~kept, 0.0)
-        weights, positive = (
-            None if given is None else given.to(logits)
-            for given in (self.label_weights, self.positive_weights)
-        )
-        each = functional.binary_cross_entropy_with_logits(
-            logits, clean, weights, pos_weight=positive, reduction="none"
-        )
-        if self.gamma:
-            # The probability of the other value is exactly the sigmoid of the turned logit.
-            each = each * torch.sigmoid((1.0 - 2.0 * clean) * logits).pow(self.gamma)
-        if self.alpha is not None:
-            each = each * (1.0 - self.alpha + (2.0 * self.alpha - 1.0) * clean)
-        return torch.where(kept, each, 0.0).sum() / self.divisor(targets)
+        return softmax_value(self, logits, targets, None if whole else self.divisor(targets))

@@ -11,11 +11,14 @@ from torch import Tensor
 from labelleak.checks import check_tensor, shape_of
 from labelleak.errors import InvalidObservation
 
-Kind = Literal["cross_entropy", "focal", "bce", "sigmoid_focal"]
+Kind = Literal["cross_entropy", "focal", "bce", "sigmoid_focal", "custom", "custom_labels"]
 Reduction = Literal["mean", "sum", "sample_mean"]
 
-MULTI_LABEL: tuple[Kind, ...] = ("bce", "sigmoid_focal")
-"""Kinds that decide about every label by itself, with a sigmoid."""
+MULTI_LABEL: tuple[Kind, ...] = ("bce", "sigmoid_focal", "custom_labels")
+"""Kinds that decide about every label by itself, with a sigmoid or a function of yours."""
+
+CUSTOM: tuple[Kind, ...] = ("custom", "custom_labels")
+"""Kinds that are a function of the user's."""
 
 # What may be told of each kind beside its reduction.
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -23,7 +26,13 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "focal": ("gamma", "class_weights", "temperature", "ignore_index"),
     "bce": ("positive_weights", "label_weights", "masked"),
     "sigmoid_focal": ("gamma", "alpha", "masked"),
+    "custom": ("function",),
+    "custom_labels": ("function",),
 }
+# What may be told of all.
+_COMMON = ("pixels",)
+# Of one sample.
+_MOST_PIXELS = 2**31
 _WEIGHTS = {
     "class_weights": "class weight",
     "positive_weights": "positive weight",
@@ -44,13 +53,19 @@ def check_options(kind: str, reduction: str, told: Mapping[str, Any]) -> None:
             impossible value.
     """
     if kind not in get_args(Kind):
+        named = [repr(one) for one in get_args(Kind) if one not in CUSTOM]
         raise InvalidObservation(
-            f"loss {kind!r} cannot be read: use {' or '.join(map(repr, get_args(Kind)))}"
+            f"loss {kind!r:.80} cannot be read: use {' or '.join(named)}, or a function of yours "
+            "with Loss.custom"
         )
     if reduction not in get_args(Reduction):
         raise InvalidObservation(f"reduction {reduction!r}: use 'mean' or 'sum', or 'sample_mean'")
+    if kind in CUSTOM and not callable(told.get("function")):
+        raise InvalidObservation(
+            "a loss of your own is a function of logits and targets: Loss.custom(function)"
+        )
     for name, value in told.items():
-        if name not in _OPTIONS[kind]:
+        if name not in (*_OPTIONS[kind], *_COMMON):
             owners = [repr(other) for other, names in _OPTIONS.items() if name in names]
             raise InvalidObservation(
                 f"{name} is of {' or '.join(owners)}, and the loss is {kind!r}: it takes "
@@ -67,6 +82,11 @@ def from_plain(told: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     Raises:
         InvalidObservation: A name is none that is known, or a list holds anything but numbers.
     """
+    if told.get("kind") in CUSTOM or "function" in told:
+        raise InvalidObservation(
+            "a loss of your own is a function, which no file or policy can hold: pass "
+            "Loss.custom(function) from Python"
+        )
     if unknown := [name for name in told if name not in known]:
         raise InvalidObservation(
             f"{unknown[0]!r:.80} is nothing that is told of a loss: {', '.join(known)}"
@@ -82,6 +102,16 @@ def _tensor_of(name: str, values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, OverflowError):
         raise InvalidObservation(f"{name}: a list of numbers is needed") from None
+
+
+def check_targets_of_own(targets: object) -> None:
+    """Refuse targets that a loss of the user's cannot have.
+
+    Raises:
+        InvalidObservation: They are neither of the two.
+    """
+    if targets not in ("classes", "label_sets"):
+        raise InvalidObservation(f"targets {targets!r:.40}: use 'classes' or 'label_sets'")
 
 
 def check_number_of_weights(told: Mapping[str, Tensor | None], outputs: int) -> None:
@@ -132,3 +162,8 @@ def _check_numbers(told: Mapping[str, Any]) -> None:
     index = told.get("ignore_index")
     if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
         raise InvalidObservation(f"ignore_index {index!r}: it must be a whole number")
+    pixels = told.get("pixels")
+    if pixels is not None and (isinstance(pixels, bool) or not isinstance(pixels, int)):
+        raise InvalidObservation(f"pixels {pixels!r:.40}: it must be a whole number")
+    if pixels is not None and not 0 <= pixels < _MOST_PIXELS:
+        raise InvalidObservation(f"pixels {pixels}: it must be at least 0 and below 2**31")

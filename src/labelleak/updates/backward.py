@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
-from labelleak.loss import Loss
+from labelleak.loss import CUSTOM, Loss, by_pixel
 
 
 def whole_gradient(
@@ -46,15 +46,15 @@ def whole_gradient(
     if any(module.training for module in model.modules()):
         raise InvalidObservation("a batch in pieces needs a model in evaluation mode: model.eval()")
     loss = Loss.of(loss)
-    total = replace(loss, reduction="sum")
     parameters = {n: value for n, value in model.named_parameters() if value.requires_grad}
     sums: dict[str, Tensor] = {}
     divisor, samples = 0.0, 0
     for inputs, labels in pieces:
         with torch.enable_grad():
             logits = model(inputs)
-            targets = loss.check_targets(labels, len(logits), logits[0].numel())
-            summed = total.value(logits, targets)
+            logits, own = by_pixel(logits, labels)
+            targets = loss.check_targets(own, len(logits), logits[0].numel())
+            summed = _summed(loss, logits, targets)
             found = torch.autograd.grad(summed, list(parameters.values()), allow_unused=True)
         for name, value in zip(parameters, found, strict=True):
             if value is not None:
@@ -65,3 +65,10 @@ def whole_gradient(
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
     scale = divisor if loss.averages else 1.0
     return {name: (value / scale).to(parameters[name].dtype) for name, value in sums.items()}
+
+
+def _summed(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+    """The losses of single samples, added up; a function of the user's averages by itself."""
+    if loss.kind in CUSTOM:
+        return loss.divisor(targets) * loss.value(logits, targets)
+    return replace(loss, reduction="sum").value(logits, targets)

@@ -4,6 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from labelleak.loss import Loss
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -12,9 +17,40 @@ TIED = (
     "untied head can be read (tie_word_embeddings=False in transformers)"
 )
 """Why a head that is a table of embeddings, too, is refused."""
+_PIXELS = "say Loss({kind}pixels=HEIGHT * WIDTH) ({more}--pixels N), N = 0 if nobody told it"
 # What follows the name of a layer in that of its weight, or of the tensors it is made from.
 _MADE_FROM = re.compile(r"(?:\.parametrizations)?\.weight(?:_|\.|$)")
 _TABLE = re.compile(r"embed|emb\.|wte|(^|[._])(tok|shared|table|lookup)")
+
+
+class Accepted(NamedTuple):
+    """Which last layers can be read beside a linear one of several classes, by the loss.
+
+    Attributes:
+        one_logit: One logit, as the loss has a sigmoid.
+        pixels: A 1x1 convolution, as every pixel has a target; of one logit only with a sigmoid.
+    """
+
+    one_logit: bool = False
+    pixels: bool = False
+
+    @classmethod
+    def by(cls, loss: Loss) -> "Accepted":
+        """What a loss reads."""
+        return cls(one_logit=loss.is_multi_label, pixels=loss.pixels is not None)
+
+    def total(self, counts: Tensor | None) -> int | None:
+        """Number of samples by counts of their labels; None where these do not add up to it."""
+        add_up = not self.one_logit and not self.pixels
+        return int(counts.sum()) if counts is not None and add_up else None
+
+    def takes(self, end: "OtherEnd") -> bool:
+        """Whether this layer can be read."""
+        return (self.one_logit or end.outputs > 1) and (self.pixels or not end.is_convolution)
+
+
+LINEAR_ONLY = Accepted()
+"""No other last layer can be read."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +80,9 @@ class OtherEnd:
         return self.shape[1]
 
     @property
-    def is_one_logit(self) -> bool:
-        """Whether it is a linear layer of one output, which a sigmoid reads."""
-        return self.shape[0] == 1 and len(self.shape) == 2
+    def is_convolution(self) -> bool:
+        """Whether it is a 1x1 convolution, whose samples are pixels."""
+        return len(self.shape) > 2
 
     @property
     def text(self) -> str:
@@ -54,10 +90,14 @@ class OtherEnd:
         size = "x".join(map(str, self.shape))
         if self.outputs == 1:
             what = f"one logit ({size}), as of a binary classifier with BCEWithLogitsLoss"
-            if self.is_one_logit:
+            if not self.is_convolution:
                 what += ", which loss='bce' reads (--loss bce)"
+            else:
+                what += ", for every pixel: " + _PIXELS.format(kind="'bce', ", more="--loss bce ")
         else:
             what = f"a {'x'.join(map(str, self.shape[2:]))} convolution ({size})"
+            what += ", which can be read where every pixel has a target: "
+            what += _PIXELS.format(kind="", more="")
         return f"{self.layer or '(top level)'} is {what}"
 
 

@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from labelleak.errors import InvalidObservation
 from labelleak.hooks import hooked
 from labelleak.isolation import isolated
-from labelleak.loss import Loss
+from labelleak.loss import Loss, by_pixel
 from labelleak.observation import Head, HeadGradient, Observation
 from labelleak.training import LocalTraining
+from labelleak.updates.ends import Accepted
 from labelleak.updates.heads import (
     find_head,
     head_candidates,
@@ -27,10 +28,13 @@ from labelleak.updates.heads import (
 )
 from labelleak.updates.one_logit import loss_of_two, observed_of_two
 from labelleak.updates.parameters import head_of, inside_wrappers, is_one_logit
+from labelleak.updates.pixels import check_reads_pixels
 
 Inputs = Tensor | Mapping[str, Tensor]
 
-_CHUNK = 64
+# Most samples that go through the model at once, most numbers that these hold, and most pixels of
+# which the gradient is added up at once.
+_CHUNK, _CHUNK_ENTRIES, _ROWS = 64, 1 << 22, 1 << 14
 
 
 class _Pass(NamedTuple):
@@ -61,9 +65,11 @@ def capture(
             takes as keyword arguments. Or an iterable of ``(inputs, labels)`` pieces of one batch,
             such as a DataLoader, where the batch does not fit in memory; evaluation mode only.
         labels: int64, shape (batch,), or of a loss with a sigmoid for each label zeros and ones,
-            shape (batch, labels); None when `inputs` yields pieces.
+            shape (batch, labels); maps of them behind a 1x1 convolution, shape (batch, height,
+            width) or (batch, labels, height, width). None when `inputs` yields pieces.
         loss: The client's loss, or the name of its kind. A head of one logit, which needs one with
-            a sigmoid, is read as two classes, 0 and 1.
+            a sigmoid, is read as two classes, 0 and 1. Labels in maps, and ``pixels`` of the loss,
+            say that every pixel is a sample.
         head: Name of the final linear layer; None to find it.
 
     Returns:
@@ -84,18 +90,24 @@ def capture(
         [3, 2, 0, 2, 1]
     """
     loss = Loss.of(loss)
-    layer = _layer(model, head, one_logit=loss.is_multi_label)
+    if isinstance(labels, Tensor) and labels.ndim > 2 and loss.pixels is None:
+        loss = replace(loss, pixels=0)
+    layer = _layer(model, head, Accepted.by(loss))
     _check_not_shared(model, layer)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found, one_logit = deepcopy(head_of(parameters, layer)), is_one_logit(parameters, layer)
     if not one_logit:
         loss.check_classes(found.classes)
+    if found.per_pixel:
+        check_reads_pixels(model.get_submodule(layer), layer)
     sums = _Sums(found.weight, loss, one_logit=one_logit)
     pieces = _pieces(model, inputs, labels)
     with isolated(model):
         for piece, truth in pieces:
             seen = _forward(model, found, piece, ends_in_sigmoid=loss.is_multi_label)
             sums.add(seen, truth.to(found.weight.device))
+    if found.per_pixel:
+        loss = replace(loss, pixels=sums.pixels)
     if not sums.samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
     bare = strip_wrappers(list(module_shapes(model)))[parameter_name(layer, "weight")]
@@ -114,12 +126,12 @@ def capture(
     )
 
 
-def _layer(model: nn.Module, head: str | None, *, one_logit: bool) -> str:
+def _layer(model: nn.Module, head: str | None, accepted: Accepted) -> str:
     """The head's name: the one that was given, or is found; of copies the one that is trained."""
     shapes = module_shapes(model)
     if head is not None:
-        return named_head(shapes, head, one_logit=one_logit)
-    found = head_candidates(shapes, one_logit=one_logit)
+        return named_head(shapes, head, accepted=accepted)
+    found = head_candidates(shapes, accepted=accepted)
     weights = {name: parameter_name(name, "weight") for name in found}
     trained = [name for name in found if model.get_parameter(weights[name]).requires_grad]
     if len({shapes[weight] for weight in weights.values()}) == 1 and len(trained) == 1:
@@ -150,14 +162,31 @@ class _Sums:
         self._weight = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
         self._bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
         self._divisor = 0.0
-        self.samples = 0
+        self.samples, self.pixels = 0, 0
 
     def add(self, seen: _Pass, labels: Shaped[Tensor, "samples *labels"]) -> None:
-        logits, embeddings = seen
-        _check_one_each(labels, logits)
+        _check_one_each(labels, seen.logits)
+        if seen.logits.ndim == 2:
+            self._add_rows(*seen, labels)
+            return
+        # A sample after the other, so that there is no copy of all pixels.
+        for logits, embeddings, own in zip(*seen, labels, strict=True):
+            self.pixels = logits[0].numel()
+            rows, targets = by_pixel(logits[None], own[None])
+            vectors, _ = by_pixel(embeddings[None], own[None])
+            for start in range(0, len(rows), _ROWS):
+                part = slice(start, start + _ROWS)
+                some = targets[part] if len(targets) == len(rows) else targets
+                self._add_rows(rows[part], vectors[part], some)
+
+    def _add_rows(self, logits: Tensor, embeddings: Tensor, labels: Tensor) -> None:
+        """Add samples, or pixels, a row each."""
+        logits = logits.double()
         outputs = 1 if self._one_logit else logits.shape[1]
         targets = self._told.check_targets(labels, len(logits), outputs)
-        targets = targets[:, 0].long() if self._one_logit else targets
+        if self._one_logit:
+            targets = targets[:, 0].long()
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         residual = self._loss.residual(logits, targets)
         self._weight.addmm_(residual.T, embeddings.double())
         self._bias += residual.sum(dim=0)
@@ -207,13 +236,20 @@ def _pieces(
         if not isinstance(value, Tensor):
             raise InvalidObservation(f"input {name!r} is no tensor: leave out what is no sample")
         _check_one_each(labels, value)
-    step = max(1, labels.shape[0] if whole else _CHUNK)
+    step = max(1, labels.shape[0] if whole else _chunk(inputs))
     for start in range(0, labels.shape[0], step):
         part = slice(start, start + step)
         if isinstance(inputs, Tensor):
             yield inputs[part], labels[part]
         else:
             yield {name: value[part] for name, value in inputs.items()}, labels[part]
+
+
+def _chunk(inputs: Inputs) -> int:
+    """How many samples go through the model at once."""
+    if not isinstance(inputs, Tensor) or not len(inputs):
+        return _CHUNK
+    return min(_CHUNK, _CHUNK_ENTRIES // max(inputs[0].numel(), 1))
 
 
 def _check_one_each(labels: Tensor, samples: Tensor) -> None:
@@ -235,9 +271,9 @@ def _forward(
     name = head.name or ""
     output, seen = _run(model, name, inputs)
     logits = _logits(output)
-    if seen.logits.ndim == 3 and logits is not None and logits.ndim == 2:
+    if seen.logits.ndim == 3 and logits is not None and logits.ndim == 2 and not head.per_pixel:
         seen = _of_one_token(model, name, inputs, logits, seen)
-    if not all(value.ndim == 2 for value in seen):
+    if not all((value.ndim > 2) if head.per_pixel else (value.ndim == 2) for value in seen):
         raise InvalidObservation(
             f"layer {name!r} does not map one embedding per sample to one vector of logits"
         )
@@ -249,14 +285,12 @@ def _forward(
             f"the model's output is not what layer {name!r} puts out: name the final linear "
             "layer with head=NAME"
         )
-    if seen.logits.shape[1] == 1:
-        seen = seen._replace(logits=torch.cat([torch.zeros_like(seen.logits), seen.logits], dim=1))
     if not _is_linear(head, seen):
         raise InvalidObservation(
             f"layer {name!r} does more than weight @ embedding + bias: its gradient says nothing "
             "certain about labels"
         )
-    return _Pass(seen.logits.double(), seen.embeddings)
+    return seen
 
 
 def _run(
@@ -307,7 +341,13 @@ def _of_one_token(
 
 def _is_linear(head: Head, seen: _Pass) -> bool:
     """Whether the head is what its parameters say, up to rounding; the first sample tells."""
-    embedding, logits = seen.embeddings[:1].to(head.weight), seen.logits[:1]
+    logits, embedding = (by_pixel(value[:1], value)[0] for value in seen)
+    embedding = embedding[:_ROWS].to(head.weight)
+    logits = logits[:_ROWS]
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    if len(embedding) != len(logits):
+        return False
     if embedding.shape[1] != head.features or logits.shape[1] != head.classes:
         return False
     error = torch.nn.functional.linear(embedding, head.weight, head.bias) - logits
@@ -326,12 +366,12 @@ def _logits(output: object) -> Tensor | None:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1)
+    return torch.log_softmax(logits, dim=1)
 
 
 def _same_predictions(output: Tensor, logits: Tensor, after: Callable[[Tensor], Tensor]) -> bool:
     """Whether the output is the head's, as it is or followed by that."""
-    if logits.shape[1] == 1 and output.shape == logits.shape[:1]:
+    if logits.shape[1] == 1 and output.shape == (len(logits), *logits.shape[2:]):
         output = output[:, None]
     if output.shape != logits.shape:
         return False

@@ -11,9 +11,9 @@ from labelleak.loss import Loss
 from labelleak.numerics import root_mean_square
 from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
+from labelleak.updates.ends import Accepted
 from labelleak.updates.heads import by_bare_name, parameter_name
 from labelleak.updates.matching import Held, find_pair
-from labelleak.updates.one_logit import observed_of_two
 from labelleak.updates.parameters import (
     StateDict,
     Values,
@@ -23,6 +23,7 @@ from labelleak.updates.parameters import (
     in_order,
     inside_wrappers,
     is_one_logit,
+    observed_fields,
     parameters_of,
     turned,
 )
@@ -93,7 +94,7 @@ def observe(
         Held(sent),
         head,
         changed=lambda _, gradient: bool(gradient.any()),
-        one_logit=loss.is_multi_label,
+        accepted=Accepted.by(loss),
     )
     sent = pair.by_model_names(sent, parameters)
     return observe_head(
@@ -166,9 +167,9 @@ def observe_head(parameters: StateDict, sent: StateDict, layer: str, **fields: A
     """
     head, one_logit = head_of(parameters, layer), is_one_logit(parameters, layer)
     gradient = gradient_of(sent, head, one_logit=one_logit)
-    if one_logit:
-        fields = observed_of_two(layer, **fields)
-    observation = Observation(head=head, gradient=gradient, **fields)
+    observation = Observation(
+        head=head, gradient=gradient, **observed_fields(head, layer, one_logit, fields)
+    )
     # A copy of a language model's head would be large, and some rows tell.
     some = slice(1, 2) if one_logit else slice(0, 1024)
     change = root_mean_square(gradient.weight[some] - head.weight[some])

@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 from torch import nn
 
 from labelleak.errors import AmbiguousHead
-from labelleak.updates.ends import TIED, OtherEnd, is_table, other_ends, tables_of_lone_biases
+from labelleak.updates.ends import (
+    LINEAR_ONLY,
+    TIED,
+    Accepted,
+    OtherEnd,
+    is_table,
+    other_ends,
+    tables_of_lone_biases,
+)
 
 Shapes = Mapping[str, Sequence[int]]
 Value = TypeVar("Value")
@@ -81,7 +89,7 @@ def without_peft(name: str) -> str:
     return _PEFT.sub("", name).removeprefix(".")
 
 
-def find_head(shapes: Shapes, *, one_logit: bool = False) -> str:
+def find_head(shapes: Shapes, *, accepted: Accepted = LINEAR_ONLY) -> str:
     """The name of the final linear layer, such as ``"fc"`` or ``"classifier.6"``.
 
     The head is the one weight matrix whose outputs no other layer takes in. Where several are
@@ -90,7 +98,7 @@ def find_head(shapes: Shapes, *, one_logit: bool = False) -> str:
 
     Args:
         shapes: Shape of every parameter by its name in the state dict.
-        one_logit: Whether a layer of one logit may be it, as the loss has a sigmoid.
+        accepted: Which last layers can be read beside a linear one, by the loss.
 
     Returns:
         The layer's name: its parameters are ``name + ".weight"`` and ``name + ".bias"``; the empty
@@ -105,30 +113,30 @@ def find_head(shapes: Shapes, *, one_logit: bool = False) -> str:
         >>> find_head({"fc1.weight": (64, 392), "fc2.weight": (10, 64)})
         'fc2'
     """
-    found = head_candidates(shapes, one_logit=one_logit)
+    found = head_candidates(shapes, accepted=accepted)
     if len(found) > 1:
         raise not_clear({name: shapes[parameter_name(name, "weight")] for name in found})
     return found[0]
 
 
-def head_candidates(shapes: Shapes, *, one_logit: bool = False) -> list[str]:
+def head_candidates(shapes: Shapes, *, accepted: Accepted = LINEAR_ONLY) -> list[str]:
     """The layers that may be the head: one where it is clear, more where names have to be told.
 
     Args:
         shapes: Shape of every parameter by its name in the state dict.
-        one_logit: Whether a layer of one logit may be it, as the loss has a sigmoid.
+        accepted: Which last layers can be read beside a linear one, by the loss.
 
     Raises:
         AmbiguousHead: There is none, or the last layer is one that cannot be read.
     """
     layers = _layers(shapes)
     if not layers:
-        lone = [end for end in other_ends(shapes) if _looks_like_a_head(end)]
-        if one_logit and lone and lone[-1].is_one_logit:
-            return [lone[-1].layer]
+        lone = _lone_end(shapes)
+        if lone is not None and accepted.takes(lone):
+            return [lone.layer]
         raise AmbiguousHead(
             f"no final linear layer (a 2-D weight) was found among {len(shapes)} tensors: only a "
-            f"fully connected head can be read{_instead(shapes)}"
+            f"fully connected head can be read{'' if lone is None else f', and {lone.text}'}"
         )
     found, listed = _found(layers)
     tied = tables_of_lone_biases(shapes)
@@ -143,7 +151,7 @@ def head_candidates(shapes: Shapes, *, one_logit: bool = False) -> list[str]:
         hidden |= {name: end for name in listed for end in likely}
     if hidden:
         end = next(iter(hidden.values()))
-        if one_logit and end.is_one_logit:
+        if accepted.takes(end):
             return [end.layer]
         raise AmbiguousHead(
             f"the last layer cannot be read yet: {end.text}; where it is not the head, "
@@ -175,26 +183,26 @@ def not_clear(layers: Shapes, reason: str = "") -> AmbiguousHead:
     )
 
 
-def named_head(shapes: Shapes, head: str | None, *, one_logit: bool = False) -> str:
+def named_head(shapes: Shapes, head: str | None, *, accepted: Accepted = LINEAR_ONLY) -> str:
     """The head that the caller named, checked, or the one that `find_head` finds.
 
     A prefix, and the level that PEFT adds, may stand in the given name only, or among the tensors
-    only. `one_logit` is as of `head_candidates`.
+    only. `accepted` is as of `head_candidates`.
 
     Raises:
         AmbiguousHead: The named layer does not exist or is no linear layer, or none was found.
     """
     if head is None:
-        return find_head(shapes, one_logit=one_logit)
+        return find_head(shapes, accepted=accepted)
     name = layer_of(head) if head.rpartition(".")[2] in ("weight", "bias") else head
     if parameter_name(name, "weight") not in shapes:
         same = _same_layer(shapes, name)
         name = same[0] if len(same) == 1 else name
     shape = shapes.get(parameter_name(name, "weight"))
     ends = [end for end in other_ends(shapes) if end.layer == name]
-    if ends and not (one_logit and ends[0].is_one_logit):
+    if ends and not accepted.takes(ends[0]):
         raise AmbiguousHead(f"head {head!r} cannot be read yet: {ends[0].text}")
-    if shape is None or len(shape) != 2:
+    if shape is None or not (len(shape) == 2 or ends):
         matrices = [layer_of(n) for n, s in shapes.items() if len(s) == 2 and n.endswith("weight")]
         problem = "is not among the tensors" if shape is None else "has no weight matrix"
         raise AmbiguousHead(
@@ -299,10 +307,11 @@ def _looks_like_a_head(end: OtherEnd) -> bool:
     return end.is_last or bool(_usual([end.layer]))
 
 
-def _instead(shapes: Shapes) -> str:
-    """What there is in place of a linear head, for a message."""
-    likely = [end for end in other_ends(shapes) if _looks_like_a_head(end)]
-    return f", and {likely[-1].text}" if likely else ""
+def _lone_end(shapes: Shapes) -> OtherEnd | None:
+    """What there is in place of a linear head."""
+    ends = other_ends(shapes)
+    likely = [end for end in ends if _looks_like_a_head(end)] or (ends if len(ends) == 1 else [])
+    return likely[-1] if likely else None
 
 
 def _listed(layers: Shapes) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from labelleak.checks import is_plain
 from labelleak.errors import InvalidObservation
-from labelleak.updates.ends import TIED, is_table
+from labelleak.updates.ends import LINEAR_ONLY, TIED, Accepted, is_table
 from labelleak.updates.heads import (
     head_candidates,
     layer_of,
@@ -114,7 +114,7 @@ def find_pair(
     head: str | None,
     changed: Changed,
     *,
-    one_logit: bool = False,
+    accepted: Accepted = LINEAR_ONLY,
 ) -> Pair:
     """The head, and where the update has it.
 
@@ -123,7 +123,7 @@ def find_pair(
         update: What the client sends back.
         head: Name of the head, in the model or in the update; None to find it.
         changed: Whether a tensor of the update says that the model's has been trained.
-        one_logit: Whether a layer of one logit may be it, as the loss has a sigmoid.
+        accepted: Which last layers can be read beside a linear one, by the loss.
 
     Returns:
         The one of which the names fit. Where the update has nothing of that shape, the pair has
@@ -133,7 +133,7 @@ def find_pair(
         AmbiguousHead: The head is not clear, or there are copies and more than one changed.
         InvalidObservation: The head is tied to a table of embeddings.
     """
-    layers, only = _layers(model, update, head, one_logit=one_logit)
+    layers, only = _layers(model, update, head, accepted=accepted)
     pairs = [
         Pair(layer, sent, is_turned=turned, is_one_of_several=len(found) > 1)
         for layer in layers
@@ -163,18 +163,18 @@ def find_pair(
 
 
 def _layers(
-    model: Tensors, update: Tensors, head: str | None, *, one_logit: bool
+    model: Tensors, update: Tensors, head: str | None, *, accepted: Accepted
 ) -> tuple[list[str], str | None]:
     """Candidates in the model, and the layer of the update if the caller named that."""
     if head is None:
-        return head_candidates(model.shapes, one_logit=one_logit), None
+        return head_candidates(model.shapes, accepted=accepted), None
     layer = layer_of(head) if head.rpartition(".")[2] in ("weight", "bias") else head
     weight = parameter_name(layer, "weight")
     if weight in update.shapes and weight not in model.shapes:
         back = _counterparts(layer, update.shapes, model.shapes)
         if len(back) == 1:
             return [back[0][0]], layer
-    return [named_head(model.shapes, head, one_logit=one_logit)], None
+    return [named_head(model.shapes, head, accepted=accepted)], None
 
 
 def _counterparts(

@@ -5,7 +5,7 @@ of it. So whatever reads two classes under a softmax reads one logit, its target
 classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -47,6 +47,8 @@ def loss_of_two(loss: Loss) -> Loss:
             "targets that are left out and a mean over all samples cannot be read of one logit: "
             "use reduction 'mean' or 'sum'"
         )
+    if loss.function is not None:
+        return Loss("custom", loss.reduction, function=_of_two(loss.function), pixels=loss.pixels)
     weights = None
     if loss.alpha is not None:
         weights = torch.tensor([1.0 - loss.alpha, loss.alpha], dtype=torch.float64)
@@ -58,11 +60,25 @@ def loss_of_two(loss: Loss) -> Loss:
         ):
             if given is not None:
                 weights[rows] *= given.double().cpu()
-    told: dict[str, Any] = {"class_weights": weights, "ignore_index": -1 if loss.masked else None}
+    told: dict[str, Any] = {
+        "class_weights": weights,
+        "ignore_index": -1 if loss.masked else None,
+        "pixels": loss.pixels,
+    }
     if loss.gamma:
         return Loss("focal", loss.reduction, gamma=loss.gamma, **told)
     weighted_mean = weights is not None and loss.reduction == "mean"
     return Loss("cross_entropy", "sample_mean" if weighted_mean else loss.reduction, **told)
+
+
+def _of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of one logit as one of two classes' logits, of which only the difference tells."""
+
+    def difference(logits: Tensor, labels: Tensor) -> Tensor:
+        found = function(logits[:, 1:] - logits[:, :1], labels.to(logits)[:, None])
+        return found.flatten() if isinstance(found, Tensor) and found.ndim > 1 else found
+
+    return difference
 
 
 def observed_of_two(
@@ -114,13 +130,12 @@ def _model_of_two(model: nn.Module, layer: str) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     copied = deepcopy(model, {id(tensor): tensor for tensor in tensors})
     old = copied.get_submodule(layer)
-    weight, bias = old.weight, old.bias
-    assert isinstance(weight, Tensor), "a linear layer"
-    new = nn.Linear(weight.shape[1], 2, bias=bias is not None, device="meta")
-    new.weight = nn.Parameter(rows_of_two(weight.detach()), requires_grad=weight.requires_grad)
-    if isinstance(bias, Tensor):
-        new.bias = nn.Parameter(rows_of_two(bias.detach()), requires_grad=bias.requires_grad)
-    new.train(old.training)
+    new = deepcopy(old)
+    for kind, value in list(new.named_parameters(recurse=False)):
+        two = rows_of_two(value.detach())
+        setattr(new, kind, nn.Parameter(two, requires_grad=value.requires_grad))
+    # A linear layer says how many outputs it has, and a convolution how many channels.
+    setattr(new, "out_channels" if hasattr(new, "out_channels") else "out_features", 2)
     if not layer:
         return new
     parent, _, name = layer.rpartition(".")

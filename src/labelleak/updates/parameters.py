@@ -9,9 +9,16 @@ from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Head, HeadGradient
+from labelleak.training import LocalTraining
 from labelleak.updates.heads import by_bare_name, parameter_name, strip_wrappers
 from labelleak.updates.layout import as_torch, matched_in_order, names_in_order
-from labelleak.updates.one_logit import gradients_of_two, rows_of_two
+from labelleak.updates.one_logit import gradients_of_two, observed_of_two, rows_of_two
+from labelleak.updates.pixels import (
+    as_matrix,
+    check_reads_pixels,
+    is_convolution,
+    observed_of_pixels,
+)
 
 StateDict = Mapping[str, Tensor]
 # Tensors of torch, or arrays of NumPy or of whatever makes one (JAX, TensorFlow): by name, the
@@ -114,19 +121,22 @@ def inside_wrappers(model: nn.Module) -> nn.Module:
 
 
 def head_of(parameters: StateDict, layer: str) -> Head:
-    """The head of that name, with its bias where there is one; of one logit that of two classes."""
+    """The head of that name, with its bias where there is one; of one logit that of two classes.
+
+    The weight of a 1x1 convolution is read as the matrix that it is for every pixel.
+    """
     bias = parameters.get(parameter_name(layer, "bias"))
-    weight = parameters[parameter_name(layer, "weight")].detach()
+    weight = as_matrix(parameters[parameter_name(layer, "weight")].detach())
     bias = None if bias is None else bias.detach()
     if is_one_logit(parameters, layer):
         weight, bias = rows_of_two(weight), None if bias is None else rows_of_two(bias)
-    return Head(weight=weight, bias=bias, name=layer)
+    return Head(weight, bias, name=layer, per_pixel=is_convolution(parameters, layer))
 
 
 def is_one_logit(parameters: StateDict, layer: str) -> bool:
     """Whether the layer of that name puts out one logit."""
     weight = parameters[parameter_name(layer, "weight")]
-    return weight.ndim == 2 and weight.shape[0] == 1
+    return weight.ndim >= 2 and weight.shape[0] == 1
 
 
 def gradient_of(gradients: StateDict, head: Head, *, one_logit: bool = False) -> HeadGradient:
@@ -151,7 +161,32 @@ def gradient_of(gradients: StateDict, head: Head, *, one_logit: bool = False) ->
             "the final layer is frozen; the update holds "
             + (", ".join(list(gradients)[-4:]) or "nothing")
         )
+    weight = as_matrix(weight) if head.per_pixel else weight
     if one_logit:
         weight = gradients_of_two(weight) if weight.shape[0] == 1 else weight
         bias = None if bias is None else gradients_of_two(bias)
     return HeadGradient(weight=weight, bias=bias, zeros_are_sent=one_logit)
+
+
+def observed_fields(
+    head: Head, layer: str, one_logit: bool, fields: dict[str, Any]
+) -> dict[str, Any]:
+    """Fields of an `Observation` of that head, as those of pixels and of two classes.
+
+    Args:
+        head: As it is read.
+        layer: Its name.
+        one_logit: Whether it is one logit, read as two classes.
+        fields: As told, with loss and recipe.
+
+    Raises:
+        InvalidObservation: What was told cannot be read of such a head.
+    """
+    if head.per_pixel:
+        model = fields.get("model")
+        if model is not None:
+            check_reads_pixels(model.get_submodule(layer), layer)
+        told = fields.get("training") or LocalTraining()
+        training = told.resolved(fields.get("instances"), one_step=True)
+        fields = observed_of_pixels(layer, **{**fields, "training": training})
+    return observed_of_two(layer, **fields) if one_logit else fields

@@ -13,6 +13,7 @@ from labelleak.errors import AmbiguousHead, InvalidObservation, MissingKnowledge
 from labelleak.loss import Loss
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
+from labelleak.updates.ends import Accepted
 from labelleak.updates.files import StoredTensors, TensorFile, by_name, open_stored
 from labelleak.updates.gradients import observe_head
 from labelleak.updates.heads import parameter_name
@@ -85,7 +86,7 @@ def read_observation(
         )
     loss = Loss.of(loss)
     changed = _differ if kind == "weights" else _is_any
-    find = partial(find_pair, changed=changed, one_logit=loss.is_multi_label)
+    find = partial(find_pair, changed=changed, accepted=Accepted.by(loss))
     model, sent, pair = _paired(
         *_in_one_order(open_stored(before, limits), open_stored(update, limits)),
         head,

@@ -14,9 +14,9 @@ from labelleak.loss import Loss
 from labelleak.numerics import machine_epsilon, root_mean_square
 from labelleak.observation import Auxiliary, Observation
 from labelleak.training import LocalTraining
+from labelleak.updates.ends import Accepted
 from labelleak.updates.heads import by_bare_name, parameter_name
 from labelleak.updates.matching import Held, find_pair
-from labelleak.updates.one_logit import observed_of_two
 from labelleak.updates.parameters import (
     StateDict,
     Values,
@@ -26,6 +26,7 @@ from labelleak.updates.parameters import (
     in_order,
     inside_wrappers,
     is_one_logit,
+    observed_fields,
     turned,
 )
 
@@ -99,7 +100,8 @@ def observe_update(
     training = _recipe(learning_rate, batch_size, training).resolved(instances)
     start, end = _states(model, before, after)
     loss = Loss.of(loss)
-    pair = find_pair(Held(start), Held(end), head, changed=_differ, one_logit=loss.is_multi_label)
+    accepted = Accepted.by(loss)
+    pair = find_pair(Held(start), Held(end), head, changed=_differ, accepted=accepted)
     end = pair.by_model_names(end, start)
     model = None if model is None else inside_wrappers(model)
     buffers = set() if model is None else {name for name, _ in model.named_buffers()}
@@ -189,9 +191,7 @@ def observe_head_update(
     rounding = epsilon * (
         4 * root_mean_square(gradients[read]) + 0.3 * root_mean_square(before[read]) / reach
     )
-    fields = {**fields, "training": training}
-    if one_logit:
-        fields = observed_of_two(layer, **fields)
+    fields = observed_fields(head, layer, one_logit, {**fields, "training": training})
     return Observation(head=head, gradient=replace(gradient, rounding=rounding), **fields)
 
 

@@ -22,8 +22,13 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
     Raises:
         MissingKnowledge: A summed loss, no batch size, and none that the gradient shows.
     """
-    size = observation.batch_size
-    if size is None and observation.classes > 2 and not favors_few(mean.probabilities):
+    size, pixels = observation.batch_size, observation.head.per_pixel
+    if (
+        size is None
+        and not pixels
+        and observation.classes > 2
+        and not favors_few(mean.probabilities)
+    ):
         size = fitting_batch_size(observation, mean)
     if size is None:
         mean_divisor(observation)  # refuses a summed loss, which then has no scale
@@ -39,12 +44,14 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
         right = float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean())
         if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
             flags = (Flag.NOT_INTEGRAL,)
-    known = (total is None or observation.has_bias) and mean.has_errors
+    # Pixels of one image are alike, and what is to be segmented differs from the rest: rows do not
+    # show how far the estimate is off.
+    known = (total is None or observation.has_bias) and mean.has_errors and not pixels
     return conclude(
         observation,
         raw,
         total,
         standard_errors=errors if known else None,
-        errors=believable(errors, mean.probabilities),
+        errors=None if pixels else believable(errors, mean.probabilities),
         flags=flags,
     )

@@ -14,6 +14,7 @@ from labelleak.attacks.mean_prediction.mean_logits import (
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.attacks.multi_label.pooled_labels import pooled_labels
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.residual_map.mapped_counts import mapped_counts
 from labelleak.attacks.zero_head import known_prediction, predicts_the_same, proven_by_zeros
 from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation
@@ -27,7 +28,8 @@ from labelleak.restoration import Restoration
     gives=(Gives.COUNTS,),
     assumes="predictions that differ little within the batch, as of an untrained network",
     reference="labelleak, documentation of the attack 'pooled'",
-    losses=("cross_entropy", "focal", *MULTI_LABEL),
+    losses=("cross_entropy", "focal", "custom", *MULTI_LABEL),
+    pixels=True,
 )
 def pooled(observation: Observation, *, time_limit: float | None = None) -> Restoration:
     """Restore the counts from the batch's mean embedding.
@@ -42,7 +44,8 @@ def pooled(observation: Observation, *, time_limit: float | None = None) -> Rest
     is the smallest one that makes the counts whole, if chance does not explain that.
 
     Where every label has a sigmoid, the same embedding gives every label's mean residuals, and each
-    label an equation of its own.
+    label an equation of its own. Under a loss of the user's, autograd gives the residual of every
+    class, and the bias gradient is a mixture of them.
 
     Args:
         observation: Needs the head and its weight gradient. If the batch size is not known and the
@@ -59,6 +62,8 @@ def pooled(observation: Observation, *, time_limit: float | None = None) -> Rest
     """
     if time_limit is not None:
         check_pooling(observation, "pooled", time_limit)
+    if observation.loss.kind == "custom":
+        return mapped_counts(observation)
     if observation.loss.is_multi_label:
         found = pooled_labels(observation)
     else:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from labelleak.attacks.certainty import by_chance
 from labelleak.attacks.multi_label.label_logits import divisor_of_one
+from labelleak.loss import Loss
 from labelleak.numerics import implied_rounding, root_mean_square
 from labelleak.observation import Observation
 from labelleak.projection import project_to_box
@@ -17,6 +18,9 @@ from labelleak.restoration import Flag, Restoration
 _SURE = 0.95
 # Largest credible distance from whole counts within 0 and K: in standard errors, plus a margin.
 _CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
+# A count so far from a whole one, in its own errors, that one of all is by this chance contradicts
+# the loss that was told.
+_BY_ERROR = 1e-3
 # Floor of an error, for rounding errors of the gradient.
 _LEAST_ERROR = 1e-3
 # Without a batch size: a label is there if its share is above so many errors, and the set is not
@@ -116,7 +120,7 @@ def _told_apart(
     return ratios > _CLEAR, not bool(unsure.any())
 
 
-def label_counts_are_sure(found: Restoration) -> bool:
+def label_counts_are_sure(found: Restoration, loss: Loss | None = None) -> bool:
     """Whether all counts are right with 95 % probability, as far as that shows.
 
     Errors have to be known, and counts as near to whole ones between 0 and K as they claim, and
@@ -124,11 +128,18 @@ def label_counts_are_sure(found: Restoration) -> bool:
     batch sizes leave fractions. A multiple of the batch size never does: a batch that holds every
     sample as often has the same gradient.
 
+    Where nobody told weights of labels, counts that have a common factor are not sure, either: at
+    predictions of one half, labels that are there and weigh three times as much pull as twice as
+    many would.
+
     Args:
         found: What an attack restored.
+        loss: The loss that was told; None where its weights are known.
     """
     if found.certified or found.counts is None:
         return found.certified
+    if loss is not None and _may_be_weighted(loss, found.counts):
+        return False
     raw, errors, total = found.raw, found.standard_errors, found.samples
     if raw is None or errors is None or total is None:
         return False
@@ -136,7 +147,16 @@ def label_counts_are_sure(found: Restoration) -> bool:
     claimed = root_mean_square(errors)
     if apart > min(_CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN, by_chance(len(raw))):
         return False
+    farthest = float(((raw - found.counts).abs() / errors.clamp_min(_LEAST_ERROR)).max())
+    if math.erfc(farthest / math.sqrt(2.0)) * len(raw) < _BY_ERROR:
+        return False
     return _probability_right(raw, errors, found.counts, total) > _SURE
+
+
+def _may_be_weighted(loss: Loss, counts: Tensor) -> bool:
+    """Whether weights that were not told would explain as whole counts."""
+    told = loss.function is not None or loss.alpha is not None
+    return not told and loss.positive_weights is None and math.gcd(*counts.tolist()) > 1
 
 
 def _probability_right(

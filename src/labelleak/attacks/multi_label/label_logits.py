@@ -83,7 +83,65 @@ def label_logits(observation: Observation) -> LabelLogits:
     Raises:
         MissingKnowledge: The bias gradient is missing, or zero.
     """
-    bias, head = bias_of_labels(observation), observation.head
+    rows = pooled_rows(observation, bias_of_labels(observation))
+    spread = _spread(observation, rows.logits, rows.bias_gradient)
+    fitted = float((rows.bias_gradient.square() * spread).sum()) / rows.squares
+    return rows.scattered(observation, fitted, float(spread.sum()))
+
+
+class PooledRows(NamedTuple):
+    """Least squares over the rows of the gradient, before its error is known; float64.
+
+    Attributes:
+        logits: Of the mean embedding, shape (outputs,).
+        moved: Logits of the rows' residuals with random signs, shape (outputs, replicates).
+        deviations: These residuals, shape (features, replicates).
+        bias_gradient: As sent, shape (outputs,).
+        weight: Of the head, shape (outputs, features).
+    """
+
+    logits: Float[Tensor, " outputs"]
+    moved: Float[Tensor, "outputs replicates"]
+    deviations: Float[Tensor, "features replicates"]
+    bias_gradient: Float[Tensor, " outputs"]
+    weight: Float[Tensor, "outputs features"]
+
+    @property
+    def squares(self) -> float:
+        """Sum of squares of the bias gradient."""
+        return float(self.bias_gradient.square().sum())
+
+    def scattered(self, observation: Observation, fitted: float, total: float) -> LabelLogits:
+        """The logits, with replicates scaled to their error.
+
+        Args:
+            observation: What the server sees.
+            fitted: Variance of the residuals of samples along the bias gradient.
+            total: That along all outputs together.
+        """
+        left = max(total - fitted, _LEAST_SPREAD * total)
+        error = math.sqrt(max(fitted, 0.0) / self.squares / left)
+        single = divisor_of_one(observation) * math.sqrt((observation.num_instances or 1) / left)
+        return LabelLogits(
+            self.logits,
+            self.logits[:, None] + error * self.moved,
+            single * self.moved,
+            self.bias_gradient,
+            _has_learned(self.weight, self.moved, self.deviations),
+        )
+
+
+def pooled_rows(observation: Observation, bias: Float[Tensor, " outputs"]) -> PooledRows:
+    """Least squares over the rows of the gradient.
+
+    Args:
+        observation: Needs the head and its gradient.
+        bias: Gradient of the bias as sent.
+
+    Raises:
+        MissingKnowledge: It is zero.
+    """
+    head = observation.head
     rows, weight = observation.gradient.weight.double(), head.weight.double()
     squares = float(bias.square().sum())
     if not squares:
@@ -94,21 +152,7 @@ def label_logits(observation: Observation) -> LabelLogits:
     signs = torch.randint(0, 2, (_REPLICATES, len(rows)), generator=generator).to(bias) * 2 - 1
     deviations = (signs @ residuals).T
     offset = torch.zeros_like(bias) if head.bias is None else head.bias.double()
-    logits = weight @ embedding + offset
-    moved = weight @ deviations
-
-    spread = _spread(observation, logits, bias)
-    fitted = float((bias.square() * spread).sum()) / squares
-    left = max(float(spread.sum()) - fitted, _LEAST_SPREAD * float(spread.sum()))
-    error = math.sqrt(fitted / squares / left)
-    single = divisor_of_one(observation) * math.sqrt((observation.num_instances or 1) / left)
-    return LabelLogits(
-        logits,
-        logits[:, None] + error * moved,
-        single * moved,
-        bias,
-        _has_learned(weight, moved, deviations),
-    )
+    return PooledRows(weight @ embedding + offset, weight @ deviations, deviations, bias, weight)
 
 
 def _spread(

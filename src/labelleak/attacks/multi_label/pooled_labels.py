@@ -56,7 +56,8 @@ def pooled_labels(observation: Observation) -> Restoration:
     if total is not None:
         right = torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()
         flags = (Flag.NOT_INTEGRAL,) if float(right) < _RIGHT else ()
-    return conclude_labels(observation, raw, None if found.has_learned else errors, flags)
+    known = not found.has_learned and not observation.head.per_pixel
+    return conclude_labels(observation, raw, errors if known else None, flags)
 
 
 def _second_order(observation: Observation, found: LabelLogits) -> tuple[torch.Tensor, ...]:

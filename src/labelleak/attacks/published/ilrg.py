@@ -34,6 +34,7 @@ _ILL_CONDITIONED = 1e6
     reference="Ma et al., ICLR 2023 (Instance-wise Batch Label Restoration via Gradients in "
     "Federated Learning), Algorithm 1",
     losses=("cross_entropy", "focal"),
+    pixels=True,
 )
 def ilrg(observation: Observation, *, time_limit: float | None = None) -> Restoration:
     """Restore the number of instances of every class (Ma et al., ICLR 2023, Algorithm 1).

@@ -56,6 +56,7 @@ def idlg(observation: Observation, *, variant: Variant = "extended") -> Restorat
     reference="Yin et al., CVPR 2021 (arXiv:2104.07586), equation 5; extended as in Ma et al., "
     "ICLR 2023, section 4",
     losses=("cross_entropy", "focal"),
+    pixels=True,
 )
 def gradinversion(observation: Observation, *, variant: Variant = "extended") -> Restoration:
     """The classes whose gradient row has a negative entry.

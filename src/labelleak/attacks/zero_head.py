@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
-from labelleak.numerics import machine_epsilon
+from labelleak.numerics import machine_epsilon, root_mean_square
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -34,7 +34,7 @@ def known_prediction(observation: Observation) -> MeanPrediction:
         prediction,
         prediction[:, None].repeat(1, 2),
         bias.double(),
-        noise=_ROUNDING * machine_epsilon(observation.gradient.weight),
+        noise=_relative_rounding(observation),
         has_errors=bool(bias.any()),
     )
 
@@ -58,14 +58,19 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
         # It may be balanced, or that of a bias that is frozen.
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
-    error = (
-        _ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
-    )
+    error = _relative_rounding(observation) * (observation.num_instances or 1)
     error *= _largest_residual(observation)
     apart = float((raw - counts).abs().max())
     if error > _LARGEST or apart > error:
         return found
     return replace(found, certified=True, flags=())
+
+
+def _relative_rounding(observation: Observation) -> float:
+    """Rounding error of a residual, relative to it: that of the format, and of the weights sent."""
+    gradient = observation.gradient
+    own, size = _ROUNDING * machine_epsilon(gradient.weight), root_mean_square(gradient.weight)
+    return max(own, gradient.rounding / size) if size else own
 
 
 def _largest_residual(observation: Observation) -> float:

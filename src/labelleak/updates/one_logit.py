@@ -132,11 +132,10 @@ def _at_rates(training: LocalTraining, factor: float) -> LocalTraining:
     rates = training.learning_rate
     if rates is None:
         return training
-    many = isinstance(rates, Sequence)
-    return replace(
-        training,
-        learning_rate=tuple(factor * r for r in rates) if many else factor * rates,
+    other = (
+        tuple(factor * rate for rate in rates) if isinstance(rates, Sequence) else factor * rates
     )
+    return replace(training, learning_rate=other)
 
 
 def _replaced(state: Mapping[str, Tensor] | None, layer: str, change: Any) -> Any:

@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 def told(replies: list[Message]) -> str:
     """What the server received."""
-    errors = [reply.error.reason for reply in replies if reply.has_error()]
+    errors = [str(reply.error.reason) for reply in replies if reply.has_error()]
     text = f"{len(replies) - len(errors)} updates and {len(errors)} errors"
     return f"{text} ({'; '.join(dict.fromkeys(errors))})" if errors else text
 

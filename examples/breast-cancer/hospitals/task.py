@@ -40,7 +40,7 @@ def own(site: int) -> Tensor:
     for label, numbers in ((1, MALIGNANT), (0, BENIGN)):
         members = torch.nonzero(labels == label)[:, 0]
         members = members[torch.randperm(len(members), generator=random)]
-        chosen.append(torch.split(members, numbers)[site])
+        chosen.append(torch.split(members, list(numbers))[site])
     return torch.cat(chosen)
 
 

@@ -67,7 +67,6 @@ from labelleak.lab.pretraining import load_network
 from labelleak.lab.ranges import RANGES
 from labelleak.lab.simulated_client import (
     ClientSamples,
-    SeedFor,
     draw_samples,
     empty_class_sums,
     observe_client,
@@ -140,8 +139,16 @@ def _network(
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What a trial has before any attack runs."""
+class Scene:
+    """What a trial has before any attack runs.
+
+    Attributes:
+        dataset: The samples that batches are drawn from.
+        model: The network, in evaluation mode.
+        batch: The client's samples.
+        sums: Sums by class of embeddings and predictions, where a measure needs them.
+        observation: What the server sees.
+    """
 
     dataset: Dataset
     model: nn.Module
@@ -158,7 +165,7 @@ def _run(
     watch: Watch | None,
 ) -> Record:
     seed = partial(RANGES[experiment.range].derive, experiment.seed, index)
-    scene = _set_up(experiment, seed, data_dir, device)
+    scene = set_up(experiment, index, data_dir, device)
     outcomes, measures = _attack(experiment, scene, watch)
     reconstruction: Record = {}
     if experiment.inversion is not None:
@@ -191,9 +198,28 @@ def _run(
     }
 
 
-def _set_up(
-    experiment: Experiment, seed: SeedFor, data_dir: Path | str | None, device: str
-) -> _Scene:
+def set_up(
+    experiment: Experiment,
+    index: int,
+    data_dir: Path | str | None = None,
+    device: str = "cpu",
+) -> Scene:
+    """Draw the batch of a trial, and observe its update.
+
+    Args:
+        experiment: As of `run_trial`, as are the following.
+        index: Number of the trial.
+        data_dir: Folder with the data.
+        device: Where the network runs.
+
+    Returns:
+        The scene, before any attack.
+
+    Raises:
+        DataNotFound: The data set, or the trained network, is missing.
+        ValueError: The data set has no such batch, or its images do not fit the network.
+    """
+    seed = partial(RANGES[experiment.range].derive, experiment.seed, index)
     dataset = dataset_of(experiment, experiment.data_split, data_dir)
     network = network_of(experiment, own_seed=seed("network"))
     known = training_set(experiment, data_dir)
@@ -210,11 +236,11 @@ def _set_up(
     if experiment.known_classes:
         present = batch.true_counts.nonzero()[:, 0].to(device)
         observation = replace(observation, present_classes=present)
-    return _Scene(dataset, model, batch, sums, observation)
+    return Scene(dataset, model, batch, sums, observation)
 
 
 def _attack(
-    experiment: Experiment, scene: _Scene, watch: Watch | None
+    experiment: Experiment, scene: Scene, watch: Watch | None
 ) -> tuple[Record, dict[str, float]]:
     """The outcome of each attack, and what is measured of them."""
     outcomes: Record = {}
@@ -246,7 +272,7 @@ def _scored(found: Restoration, true_counts: Tensor) -> Record:
     rounded = None
     if found.rounded is not None:
         rounded = score(found, true_counts, use="rounded").as_dict()
-    outcome = {
+    outcome: Record = {
         "counts": score(found, true_counts).as_dict(),
         "rounded": rounded,
         "certified": found.certified,

@@ -5,9 +5,10 @@
 `auto` sees one update after the other of every setting, and no label. Batches, networks and
 training are of the range "evaluation". Rows of the group "bars" are those that something was
 expected of beforehand; those of the group "tasks" resemble what hospitals train. Images are digits
-(the sample of the package), or the 100 classes of Tiny-ImageNet in the folder `--data-dir`. Findings
-are synthetic: each is of some classes, and of about 60 % of their samples (`labelleak.lab.tasks`).
-The patients are scikit-learn's. A row that the output file has already is not measured again.
+(the sample of the package), or the 100 classes of Tiny-ImageNet in the folder `--data-dir`.
+Findings are synthetic: each is of some classes, and of about 60 % of their samples, see
+`labelleak.lab.tasks`. The patients are scikit-learn's. A row that the output file has already is
+not measured again.
 
 `right` is the share of the classes' or labels' counts that are right, `exact` that of the batches
 with all of them, `accuracy` that of the labels, `coverage` that of the true counts inside the 95 %

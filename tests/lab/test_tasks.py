@@ -1,5 +1,7 @@
 """Losses and targets of experiments: what is drawn, what is trained, what is scored."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -8,7 +10,7 @@ from torch import nn
 from experiments import experiment, observations
 from labelleak.lab.datasets import draw, load
 from labelleak.lab.definition import Batch, Experiment, Network, Training
-from labelleak.lab.experiment_grid import grid_study
+from labelleak.lab.experiment_grid import grid_study, read_grid
 from labelleak.lab.keys import hash_of_definition
 from labelleak.lab.metric_catalog import metrics_of
 from labelleak.lab.pretraining import initial_network, load_network, snapshot_path, train
@@ -167,6 +169,14 @@ def test_what_cannot_be_is_refused(fields, message):
     given |= {"batch": {"size": 8}, "attacks": ["ilrg"], "trials": 1}
     with pytest.raises(ValidationError, match=message):
         Experiment.model_validate(given | fields)
+
+
+def test_the_example_of_tasks_runs():
+    grid = Path(__file__).parents[2] / "examples" / "medical.toml"
+    for e in read_grid(grid):
+        outcome = run_trial(e, 0)["attacks"]["auto"]
+        assert outcome["error"] is None
+        assert outcome["counts"]["accuracy"] > (0.9 if e.local is None else -1.0)
 
 
 def test_experiments_of_before_keep_their_records():

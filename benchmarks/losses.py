@@ -2,13 +2,13 @@
 
     python benchmarks/losses.py [--data-dir DIR] [--only WORD] [--output FILE]
 
-`auto` sees one update after the other of every setting, and no label. Batches, networks and
-training are of the range "evaluation". Rows of the group "bars" are those that something was
-expected of beforehand; those of the group "tasks" resemble what hospitals train. Images are digits
-(the sample of the package), or the 100 classes of Tiny-ImageNet in the folder `--data-dir`.
-Findings are synthetic: each is of some classes, and of about 60 % of their samples, see
-`labelleak.lab.tasks`. The patients are scikit-learn's. A row that the output file has already is
-not measured again.
+`auto`, or the attack that a title names, sees one update after the other of every setting, and no
+label. Batches, networks and training are of the range "evaluation". Rows of the group "bars" are
+those that something was expected of beforehand; those of the group "tasks" resemble what hospitals
+train. Images are digits (the sample of the package), or the 100 classes of Tiny-ImageNet in the
+folder `--data-dir`. Findings are synthetic: each is of some classes, and of about 60 % of their
+samples, see `labelleak.lab.tasks`. The patients are scikit-learn's. A row that the output file has
+already is not measured again.
 
 `right` is the share of the classes' or labels' counts that are right, `exact` that of the batches
 with all of them, `accuracy` that of the labels, `coverage` that of the true counts inside the 95 %
@@ -55,6 +55,8 @@ WEIGHTS = {"kind": "bce", "positive_weights": [16, 13, 11, 10, 9, 8, 7, 6, 5, 5,
 STEPS = {"unit": "iterations", "steps": 400, "total": 400, "batch_size": 64, "learning_rate": 0.05}
 IMAGES = "tiny-imagenet-100"
 # Half of the classes weigh twice as much.
+WEIGHED = {"kind": "cross_entropy", "class_weights": [1.0, 2.0] * 5}
+OPTIMIZERS = (("SGD", "sgd", 0.1), ("Adam", "adam", 1e-3))
 HEAVY = {"kind": "focal", "gamma": 2, "class_weights": [1.0, 2.0] * 50}
 
 Scene = tuple[labelleak.Observation, Tensor, Tensor | None]
@@ -64,7 +66,7 @@ was trained on."""
 
 @dataclass(frozen=True)
 class Setting:
-    """A row: its group, what it is, where its updates are from, how many, and time for each."""
+    """A row: its group, what it is, where its updates are from, how many, and what reads them."""
 
     group: str
     title: str
@@ -72,6 +74,7 @@ class Setting:
     batches: int = BATCHES
     trained: bool = False
     seconds: float = SECONDS
+    attack: str = "auto"
 
 
 def images(told: labelleak.Loss | None = None, **fields: Any) -> Callable[..., Iterator[Scene]]:
@@ -188,7 +191,7 @@ SETTINGS = (
         "bars",
         "14 findings, 400 steps, K = 8",
         images(**findings(8, training=STEPS)),
-        trained=True,
+        **LATER,
         seconds=SEARCH,
     ),
     Setting("bars", "one logit from zero, patients, K = 48", hospital(48, STEP, hidden=0)),
@@ -248,7 +251,18 @@ SETTINGS = (
             images(**findings(32, local=epochs(optimizer, rate))),
             batches=TRAINED,
         )
-        for name, optimizer, rate in (("SGD", "sgd", 0.1), ("Adam", "adam", 1e-3))
+        for name, optimizer, rate in OPTIMIZERS
+    ),
+    *(
+        Setting(
+            "tasks",
+            f"10 classes weighed, 2 epochs of 4 batches of 32, {name}, auxiliary data, `virtual`",
+            images(**of_size(32, loss=WEIGHED, local=epochs(optimizer, rate), **AUXILIARY)),
+            batches=TRAINED,
+            attack="virtual",
+            seconds=SEARCH,
+        )
+        for name, optimizer, rate in OPTIMIZERS
     ),
     *(
         Setting(
@@ -274,7 +288,7 @@ def measured(setting: Setting, number: int, data_dir: str | None) -> Row:
     start, rows, errors = time.process_time(), [], Counter[str]()
     for seen, true, shares in setting.scenes(number, data_dir):
         try:
-            found = labelleak.restore(seen, time_limit=setting.seconds)
+            found = labelleak.restore(seen, setting.attack, time_limit=setting.seconds)
         except LabelLeakError as error:
             errors[str(error)] += 1
             continue

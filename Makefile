@@ -39,6 +39,8 @@ federation: $(VENV)/federation.stamp ## run the examples of audited federations
 	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --refuse 2
 	$(BIN)/python examples/flower/run.py --defense none local-dp sparsification --simulation
 	$(BIN)/python examples/flower-secagg/secagg.py
+	$(BIN)/python examples/breast-cancer/federation.py
+	$(BIN)/python examples/breast-cancer/rule_of_ten.py
 
 check-claims: $(VENV)/test.stamp ## compare every figure in README and docs with its record
 	$(BIN)/python benchmarks/claims.py
@@ -56,7 +58,7 @@ clean: ## remove everything the other targets made, .venv included
 
 $(VENV)/demo.stamp: packages = --editable ".[cli,report]"
 $(VENV)/test.stamp: packages = --editable ".[cli,report,data,nvflare,opacus]" --group test
-$(VENV)/federation.stamp: packages = --editable ".[flower]" "flwr[simulation]"
+$(VENV)/federation.stamp: packages = --editable ".[flower]" "flwr[simulation]" scikit-learn
 # Types are checked against everything that the package and its tests import.
 $(VENV)/lint.stamp: packages = --editable ".[cli,report,data]" --group test --group lint
 $(VENV)/docs.stamp: packages = --group docs

@@ -6,6 +6,7 @@ from typing import Any
 from ceiling_table import ceiling
 from flag_tables import FLAGS
 from labelleak.lab.published_figures import published_runs
+from loss_tables import LOSSES
 from markdown_tables import table, three
 from measured_tables import MEASURED
 from origins import origins
@@ -214,6 +215,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "constants": origins,
     "ceiling": ceiling,
     **FLAGS,
+    **LOSSES,
     **MEASURED,
     **TRUST,
 }

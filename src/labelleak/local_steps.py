@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from labelleak.loss import Loss
@@ -51,7 +51,7 @@ def rates_of(training: LocalTraining, steps: int) -> tuple[float, ...]:
 def take_steps(
     model: nn.Module,
     inputs: Tensor,
-    labels: Int[Tensor, " samples"],
+    labels: Shaped[Tensor, "samples *labels"],
     batches: Sequence[Int[Tensor, " batch"]],
     training: LocalTraining,
     loss: Loss,
@@ -61,7 +61,7 @@ def take_steps(
     Args:
         model: The network; parameters that require no gradient stay as they are.
         inputs: Shape (samples, ...), on the model's device.
-        labels: Shape (samples,), as the loss takes them.
+        labels: Shape (samples,) or (samples, labels), as the loss takes them.
         batches: Indices of the samples of every step.
         training: The recipe, with a learning rate.
         loss: The loss to minimize.

@@ -15,6 +15,10 @@ from labelleak.federated import Auditor, Occasion, Policy, train_locally
 from labelleak.metrics import counts_of
 
 advise = partial(advice_of.advise, time_limit=0.1)
+LOSSES = (
+    labelleak.Loss("bce", positive_weights=torch.ones(1)),
+    labelleak.Loss("sigmoid_focal", gamma=2.0, alpha=0.25),
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +129,52 @@ def test_a_head_kept_local_costs_its_share_of_the_update(client):
     assert (change.verdict, change.accuracy) == ("inconclusive", None)
 
 
-@pytest.mark.parametrize("outputs", [1, 5])
-def test_a_client_with_sigmoids_is_not_trained_again(outputs):
+@pytest.mark.parametrize(("outputs", "loss"), [(1, LOSSES[0]), (1, LOSSES[1]), (5, LOSSES[0])])
+def test_a_client_with_sigmoids_is_trained_again(outputs, loss):
+    """The larger batch against autograd's gradient of the client's own loss."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, outputs)).eval()
-    inputs = torch.rand(12, 8)
-    targets = (torch.rand(12, outputs) < 0.5).long()
-    seen = labelleak.capture(model, inputs, targets, loss="bce")
-    true = counts_of(targets, seen.classes)
-    advice = advise(seen, true, client=LocalClient(model, inputs, targets.reshape(12, -1)[:, 0]))
-    assert "sigmoids" in advice.untried[-1].why
+    inputs, targets = torch.rand(48, 8), (torch.rand(48, outputs) < 0.3).long()
+    if loss.positive_weights is not None:
+        loss = replace(loss, positive_weights=torch.linspace(1.5, 3.0, outputs))
+    labels = targets[:, 0] if outputs == 1 else targets
+    recipe = labelleak.LocalTraining(learning_rate=0.3)
+    classes = max(2, outputs)
+    sent = train_locally(model, inputs[:12], labels[:12], recipe, classes=classes, loss=loss)
+    assert sent.true_counts.tolist() == counts_of(targets[:12], classes).tolist()
+    advice = advise(
+        sent.observe(None),
+        sent.true_counts,
+        client=LocalClient(model, inputs, labels),
+        attack="pooled",
+        measure="accuracy",
+    )
+    # Of several labels no attack reads weights alone.
+    assert [one.name.partition(",")[0] for one in advice.untried] == ["bias kept local"] * (
+        outputs > 1
+    )
     assert "no ceiling" in advice.plain.ceiling["text"]
+    larger = next(change for change in advice.changes if change.setting == "24 instead of 12")
+    gradients = [gradient_of_head(model, inputs[:n], targets[:n], loss) for n in (12, 24)]
+    expected = nn.functional.cosine_similarity(*gradients, dim=0)
+    assert larger.cosine == pytest.approx(float(expected), abs=1e-5)
+    later = [change for change in advice.changes if change.name == "a later round"]
+    assert [change.cosine == pytest.approx(1.0, abs=1e-6) for change in later] == [False, False]
+
+
+def gradient_of_head(model, inputs, targets, loss):
+    value = loss.value(model(inputs), targets.double())
+    return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model[2].parameters()))])
+
+
+def test_label_sets_of_an_unknown_number_of_samples_are_not_trained_again():
+    torch.manual_seed(0)
+    model, targets = nn.Linear(8, 5), (torch.rand(12, 5) < 0.5).long()
+    seen = labelleak.capture(model, torch.rand(12, 8), targets, loss="bce")
+    unknown = replace(seen, training=labelleak.LocalTraining())
+    client = LocalClient(model, torch.rand(12, 8), targets)
+    advice = advise(unknown, targets.sum(0), client=client, attack="pooled", measure="accuracy")
+    assert "number of samples" in advice.untried[-1].why
 
 
 def test_several_steps_are_trained_again(client):

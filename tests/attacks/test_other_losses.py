@@ -9,6 +9,7 @@ from torch import nn
 import labelleak
 from labelleak import Flag, LocalTraining, Loss, MissingKnowledge
 from labelleak.attacks.temperature import at_unit_temperature
+from labelleak.federated import train_locally
 from labelleak.metrics import score
 from synthetic import rng, untrained
 
@@ -94,6 +95,20 @@ def test_a_logistic_regression_from_zero_is_proven_whatever_the_data(positives, 
     assert found.counts.tolist() == [40 - positives, positives]
     # A gradient of exactly zero may be that of a bias that is frozen.
     assert found.certified is bool(seen.gradient.bias.any())
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.3, 0.5])
+def test_a_logistic_regression_from_zero_is_proven_by_weights_at_any_rate(rate):
+    """Weights divided by a rate that no format holds exactly are as coarse as the weights."""
+    model = nn.Linear(20, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    inputs, recipe = torch.randn(40, 20, generator=rng()), LocalTraining(learning_rate=rate)
+    targets = (torch.arange(40) < 13).long()
+    update = train_locally(model, inputs, targets, recipe, classes=2, loss="bce")
+    found = labelleak.restore(update.observe(None))
+    assert found.certified
+    assert found.counts.tolist() == [27, 13]
 
 
 def test_a_balanced_gradient_of_one_logit_is_right_and_not_sure():

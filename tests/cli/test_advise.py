@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from command_line import labelleak
+from labelleak import LocalTraining
+from labelleak.federated import train_locally
 from labelleak.lab.demo import network, run_client
 
 
@@ -70,6 +73,48 @@ def test_what_cannot_be_used_is_one_line(run_advise, tmp_path, monkeypatch, opti
     assert (done.status, done.out) == (2, "")
     assert done.err.count("\n") == 1
     assert words in done.err
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_a_client_with_sigmoids_is_advised(tmp_path, monkeypatch, outputs):
+    monkeypatch.chdir(tmp_path)
+    before = zeros(outputs).state_dict()
+    inputs = torch.rand(24, 3, generator=torch.Generator().manual_seed(0))
+    targets = (torch.arange(24)[:, None] % torch.arange(3, 3 + outputs) == 0).long()
+    labels = targets[:, 0] if outputs == 1 else targets
+    recipe = LocalTraining(learning_rate=0.1)
+    update = train_locally(
+        zeros(outputs), inputs[:8], labels[:8], recipe, classes=max(2, outputs), loss="bce"
+    )
+    save_file(before, "before.safetensors")
+    save_file(update.after, "after.safetensors")
+    save_file({"inputs": inputs, "labels": labels}, "data.safetensors")
+    rows = labels[:8].reshape(8, outputs).tolist()
+    Path("labels.txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+    made = "zeros" if outputs == 1 else "zeros_of_four"
+    done = labelleak(
+        *("advise", "--before", "before.safetensors", "--update", "after.safetensors"),
+        *("--learning-rate", "0.1", "--batch-size", "8", "--loss", "bce", "--attack", "pooled"),
+        *("--labels", "labels.txt", "--model", f"{__name__}:{made}", "--data", "data.safetensors"),
+        *("--format", "json"),
+    )
+    assert (done.status, done.err) == (1, "")
+    advice = json.loads(done.out)
+    assert advice["audit"]["counts"] == update.true_counts.tolist()
+    assert {"batch size", "local steps", "a later round"} <= {
+        one["name"] for one in advice["changes"]
+    }
+
+
+def zeros(outputs=1):
+    model = nn.Linear(3, outputs)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    return model
+
+
+def zeros_of_four():
+    return zeros(4)
 
 
 def small():

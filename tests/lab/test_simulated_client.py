@@ -11,12 +11,14 @@ from labelleak.errors import DataNotFound
 from labelleak.federated import train_locally
 from labelleak.lab import simulated_client
 from labelleak.lab.datasets import draw, load
-from labelleak.lab.definition import Batch, DefenseSetting, Local, Network, Training
+from labelleak.lab.definition import Batch, DefenseSetting, Network, Training
 from labelleak.lab.networks import build
 from labelleak.lab.pretraining import train, training_samples
 from labelleak.lab.seeds import derive_seed
 from labelleak.lab.simulated_client import ClientSamples, client_gradient
+from labelleak.lab.tasks import Local
 from labelleak.lab.trial import run_trial
+from labelleak.loss import Loss
 from labelleak.restoration import Flag
 from labelleak.training import LocalTraining
 from labelleak.updates import capture
@@ -80,9 +82,9 @@ def test_a_trained_network_is_the_snapshot_and_its_batches_are_what_it_was_train
     train(e.network, [STAGE], digits)
     drawn = []
 
-    def look(model, batch, **options):
+    def look(model, batch, loss, **options):
         drawn.append((model, list(batch.pieces())))
-        return client_gradient(model, batch, **options)
+        return client_gradient(model, batch, loss, **options)
 
     monkeypatch.setattr(simulated_client, "client_gradient", look)
     run_trial(e, 0)
@@ -158,8 +160,8 @@ def test_the_gradient_is_what_a_client_of_single_precision_sends():
     inputs, labels = digits.batch(batch.indices)
     loss = torch.nn.functional.cross_entropy(model(inputs), labels)
     by_hand = torch.autograd.grad(loss, list(model.parameters()))
-    found = client_gradient(model, batch, whole=True)
-    head = client_gradient(model, batch, whole=False)
+    found = client_gradient(model, batch, Loss(), whole=True)
+    head = client_gradient(model, batch, Loss(), whole=False)
     assert len(head) == 2
     for (name, _), value in zip(model.named_parameters(), by_hand, strict=True):
         assert found[name].dtype == torch.float32
@@ -167,7 +169,7 @@ def test_the_gradient_is_what_a_client_of_single_precision_sends():
         torch.testing.assert_close(head.get(name, value), value, rtol=1e-5, atol=1e-8)
     large = ClientSamples(digits, torch.arange(150), None, "cpu")
     exact = capture(model, *digits.batch(large.indices)).gradient
-    parts = client_gradient(model, large, whole=False)
+    parts = client_gradient(model, large, Loss(), whole=False)
     assert len(parts) == 2
     for name, value in parts.items():
         expected = exact.weight if name.endswith("weight") else exact.bias

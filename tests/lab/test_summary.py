@@ -7,11 +7,12 @@ import torch
 from scipy import stats
 
 from find_published import find
-from labelleak.lab.definition import Batch, DefenseSetting, Experiment, Local, Network, Training
+from labelleak.lab.definition import Batch, DefenseSetting, Experiment, Network, Training
 from labelleak.lab.experiment_grid import grid_study
 from labelleak.lab.paper import study
 from labelleak.lab.study import Panel, Study, StudyRow
 from labelleak.lab.summary import summarize
+from labelleak.lab.tasks import Local
 
 
 def experiment(name="FCN-3", trials=3, **fields):

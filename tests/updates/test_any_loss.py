@@ -10,6 +10,7 @@ import labelleak
 from labelleak import LocalTraining, Loss
 from labelleak.errors import AmbiguousHead, InvalidObservation
 from labelleak.updates import read_observation, whole_gradient
+from labelleak.updates.one_logit import loss_of_one, loss_of_two
 from synthetic import rng
 
 TIGHT = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -200,3 +201,24 @@ def test_targets_that_do_not_fit_are_refused():
         labelleak.capture(
             network(LABELS), inputs, -torch.ones_like(targets), loss=Loss("bce", masked=True)
         )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Loss("bce"),
+        Loss("bce", "sum", positive_weights=torch.tensor([3.0])),
+        Loss("bce", positive_weights=torch.tensor([0.5]), label_weights=torch.tensor([2.0])),
+        Loss("bce", masked=True),
+        Loss("sigmoid_focal", gamma=1.5),
+        Loss("sigmoid_focal", "sample_mean", gamma=2.0, alpha=0.25),
+    ],
+)
+def test_the_loss_of_one_logit_comes_back_from_that_of_two_classes(loss):
+    logits = torch.randn(9, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = (torch.arange(9) % 3 == 0).double()[:, None]
+    if loss.masked:
+        targets[4] = -1.0
+    again = loss_of_one(loss_of_two(loss))
+    torch.testing.assert_close(again.value(logits, targets), loss.value(logits, targets))
+    torch.testing.assert_close(again.residual(logits, targets), loss.residual(logits, targets))

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from labelleak.advice.trials import Change, Judging, Untried, cosine_of
 from labelleak.audit.ceiling import moment_ceiling
 from labelleak.errors import InvalidObservation, LabelLeakError
 from labelleak.federated.local_training import train_locally
+from labelleak.loss import Loss
+from labelleak.metrics import counts_of
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import capture
+from labelleak.updates.one_logit import loss_of_one, training_of_one
 
 # How many times more samples in a batch, epochs, and rounds.
 _LARGER, _MORE_EPOCHS, _LATER = (2, 4), (5,), (1, 5)
@@ -35,10 +38,11 @@ class LocalClient:
         model: The network with the weights that the server handed out, in the mode that the client
             trains in.
         inputs: Inputs of the site's samples, shape (samples, ...); those of the update first.
-        labels: Their classes, int64, shape (samples,).
+        labels: Their classes, int64, shape (samples,); or zeros and ones for every label, shape
+            (samples, labels).
 
     Raises:
-        InvalidObservation: There is not one label for each input.
+        InvalidObservation: There is not one label, or one set of labels, for each input.
 
     Examples:
         >>> client = LocalClient(nn.Linear(3, 2), torch.rand(4, 3), torch.tensor([0, 1, 1, 1]))
@@ -48,7 +52,7 @@ class LocalClient:
 
     model: nn.Module
     inputs: Tensor
-    labels: Int[Tensor, " samples"]
+    labels: Shaped[Tensor, "samples *labels"]
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
@@ -56,6 +60,21 @@ class LocalClient:
                 f"{len(self.inputs)} inputs and {len(self.labels)} labels: one label per input is "
                 "needed"
             )
+
+    def counts(self, number: int, classes: int) -> Int[Tensor, " classes"]:
+        """How many of the first samples are of each class, or have each label.
+
+        Args:
+            number: Number of those samples.
+            classes: Number of classes, or of labels.
+
+        Raises:
+            InvalidObservation: The labels are not those of so many classes.
+        """
+        try:
+            return counts_of(self.labels[:number].cpu(), classes)
+        except ValueError as error:
+            raise InvalidObservation(f"labels of the client: {error}") from None
 
 
 def ceiling_of(
@@ -71,8 +90,8 @@ def ceiling_of(
     Returns:
         The fields of `labelleak.audit.Ceiling` and its sentence, ``text``; or that sentence alone.
     """
-    if plain.is_one_logit:
-        return {"text": "There is no ceiling for attacks of moments on a head of one logit."}
+    if plain.is_one_logit or plain.loss.is_multi_label:
+        return {"text": "There is no ceiling for attacks of moments under a sigmoid."}
     try:
         seen = replace(plain, model=client.model)
         return moment_ceiling(seen, true_counts, client.inputs, client.labels).as_dict()
@@ -96,14 +115,14 @@ def retrainings(
     Raises:
         InvalidObservation: The client's first samples are not those of the update.
     """
-    plain, number = judging.plain, int(true_counts.sum())
-    if plain.loss.is_multi_label or plain.is_one_logit:
-        why = "a client with a loss of sigmoids is not trained again here"
-        yield Untried(RETRAINED, why)
+    plain = judging.plain
+    # Labels that a sample may have several of do not add up to the samples.
+    number = plain.num_instances if plain.loss.is_multi_label else int(true_counts.sum())
+    if number is None:
+        yield Untried(RETRAINED, "they need the number of samples behind the update: tell it")
         return
-    classes = plain.classes
     if len(client.labels) < number or not torch.equal(
-        torch.bincount(client.labels[:number], minlength=classes), true_counts.cpu()
+        client.counts(number, plain.classes), true_counts.cpu()
     ):
         raise InvalidObservation(
             f"the first {number} samples do not have the labels of the update: put its samples "
@@ -123,12 +142,22 @@ def retrainings(
     yield from _later_rounds(judging, client, number, true_counts)
 
 
+def _own_loss(plain: Observation) -> Loss:
+    """The client's loss, which an update of one logit has as that of two classes."""
+    return loss_of_one(plain.loss) if plain.is_one_logit else plain.loss
+
+
+def _own_training(plain: Observation) -> LocalTraining:
+    """The client's recipe, the same way."""
+    return training_of_one(plain.training) if plain.is_one_logit else plain.training
+
+
 def _made_again(plain: Observation, client: LocalClient, number: int) -> Observation:
     """The update by the recipe that was told."""
     inputs, labels = client.inputs[:number], client.labels[:number]
     if plain.local_steps == 1:
-        return capture(client.model, inputs, labels, loss=plain.loss)
-    return _trained(plain, client.model, inputs, labels, plain.training)
+        return capture(client.model, inputs, labels, loss=_own_loss(plain))
+    return _trained(plain, client.model, inputs, labels, _own_training(plain))
 
 
 def _trained(
@@ -136,7 +165,7 @@ def _trained(
 ) -> Observation:
     told = replace(recipe, steps=None)
     update = train_locally(
-        model, inputs, labels, told, classes=plain.classes, loss=plain.loss, seed=0
+        model, inputs, labels, told, classes=plain.classes, loss=_own_loss(plain), seed=0
     )
     return update.observe(model if plain.model is not None else None)
 
@@ -152,7 +181,7 @@ def _larger_batches(
             if times * size > number:
                 yield Untried(f"batch size, {setting}", f"there are {number} local samples")
                 continue
-            recipe = replace(plain.training, batch_size=times * size, steps=None)
+            recipe = replace(_own_training(plain), batch_size=times * size, steps=None)
             yield _again(judging, client, number, "batch size", setting, recipe)
             continue
         if times * size > len(client.labels):
@@ -162,30 +191,30 @@ def _larger_batches(
                 "update first",
             )
             continue
-        inputs, labels = client.inputs[: times * size], client.labels[: times * size]
 
-        def make(x: Tensor = inputs, y: Tensor = labels) -> tuple[Observation, Tensor]:
-            counts = torch.bincount(y, minlength=plain.classes)
-            return capture(client.model, x, y, loss=plain.loss), counts
+        def make(samples: int = times * size) -> tuple[Observation, Tensor]:
+            inputs, labels = client.inputs[:samples], client.labels[:samples]
+            seen = capture(client.model, inputs, labels, loss=_own_loss(plain))
+            return seen, client.counts(samples, plain.classes)
 
         yield judging.try_change("batch size", setting, make)
 
 
 def _more_steps(judging: Judging, client: LocalClient, number: int) -> Iterator[Change | Untried]:
-    plain = judging.plain
-    if plain.training.learning_rate is None:
+    plain, own = judging.plain, _own_training(judging.plain)
+    if own.learning_rate is None:
         yield Untried(
             "local steps", "they need the learning rate: audit the weights, and tell their rate"
         )
         return
     size = plain.batch_size or number
     if size >= _SMALLER:
-        recipe = replace(plain.training, batch_size=size // _SMALLER, steps=None)
+        recipe = replace(own, batch_size=size // _SMALLER, steps=None)
         setting = f"batches of {size // _SMALLER}, {_SMALLER} times as many steps"
         yield _again(judging, client, number, "local steps", setting, recipe)
     for times in _MORE_EPOCHS:
-        epochs = times * plain.training.epochs
-        recipe = replace(plain.training, epochs=epochs, steps=None)
+        epochs = times * own.epochs
+        recipe = replace(own, epochs=epochs, steps=None)
         yield _again(judging, client, number, "local steps", f"{epochs} epochs", recipe)
 
 
@@ -206,7 +235,7 @@ def _again(
         used = seen.training.took_part or number
         if used < number:
             seen = replace(seen, instances=number)
-        return seen, torch.bincount(labels, minlength=plain.classes)
+        return seen, client.counts(number, plain.classes)
 
     return judging.try_change(name, setting, make)
 
@@ -224,14 +253,20 @@ def _later_rounds(
     if plain.training.learning_rate is None:
         yield Untried("a later round", "it needs the learning rate of the local steps")
         return
-    recipe = _at_first_rate(replace(plain.training, steps=None))
+    recipe = _at_first_rate(replace(_own_training(plain), steps=None))
     model = deepcopy(client.model)
     inputs, labels = client.inputs[:number], client.labels[:number]
     rounds = 0
     for later in _LATER:
         while rounds < later:
             update = train_locally(
-                model, inputs, labels, recipe, classes=plain.classes, loss=plain.loss, seed=rounds
+                model,
+                inputs,
+                labels,
+                recipe,
+                classes=plain.classes,
+                loss=_own_loss(plain),
+                seed=rounds,
             )
             model.load_state_dict(update.after)
             rounds += 1

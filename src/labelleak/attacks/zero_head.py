@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
-from labelleak.numerics import machine_epsilon
+from labelleak.numerics import machine_epsilon, root_mean_square
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -36,7 +36,7 @@ def known_prediction(observation: Observation) -> MeanPrediction:
         prediction,
         prediction[:, None].repeat(1, 2),
         bias.double(),
-        noise=ROUNDING * machine_epsilon(observation.gradient.weight),
+        noise=_relative_rounding(observation),
         has_errors=bool(bias.any()),
     )
 
@@ -60,9 +60,7 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
         # It may be balanced, or that of a bias that is frozen.
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
-    error = (
-        ROUNDING * machine_epsilon(observation.gradient.weight) * (observation.num_instances or 1)
-    )
+    error = _relative_rounding(observation) * (observation.num_instances or 1)
     return proven_within(found, error * _largest_residual(observation))
 
 
@@ -79,6 +77,13 @@ def proven_within(found: Restoration, error: float) -> Restoration:
     if error > _LARGEST or apart > error:
         return found
     return replace(found, certified=True, flags=())
+
+
+def _relative_rounding(observation: Observation) -> float:
+    """Rounding error of a residual, relative to it: that of the format, and of the weights sent."""
+    gradient = observation.gradient
+    own, size = ROUNDING * machine_epsilon(gradient.weight), root_mean_square(gradient.weight)
+    return max(own, gradient.rounding / size) if size else own
 
 
 def _largest_residual(observation: Observation) -> float:

@@ -91,9 +91,10 @@ def _samples(data: Path) -> tuple["Tensor", "Tensor"]:
     if missing:
         raise UnreadableFile(f"{data}: holds no {' and no '.join(missing)}")
     inputs, labels = stored.read("inputs"), stored.read("labels")
-    if labels.is_floating_point() or labels.ndim != 1 or not inputs.is_floating_point():
+    if labels.is_floating_point() or labels.ndim not in (1, 2) or not inputs.is_floating_point():
         raise UnreadableFile(
-            f"{data}: inputs must be floating-point numbers, and labels one whole number for each"
+            f"{data}: inputs must be floating-point numbers, and labels one whole number for each, "
+            "or a row of zeros and ones"
         )
     return inputs, labels.long()
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from labelleak.local_steps import take_steps
 from labelleak.loss import Loss
+from labelleak.metrics import counts_of
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
 from labelleak.updates import observe_update
@@ -25,8 +26,9 @@ class LocalUpdate:
         after: State dict that it sends back.
         training: How the client trained, with a learning rate for every step.
         loss: The loss it minimized.
-        true_counts: Number of samples of each class in the local data that took part, int64, shape
-            (classes,). For the caller to score with: no part of an observation.
+        true_counts: Number of samples of each class, or with each label, in the local data that
+            took part, int64, shape (classes,). For the caller to score with: no part of an
+            observation.
 
     Examples:
         >>> import torch
@@ -64,7 +66,7 @@ class LocalUpdate:
 def train_locally(
     model: nn.Module,
     inputs: Tensor,
-    labels: Int[Tensor, " samples"],
+    labels: Shaped[Tensor, "samples *labels"],
     training: LocalTraining,
     *,
     classes: int,
@@ -80,10 +82,11 @@ def train_locally(
     Args:
         model: The network that the server handed out; it is left as it is.
         inputs: Local inputs, shape (samples, ...), on the model's device.
-        labels: Their classes, int64, shape (samples,).
+        labels: Their classes, int64, shape (samples,); or zeros and ones for every label, shape
+            (samples, labels).
         training: The recipe. Without a batch size, all samples make one batch; the steps are
             counted.
-        classes: Number of classes.
+        classes: Number of classes, or of labels; 2 of one logit.
         loss: The loss to minimize, or the name of its kind.
         seed: Decides the order of the samples.
 
@@ -107,7 +110,7 @@ def train_locally(
         (1, [3, 2, 0, 2, 1])
     """
     samples = labels.shape[0]
-    if not samples or inputs.shape[:1] != labels.shape:
+    if not samples or inputs.shape[:1] != labels.shape[:1]:
         raise ValueError(
             f"inputs of shape {tuple(inputs.shape)} and labels of shape {tuple(labels.shape)}: "
             "one label per input is needed, and at least one"
@@ -146,5 +149,5 @@ def train_locally(
         after={name: value.detach().clone() for name, value in local.state_dict().items()},
         training=training,
         loss=loss,
-        true_counts=torch.bincount(labels[used.to(labels.device)].cpu(), minlength=classes),
+        true_counts=counts_of(labels[used.to(labels.device)].cpu(), classes),
     )

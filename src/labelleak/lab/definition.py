@@ -5,22 +5,26 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from labelleak.attacks import list_attacks
 from labelleak.lab.code_version import code_hash
 from labelleak.lab.datasets import names as data_names
 from labelleak.lab.datasets.samplers import SAMPLERS
+from labelleak.lab.fields import (
+    Definition,
+    Finite,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    SeedNumber,
+)
 from labelleak.lab.keys import hash_of_definition, hash_with_code
 from labelleak.lab.networks import build
 from labelleak.lab.ranges import RANGES, RangeName
+from labelleak.lab.tasks import Local, LossSetting, Targets, check_task
+from labelleak.loss import Loss
 
 Activation = Literal["relu", "swish", "leaky_relu"]
 DefenseName = Literal[
@@ -28,13 +32,6 @@ DefenseName = Literal[
 ]
 MeasureName = Literal["cossim", "approximations", "soteria_embedding", "coverage", "seconds"]
 Baseline = Literal["uniform", "absent", "shuffled"]
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-SeedNumber = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _one_of(name: str, allowed: list[str]) -> str:
@@ -58,12 +55,6 @@ _DEFENSE_VALUES = {
     "quantize": ("the number of bits, 2 to 16", 2.0, 16.0),
     "soteria": ("the percentage of features that is pruned, 0 to 100", 0.0, 100.0),
 }
-
-
-class Definition(BaseModel):
-    """Base of all parts of a definition: immutable, and unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Network(Definition):
@@ -202,35 +193,6 @@ class Batch(Definition):
         return self.model_dump(exclude={"sampler", "size"}, exclude_none=True)
 
 
-class Local(Definition):
-    """Local training: the client sends its weights after several steps of SGD.
-
-    Attributes:
-        steps: Number of steps, each on `Batch.size` samples; a multiple of `epochs`.
-        epochs: Number of passes over the client's samples.
-        learning_rate: Learning rate of all steps.
-        momentum: Momentum of SGD, without dampening.
-        weight_decay: Weight decay of SGD.
-        proximal: FedProx's factor mu; 0 for FedAvg.
-    """
-
-    steps: PositiveInt
-    epochs: PositiveInt = 1
-    learning_rate: Positive
-    momentum: Fraction = 0.0
-    weight_decay: NonNegative = 0.0
-    proximal: NonNegative = 0.0
-
-    @model_validator(mode="after")
-    def _whole_epochs(self) -> "Local":
-        if self.steps % self.epochs:
-            raise ValueError(
-                f"steps {self.steps} is not a multiple of epochs {self.epochs}: each epoch has the "
-                "same number of steps"
-            )
-        return self
-
-
 class DefenseSetting(Definition):
     """A defense of `labelleak.defenses` that the client applies to its update.
 
@@ -291,6 +253,8 @@ class Experiment(Definition):
         network: The network.
         training: How far the network is trained; None for its initial weights.
         batch: How a batch is drawn.
+        loss: The client's loss; None for a plain cross-entropy.
+        targets: Targets made of the classes, for a loss with a sigmoid.
         local: Local training of several steps; None if the client sends the gradient of one batch.
         defense: What the client does to the update.
         auxiliary_per_class: Number of labeled samples of each class that the server holds, from the
@@ -321,6 +285,8 @@ class Experiment(Definition):
     network: Network
     training: Training | None = None
     batch: Batch
+    loss: LossSetting | None = None
+    targets: Targets | None = None
     local: Local | None = None
     defense: DefenseSetting = DefenseSetting()
     auxiliary_per_class: PositiveInt | None = None
@@ -357,6 +323,7 @@ class Experiment(Definition):
             raise ValueError(
                 f"the measure {self.of_ilrg[0]!r} is about the attack 'ilrg': add it to attacks"
             )
+        self._check_task()
         if self.inversion is not None and self.defense.name != "none":
             raise ValueError("inversion uses an undefended gradient: leave out defense")
         if self.auxiliary_per_class is not None and self.data_split == "test":
@@ -370,6 +337,21 @@ class Experiment(Definition):
             if clashes:
                 raise ValueError(f"local training cannot be combined with {' and '.join(clashes)}")
         return self
+
+    def _check_task(self) -> None:
+        check_task(self.loss, self.targets)
+        if self.loss is None:
+            return
+        for what, there in (("inversion", self.inversion), ("measures", self.of_ilrg)):
+            if there:
+                raise ValueError(f"{what} of a plain cross-entropy: leave out loss")
+        if self.baselines and self.targets is not None and self.targets.findings:
+            raise ValueError("baselines are counts with a common sum: leave out findings")
+
+    @property
+    def client_loss(self) -> Loss:
+        """The client's loss."""
+        return Loss() if self.loss is None else self.loss.loss
 
     @property
     def of_ilrg(self) -> tuple[MeasureName, ...]:
@@ -386,9 +368,16 @@ class Experiment(Definition):
         """The identity of a trial as it is asked for, whatever code runs it.
 
         The name and the number of trials are left out, so that an experiment keeps its records when
-        it is renamed or given more trials.
+        it is renamed or given more trials. So are fields of later versions that say what was
+        always so.
         """
-        return hash_of_definition(self.model_dump(mode="json", exclude={"name", "trials"}), index)
+        content = self.model_dump(mode="json", exclude={"name", "trials"})
+        for name in ("loss", "targets"):
+            if content[name] is None:
+                del content[name]
+        if self.local is not None and self.local.optimizer == "sgd":
+            del content["local"]["optimizer"]
+        return hash_of_definition(content, index)
 
     def trial_key(self, index: int) -> str:
         """The identity of one trial: a hash of its definition and of the code that runs it."""

@@ -10,7 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from labelleak.errors import UnreadableFile
-from labelleak.lab.definition import Definition, Experiment
+from labelleak.lab.definition import Experiment
+from labelleak.lab.fields import Definition
 from labelleak.lab.metric_catalog import metrics_of
 from labelleak.lab.study import Study, StudyRow
 from labelleak.storage import read_whole

@@ -6,15 +6,17 @@ from pathlib import Path
 from labelleak.lab.datasets import Dataset, load
 from labelleak.lab.definition import Experiment, Network, Training
 from labelleak.lab.ranges import RANGES, RangeName
+from labelleak.lab.tasks import Targets, relabeled
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def cached_dataset(
     name: str,
     split: str,
     data_dir: Path | str | None,
     image_size: int | None,
     range_name: RangeName,
+    targets: Targets | None = None,
 ) -> Dataset:
     """The samples of a range in a data set, kept for the next call of this process.
 
@@ -24,6 +26,7 @@ def cached_dataset(
         data_dir: Folder with the data.
         image_size: Side of the images, pixels.
         range_name: Name of the range.
+        targets: Targets in place of the classes.
 
     Returns:
         The data set; its name ends in that of the range, unless it has all samples.
@@ -32,6 +35,8 @@ def cached_dataset(
         DataNotFound: The data set is missing.
         ValueError: It has too few samples of each class to keep ranges apart.
     """
+    if targets is not None:
+        return relabeled(cached_dataset(name, split, data_dir, image_size, range_name), targets)
     whole = load(name, split=split, data_dir=data_dir, image_size=image_size)
     if range_name == "all":
         return whole
@@ -58,7 +63,14 @@ def dataset_of(experiment: Experiment, split: str, data_dir: Path | str | None) 
     Raises:
         DataNotFound: The data set is missing.
     """
-    return cached_dataset(experiment.data, split, data_dir, experiment.image_size, experiment.range)
+    return cached_dataset(
+        experiment.data,
+        split,
+        data_dir,
+        experiment.image_size,
+        experiment.range,
+        experiment.targets,
+    )
 
 
 def training_set(experiment: Experiment, data_dir: Path | str | None) -> Dataset:

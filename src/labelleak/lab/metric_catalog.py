@@ -58,7 +58,8 @@ class Metric:
         if entry is None or entry["error"] is not None:
             return None
         if self.part == "outcome":
-            return float(entry[self.field])
+            value = entry.get(self.field)
+            return None if value is None else float(value)
         if self.part == "predicted":
             classes, counts = experiment.batch.classes, entry.get("predicted")
             if classes is None or counts is None:
@@ -103,6 +104,9 @@ _FURTHER = {
     "certified": _Score("certified", "batches whose counts are proven", "outcome", "certified"),
     "coverage": _Score(
         "coverage", "true counts inside the attack's 95 % intervals", "measures", "coverage"
+    ),
+    "macro_error": _Score(
+        "macro error", "mean error of a label's share of the samples", "outcome", "macro_error"
     ),
     "seconds": _Score("seconds", "time of one processor", "measures", "seconds", most=None),
 }
@@ -161,9 +165,9 @@ def metric(name: str) -> Metric:
 
     Args:
         name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.advantage``,
-            ``.certified``, ``.coverage`` or ``.seconds`` of any attack (the first five of a
-            baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a measure
-            such as ``a1_mse``.
+            ``.certified``, ``.coverage``, ``.macro_error`` or ``.seconds`` of any attack (the first
+            five of a baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a
+            measure such as ``a1_mse``.
 
     Returns:
         The metric.
@@ -213,6 +217,8 @@ def metrics_of(experiments: Sequence[Experiment]) -> tuple[str, ...]:
         measures.add("inversion")
     names = [f"{attack}.{field}" for attack in attacks for field in _SCORES]
     names += [f"{attack}.certified" for attack in ("auto", "exact") if attack in attacks]
+    if any(e.targets is not None and e.targets.findings for e in experiments):
+        names += [f"{attack}.macro_error" for attack in attacks]
     for field in ("coverage", "seconds"):
         names += [f"{attack}.{field}" for attack in attacks if field in measures]
     names += [f"{name}.{field}" for name in baselines for field in _BASELINE_SCORES]

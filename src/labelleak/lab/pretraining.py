@@ -29,7 +29,9 @@ from labelleak.lab.datasets.samplers import some_of_each_class
 from labelleak.lab.definition import Network, Training
 from labelleak.lab.networks import build
 from labelleak.lab.ranges import range_of
+from labelleak.lab.tasks import LossSetting
 from labelleak.lab.threads import one_thread
+from labelleak.loss import Loss
 
 TrainingProgress = Callable[[int, int], None]
 """Called with the number of iterations done and the number of all iterations."""
@@ -75,17 +77,23 @@ def initial_network(network: Network, dataset: Dataset) -> nn.Module:
         ValueError: The images are too small for it.
     """
     return build(
-        network.name, classes=dataset.classes, image_shape=dataset.image_shape, **network.options
+        network.name, classes=dataset.outputs, image_shape=dataset.image_shape, **network.options
     )
 
 
-def load_network(network: Network, training: Training | None, dataset: Dataset) -> nn.Module:
+def load_network(
+    network: Network,
+    training: Training | None,
+    dataset: Dataset,
+    loss: LossSetting | None = None,
+) -> nn.Module:
     """A network at a stage of its training.
 
     Args:
         network: The network.
         training: The stage; None, or a stage without steps, for the initial weights.
         dataset: The data set that it is trained on.
+        loss: The loss that it minimizes; None for a plain cross-entropy.
 
     Returns:
         The network, on the CPU, in training mode.
@@ -97,7 +105,7 @@ def load_network(network: Network, training: Training | None, dataset: Dataset) 
     """
     model = initial_network(network, dataset)
     if training is not None and training.steps:
-        path = snapshot_path(network, training, dataset)
+        path = snapshot_path(network, training, dataset, loss)
         if not path.is_file():
             raise DataNotFound(
                 f"{network.name} after {training.steps} {training.unit} on {dataset.name} is not "
@@ -108,44 +116,54 @@ def load_network(network: Network, training: Training | None, dataset: Dataset) 
     return model
 
 
-def snapshot_path(network: Network, training: Training, dataset: Dataset) -> Path:
+def snapshot_path(
+    network: Network, training: Training, dataset: Dataset, loss: LossSetting | None = None
+) -> Path:
     """The path of a stage's snapshot.
 
     Args:
         network: The network.
         training: The stage.
         dataset: The data set that it is trained on.
+        loss: As of `load_network`.
 
     Returns:
         The file, whether it exists or not. Its name holds a hash of everything that the weights
-        depend on; of the data set these are the name, the sizes and the labels.
+        depend on; of the data set these are the name, the sizes and the targets.
     """
-    labels = hashlib.sha256(dataset.labels.numpy().tobytes()).hexdigest()
+    labels = hashlib.sha256(dataset.targets.numpy().tobytes()).hexdigest()
     content = [
         _FORMAT,
         network.model_dump(mode="json"),
         training.model_dump(mode="json", exclude={"steps"}),
-        [dataset.name, *dataset.image_shape, dataset.classes, labels],
+        [dataset.name, *dataset.image_shape, dataset.outputs, labels],
+        *([] if loss is None else [loss.model_dump(mode="json")]),
     ]
     run = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     name = f"{network.name}-{dataset.name}-{run}-{training.steps}.safetensors"
     return cache_folder() / "models" / name
 
 
-def is_trained(network: Network, training: Training | None, dataset: Dataset) -> bool:
+def is_trained(
+    network: Network,
+    training: Training | None,
+    dataset: Dataset,
+    loss: LossSetting | None = None,
+) -> bool:
     """Whether a stage needs no training.
 
     Args:
         network: The network.
         training: The stage.
         dataset: The data set that it is trained on.
+        loss: As of `load_network`.
 
     Returns:
         True for the initial weights, and where the snapshot exists.
     """
     if training is None or training.steps == 0:
         return True
-    return snapshot_path(network, training, dataset).is_file()
+    return snapshot_path(network, training, dataset, loss).is_file()
 
 
 @dataclass(frozen=True)
@@ -193,13 +211,14 @@ def train(
     network: Network,
     stages: Iterable[Training],
     dataset: Dataset,
+    loss: LossSetting | None = None,
     *,
     progress: TrainingProgress | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
     """Train a network to the given stages of one run, and keep a snapshot of each.
 
-    SGD minimizes the cross-entropy of batches in random order, without augmentation, as in Ma et
+    SGD minimizes the loss of batches in random order, without augmentation, as in Ma et
     al. (ICLR 2023). The training resumes from the newest snapshot before a missing stage, or from
     the last checkpoint if it was interrupted, with the same result as without interruption. It
     runs on the GPU if there is one. The caller's random state is unchanged.
@@ -208,6 +227,7 @@ def train(
         network: The network.
         stages: The stages to keep; they differ in their steps only.
         dataset: The data set to train on.
+        loss: As of `load_network`.
         progress: Called after every iteration.
         checkpoint_seconds: Time between two checkpoints.
 
@@ -219,10 +239,10 @@ def train(
     stages = sorted(set(stages), key=lambda stage: stage.steps)
     if len({stage.model_copy(update={"steps": 0}) for stage in stages}) > 1:
         raise ValueError("stages of one run are needed: they may differ in their steps only")
-    missing = [stage for stage in stages if not is_trained(network, stage, dataset)]
+    missing = [stage for stage in stages if not is_trained(network, stage, dataset, loss)]
     if not missing:
         return
-    run = _Run(network, missing[0], dataset)
+    run = _Run(network, missing[0], dataset, loss)
     ends = [stage.steps * run.schedule.per_step for stage in missing]
     with ExitStack() as settings:
         generators = [torch.cuda.current_device()] if run.cuda else []
@@ -236,14 +256,16 @@ def train(
                 if progress is not None:
                     progress(run.iteration, ends[-1])
                 run.checkpoint(checkpoint_seconds)
-            run.save(snapshot_path(network, stage, dataset))
+            run.save(snapshot_path(network, stage, dataset, loss))
     run.partial.unlink(missing_ok=True)
 
 
 class _Run:
     """A network in training, and its progress."""
 
-    def __init__(self, network: Network, training: Training, dataset: Dataset) -> None:
+    def __init__(
+        self, network: Network, training: Training, dataset: Dataset, loss: LossSetting | None
+    ) -> None:
         self.schedule = Schedule(training, training_samples(training, dataset))
         self.iteration = 0
         self.cuda = torch.cuda.is_available()
@@ -259,10 +281,10 @@ class _Run:
             weight_decay=training.weight_decay,
             nesterov=training.nesterov,
         )
-        self._loss = torch.zeros(())
+        self._told, self._loss = Loss() if loss is None else loss.loss, torch.zeros(())
         self._order = (-1, torch.empty(0, dtype=torch.int64))
         self._saved = time.monotonic()
-        example = snapshot_path(network, training, dataset)
+        example = snapshot_path(network, training, dataset, loss)
         self._folder, self._prefix = example.parent, example.name[: example.name.rindex("-") + 1]
         self.partial = self._folder / f"{self._prefix}partial.safetensors"
         try:
@@ -289,7 +311,7 @@ class _Run:
         torch.manual_seed(range_of(number).derive(number, "dropout", self.iteration))
         self._optimizer.zero_grad()
         logits = self._model(inputs.to(self._device))
-        loss = nn.functional.cross_entropy(logits, labels.to(self._device))
+        loss = self._told.value(logits, labels.to(self._device))
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._loss = loss.detach()

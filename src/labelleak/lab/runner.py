@@ -156,7 +156,8 @@ def _prepare(
         if training is not None:
             whole = training.model_copy(update={"steps": 0})
             run = (experiment.data, experiment.image_size, network_of(experiment), whole)
-            runs.setdefault((*run, experiment.range), []).append(experiment)
+            task = (experiment.range, experiment.targets, experiment.loss)
+            runs.setdefault((*run, *task), []).append(experiment)
     for stages in runs.values():
         failed |= _train(stages, data_dir, tell)
     return failed
@@ -166,7 +167,7 @@ def _train(
     experiments: list[Experiment], data_dir: str | None, tell: RunProgress
 ) -> dict[str, str]:
     """Train the network that these experiments have in common to all their stages."""
-    network = network_of(experiments[0])
+    network, loss = network_of(experiments[0]), experiments[0].loss
     stages = {e.name: stage for e in experiments if (stage := training_of(e)) is not None}
     what = f"train {network.name} on {experiments[0].data}"
     try:
@@ -174,12 +175,12 @@ def _train(
     except (LabelLeakError, ValueError) as error:
         return {experiment.name: str(error) for experiment in experiments if _steps(experiment)}
     try:
-        train(network, stages.values(), dataset, progress=partial(tell, what))
+        train(network, stages.values(), dataset, loss, progress=partial(tell, what))
     except (LabelLeakError, ValueError) as error:
         return {
             name: str(error)
             for name, stage in stages.items()
-            if not is_trained(network, stage, dataset)
+            if not is_trained(network, stage, dataset, loss)
         }
     return {}
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from labelleak.lab.definition import Definition, Experiment, Network, Training
+from labelleak.lab.definition import Experiment, Network, Training
+from labelleak.lab.fields import Definition
 from labelleak.lab.sources import SAMPLE, Source
 from labelleak.lab.study import Scale, StudyRow
 

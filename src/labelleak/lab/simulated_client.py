@@ -14,10 +14,12 @@ from labelleak.attacks import Need, list_attacks
 from labelleak.federated import train_locally
 from labelleak.hooks import recorded
 from labelleak.lab.datasets import Dataset, draw
-from labelleak.lab.definition import DefenseSetting, Experiment, Local
+from labelleak.lab.definition import DefenseSetting, Experiment
 from labelleak.lab.materials import training_of
 from labelleak.lab.measures import ClassSums
 from labelleak.lab.pretraining import training_samples
+from labelleak.lab.tasks import Local
+from labelleak.loss import Loss
 from labelleak.metrics import counts_of
 from labelleak.observation import Observation
 from labelleak.training import LocalTraining
@@ -64,9 +66,14 @@ class ClientSamples:
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
     @property
+    def targets(self) -> Int64[Tensor, "samples *labels"]:
+        """Their classes or label sets, on the device."""
+        return self.dataset.targets[self.indices].to(self.device)
+
+    @property
     def true_counts(self) -> Int64[Tensor, " classes"]:
-        """Number of samples of each class."""
-        return counts_of(self.dataset.labels[self.indices], self.dataset.classes)
+        """Number of samples of each class, or with each label."""
+        return counts_of(self.dataset.targets[self.indices], self.dataset.counted)
 
 
 def draw_samples(
@@ -101,16 +108,18 @@ def observe_client(
     Returns:
         The observation, on the batch's device.
     """
-    shape = batch.dataset.image_shape
+    shape, loss = batch.dataset.image_shape, experiment.client_loss
     if experiment.local is not None:
-        seen = _after_training(experiment.local, experiment.batch.size, model, batch, seed("order"))
+        size, order = experiment.batch.size, seed("order")
+        seen = _after_training(experiment.local, size, model, batch, loss, order)
         return replace(seen, input_shape=shape)
     wanted = _wanted(experiment, model)
     whole = Need.GRADIENTS in wanted
     seen = observe(
         model,
-        client_gradient(model, batch, whole=whole, sums=sums),
+        client_gradient(model, batch, loss, whole=whole, sums=sums),
         batch_size=len(batch.indices),
+        loss=loss,
         input_shape=shape if Need.INPUT_SHAPE in wanted else None,
     )
     if not whole:
@@ -119,7 +128,12 @@ def observe_client(
 
 
 def client_gradient(
-    model: nn.Module, batch: ClientSamples, *, whole: bool, sums: ClassSums | None = None
+    model: nn.Module,
+    batch: ClientSamples,
+    loss: Loss,
+    *,
+    whole: bool,
+    sums: ClassSums | None = None,
 ) -> dict[str, Tensor]:
     """The gradient as a client's autograd gives it, rounded as the network's dtype rounds.
 
@@ -128,13 +142,15 @@ def client_gradient(
     Args:
         model: The network, in evaluation mode.
         batch: The client's samples.
+        loss: The client's loss.
         whole: Whether all parameters are asked for, or only those of the head.
         sums: Collects embeddings and predictions during the forward pass; None for no collection.
 
     Returns:
-        Gradient of the mean cross-entropy by name of the parameter.
+        Gradient of the loss by name of the parameter.
     """
-    head = find_head(module_shapes(model))
+    head = find_head(module_shapes(model), one_logit=loss.is_multi_label)
+    summed, divisor = replace(loss, reduction="sum"), loss.divisor(batch.targets)
     values = {name: value.detach() for name, value in model.named_parameters()}
     asked = {
         name: value.requires_grad_()
@@ -145,8 +161,8 @@ def client_gradient(
     for inputs, labels in batch.pieces():
         with torch.enable_grad(), recorded(model.get_submodule(head)) as passages:
             logits = functional_call(model, values, (inputs,))
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            parts = torch.autograd.grad(loss / len(batch.indices), list(asked.values()))
+            value = summed.value(logits, labels)
+            parts = torch.autograd.grad(value / divisor, list(asked.values()))
         for name, part in zip(asked, parts, strict=True):
             total[name] = total[name] + part if name in total else part
         if sums is not None:
@@ -155,16 +171,16 @@ def client_gradient(
 
 
 def _after_training(
-    local: Local, size: int, model: nn.Module, batch: ClientSamples, seed: int
+    local: Local, size: int, model: nn.Module, batch: ClientSamples, loss: Loss, seed: int
 ) -> Observation:
     """What the server sees when the client sends its weights after local steps."""
-    inputs, labels = batch.inputs(), batch.dataset.labels[batch.indices].to(batch.device)
     update = train_locally(
         model,
-        inputs,
-        labels,
+        batch.inputs(),
+        batch.targets,
         LocalTraining(batch_size=size, **local.model_dump(exclude={"steps"})),
-        classes=batch.dataset.classes,
+        classes=batch.dataset.counted,
+        loss=loss,
         seed=seed,
     )
     return update.observe(model)

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from labelleak.lab.definition import Definition, Experiment, Training
+from labelleak.lab.definition import Experiment, Training
+from labelleak.lab.fields import Definition
 from labelleak.lab.published_figures import PublishedRun
 
 Scale = Literal["smoke", "quick", "paper"]

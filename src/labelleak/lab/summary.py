@@ -29,6 +29,7 @@ A summary is plain data that the report renders::
         "pictures": null,               # of the first trial, as in `image_reconstruction`
         "local": "10 local steps, learning rate 0.05",  # only with local training
         "auxiliary": 500,               # only with auxiliary data: samples of each class
+        "task": "bce, 14 findings",     # only with another loss than the plain cross-entropy
         "spoke": {"exact": 20},         # only with auto: trials in which it chose each attack
         "shrunk": ["10 trials instead of 50"],
         "note": null                    # why published figures may be outside the interval
@@ -56,6 +57,7 @@ from labelleak.lab.metric_catalog import IMAGE_SCORES, Metric, metric
 from labelleak.lab.published_figures import PublishedRun
 from labelleak.lab.store import Record
 from labelleak.lab.study import Study, StudyRow, stage_title
+from labelleak.lab.tasks import task_title
 
 SUMMARY_SCHEMA = "labelleak/study/1"
 """Name and version of the summary format."""
@@ -190,12 +192,15 @@ def _row(row: StudyRow, metrics: Sequence[Metric], known: _Known) -> dict[str, A
 
 
 def _beyond_one_batch(experiment: Experiment) -> dict[str, Any]:
-    """Fields of rows with local training or auxiliary data."""
+    """Fields of rows with local training, auxiliary data or a loss of their own."""
     found: dict[str, Any] = {}
+    if experiment.loss is not None:
+        found["task"] = task_title(experiment.loss, experiment.targets)
     local = experiment.local
     if local is not None:
         epochs = f" in {local.epochs} epochs" if local.epochs > 1 else ""
-        found["local"] = f"{local.steps} local steps{epochs}, learning rate {local.learning_rate:g}"
+        steps = "local steps" if local.optimizer == "sgd" else f"local steps of {local.optimizer}"
+        found["local"] = f"{local.steps} {steps}{epochs}, learning rate {local.learning_rate:g}"
         for what in ("momentum", "weight_decay", "proximal"):
             if value := getattr(local, what):
                 found["local"] += f", {what.replace('_', ' ')} {value:g}"

@@ -22,6 +22,7 @@ A record is plain data for one line of JSON::
           "predicted": {"0": 1, ...},   # sampler imbalanced only: the counts above zero by class,
                                         # of "rounded" where there is such
           "spoke": "exact",             # auto only: the attack that it chose
+          "macro_error": 0.01,          # label sets only: mean error of a label's share
         }
       },
       "baselines": {"uniform": {...}},  # scores like those of "counts"; only if asked for
@@ -66,14 +67,14 @@ from labelleak.lab.pretraining import load_network
 from labelleak.lab.ranges import RANGES
 from labelleak.lab.simulated_client import (
     ClientSamples,
-    SeedFor,
     draw_samples,
     empty_class_sums,
     observe_client,
 )
 from labelleak.lab.store import Record
+from labelleak.lab.tasks import LossSetting
 from labelleak.lab.threads import one_thread
-from labelleak.metrics import score
+from labelleak.metrics import macro_error, score
 from labelleak.observation import Auxiliary, Observation
 from labelleak.restoration import Restoration
 
@@ -128,14 +129,26 @@ def forget() -> None:
 
 @lru_cache(maxsize=2)
 def _network(
-    network: Network, training: Training | None, dataset: Dataset, device: str
+    network: Network,
+    training: Training | None,
+    dataset: Dataset,
+    loss: LossSetting | None,
+    device: str,
 ) -> nn.Module:
-    return load_network(network, training, dataset).to(device).eval()
+    return load_network(network, training, dataset, loss).to(device).eval()
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What a trial has before any attack runs."""
+class Scene:
+    """What a trial has before any attack runs.
+
+    Attributes:
+        dataset: The samples that batches are drawn from.
+        model: The network, in evaluation mode.
+        batch: The client's samples.
+        sums: Sums by class of embeddings and predictions, where a measure needs them.
+        observation: What the server sees.
+    """
 
     dataset: Dataset
     model: nn.Module
@@ -152,7 +165,7 @@ def _run(
     watch: Watch | None,
 ) -> Record:
     seed = partial(RANGES[experiment.range].derive, experiment.seed, index)
-    scene = _set_up(experiment, seed, data_dir, device)
+    scene = set_up(experiment, index, data_dir, device)
     outcomes, measures = _attack(experiment, scene, watch)
     reconstruction: Record = {}
     if experiment.inversion is not None:
@@ -175,7 +188,7 @@ def _run(
             "split": experiment.data_split,
         },
         "network": experiment.network.name,
-        "classes": scene.dataset.classes,
+        "classes": scene.dataset.counted,
         "features": scene.observation.head.features,
         "batch_size": experiment.batch.size,
         "attacks": outcomes,
@@ -185,29 +198,49 @@ def _run(
     }
 
 
-def _set_up(
-    experiment: Experiment, seed: SeedFor, data_dir: Path | str | None, device: str
-) -> _Scene:
+def set_up(
+    experiment: Experiment,
+    index: int,
+    data_dir: Path | str | None = None,
+    device: str = "cpu",
+) -> Scene:
+    """Draw the batch of a trial, and observe its update.
+
+    Args:
+        experiment: As of `run_trial`, as are the following.
+        index: Number of the trial.
+        data_dir: Folder with the data.
+        device: Where the network runs.
+
+    Returns:
+        The scene, before any attack.
+
+    Raises:
+        DataNotFound: The data set, or the trained network, is missing.
+        ValueError: The data set has no such batch, or its images do not fit the network.
+    """
+    seed = partial(RANGES[experiment.range].derive, experiment.seed, index)
     dataset = dataset_of(experiment, experiment.data_split, data_dir)
     network = network_of(experiment, own_seed=seed("network"))
-    model = _network(network, training_of(experiment), training_set(experiment, data_dir), device)
+    known = training_set(experiment, data_dir)
+    model = _network(network, training_of(experiment), known, experiment.loss, device)
     batch = draw_samples(experiment, dataset, seed, device)
     sums = empty_class_sums(model) if experiment.of_ilrg else None
     observation = observe_client(experiment, model, batch, seed, sums)
     if experiment.auxiliary_per_class is not None:
         others = dataset_of(experiment, "test", data_dir)
         number = experiment.auxiliary_per_class
-        inputs, labels = others.batch(some_of_each_class(others.labels, number, seed("auxiliary")))
-        auxiliary = Auxiliary(inputs.to(device), labels.to(device))
+        inputs, targets = others.batch(some_of_each_class(others.labels, number, seed("auxiliary")))
+        auxiliary = Auxiliary(inputs.to(device), targets.to(device))
         observation = replace(observation, auxiliary=auxiliary)
     if experiment.known_classes:
         present = batch.true_counts.nonzero()[:, 0].to(device)
         observation = replace(observation, present_classes=present)
-    return _Scene(dataset, model, batch, sums, observation)
+    return Scene(dataset, model, batch, sums, observation)
 
 
 def _attack(
-    experiment: Experiment, scene: _Scene, watch: Watch | None
+    experiment: Experiment, scene: Scene, watch: Watch | None
 ) -> tuple[Record, dict[str, float]]:
     """The outcome of each attack, and what is measured of them."""
     outcomes: Record = {}
@@ -239,13 +272,16 @@ def _scored(found: Restoration, true_counts: Tensor) -> Record:
     rounded = None
     if found.rounded is not None:
         rounded = score(found, true_counts, use="rounded").as_dict()
-    return {
+    outcome: Record = {
         "counts": score(found, true_counts).as_dict(),
         "rounded": rounded,
         "certified": found.certified,
         "flags": [flag.name.lower() for flag in found.flags],
         "error": None,
     }
+    if found.multi_label and found.counts is not None and found.samples is not None:
+        outcome["macro_error"] = macro_error(found.counts, true_counts, found.samples)
+    return outcome
 
 
 def _of_attack(

@@ -189,6 +189,7 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         *([row["defense"]] if row["defense"] else []),
         *(["classes known"] if row["known_classes"] else []),
         *([row["local"]] if row.get("local") else []),
+        *([row["task"]] if row.get("task") else []),
         *([f"{row['auxiliary']} auxiliary samples of each class"] if row.get("auxiliary") else []),
         *_search(row.get("inversion")),
         *([f"range {row['range']}"] if row.get("range", "all") != "all" else []),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation
-from labelleak.loss import Loss
+from labelleak.loss import Loss, Reduction
 from labelleak.training import LocalTraining
 
 
@@ -81,6 +81,34 @@ def _of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, T
     return difference
 
 
+def loss_of_one(loss: Loss) -> Loss:
+    """The sigmoid's loss of one logit that `loss_of_two` made two classes of.
+
+    Args:
+        loss: Of two classes, as `loss_of_two` gives it.
+
+    Examples:
+        >>> told = loss_of_one(loss_of_two(Loss("bce", positive_weights=torch.tensor([3.0]))))
+        >>> told.kind, told.positive_weights.tolist()
+        ('bce', [3.0])
+    """
+    weights = loss.class_weights
+    told: dict[str, Any] = {"masked": loss.ignore_index is not None}
+    # Of one logit, the mean over targets and the one over samples are the same.
+    reduction: Reduction = "mean" if loss.averages else "sum"
+    if loss.kind == "focal":
+        told["alpha"] = None if weights is None else float(weights[1])
+        return Loss("sigmoid_focal", reduction, gamma=loss.gamma, **told)
+    if weights is not None:
+        told |= {"label_weights": weights[:1], "positive_weights": weights[1:] / weights[:1]}
+    return Loss("bce", reduction, **told)
+
+
+def training_of_one(training: LocalTraining) -> LocalTraining:
+    """The recipe of a client with one logit, of the one that `observed_of_two` gives."""
+    return _at_rates(training, 2.0)
+
+
 def observed_of_two(
     layer: str,
     *,
@@ -105,17 +133,25 @@ def observed_of_two(
         after: The client's state dict.
         **others: Fields that stay as they are.
     """
-    rates = training.learning_rate
-    if rates is not None:
-        rates = tuple(r / 2 for r in rates) if isinstance(rates, Sequence) else rates / 2
     return {
         **others,
         "loss": loss_of_two(loss),
-        "training": replace(training, learning_rate=rates),
+        "training": _at_rates(training, 0.5),
         "model": None if model is None else _model_of_two(model, layer),
         "gradients": _replaced(gradients, layer, gradients_of_two),
         "after": _replaced(after, layer, rows_of_two),
     }
+
+
+def _at_rates(training: LocalTraining, factor: float) -> LocalTraining:
+    """The recipe with all its learning rates so many times larger."""
+    rates = training.learning_rate
+    if rates is None:
+        return training
+    other = (
+        tuple(factor * rate for rate in rates) if isinstance(rates, Sequence) else factor * rates
+    )
+    return replace(training, learning_rate=other)
 
 
 def _replaced(state: Mapping[str, Tensor] | None, layer: str, change: Any) -> Any:

@@ -86,7 +86,7 @@ def test_what_a_network_is_anyway_may_be_stated(name, stated):
         ("vgg11", {"dropout": -0.1}, "dropout is a probability"),
         ("resnet18", {"dropout": 0.5}, "cannot have dropout=0.5: its options are stem$"),
         ("resnet18", {"stem": "tiny"}, "unknown stem 'tiny'"),
-        ("fcn-3", {"classes": 1}, "fcn-3 needs at least 2 classes, not 1"),
+        ("fcn-3", {"classes": 0}, "fcn-3 needs at least 1 class, not 0"),
         ("fcn-3", {"image_shape": (1, 0, 28)}, r"three positive numbers, not \(1, 0, 28\)"),
     ],
 )

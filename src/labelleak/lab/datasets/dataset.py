@@ -137,6 +137,9 @@ class Dataset:
         class_names: C names in the order of the class indices; None if unknown.
         mean: of each channel, on the scale of pixels 0 to 1.
         std: standard deviation of each channel, on the same scale.
+        label_sets: zeros and ones for every label of each image, -1 where one is left out, int64;
+            None where the targets are the classes.
+        one_logit: whether a network for it has one logit for its two classes.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -155,6 +158,8 @@ class Dataset:
     class_names: tuple[str, ...] | None = field(repr=False)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    label_sets: Int64[Tensor, "samples labels"] | None = field(default=None, repr=False)
+    one_logit: bool = False
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -182,6 +187,21 @@ class Dataset:
         return channels, height, width
 
     @property
+    def targets(self) -> Int64[Tensor, "samples *labels"]:
+        """What a network learns of each image: its class, or its label set."""
+        return self.labels if self.label_sets is None else self.label_sets
+
+    @property
+    def counted(self) -> int:
+        """Number of classes, or of labels, that a batch has counts of."""
+        return self.classes if self.label_sets is None else self.label_sets.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits of a network for it."""
+        return 1 if self.one_logit else self.counted
+
+    @property
     def lazy(self) -> bool:
         """Whether images are photographs decoded on demand; only those can be augmented."""
         return isinstance(self.images, Photographs)
@@ -196,14 +216,35 @@ class Dataset:
         Returns:
             The data set; it has no access to the other samples, unless they are photographs.
         """
-        images = self.images
+        images, sets = self.images, self.label_sets
         some = images.subset(indices) if isinstance(images, Photographs) else images[indices]
-        return replace(self, name=name, images=some, labels=self.labels[indices])
+        return replace(
+            self,
+            name=name,
+            images=some,
+            labels=self.labels[indices],
+            label_sets=None if sets is None else sets[indices],
+        )
+
+    def relabeled(self, name: str, targets: Int64[Tensor, "samples *labels"]) -> "Dataset":
+        """The same images with other targets.
+
+        Args:
+            name: Name of the new data set, for records and trained networks.
+            targets: zeros and ones for one logit, shape (samples,), which become the classes; or
+                label sets, shape (samples, labels), beside the classes.
+
+        Returns:
+            The data set.
+        """
+        if targets.ndim == 2:
+            return replace(self, name=name, label_sets=targets)
+        return replace(self, name=name, labels=targets, classes=2, class_names=None, one_logit=True)
 
     def batch(
         self, indices: Int64[Tensor, " batch"], augment: torch.Generator | None = None
-    ) -> tuple[Float32[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
-        """Images and labels, ready for a network.
+    ) -> tuple[Float32[Tensor, "batch channels height width"], Int64[Tensor, "batch *labels"]]:
+        """Images and targets, ready for a network.
 
         Args:
             indices: the samples, in this order; repetitions are allowed.
@@ -212,7 +253,7 @@ class Dataset:
 
         Returns:
             inputs: (pixel / 255 - mean) / std.
-            labels: their classes.
+            targets: their classes, or their label sets.
 
         Raises:
             IndexError: an index is not 0 to `len(self) - 1`.
@@ -238,14 +279,16 @@ class Dataset:
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
         inputs = pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
-        return inputs, self.labels[indices]
+        return inputs, self.targets[indices]
 
     def stream(
         self,
         indices: Int64[Tensor, " batch"],
         chunk: int = 64,
         augment: torch.Generator | None = None,
-    ) -> Iterator[tuple[Float32[Tensor, "chunk channels height width"], Int64[Tensor, " chunk"]]]:
+    ) -> Iterator[
+        tuple[Float32[Tensor, "chunk channels height width"], Int64[Tensor, "chunk *labels"]]
+    ]:
         """The same as `batch` in chunks, so that a large batch is never in memory as a whole.
 
         Args:
@@ -254,7 +297,7 @@ class Dataset:
             augment: as for `batch`; `chunk` does not change the inputs.
 
         Yields:
-            (inputs, labels) of at most `chunk` samples, in the order of `indices`.
+            (inputs, targets) of at most `chunk` samples, in the order of `indices`.
 
         Raises:
             ValueError: `chunk` is not positive; and what `batch` raises.

@@ -36,16 +36,16 @@ def check_sizes(network: str, classes: int, image_shape: ImageShape, smallest: i
 
     Args:
         network: The name of the network, for the message.
-        classes: Number of classes.
+        classes: Number of classes; 1 for one logit.
         image_shape: Channels, height and width of the input, in pixels.
         smallest: Smallest height and width that the network's poolings allow, in pixels.
 
     Raises:
-        ValueError: There are fewer than two classes, the shape is not three positive numbers, or
+        ValueError: There is no class, the shape is not three positive numbers, or
             the image is smaller than the network can take.
     """
-    if classes < 2:
-        raise ValueError(f"{network} needs at least 2 classes, not {classes}")
+    if classes < 1:
+        raise ValueError(f"{network} needs at least 1 class, not {classes}")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(
             f"image_shape is (channels, height, width), three positive numbers, not {image_shape}"

@@ -1,49 +1,43 @@
-"""Experiments as data: frozen, validated definitions."""
+"""Experiments as data: frozen, validated definitions of what a trial does."""
 
-import math
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from labelleak.attacks import list_attacks
 from labelleak.lab.code_version import code_hash
-from labelleak.lab.datasets import names as data_names
+from labelleak.lab.datasets import check_name, data_plugin
 from labelleak.lab.datasets.samplers import SAMPLERS
-from labelleak.lab.keys import hash_of_definition, hash_with_code
-from labelleak.lab.networks import build
+from labelleak.lab.keys import hash_of_definition, hash_with_code, hash_with_plugins
+from labelleak.lab.parts import (
+    AttackChoice,
+    AttackSetting,
+    DefenseSetting,
+    Definition,
+    Fraction,
+    Network,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    SeedNumber,
+    setting_of,
+)
 from labelleak.lab.ranges import RANGES, RangeName
+from labelleak.plugins import Plugin
 
-Activation = Literal["relu", "swish", "leaky_relu"]
-DefenseName = Literal[
-    "none", "gaussian_noise", "clip_norm", "sparsify", "sign", "quantize", "soteria"
+__all__ = [
+    "AttackSetting",
+    "Batch",
+    "DefenseSetting",
+    "Definition",
+    "Experiment",
+    "InversionSetting",
+    "Local",
+    "Network",
+    "Training",
 ]
+
 MeasureName = Literal["cossim", "approximations", "soteria_embedding", "coverage", "seconds"]
 Baseline = Literal["uniform", "absent", "shuffled"]
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-SeedNumber = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _one_of(name: str, allowed: list[str]) -> str:
-    if name not in allowed:
-        raise ValueError(f"{name!r} is unknown, choose one of {', '.join(allowed)}")
-    return name
-
-
-AttackName = Annotated[str, AfterValidator(lambda name: _one_of(name, ["auto", *list_attacks()]))]
 
 # Option -> the samplers that have it.
 _SAMPLER_OPTIONS = {
@@ -51,72 +45,6 @@ _SAMPLER_OPTIONS = {
     "classes": ("imbalanced",),
     "alpha": ("dirichlet",),
 }
-_DEFENSE_VALUES = {
-    "gaussian_noise": ("the standard deviation of the noise, at least 0", 0.0, math.inf),
-    "clip_norm": ("the largest Euclidean norm, above 0", math.nextafter(0.0, 1.0), math.inf),
-    "sparsify": ("the percentage of entries that is set to zero, 0 to 100", 0.0, 100.0),
-    "quantize": ("the number of bits, 2 to 16", 2.0, 16.0),
-    "soteria": ("the percentage of features that is pruned, 0 to 100", 0.0, 100.0),
-}
-
-
-class Definition(BaseModel):
-    """Base of all parts of a definition: immutable, and unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Network(Definition):
-    """A network of `labelleak.lab.networks.build`.
-
-    Attributes:
-        name: ``fcn-N``, or one of `labelleak.lab.networks.names`.
-        activation: Of FCN and LeNet-5; the others have ``relu``.
-        batchnorm: LeNet-5 only: whether BatchNorm follows each convolution. Here and below, None
-            is the network's own default.
-        dropout: VGG only: probability that training drops a feature, in [0, 1).
-        stem: ResNet only: ``paper`` or ``imagenet``.
-        seed: Seed of the initial weights, by default that of the published code; ``per-trial`` for
-            other weights in each trial, of an untrained network.
-    """
-
-    name: str
-    activation: Activation = "relu"
-    batchnorm: bool | None = None
-    dropout: Fraction | None = None
-    stem: Literal["paper", "imagenet"] | None = None
-    seed: SeedNumber | Literal["per-trial"] = 13
-
-    @model_validator(mode="after")
-    def _exists(self) -> "Network":
-        _check_network(self.name, self.activation, self.batchnorm, self.dropout, self.stem)
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `labelleak.lab.networks.build` besides the name and the sizes."""
-        return self.model_dump(exclude={"name"})
-
-
-@lru_cache(maxsize=256)
-def _check_network(
-    name: str, activation: str, batchnorm: bool | None, dropout: float | None, stem: str | None
-) -> None:
-    """Let `build` check the options, on the meta device, where no memory is allocated.
-
-    Raises:
-        ValueError: There is no such network, or it lacks these options.
-    """
-    with torch.device("meta"):
-        build(
-            name,
-            classes=10,
-            image_shape=(3, 64, 64),
-            activation=activation,
-            batchnorm=batchnorm,
-            dropout=dropout,
-            stem=stem,
-        )
 
 
 class Training(Definition):
@@ -182,7 +110,10 @@ class Batch(Definition):
     @field_validator("sampler")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, sorted(SAMPLERS))
+        if name not in SAMPLERS:
+            known = ", ".join(sorted(SAMPLERS))
+            raise ValueError(f"{name!r} is unknown, choose one of {known}")
+        return name
 
     @model_validator(mode="after")
     def _options_fit(self) -> "Batch":
@@ -231,36 +162,6 @@ class Local(Definition):
         return self
 
 
-class DefenseSetting(Definition):
-    """A defense of `labelleak.defenses` that the client applies to its update.
-
-    Attributes:
-        name: Name of the function; ``none`` for no defense.
-        value: Strength: the standard deviation of ``gaussian_noise``, the norm of ``clip_norm``,
-            the percentage of ``sparsify`` and ``soteria``, the bits of ``quantize``. None for
-            ``none`` and ``sign``.
-    """
-
-    name: DefenseName = "none"
-    value: Finite | None = None
-
-    @model_validator(mode="after")
-    def _value_fits(self) -> "DefenseSetting":
-        if self.name not in _DEFENSE_VALUES:
-            if self.value is not None:
-                raise ValueError(f"the defense {self.name!r} takes no value")
-            return self
-        meaning, low, high = _DEFENSE_VALUES[self.name]
-        whole = self.name != "quantize" or self.value is None or self.value == int(self.value)
-        if self.value is None or not low <= self.value <= high or not whole:
-            raise ValueError(
-                f"value {self.value} of the defense {self.name!r}: it is {meaning}"
-                if self.value is not None
-                else f"the defense {self.name!r} needs a value: {meaning}"
-            )
-        return self
-
-
 class InversionSetting(Definition):
     """Images are restored, too, by IG of `labelleak.inversion`.
 
@@ -284,7 +185,7 @@ class Experiment(Definition):
 
     Attributes:
         name: Label for the reader, unique in a run; not part of a trial's key.
-        data: A name of `labelleak.lab.datasets.names`.
+        data: A name that `labelleak.lab.datasets.load` takes.
         stands_in_for: The published data set that `data` replaces; None where it is the same.
         data_split: Split that batches are drawn from; training always uses ``train``.
         image_size: Side of the square cut out of photographs, pixels; None for the data set's own.
@@ -295,7 +196,8 @@ class Experiment(Definition):
         defense: What the client does to the update.
         auxiliary_per_class: Number of labeled samples of each class that the server holds, from the
             split ``test``; None for no such samples.
-        attacks: Names of registered attacks (`labelleak.list_attacks`), and ``auto``.
+        attacks: Names of attacks (`labelleak.list_attacks`), ``auto``, and ``module:name`` of
+            registered functions; a table with the name and further fields sets parameters.
         time_limit: Seconds that a searching attack has for a batch; None for its own limit.
         baselines: Counts scored beside those of the attacks: ``uniform`` (the same count for each
             class), ``absent`` (all zero) and ``shuffled`` (the true counts, permuted over the
@@ -324,7 +226,7 @@ class Experiment(Definition):
     local: Local | None = None
     defense: DefenseSetting = DefenseSetting()
     auxiliary_per_class: PositiveInt | None = None
-    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)]
+    attacks: Annotated[tuple[AttackChoice, ...], Field(min_length=1)]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     baselines: tuple[Baseline, ...] = ()
     known_classes: bool = False
@@ -337,11 +239,12 @@ class Experiment(Definition):
     @field_validator("data")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, list(data_names()))
+        check_name(name)
+        return name
 
     @field_validator("attacks", "measures", "baselines")
     @classmethod
-    def _no_repeats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _no_repeats(cls, names: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(names)) != len(names):
             raise ValueError("a name is listed twice")
         return names
@@ -353,7 +256,7 @@ class Experiment(Definition):
                 RANGES[self.range].numbered(place.seed)
         if self.network.seed == "per-trial" and self.training is not None:
             raise ValueError("network.seed 'per-trial' is for a network without training")
-        if self.of_ilrg and "ilrg" not in self.attacks:
+        if self.of_ilrg and "ilrg" not in self.labels:
             raise ValueError(
                 f"the measure {self.of_ilrg[0]!r} is about the attack 'ilrg': add it to attacks"
             )
@@ -370,6 +273,33 @@ class Experiment(Definition):
             if clashes:
                 raise ValueError(f"local training cannot be combined with {' and '.join(clashes)}")
         return self
+
+    @property
+    def attack_settings(self) -> tuple[AttackSetting, ...]:
+        """The attacks with their parameters, in their order."""
+        return tuple(map(setting_of, self.attacks))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What records and metrics call the attacks: the name, with the parameters if any."""
+        return tuple(setting.label for setting in self.attack_settings)
+
+    @property
+    def plugins_by_label(self) -> dict[str, Plugin]:
+        """What is not labelleak's own, by the name that this definition has for it."""
+        found = {
+            **{setting.label: setting.plugin for setting in self.attack_settings},
+            self.defense.name: self.defense.plugin,
+            self.network.name: self.network.plugin,
+            self.data: data_plugin(self.data),
+        }
+        return {label: plugin for label, plugin in found.items() if plugin is not None}
+
+    @property
+    def code(self) -> str:
+        """A hash of the code that a trial runs: labelleak's, and that of plug-ins."""
+        own = code_hash(images=self.inversion is not None)
+        return hash_with_plugins(own, [one.code for one in self.plugins_by_label.values()])
 
     @property
     def of_ilrg(self) -> tuple[MeasureName, ...]:
@@ -392,5 +322,4 @@ class Experiment(Definition):
 
     def trial_key(self, index: int) -> str:
         """The identity of one trial: a hash of its definition and of the code that runs it."""
-        code = code_hash(images=self.inversion is not None)
-        return hash_with_code(self.definition_key(index), code)
+        return hash_with_code(self.definition_key(index), self.code)

@@ -8,7 +8,9 @@ and the momentum, in the folder ``models`` of the cache (LABELLEAK_CACHE, by def
 import glob
 import hashlib
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +29,7 @@ from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.cache import cache_folder
 from labelleak.lab.datasets.samplers import some_of_each_class
 from labelleak.lab.definition import Network, Training
-from labelleak.lab.networks import build
+from labelleak.lab.networks import build, build_plugin
 from labelleak.lab.ranges import range_of
 from labelleak.lab.threads import one_thread
 
@@ -72,11 +74,25 @@ def initial_network(network: Network, dataset: Dataset) -> nn.Module:
         The network.
 
     Raises:
-        ValueError: The images are too small for it.
+        ValueError: The images are too small for it, or the inputs are not what it takes.
     """
-    return build(
-        network.name, classes=dataset.classes, image_shape=dataset.image_shape, **network.options
-    )
+    if network.plugin is not None:
+        example = dataset.batch(torch.tensor([0]))[0]
+        return build_plugin(
+            network.name, classes=dataset.classes, example=example, **network.options
+        )
+    shape = dataset.image_shape if dataset.has_images else _flat(network, dataset)
+    return build(network.name, classes=dataset.classes, image_shape=shape, **network.options)
+
+
+def _flat(network: Network, dataset: Dataset) -> tuple[int, int, int]:
+    """The shape of inputs that are no images, for a network that takes them in one row."""
+    if not network.name.startswith("fcn-") or not dataset.images.dtype.is_floating_point:
+        raise ValueError(
+            f"{network.name} takes images, and {dataset.name} has other inputs, of shape "
+            f"{dataset.input_shape}"
+        )
+    return 1, 1, math.prod(dataset.input_shape)
 
 
 def load_network(network: Network, training: Training | None, dataset: Dataset) -> nn.Module:
@@ -93,7 +109,7 @@ def load_network(network: Network, training: Training | None, dataset: Dataset) 
     Raises:
         DataNotFound: The cache has no snapshot of this stage.
         UnreadableFile: The snapshot is broken.
-        ValueError: The images are too small for the network.
+        ValueError: The images are too small for the network, or its inputs are others.
     """
     model = initial_network(network, dataset)
     if training is not None and training.steps:
@@ -125,10 +141,12 @@ def snapshot_path(network: Network, training: Training, dataset: Dataset) -> Pat
         _FORMAT,
         network.model_dump(mode="json"),
         training.model_dump(mode="json", exclude={"steps"}),
-        [dataset.name, *dataset.image_shape, dataset.classes, labels],
+        [dataset.name, *dataset.input_shape, dataset.classes, labels],
+        *([] if network.plugin is None else [network.plugin.code]),
     ]
     run = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-    name = f"{network.name}-{dataset.name}-{run}-{training.steps}.safetensors"
+    title = re.sub(r"[^\w.-]+", "-", network.name)
+    name = f"{title}-{dataset.name}-{run}-{training.steps}.safetensors"
     return cache_folder() / "models" / name
 
 

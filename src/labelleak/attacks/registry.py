@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from labelleak.errors import BrokenPlugin, MissingKnowledge
 from labelleak.loss import Kind
 from labelleak.observation import Observation
-from labelleak.plugins import Plugin, entry_points, load_object, source_hash
+from labelleak.plugins import Plugin, entry_points, load_object, package_of, source_hash
 from labelleak.restoration import Restoration
 
 
@@ -220,7 +220,7 @@ def register(
             models_optimizer,
             signed,
             losses,
-            "labelleak" if is_own else module.partition(".")[0],
+            "labelleak" if is_own else package_of(module),
         )
         _SPECS[name] = getattr(sys.modules[module], "__spec__", None)
         return cast(RuleFunction, signed)
@@ -315,11 +315,6 @@ def _enter_plugins() -> None:
             _ATTACKS.update(before)
             _BROKEN[entry.name] = str(error)
             _log.warning("labelleak: left out: %s", error)
-            continue
-        top = entry.module.partition(".")[0]
-        for name, attack in _ATTACKS.items():
-            if attack.rule.__module__.partition(".")[0] == top:
-                _ATTACKS[name] = replace(attack, package=entry.package)
 
 
 def _is_entered(name: str, package: str) -> bool:

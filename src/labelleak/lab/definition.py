@@ -226,7 +226,7 @@ class Experiment(Definition):
     local: Local | None = None
     defense: DefenseSetting = DefenseSetting()
     auxiliary_per_class: PositiveInt | None = None
-    attacks: Annotated[tuple[AttackChoice, ...], Field(min_length=1)]
+    attacks: tuple[AttackChoice, ...]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     baselines: tuple[Baseline, ...] = ()
     known_classes: bool = False
@@ -241,6 +241,13 @@ class Experiment(Definition):
     def _known(cls, name: str) -> str:
         check_name(name)
         return name
+
+    @field_validator("attacks")
+    @classmethod
+    def _at_least_one(cls, attacks: tuple[object, ...]) -> tuple[object, ...]:
+        if not attacks:
+            raise ValueError("at least 1 item is needed")
+        return attacks
 
     @field_validator("attacks", "measures", "baselines")
     @classmethod

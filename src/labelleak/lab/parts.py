@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     field_validator,
     model_validator,
@@ -117,7 +118,11 @@ def _attack(value: object) -> str | AttackSetting:
     return setting if setting.parameters else setting.name
 
 
-AttackChoice = Annotated[str | AttackSetting, PlainValidator(_attack)]
+def _plain(choice: str | AttackSetting) -> str | dict[str, Any]:
+    return choice if isinstance(choice, str) else choice.model_dump()
+
+
+AttackChoice = Annotated[str | AttackSetting, PlainValidator(_attack), PlainSerializer(_plain)]
 """An attack in a definition: its name, or a table with the name and parameters."""
 
 

@@ -87,7 +87,7 @@ def initial_network(network: Network, dataset: Dataset) -> nn.Module:
 
 def _flat(network: Network, dataset: Dataset) -> tuple[int, int, int]:
     """The shape of inputs that are no images, for a network that takes them in one row."""
-    if not network.name.startswith("fcn-") or not dataset.images.dtype.is_floating_point:
+    if not network.name.startswith("fcn-") or dataset.has_tokens:
         raise ValueError(
             f"{network.name} takes images, and {dataset.name} has other inputs, of shape "
             f"{dataset.input_shape}"

@@ -106,8 +106,7 @@ def observe_client(
         The observation, on the batch's device.
     """
     # Attacks make up inputs of this shape, and no made-up number is a token.
-    has_tokens = not batch.dataset.has_images and not batch.dataset.images.is_floating_point()
-    shape = None if has_tokens else batch.dataset.input_shape
+    shape = None if batch.dataset.has_tokens else batch.dataset.input_shape
     if experiment.local is not None:
         seen = _after_training(experiment.local, experiment.batch.size, model, batch, seed("order"))
         return replace(seen, input_shape=shape)

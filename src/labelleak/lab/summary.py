@@ -18,8 +18,8 @@ A summary is plain data that the report renders::
         "batch_size": 24, "sampler": "random", "defense": null, "known_classes": false,
         "trials": 50, "trials_planned": 50,
         "earlier": 0,                   # how many of them other code than this one has made
-        "found": 0,                     # how many of them were there before this run
-        "plugins": {},                  # packages of what is not labelleak's own, by its name
+        "found": 12,                    # only if any: how many of them were there before this run
+        "plugins": {"mine": "my-attack 0.1.0"},  # only if any: where other code than ours is from
         "code": ["0b7d..."],            # hashes of the code that made them
         "range": "evaluation",          # of samples and seeds
         "panel": null, "series": null, "x": null,
@@ -181,8 +181,6 @@ def _row(
         "trials": len(records),
         "trials_planned": experiment.trials,
         "earlier": earlier,
-        "found": sum(record["key"] in found for record in records),
-        "plugins": {name: one for r in records for name, one in r.get("plugins", {}).items()},
         "code": sorted({str(record.get("code", "not recorded")) for record in records}),
         "range": experiment.range,
         "panel": row.panel,
@@ -194,6 +192,7 @@ def _row(
         "pictures": next((r["pictures"] for r in records if "pictures" in r), None),
         **_beyond_one_batch(experiment),
         **_spoke(experiment, records),
+        **_origin(records, found),
         "shrunk": list(row.shrunk),
         "note": _note(row, metrics, cells),
     }
@@ -212,6 +211,16 @@ def _beyond_one_batch(experiment: Experiment) -> dict[str, Any]:
     if experiment.auxiliary_per_class is not None:
         found["auxiliary"] = experiment.auxiliary_per_class
     return found
+
+
+def _origin(records: Sequence[Record], found: Collection[str]) -> dict[str, Any]:
+    """What was there before this run, and which packages the plug-ins are from."""
+    before = sum(record["key"] in found for record in records)
+    packages = {name: one for r in records for name, one in r.get("plugins", {}).items()}
+    return {
+        **({"found": before} if before else {}),
+        **({"plugins": packages} if packages else {}),
+    }
 
 
 def _spoke(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:

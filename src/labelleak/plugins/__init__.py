@@ -12,6 +12,7 @@ from labelleak.plugins.finding import (
     Plugin,
     entry_points,
     find_plugin,
+    package_of,
     plugin_names,
 )
 from labelleak.plugins.loading import (
@@ -37,6 +38,7 @@ __all__ = [
     "find_plugin",
     "import_plugin",
     "load_object",
+    "package_of",
     "plugin_names",
     "source_hash",
     "what_went_wrong",

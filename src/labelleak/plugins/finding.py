@@ -139,17 +139,18 @@ def package_of(module: str) -> str:
         module: Dotted name of the module.
 
     Returns:
-        Such as ``timm 1.0.15``; the module's own top-level name where no package says it has it.
+        Such as ``my-attack 0.1.0``, by the entry points of packages, or where the package has the
+        name of the module; else the module's own top-level name.
     """
     top = module.partition(".")[0]
-    for package in _packages().get(top, ()):
-        return f"{package} {importlib.metadata.version(package)}"
-    return top
-
-
-@cache
-def _packages() -> MappingProxyType[str, list[str]]:
-    return MappingProxyType(dict(importlib.metadata.packages_distributions()))
+    for kind in KINDS:
+        for entry in entry_points(kind).values():
+            if entry.module.partition(".")[0] == top:
+                return entry.package
+    try:
+        return f"{top} {importlib.metadata.version(top)}"
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return top
 
 
 def plugin_names(kind: str) -> tuple[str, ...]:

@@ -187,6 +187,11 @@ class Dataset:
         return isinstance(self.images, Photographs) or self.images.dtype == torch.uint8
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether the inputs are integers that stand for something, and cannot be computed with."""
+        return isinstance(self.images, Tensor) and self.images.dtype == torch.int64
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.images.shape[1:])

@@ -141,8 +141,9 @@ def check_name(name: str) -> None:
     if name.partition(":")[0] in own.FORMS:
         own.check_own_name(name)
     elif (plugin := data_plugin(name)) is not None:
-        filled = filled_in(_callable(plugin), {"split": 0, "data_dir": 0, "image_size": 0})
-        check_parameters(f"the data set {name!r}", plugin.target, (), filled)
+        make = _callable(plugin)
+        filled = filled_in(make, {"split": 0, "data_dir": 0, "image_size": 0})
+        check_parameters(f"the data set {name!r}", make, (), filled)
 
 
 def data_plugin(name: str) -> Plugin | None:

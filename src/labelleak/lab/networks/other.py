@@ -138,7 +138,8 @@ def network_plugin(name: str, options: Mapping[str, Any]) -> Plugin:
             )
         return Plugin(name, package, library, partial(make, model), by_version=True)
     if ":" not in name and name not in plugin_names("networks"):
-        others = ", ".join(known for known in (*names(), *plugin_names("networks")))
+        known = [one for one in names() if not one.startswith("fcn-")]
+        others = ", ".join((*known, *plugin_names("networks")))
         raise BrokenPlugin(
             f"unknown network {name!r}: choose one of fcn-N (N from 1 to 999), {others}, "
             "timm:NAME, torchvision:NAME, transformers:CLASS, or module:name"

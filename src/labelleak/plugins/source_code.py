@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -143,12 +144,13 @@ def _root_of(module: ModuleType) -> ModuleType:
 
 
 def _files_below(folder: Path) -> dict[str, Path]:
-    return {
-        f"{folder.name}/{path.relative_to(folder).as_posix()}": path
+    found = (
+        (f"{folder.name}/{path.relative_to(folder).as_posix()}", path)
         for path in folder.rglob("*")
         if path.suffix in (".py", *_NATIVE)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
+    )
+    return dict(islice(found, _MOST_FILES + 1))
 
 
 def _with_neighbors(path: Path) -> Iterator[tuple[str, Path]]:

@@ -22,7 +22,9 @@ def shared_shift(observation: Observation, *, sharpness: float = 1.0) -> Restora
     """
     bias, gradient = observation.head.bias, observation.gradient.bias
     size = observation.num_instances
-    assert bias is not None and gradient is not None and size is not None, "all three are needed"
+    assert bias is not None, "needs has been checked"
+    assert gradient is not None, "needs has been checked"
+    assert size is not None, "needs has been checked"
     prediction = torch.softmax(sharpness * bias.double(), dim=0)
     estimate = size * (prediction - gradient.double())
     counts = project_to_counts(estimate, size)

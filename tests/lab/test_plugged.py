@@ -48,7 +48,7 @@ def test_parameters_make_another_attack_with_a_name_of_its_own(own):
 
 def test_a_definition_without_plugins_has_the_code_of_labelleak_alone(own):
     plain, plugged = experiment(), experiment(attacks=("ilrg", "own-signs"))
-    assert plain.plugins_by_label == {}
+    assert plain.plugins_used == ()
     assert plugged.code != plain.code
     assert experiment(attacks=({"name": "ilrg"},)) == plain
 
@@ -131,6 +131,13 @@ def test_what_a_notebook_defines_stays_in_one_process(own, tmp_path, monkeypatch
         ({"attacks": ["{}:shrink"]}, "shrink' is not registered: put @register(...) of"),
         ({"attacks": [{"name": "{}:attack", "treshold": 1}]}, "its parameters are threshold"),
         ({"attacks": [{"name": "auto", "x": 1}]}, "the attack 'auto' has no parameters"),
+        (
+            {
+                "attacks": [{"name": "{}:attack", "threshold": 1}],
+                "inversion": {"labels": "given", "iterations": 1},
+            },
+            "inversion takes the first attack, which can have no parameters",
+        ),
         ({"attacks": [3]}, "attacks.0: a name is needed, or a table"),
         ({"network": {"name": "{}:Net", "depth": 3}}, "its parameters are width"),
         ({"network": {"name": "{}:MODULE"}}, "has no 'MODULE'"),

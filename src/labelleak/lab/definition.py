@@ -269,6 +269,8 @@ class Experiment(Definition):
             )
         if self.inversion is not None and self.defense.name != "none":
             raise ValueError("inversion uses an undefended gradient: leave out defense")
+        if self.inversion is not None and self.attack_settings[0].parameters:
+            raise ValueError("inversion takes the first attack, which can have no parameters")
         if self.auxiliary_per_class is not None and self.data_split == "test":
             raise ValueError("auxiliary data and batches would both be from the split 'test'")
         if self.local is not None:
@@ -292,21 +294,21 @@ class Experiment(Definition):
         return tuple(setting.label for setting in self.attack_settings)
 
     @property
-    def plugins_by_label(self) -> dict[str, Plugin]:
-        """What is not labelleak's own, by the name that this definition has for it."""
-        found = {
-            **{setting.label: setting.plugin for setting in self.attack_settings},
-            self.defense.name: self.defense.plugin,
-            self.network.name: self.network.plugin,
-            self.data: data_plugin(self.data),
-        }
-        return {label: plugin for label, plugin in found.items() if plugin is not None}
+    def plugins_used(self) -> tuple[tuple[str, Plugin], ...]:
+        """What is not labelleak's own, with the name that this definition has for it."""
+        found = [(setting.label, setting.plugin) for setting in self.attack_settings]
+        found += [
+            (self.defense.name, self.defense.plugin),
+            (self.network.name, self.network.plugin),
+            (self.data, data_plugin(self.data)),
+        ]
+        return tuple((label, plugin) for label, plugin in found if plugin is not None)
 
     @property
     def code(self) -> str:
         """A hash of the code that a trial runs: labelleak's, and that of plug-ins."""
         own = code_hash(images=self.inversion is not None)
-        return hash_with_plugins(own, [one.code for one in self.plugins_by_label.values()])
+        return hash_with_plugins(own, [plugin.code for _, plugin in self.plugins_used])
 
     @property
     def of_ilrg(self) -> tuple[MeasureName, ...]:

@@ -87,6 +87,11 @@ class AttackSetting(Definition):
         return attack_at(self.name) if ":" in self.name else find_attack(self.name)
 
     @property
+    def registered_name(self) -> str:
+        """The name that `labelleak.restore` takes."""
+        return "auto" if self.entry is None else self.entry.name
+
+    @property
     def plugin(self) -> Plugin | None:
         """Where it comes from; None for an attack of labelleak."""
         return None if self.entry is None else self.entry.plugin

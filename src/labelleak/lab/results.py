@@ -155,7 +155,7 @@ def read_results(experiments: Sequence[Experiment], folder: Path | str) -> Resul
         folder: Folder of a run.
 
     Returns:
-        The results that this code has made, or any version of it where it has made none.
+        The results that this code has made.
 
     Raises:
         UnreadableFile: The folder holds no records, or one that is none.

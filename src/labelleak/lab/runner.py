@@ -148,14 +148,14 @@ def run(
 
 def _modules_of(experiment: Experiment, alone: bool) -> tuple[str, ...]:
     """The modules that a process has to import before it can run trials of an experiment."""
-    plugins = experiment.plugins_by_label
-    for label, plugin in plugins.items():
+    plugins = experiment.plugins_used
+    for label, plugin in plugins:
         if plugin.module == "__main__" and not alone:
             raise LabelLeakError(
                 f"{label!r} is defined in the script or notebook that runs, where other processes "
                 "cannot import it: write it in a module, or take one worker (workers=1)"
             )
-    return tuple(sorted({plugin.module for plugin in plugins.values()}))
+    return tuple(sorted({plugin.module for _, plugin in plugins}))
 
 
 def _prepare(

@@ -188,7 +188,7 @@ def _run(
 
 
 def _plugins(experiment: Experiment) -> Record:
-    packages = {label: one.package for label, one in experiment.plugins_by_label.items()}
+    packages = {label: one.package for label, one in experiment.plugins_used}
     return {"plugins": packages} if packages else {}
 
 
@@ -251,10 +251,8 @@ def _attack(
 def _restored(
     setting: AttackSetting, observation: Observation, time_limit: float | None
 ) -> Restoration:
-    entry = setting.entry
     limit = {} if time_limit is None else {"time_limit": time_limit}
-    name = "auto" if entry is None else entry.name
-    return restore(observation, name, **(limit | dict(setting.parameters)))
+    return restore(observation, setting.registered_name, **(limit | dict(setting.parameters)))
 
 
 def _scored(found: Restoration, true_counts: Tensor) -> Record:

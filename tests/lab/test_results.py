@@ -21,7 +21,6 @@ def test_a_table_has_a_row_for_each_trial_and_attack(tmp_path):
         assert row["accuracy"] == record["attacks"]["ilrg"]["counts"]["accuracy"]
         assert row["seconds"] == record["measures"]["ilrg.seconds"]
         assert (row["trial"], row["code"]) == (record["trial"], one.code)
-    assert table.loc[2, "error"] is None or isinstance(table.loc[2, "error"], str)
     means = results.summary()["rows"][0]["metrics"]["ilrg.accuracy"]["ours"]
     assert means == pytest.approx(table[table["attack"] == "ilrg"]["accuracy"].mean())
 

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "hooks": set(),
     "isolation": set(),
     "displays": set(),
+    "plugins": {"errors"},
     "storage": {"errors"},
     "numerics": {"errors"},
     "checks": {"errors", "numerics"},

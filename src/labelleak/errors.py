@@ -81,3 +81,17 @@ class DataNotFound(LabelLeakError, FileNotFoundError):
         ...     print(type(error).__name__)
         DataNotFound
     """
+
+
+class BrokenPlugin(LabelLeakError, ValueError):
+    """A plug-in of another package or module is not there, or cannot be loaded.
+
+    Examples:
+        >>> from labelleak.errors import BrokenPlugin
+        >>> from labelleak.plugins import load_object
+        >>> try:
+        ...     load_object("no_such_module:attack", "attack")
+        ... except BrokenPlugin as error:
+        ...     print(str(error)[:67])
+        attack 'no_such_module:attack': there is no module 'no_such_module'
+    """

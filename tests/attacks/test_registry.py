@@ -1,14 +1,18 @@
+import importlib
 import inspect
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from labelleak.attacks import list_attacks, registry, restore
-from labelleak.attacks.registry import Attack, Gives, Need, register
+from labelleak.attacks.registry import Attack, Gives, Need, find_attack, register
 from labelleak.loss import Loss
+from labelleak.plugins import EntryPoint
 from labelleak.restoration import Restoration
 from labelleak.training import LocalTraining
+from own_plugins import MODULE, written
 from synthetic import untrained
 
 BATCH = untrained(6, 12, 4)
@@ -109,6 +113,70 @@ def test_a_registered_rule_signs_with_its_name():
     assert rule(BATCH.observe()).attack == restore(BATCH.observe(), "mine").attack == "mine"
     turned = restore(BATCH.observe(), "mine", sign=-1)
     assert not torch.equal(turned.present, rule(BATCH.observe()).present)
+
+
+@pytest.mark.parametrize("name", ["auto", "module:name"])
+def test_names_that_mean_something_else_are_refused(name):
+    with pytest.raises(ValueError, match=f"an attack cannot be named '{name}'"):
+        register(name, **DESCRIPTION)
+
+
+def test_a_module_that_is_loaded_again_replaces_its_own_attacks(tmp_path):
+    with written(tmp_path) as own:
+        first = find_attack("own-signs").rule
+        assert list_attacks()["own-signs"].package == own
+        importlib.reload(sys.modules[own])
+        assert find_attack("own-signs").rule is not first
+    with pytest.raises(ValueError, match="no attack named 'own-signs': choose auto, ilrg"):
+        find_attack("own-signs")
+
+
+class TestEntryPoints:
+    @pytest.fixture
+    def declared(self, monkeypatch, caplog):
+        """Declare entry points of a package; gives the log."""
+        monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
+        monkeypatch.setattr(registry, "_BROKEN", {})
+
+        def declare(**values):
+            made = {
+                name.replace("_", "-"): EntryPoint("attacks", name.replace("_", "-"), value, "p 1")
+                for name, value in values.items()
+            }
+            monkeypatch.setattr(registry, "entry_points", lambda kind: made)
+            return caplog
+
+        return declare
+
+    def test_nothing_is_loaded_for_the_attacks_of_labelleak(self, declared):
+        log = declared(broken="no_such_module:attack")
+        assert restore(BATCH.observe(), "idlg").attack == "idlg"
+        assert log.messages == []
+
+    def test_broken_ones_are_left_out_with_one_line_each(self, declared):
+        log = declared(broken="no_such_module:attack", other="operator:neg")
+        assert {"broken", "other"}.isdisjoint(list_attacks())
+        assert find_attack("ilrg").package == "labelleak"
+        assert [line.partition(": left out: ")[2][:33] for line in log.messages] == [
+            "attack 'broken' of the package p ", "attack 'other' of the package p 1"
+        ]  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"'broken': choose .*; attack 'broken' of the package"
+        ):
+            find_attack("broken")
+        with pytest.raises(ValueError, match="operator:neg registers no attack of that name"):
+            find_attack("other")
+
+    def test_one_of_the_name_of_ours_replaces_nothing(self, declared, tmp_path):
+        text = MODULE.replace("own-signs", "ilrg")
+        ours = find_attack("ilrg")
+        (tmp_path / "usurping_attack.py").write_text(text)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            log = declared(usurper="usurping_attack:attack")
+            assert list_attacks()["ilrg"] is ours
+        assert "an attack named 'ilrg' is registered already (usurping_attack.py" in log.text
+        assert "own-broken" not in list_attacks()
 
 
 @pytest.mark.usefixtures("_empty_table")

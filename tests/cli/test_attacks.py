@@ -16,6 +16,7 @@ def test_the_list_says_of_each_attack_what_it_needs():
         assert f"{name}: {entry.title}" in text
         assert entry.reference in text
         assert f"assumes {entry.assumes}" in text
+        assert f"package {entry.package}" in text
 
 
 def test_the_list_has_the_papers_own_comparison_first_and_ours_last():

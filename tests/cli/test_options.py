@@ -52,7 +52,7 @@ def test_an_attack_that_is_not_known_is_refused_with_those_that_are():
 
     assert run(main) == "auto"
     assert run(main, "--attack", "ilrg") == "ilrg"
-    with pytest.raises(click.BadParameter, match="'irlg' is no attack: choose one of auto, ilrg,"):
+    with pytest.raises(click.BadParameter, match="no attack named 'irlg': choose auto, ilrg,"):
         run(main, "--attack", "irlg")
 
 

@@ -89,7 +89,7 @@ def test_exact_has_no_threshold(tmp_path):
         ("threshold = 50", "not percent"),
         ("threshold = nan", "threshold = nan"),
         ('measure = "exact"\nthreshold = 0.5', "threshold: goes with"),
-        ('attack = "magic"', "attack = 'magic': choose auto"),
+        ('attack = "magic"', "attack = 'magic': no attack named 'magic': choose auto"),
         ("time_limit = 0", "time_limit = 0"),
         ("time_limit = inf", "time_limit = inf"),
         ('records = ""', "records = ''"),

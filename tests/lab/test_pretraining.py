@@ -11,7 +11,6 @@ from labelleak.lab import pretraining as module
 from labelleak.lab.datasets import Dataset, load
 from labelleak.lab.definition import Network, Training
 from labelleak.lab.pretraining import (
-    Schedule,
     initial_network,
     is_trained,
     load_network,
@@ -19,6 +18,7 @@ from labelleak.lab.pretraining import (
     train,
     training_samples,
 )
+from labelleak.lab.schedule import Schedule
 
 FCN = Network(name="fcn-2")
 

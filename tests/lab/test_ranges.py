@@ -8,8 +8,9 @@ from experiments import experiment, observations
 from labelleak.lab.datasets import load
 from labelleak.lab.definition import Batch, Network, Training
 from labelleak.lab.materials import dataset_of, network_of, training_of
-from labelleak.lab.pretraining import Schedule, training_samples
+from labelleak.lab.pretraining import training_samples
 from labelleak.lab.ranges import ALL, DEVELOPMENT, EVALUATION, RANGES, range_of
+from labelleak.lab.schedule import Schedule
 from labelleak.lab.seeds import derive_seed
 from labelleak.lab.simulated_client import draw_samples
 from labelleak.lab.trial import run_trial

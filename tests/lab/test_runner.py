@@ -14,6 +14,7 @@ from labelleak.lab.definition import Batch, Experiment, Network, Training
 from labelleak.lab.runner import run
 from labelleak.lab.store import Store, read_records
 from labelleak.lab.trial import run_trial
+from own_plugins import written
 
 
 def experiment(name="a", **fields):
@@ -136,6 +137,15 @@ def test_dask_gives_the_same_records_bit_for_bit(alone, folder, cluster, monkeyp
     assert (summary.made, list(summary.failed)) == (15, ["bad"])
     assert json.dumps(found) == json.dumps(alone)
     assert list(took_part.values()) == [True, True]
+
+
+def test_a_module_of_the_user_is_found_by_the_workers_of_a_cluster(folder, cluster, tmp_path):
+    with written(tmp_path) as own:
+        one = experiment(attacks=(f"{own}:attack",))
+        summary, found = records([one], folder, dask=cluster[0])
+    assert (summary.made, summary.failed) == (3, {})
+    assert {record["code"] for record in found} == {found[0]["code"]}
+    assert found[0]["plugins"] == {f"{own}:attack": own}
 
 
 def test_no_scheduler(folder):

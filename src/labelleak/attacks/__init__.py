@@ -10,7 +10,23 @@ from labelleak.attacks import (  # noqa: F401
     virtual,
 )
 from labelleak.attacks.dispatch import restore
-from labelleak.attacks.registry import Attack, Gives, Need, list_attacks
+from labelleak.attacks.registry import (
+    Attack,
+    Gives,
+    Need,
+    find_attack,
+    list_attacks,
+    register,
+)
 from labelleak.attacks.rounds_together import combine
 
-__all__ = ["Attack", "Gives", "Need", "combine", "list_attacks", "restore"]
+__all__ = [
+    "Attack",
+    "Gives",
+    "Need",
+    "combine",
+    "find_attack",
+    "list_attacks",
+    "register",
+    "restore",
+]

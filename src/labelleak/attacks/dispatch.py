@@ -6,7 +6,7 @@ from inspect import signature
 from labelleak.attacks.auto import TIME_LIMIT, automatic
 from labelleak.attacks.diagnosis import diagnose
 from labelleak.attacks.estimates import doubted
-from labelleak.attacks.registry import list_attacks, run_attack
+from labelleak.attacks.registry import find_attack, run_attack
 from labelleak.attacks.temperature import at_unit_temperature
 from labelleak.errors import InvalidObservation
 from labelleak.observation import Observation
@@ -80,9 +80,10 @@ def restore(
         found = run_attack(observation, attack, **hyper_parameters)
         found = doubted(observation, found, is_treated=diagnosis.is_treated)
     flags = {*diagnosis.flags, *found.flags}
-    if list_attacks()[found.attack].models_steps:
+    spoke = find_attack(found.attack)
+    if spoke.models_steps:
         flags.discard(Flag.SEVERAL_STEPS)
-    if list_attacks()[found.attack].models_optimizer and not observation.training.is_sgd:
+    if spoke.models_optimizer and not observation.training.is_sgd:
         flags -= {Flag.ADAPTIVE_OPTIMIZER, Flag.SUMS_NOT_ZERO}
     if found.counts is None and found.proportions is None:
         flags.add(Flag.SET_ONLY)
@@ -90,5 +91,4 @@ def restore(
 
 
 def _heeds_time(attack: str) -> bool:
-    entry = list_attacks().get(attack)
-    return entry is not None and "time_limit" in signature(entry.rule).parameters
+    return "time_limit" in signature(find_attack(attack).rule).parameters

@@ -1,5 +1,7 @@
 """What an attack is, and the table of all attacks by name."""
 
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -8,9 +10,10 @@ from inspect import signature
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from labelleak.errors import MissingKnowledge
+from labelleak.errors import BrokenPlugin, MissingKnowledge
 from labelleak.loss import Kind
 from labelleak.observation import Observation
+from labelleak.plugins import Plugin, entry_points, load_object, package_of, source_hash
 from labelleak.restoration import Restoration
 
 
@@ -91,6 +94,7 @@ class Attack:
         rule: The function that computes it; hyper-parameters are its keyword arguments.
         losses: Kinds of loss that it holds for.
         pixels: Whether it holds for a 1x1 convolution, where every pixel is a sample.
+        package: ``labelleak``; of another package its name and version, or the name of the module.
 
     Examples:
         >>> import labelleak
@@ -111,13 +115,27 @@ class Attack:
     rule: Callable[..., Restoration]
     losses: tuple[Kind, ...] = ("cross_entropy",)
     pixels: bool = False
+    package: str = "labelleak"
+
+    @property
+    def plugin(self) -> Plugin | None:
+        """Where it comes from; None for an attack of labelleak."""
+        if self.package == "labelleak":
+            return None
+        return Plugin(self.name, self.package, self.rule.__module__, self.rule)
 
     def missing(self, observation: Observation) -> tuple[Need, ...]:
         """The needs that the observation does not meet, in the order of `needs`."""
         return tuple(need for need in self.needs if not need.is_met(observation))
 
 
+_log = logging.getLogger(__name__)
+
 _ATTACKS: dict[str, Attack] = {}
+# What the attack's module was loaded by; a module that is loaded again has another.
+_SPECS: dict[str, object] = {}
+# Why an entry point gave no attack, by its name.
+_BROKEN: dict[str, str] = {}
 # The order in which lists show attacks: the iLRG paper's own comparison, later attacks by year, and
 # those of labelleak. An attack that is not named here comes last.
 _ORDER = (
@@ -161,12 +179,34 @@ def register(
         A decorator for the rule: a function of an observation, with hyper-parameters as keywords.
 
     Raises:
-        ValueError: There is an attack of that name.
+        ValueError: There is an attack of that name, or it is no name. A module that is loaded
+            again, and a notebook, replace their own.
+
+    Examples:
+        >>> from labelleak import Restoration
+        >>> from labelleak.attacks import Gives, Need, register
+        >>> @register(
+        ...     "the-likeliest",
+        ...     title="The class whose bias falls most",
+        ...     needs=(Need.BIAS,),
+        ...     gives=(Gives.SET,),
+        ...     assumes="a batch of one class",
+        ...     reference="an example",
+        ... )
+        ... def the_likeliest(observation):
+        ...     bias = observation.gradient.bias
+        ...     return Restoration(present=bias == bias.min())
     """
+    if name == "auto" or ":" in name:
+        raise ValueError(f"an attack cannot be named {name!r}")
 
     def enter(rule: RuleFunction) -> RuleFunction:
-        if name in _ATTACKS:
+        if name in _ATTACKS and not _is_replaced(name, rule.__module__):
             raise ValueError(f"an attack named {name!r} is registered already")
+        module = rule.__module__
+        is_own = module.partition(".")[0] == "labelleak"
+        if not is_own and getattr(sys.modules[module], "__spec__", None) is not None:
+            source_hash(sys.modules[module])  # of the file as it is now
 
         @wraps(rule)
         def signed(*arguments: Any, **hyper_parameters: Any) -> Restoration:
@@ -185,14 +225,27 @@ def register(
             signed,
             losses,
             pixels,
+            "labelleak" if is_own else package_of(module),
         )
+        _SPECS[name] = getattr(sys.modules[module], "__spec__", None)
         return cast(RuleFunction, signed)
 
     return enter
 
 
+def _is_replaced(name: str, module: str) -> bool:
+    """Whether the attack's own module is being loaded again, or is a notebook or a script."""
+    if _ATTACKS[name].rule.__module__ != module:
+        return False
+    spec = getattr(sys.modules[module], "__spec__", None)
+    return module == "__main__" or spec is not _SPECS.get(name)
+
+
 def list_attacks() -> Mapping[str, Attack]:
-    """All registered attacks by name, those of the literature first; read-only.
+    """All attacks by name, those of the literature first, of other packages last; read-only.
+
+    The entry points of other packages in the group ``labelleak.attacks`` are loaded. One that is
+    broken is left out, with a warning in the log.
 
     Examples:
         >>> import labelleak
@@ -202,9 +255,75 @@ def list_attacks() -> Mapping[str, Attack]:
         >>> [need.name for need in attacks["mbi"].needs]
         ['BIAS', 'BATCH_SIZE', 'PLAIN_LOSS']
     """
+    _enter_plugins()
     places = {name: place for place, name in enumerate(_ORDER)}
     names = sorted(_ATTACKS, key=lambda name: places.get(name, len(places)))
     return MappingProxyType({name: _ATTACKS[name] for name in names})
+
+
+def find_attack(name: str) -> Attack:
+    """The attack of that name; other packages are loaded only where labelleak has none.
+
+    Args:
+        name: Registered name.
+
+    Returns:
+        Its entry in the table.
+
+    Raises:
+        ValueError: There is none; the message lists all, and says why a plug-in of that name is
+            not there.
+    """
+    if name not in _ATTACKS:
+        _enter_plugins()
+    if name not in _ATTACKS:
+        why = f"; {_BROKEN[name]}" if name in _BROKEN else ""
+        known = ", ".join(list_attacks())
+        raise ValueError(f"no attack named {name!r}: choose auto, {known}{why}")
+    return _ATTACKS[name]
+
+
+def attack_at(reference: str) -> Attack:
+    """The attack that ``module:name`` names; this imports the module, which runs its code.
+
+    Args:
+        reference: Dotted name of a module, a colon, and the registered function in it.
+
+    Returns:
+        Its entry in the table.
+
+    Raises:
+        BrokenPlugin: It cannot be imported, or is not registered.
+    """
+    target = load_object(reference, "attack")
+    for attack in _ATTACKS.values():
+        if attack.rule is target:
+            return attack
+    raise BrokenPlugin(
+        f"attack {reference!r} is not registered: put @register(...) of labelleak.attacks above it"
+    )
+
+
+def _enter_plugins() -> None:
+    """Load the entry points that have not been, each of which registers its attacks."""
+    for entry in entry_points("attacks").values():
+        if entry.name in _BROKEN or _is_entered(entry.name, entry.package):
+            continue
+        before = dict(_ATTACKS)
+        try:
+            entry.load()
+            if entry.name not in _ATTACKS:
+                what = f"attack {entry.name!r} of the package {entry.package}"
+                raise BrokenPlugin(f"{what}: {entry.value} registers no attack of that name")
+        except BrokenPlugin as error:
+            _ATTACKS.clear()
+            _ATTACKS.update(before)
+            _BROKEN[entry.name] = str(error)
+            _log.warning("labelleak: left out: %s", error)
+
+
+def _is_entered(name: str, package: str) -> bool:
+    return name in _ATTACKS and _ATTACKS[name].package == package
 
 
 def run_attack(observation: Observation, name: str, **hyper_parameters: object) -> Restoration:
@@ -232,9 +351,7 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
         >>> run_attack(labelleak.capture(model, inputs, labels), "pooled").counts.tolist()
         [3, 2, 0, 2, 1]
     """
-    entry = _ATTACKS.get(name)
-    if entry is None:
-        raise ValueError(f"no attack named {name!r}: choose auto, {', '.join(list_attacks())}")
+    entry = find_attack(name)
     _check_holds(observation, entry)
     missing = entry.missing(observation)
     if missing:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def attacks_command(output_format: str) -> None:
     """List the attacks: what each needs, gives and assumes.
 
-    Each has its paper beside it. `labelleak audit --attack` takes the name.
+    Each has its paper beside it, and the package that it comes from: other packages add attacks by
+    entry points. `labelleak audit --attack` takes the name.
     """
     from labelleak.attacks import list_attacks
 
@@ -37,4 +38,5 @@ def _row(entry: "Attack") -> dict[str, str | list[str]]:
         "gives": [given.value for given in entry.gives],
         "assumes": entry.assumes,
         "reference": entry.reference,
+        "package": entry.package,
     }

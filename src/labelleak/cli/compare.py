@@ -19,11 +19,23 @@ from labelleak.cli.tables import print_comparison
     type=PathOption("folder"),
     help="Folder for the records and the report. Default: labelleak-runs/<name of the grid>.",
 )
+@click.option(
+    "--module-dir",
+    type=PathOption("folder"),
+    multiple=True,
+    help="Folder of Python modules that the grid names as module:name; their code is run. "
+    "May be given several times.",
+)
 @time_limit_option
 @gathered(Place, "place")
 @format_option
 def compare_command(
-    grid: Path, out: Path | None, time_limit: float | None, place: Place, output_format: str
+    grid: Path,
+    out: Path | None,
+    module_dir: tuple[Path, ...],
+    time_limit: float | None,
+    place: Place,
+    output_format: str,
 ) -> int:
     """Compare attacks and defenses on a grid of your own.
 
@@ -45,6 +57,9 @@ def compare_command(
         [grid]
         batch.size = [8, 24, 64]
 
+    Attacks, defenses, networks and data sets may be plug-ins: entry points of installed packages
+    by their name, or module:name. A grid that names them runs their code.
+
     Writes records.jsonl, summary.json, a CSV file, report.html and a copy of the grid. After an
     interruption the same command continues where it stopped. Trials that another version of the
     code has run are run again; their records are kept.
@@ -60,20 +75,24 @@ def compare_command(
     from labelleak.lab.experiment_grid import grid_study, read_grid
     from labelleak.lab.store import FILE_NAME
     from labelleak.lab.summary import summarize
+    from labelleak.plugins import add_folder
     from labelleak.report.pages import held_to_schema
     from labelleak.report.run import write_run
     from labelleak.storage import write_whole
 
+    for one in module_dir:
+        add_folder(one)
     experiments = read_grid(grid)
     text = grid.read_text(encoding="utf-8")
     if time_limit is not None:
         limited = {"time_limit": time_limit}
         experiments = [experiment.model_copy(update=limited) for experiment in experiments]
     folder = Path("labelleak-runs") / grid.stem if out is None else out
-    records, failed = run_experiments(experiments, folder, place)
+    outcome = run_experiments(experiments, folder, place)
     title = f"Comparison: {grid.stem}"
     with held_to_schema(folder / FILE_NAME):
-        summary = summarize(grid_study(experiments, grid.stem, title), records)
+        study = grid_study(experiments, grid.stem, title)
+        summary = summarize(study, outcome.records, found=outcome.found)
     write_whole(folder / "grid.toml", text)
     page = write_run(folder, title, [summary])
     if output_format == "json":
@@ -82,4 +101,4 @@ def compare_command(
         target = console()
         print_comparison(summary, target)
         target.print(f"Page: {page}", soft_wrap=True)
-    return ExitStatus.UNUSABLE if failed else 0
+    return ExitStatus.UNUSABLE if outcome.failed else 0

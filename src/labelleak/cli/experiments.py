@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import click
 from rich.progress import Progress, TaskID
@@ -63,6 +63,20 @@ class Place:
             )
 
 
+class Outcome(NamedTuple):
+    """What a folder holds after a run.
+
+    Attributes:
+        records: All records of the folder.
+        failed: The reason for each experiment that could not be run.
+        found: Keys of the records that were there before.
+    """
+
+    records: list[dict[str, Any]]
+    failed: dict[str, str]
+    found: frozenset[str]
+
+
 def check_extras() -> None:
     """Import before any work whatever running experiments and showing them needs.
 
@@ -74,9 +88,7 @@ def check_extras() -> None:
     import labelleak.report.run  # noqa: F401
 
 
-def run_experiments(
-    experiments: Sequence["Experiment"], folder: Path, place: Place
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def run_experiments(experiments: Sequence["Experiment"], folder: Path, place: Place) -> Outcome:
     """Run the trials that the folder does not hold yet, with a progress bar on standard error.
 
     Experiments that could not be run are named on standard error.
@@ -87,7 +99,7 @@ def run_experiments(
         place: Where to run it.
 
     Returns:
-        All records of the folder, and the reason for each experiment that could not be run.
+        The records of the folder, and which experiments could not be run.
 
     Raises:
         LabelLeakError: See `labelleak.lab.runner.run`.
@@ -97,6 +109,7 @@ def run_experiments(
     from labelleak.lab.store import Store, read_records
 
     with Store(folder) as store:
+        before = frozenset(record["key"] for record in store.records())
         try:
             with progress_bar() as bar:
                 summary = run(
@@ -117,7 +130,7 @@ def run_experiments(
             ) from None
         for name, reason in summary.failed.items():
             tell(f"labelleak: experiment {name!r} could not be run: {one_line(reason)}")
-        return store.records(), summary.failed
+        return Outcome(store.records(), summary.failed, before)
 
 
 def _teller(bar: Progress) -> Callable[[str, int, int], None]:

@@ -101,9 +101,13 @@ def attack_option(text: str) -> Callable[[Command], Command]:
 
 def _check_attack(ctx: click.Context, param: click.Parameter, name: str) -> str:
     # While a shell completes another option, the check is skipped.
-    if name != "auto" and not ctx.resilient_parsing and name not in _attacks():
-        known = ", ".join(_attacks())
-        raise click.BadParameter(f"{one_line(name)!r} is no attack: choose one of {known}")
+    if name != "auto" and not ctx.resilient_parsing:
+        from labelleak.attacks import find_attack
+
+        try:
+            find_attack(name)
+        except ValueError as error:
+            raise click.BadParameter(one_line(str(error))) from None
     return name
 
 

@@ -64,14 +64,17 @@ def reproduce_command(
     title = f"Reproduction of iLRG, {name}, scale {scale}"
     summaries: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
+    found: frozenset[str] | None = None
     page = folder / "report.html"
     target = console()
     for study_name in NAMES if name == "all" else (name,):
         study = paper.study(study_name, scale, sources)
-        records, failures = run_experiments(study.experiments, folder, place)
-        failed |= failures
+        outcome = run_experiments(study.experiments, folder, place)
+        failed |= outcome.failed
+        # Studies share trials: what another one of this run has made is not from before.
+        found = outcome.found if found is None else found
         with held_to_schema(folder / FILE_NAME):
-            summaries.append(summarize(study, records))
+            summaries.append(summarize(study, outcome.records, found=found))
         # After each, so that a run that is stopped has a page of what it finished.
         page = write_run(folder, title, summaries)
         if output_format == "table":

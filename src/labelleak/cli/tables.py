@@ -31,13 +31,14 @@ def print_attacks(rows: Sequence[Mapping[str, Any]], target: Console) -> None:
     """Print what each attack needs, gives and assumes.
 
     Args:
-        rows: For each attack ``name``, ``title``, ``needs``, ``gives``, ``assumes``, ``reference``.
+        rows: For each attack ``name``, ``title``, ``needs``, ``gives``, ``assumes``, ``reference``
+            and ``package``.
         target: Where to print.
     """
     for row in rows:
         target.print(Text.assemble((str(row["name"]), "bold"), f": {row['title']}"))
         facts = Table.grid(padding=(0, 2))
-        for key in ("needs", "gives", "assumes", "reference"):
+        for key in ("needs", "gives", "assumes", "reference", "package"):
             value = row[key]
             facts.add_row(key, "; ".join(value) if isinstance(value, list) else value)
         target.print(Padding(facts, (0, 0, 1, 2)))
@@ -108,10 +109,14 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
 
 
 def _print_earlier(summary: Mapping[str, Any], target: Console) -> None:
-    """Name the rows that hold nothing that this code has run."""
+    """Name the rows that hold nothing that this code has run, and count what it ran before."""
     for row in summary["rows"]:
         if row.get("earlier"):
             target.print(f"From an earlier run, by another version of the code: {row['label']!r}")
+    trials = sum(row["trials"] for row in summary["rows"])
+    found = sum(row.get("found", 0) for row in summary["rows"] if not row.get("earlier"))
+    if found:
+        target.print(f"From an earlier run of the same code: {found} of {trials} trials")
 
 
 def _scores_of_all_batches(metrics: Mapping[str, Any], attack: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from labelleak.attacks import Need, list_attacks
+from labelleak.attacks import Need, find_attack
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.running import audit_observation
 from labelleak.errors import MissingKnowledge
@@ -157,8 +157,8 @@ class Auditor:
         if policy is None:
             policy = Policy()
         self.policy = policy if isinstance(policy, Policy) else read_policy(policy)
-        entry = list_attacks().get(self.policy.attack)
-        needs = frozenset(() if entry is None else entry.needs)
+        named = self.policy.attack
+        needs = frozenset(() if named == "auto" else find_attack(named).needs)
         if Need.MODEL in needs and model is None:
             raise MissingKnowledge(f"attack {self.policy.attack!r} needs {Need.MODEL.value}")
         with undisturbed():

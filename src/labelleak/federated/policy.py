@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from labelleak.attacks import list_attacks
+from labelleak.attacks import find_attack
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.rule import Measure, Rule
 from labelleak.audit.verdict import Verdict
@@ -65,7 +65,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         _check_choice("action", self.action, get_args(Action))
-        _check_choice("attack", self.attack, ("auto", *list_attacks()))
+        if not isinstance(self.attack, str):
+            raise ValueError(f"attack = {self.attack!r}: the name of an attack is needed")
+        if self.attack != "auto":
+            _check_attack_name(self.attack)
         _check_number("time_limit", self.time_limit, "a positive number of seconds")
         if not 0 < self.time_limit < math.inf:
             raise ValueError(f"time_limit = {self.time_limit}: a positive number of seconds")
@@ -157,6 +160,13 @@ def read_policy(path: Path | str) -> Policy:
 def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{key} = {value!r}: choose {', '.join(choices)}")
+
+
+def _check_attack_name(name: str) -> None:
+    try:
+        find_attack(name)
+    except ValueError as error:
+        raise ValueError(f"attack = {name!r}: {error}") from None
 
 
 def _check_number(key: str, value: object, needed: str) -> None:

@@ -1,12 +1,11 @@
 """A hash of the code that a trial runs, so that a trial runs again when that code has changed."""
 
-import ast
 import hashlib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import labelleak
+from labelleak.plugins import essence_of
 
 _SOURCE = Path(labelleak.__file__).parent
 
@@ -27,8 +26,10 @@ _MATTERS = (
     "lab/networks",
     "lab/pretraining.py",
     "lab/ranges.py",
+    "lab/schedule.py",
     "lab/seeds.py",
     "lab/simulated_client.py",
+    "lab/tasks.py",
     "lab/trial.py",
     "local_steps.py",
     "loss",
@@ -73,7 +74,7 @@ def code_files(*, images: bool) -> list[str]:
 def code_hash(*, images: bool = False) -> str:
     """A hash of that code, without docstrings, comments and formatting.
 
-    Attacks of other packages are no part of it.
+    Plug-ins of other packages have hashes of their own, see `labelleak.plugins.Plugin`.
 
     Args:
         images: Whether the trial restores images, too.
@@ -86,43 +87,3 @@ def code_hash(*, images: bool = False) -> str:
         source = (_SOURCE / name).read_text(encoding="utf-8")
         digest.update(f"{name}:{essence_of(source)};".encode())
     return digest.hexdigest()[:16]
-
-
-def essence_of(source: str) -> str:
-    """The syntax tree of a module as text, without docstrings.
-
-    `ast.dump` gives other texts in other versions of Python, and so it is not used.
-
-    Args:
-        source: Text of the module.
-
-    Returns:
-        Kinds of nodes and their fields, those that are empty left out.
-    """
-    return "".join(_text(ast.parse(source)))
-
-
-def _text(value: object) -> Iterator[str]:
-    if isinstance(value, ast.AST):
-        yield f"({type(value).__name__}"
-        for name, field in ast.iter_fields(value):
-            if field is not None and field != []:
-                yield f" {name}="
-                yield from _text(field)
-        yield ")"
-    elif isinstance(value, list):
-        for one in value:
-            if not _is_docstring(one):
-                yield from _text(one)
-                yield ","
-    else:
-        yield repr(value)
-
-
-def _is_docstring(node: object) -> bool:
-    """Whether it is a string that stands alone, which does nothing."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )

@@ -1,46 +1,47 @@
-"""Experiments as data: frozen, validated definitions."""
+"""Experiments as data: frozen, validated definitions of what a trial does."""
 
-import math
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import torch
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from labelleak.attacks import list_attacks
 from labelleak.lab.code_version import code_hash
-from labelleak.lab.datasets import names as data_names
+from labelleak.lab.datasets import check_name, data_plugin
 from labelleak.lab.datasets.samplers import SAMPLERS
 from labelleak.lab.fields import (
     Definition,
-    Finite,
     Fraction,
     NonNegative,
     Positive,
     PositiveInt,
     SeedNumber,
 )
-from labelleak.lab.keys import hash_of_definition, hash_with_code
-from labelleak.lab.networks import build
+from labelleak.lab.keys import hash_of_definition, hash_with_code, hash_with_plugins
+from labelleak.lab.parts import (
+    AttackChoice,
+    AttackSetting,
+    DefenseSetting,
+    Network,
+    setting_of,
+)
 from labelleak.lab.ranges import RANGES, RangeName
 from labelleak.lab.tasks import Local, LossSetting, Targets, check_task
 from labelleak.loss import Loss
+from labelleak.plugins import Plugin
 
-Activation = Literal["relu", "swish", "leaky_relu"]
-DefenseName = Literal[
-    "none", "gaussian_noise", "clip_norm", "sparsify", "sign", "quantize", "soteria"
+__all__ = [
+    "AttackSetting",
+    "Batch",
+    "DefenseSetting",
+    "Definition",
+    "Experiment",
+    "InversionSetting",
+    "Local",
+    "Network",
+    "Training",
 ]
+
 MeasureName = Literal["cossim", "approximations", "soteria_embedding", "coverage", "seconds"]
 Baseline = Literal["uniform", "absent", "shuffled"]
-
-
-def _one_of(name: str, allowed: list[str]) -> str:
-    if name not in allowed:
-        raise ValueError(f"{name!r} is unknown, choose one of {', '.join(allowed)}")
-    return name
-
-
-AttackName = Annotated[str, AfterValidator(lambda name: _one_of(name, ["auto", *list_attacks()]))]
 
 # Option -> the samplers that have it.
 _SAMPLER_OPTIONS = {
@@ -48,66 +49,6 @@ _SAMPLER_OPTIONS = {
     "classes": ("imbalanced",),
     "alpha": ("dirichlet",),
 }
-_DEFENSE_VALUES = {
-    "gaussian_noise": ("the standard deviation of the noise, at least 0", 0.0, math.inf),
-    "clip_norm": ("the largest Euclidean norm, above 0", math.nextafter(0.0, 1.0), math.inf),
-    "sparsify": ("the percentage of entries that is set to zero, 0 to 100", 0.0, 100.0),
-    "quantize": ("the number of bits, 2 to 16", 2.0, 16.0),
-    "soteria": ("the percentage of features that is pruned, 0 to 100", 0.0, 100.0),
-}
-
-
-class Network(Definition):
-    """A network of `labelleak.lab.networks.build`.
-
-    Attributes:
-        name: ``fcn-N``, or one of `labelleak.lab.networks.names`.
-        activation: Of FCN and LeNet-5; the others have ``relu``.
-        batchnorm: LeNet-5 only: whether BatchNorm follows each convolution. Here and below, None
-            is the network's own default.
-        dropout: VGG only: probability that training drops a feature, in [0, 1).
-        stem: ResNet only: ``paper`` or ``imagenet``.
-        seed: Seed of the initial weights, by default that of the published code; ``per-trial`` for
-            other weights in each trial, of an untrained network.
-    """
-
-    name: str
-    activation: Activation = "relu"
-    batchnorm: bool | None = None
-    dropout: Fraction | None = None
-    stem: Literal["paper", "imagenet"] | None = None
-    seed: SeedNumber | Literal["per-trial"] = 13
-
-    @model_validator(mode="after")
-    def _exists(self) -> "Network":
-        _check_network(self.name, self.activation, self.batchnorm, self.dropout, self.stem)
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `labelleak.lab.networks.build` besides the name and the sizes."""
-        return self.model_dump(exclude={"name"})
-
-
-@lru_cache(maxsize=256)
-def _check_network(
-    name: str, activation: str, batchnorm: bool | None, dropout: float | None, stem: str | None
-) -> None:
-    """Let `build` check the options, on the meta device, where no memory is allocated.
-
-    Raises:
-        ValueError: There is no such network, or it lacks these options.
-    """
-    with torch.device("meta"):
-        build(
-            name,
-            classes=10,
-            image_shape=(3, 64, 64),
-            activation=activation,
-            batchnorm=batchnorm,
-            dropout=dropout,
-            stem=stem,
-        )
 
 
 class Training(Definition):
@@ -173,7 +114,10 @@ class Batch(Definition):
     @field_validator("sampler")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, sorted(SAMPLERS))
+        if name not in SAMPLERS:
+            known = ", ".join(sorted(SAMPLERS))
+            raise ValueError(f"{name!r} is unknown, choose one of {known}")
+        return name
 
     @model_validator(mode="after")
     def _options_fit(self) -> "Batch":
@@ -191,36 +135,6 @@ class Batch(Definition):
     def options(self) -> dict[str, Any]:
         """Options of `datasets.draw`."""
         return self.model_dump(exclude={"sampler", "size"}, exclude_none=True)
-
-
-class DefenseSetting(Definition):
-    """A defense of `labelleak.defenses` that the client applies to its update.
-
-    Attributes:
-        name: Name of the function; ``none`` for no defense.
-        value: Strength: the standard deviation of ``gaussian_noise``, the norm of ``clip_norm``,
-            the percentage of ``sparsify`` and ``soteria``, the bits of ``quantize``. None for
-            ``none`` and ``sign``.
-    """
-
-    name: DefenseName = "none"
-    value: Finite | None = None
-
-    @model_validator(mode="after")
-    def _value_fits(self) -> "DefenseSetting":
-        if self.name not in _DEFENSE_VALUES:
-            if self.value is not None:
-                raise ValueError(f"the defense {self.name!r} takes no value")
-            return self
-        meaning, low, high = _DEFENSE_VALUES[self.name]
-        whole = self.name != "quantize" or self.value is None or self.value == int(self.value)
-        if self.value is None or not low <= self.value <= high or not whole:
-            raise ValueError(
-                f"value {self.value} of the defense {self.name!r}: it is {meaning}"
-                if self.value is not None
-                else f"the defense {self.name!r} needs a value: {meaning}"
-            )
-        return self
 
 
 class InversionSetting(Definition):
@@ -246,7 +160,7 @@ class Experiment(Definition):
 
     Attributes:
         name: Label for the reader, unique in a run; not part of a trial's key.
-        data: A name of `labelleak.lab.datasets.names`.
+        data: A name that `labelleak.lab.datasets.load` takes.
         stands_in_for: The published data set that `data` replaces; None where it is the same.
         data_split: Split that batches are drawn from; training always uses ``train``.
         image_size: Side of the square cut out of photographs, pixels; None for the data set's own.
@@ -259,7 +173,8 @@ class Experiment(Definition):
         defense: What the client does to the update.
         auxiliary_per_class: Number of labeled samples of each class that the server holds, from the
             split ``test``; None for no such samples.
-        attacks: Names of registered attacks (`labelleak.list_attacks`), and ``auto``.
+        attacks: Names of attacks (`labelleak.list_attacks`), ``auto``, and ``module:name`` of
+            registered functions; a table with the name and further fields sets parameters.
         time_limit: Seconds that a searching attack has for a batch; None for its own limit.
         baselines: Counts scored beside those of the attacks: ``uniform`` (the same count for each
             class), ``absent`` (all zero) and ``shuffled`` (the true counts, permuted over the
@@ -290,7 +205,7 @@ class Experiment(Definition):
     local: Local | None = None
     defense: DefenseSetting = DefenseSetting()
     auxiliary_per_class: PositiveInt | None = None
-    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)]
+    attacks: tuple[AttackChoice, ...]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     baselines: tuple[Baseline, ...] = ()
     known_classes: bool = False
@@ -303,11 +218,19 @@ class Experiment(Definition):
     @field_validator("data")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, list(data_names()))
+        check_name(name)
+        return name
+
+    @field_validator("attacks")
+    @classmethod
+    def _at_least_one(cls, attacks: tuple[object, ...]) -> tuple[object, ...]:
+        if not attacks:
+            raise ValueError("at least 1 item is needed")
+        return attacks
 
     @field_validator("attacks", "measures", "baselines")
     @classmethod
-    def _no_repeats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _no_repeats(cls, names: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(names)) != len(names):
             raise ValueError("a name is listed twice")
         return names
@@ -319,13 +242,15 @@ class Experiment(Definition):
                 RANGES[self.range].numbered(place.seed)
         if self.network.seed == "per-trial" and self.training is not None:
             raise ValueError("network.seed 'per-trial' is for a network without training")
-        if self.of_ilrg and "ilrg" not in self.attacks:
+        if self.of_ilrg and "ilrg" not in self.labels:
             raise ValueError(
                 f"the measure {self.of_ilrg[0]!r} is about the attack 'ilrg': add it to attacks"
             )
         self._check_task()
         if self.inversion is not None and self.defense.name != "none":
             raise ValueError("inversion uses an undefended gradient: leave out defense")
+        if self.inversion is not None and self.attack_settings[0].parameters:
+            raise ValueError("inversion takes the first attack, which can have no parameters")
         if self.auxiliary_per_class is not None and self.data_split == "test":
             raise ValueError("auxiliary data and batches would both be from the split 'test'")
         if self.local is not None:
@@ -352,6 +277,33 @@ class Experiment(Definition):
     def client_loss(self) -> Loss:
         """The client's loss."""
         return Loss() if self.loss is None else self.loss.loss
+
+    @property
+    def attack_settings(self) -> tuple[AttackSetting, ...]:
+        """The attacks with their parameters, in their order."""
+        return tuple(map(setting_of, self.attacks))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What records and metrics call the attacks: the name, with the parameters if any."""
+        return tuple(setting.label for setting in self.attack_settings)
+
+    @property
+    def plugins_used(self) -> tuple[tuple[str, Plugin], ...]:
+        """What is not labelleak's own, with the name that this definition has for it."""
+        found = [(setting.label, setting.plugin) for setting in self.attack_settings]
+        found += [
+            (self.defense.name, self.defense.plugin),
+            (self.network.name, self.network.plugin),
+            (self.data, data_plugin(self.data)),
+        ]
+        return tuple((label, plugin) for label, plugin in found if plugin is not None)
+
+    @property
+    def code(self) -> str:
+        """A hash of the code that a trial runs: labelleak's, and that of plug-ins."""
+        own = code_hash(images=self.inversion is not None)
+        return hash_with_plugins(own, [plugin.code for _, plugin in self.plugins_used])
 
     @property
     def of_ilrg(self) -> tuple[MeasureName, ...]:
@@ -381,5 +333,4 @@ class Experiment(Definition):
 
     def trial_key(self, index: int) -> str:
         """The identity of one trial: a hash of its definition and of the code that runs it."""
-        code = code_hash(images=self.inversion is not None)
-        return hash_with_code(self.definition_key(index), code)
+        return hash_with_code(self.definition_key(index), self.code)

@@ -74,7 +74,7 @@ def reconstruct(
         std=dataset.std,
         mode=settings.labels,
         labels=labels if settings.labels == "given" else None,
-        attack=experiment.attacks[0],
+        attack=experiment.attack_settings[0].registered_name,
         seed=seed,
     )
     mean, std = (inputs.new_tensor(values)[:, None, None] for values in (dataset.mean, dataset.std))

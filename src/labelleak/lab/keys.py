@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 TRIAL_SCHEMA = "labelleak/trial/1"
@@ -50,6 +51,21 @@ def hash_with_code(definition: str, code: str) -> str:
         SHA-256 of both, 64 hexadecimal digits.
     """
     return hashlib.sha256(f"{definition}/{code}".encode()).hexdigest()
+
+
+def hash_with_plugins(own: str, plugins: Sequence[str]) -> str:
+    """The hash of all code that a trial runs.
+
+    Args:
+        own: Hash of labelleak's own code.
+        plugins: Hashes of the plug-ins, in any order.
+
+    Returns:
+        16 hexadecimal digits; labelleak's own hash where there is no plug-in.
+    """
+    if not plugins:
+        return own
+    return hashlib.sha256("/".join([own, *sorted(plugins)]).encode()).hexdigest()[:16]
 
 
 def definition_of(record: dict[str, Any]) -> str:

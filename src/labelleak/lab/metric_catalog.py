@@ -180,7 +180,7 @@ def metric(name: str) -> Metric:
         similarity = name.endswith("cossim") or name.startswith("ssim")
         low, most = (-1.0, 1.0) if similarity else (0.0, None)
         return Metric(name, title, title, (low, most), None, "measures", name, name)
-    attack, _, field = name.partition(".")
+    attack, _, field = name.rpartition(".")
     title = _ATTACK_TITLES.get(attack, attack)
     if field.startswith("instances_"):
         label = field.removeprefix("instances_")
@@ -210,7 +210,7 @@ def metrics_of(experiments: Sequence[Experiment]) -> tuple[str, ...]:
     Returns:
         The scores of all attacks and baselines, then the measures, each name once.
     """
-    attacks = dict.fromkeys(attack for e in experiments for attack in e.attacks)
+    attacks = dict.fromkeys(attack for e in experiments for attack in e.labels)
     baselines = dict.fromkeys(name for e in experiments for name in e.baselines)
     measures: set[str] = {measure for e in experiments for measure in e.measures}
     if any(e.inversion is not None for e in experiments):

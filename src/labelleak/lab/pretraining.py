@@ -8,11 +8,12 @@ and the momentum, in the folder ``models`` of the cache (LABELLEAK_CACHE, by def
 import glob
 import hashlib
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.cache import cache_folder
 from labelleak.lab.datasets.samplers import some_of_each_class
 from labelleak.lab.definition import Network, Training
-from labelleak.lab.networks import build
+from labelleak.lab.networks import build, build_plugin
 from labelleak.lab.ranges import range_of
+from labelleak.lab.schedule import Schedule
 from labelleak.lab.tasks import LossSetting
 from labelleak.lab.threads import one_thread
 from labelleak.loss import Loss
@@ -74,11 +76,24 @@ def initial_network(network: Network, dataset: Dataset) -> nn.Module:
         The network.
 
     Raises:
-        ValueError: The images are too small for it.
+        ValueError: The images are too small for it, or the inputs are not what it takes.
     """
-    return build(
-        network.name, classes=dataset.outputs, image_shape=dataset.image_shape, **network.options
-    )
+    outputs = dataset.outputs
+    if network.plugin is not None:
+        example = dataset.batch(torch.tensor([0]))[0]
+        return build_plugin(network.name, classes=outputs, example=example, **network.options)
+    shape = dataset.image_shape if dataset.has_images else _flat(network, dataset)
+    return build(network.name, classes=outputs, image_shape=shape, **network.options)
+
+
+def _flat(network: Network, dataset: Dataset) -> tuple[int, int, int]:
+    """The shape of inputs that are no images, for a network that takes them in one row."""
+    if not network.name.startswith("fcn-") or dataset.has_tokens:
+        raise ValueError(
+            f"{network.name} takes images, and {dataset.name} has other inputs, of shape "
+            f"{dataset.input_shape}"
+        )
+    return 1, 1, math.prod(dataset.input_shape)
 
 
 def load_network(
@@ -101,7 +116,7 @@ def load_network(
     Raises:
         DataNotFound: The cache has no snapshot of this stage.
         UnreadableFile: The snapshot is broken.
-        ValueError: The images are too small for the network.
+        ValueError: The images are too small for the network, or its inputs are others.
     """
     model = initial_network(network, dataset)
     if training is not None and training.steps:
@@ -136,11 +151,13 @@ def snapshot_path(
         _FORMAT,
         network.model_dump(mode="json"),
         training.model_dump(mode="json", exclude={"steps"}),
-        [dataset.name, *dataset.image_shape, dataset.outputs, labels],
+        [dataset.name, *dataset.input_shape, dataset.outputs, labels],
         *([] if loss is None else [loss.model_dump(mode="json")]),
+        *([] if network.plugin is None else [network.plugin.code]),
     ]
     run = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-    name = f"{network.name}-{dataset.name}-{run}-{training.steps}.safetensors"
+    title = re.sub(r"[^\w.-]+", "-", network.name)
+    name = f"{title}-{dataset.name}-{run}-{training.steps}.safetensors"
     return cache_folder() / "models" / name
 
 
@@ -164,47 +181,6 @@ def is_trained(
     if training is None or training.steps == 0:
         return True
     return snapshot_path(network, training, dataset, loss).is_file()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Batches and learning rates of a training, by iteration (one step of the optimizer).
-
-    Attributes:
-        training: The training.
-        samples: Indices of the samples that it uses, int64, shape (samples,).
-    """
-
-    training: Training
-    samples: Int64[Tensor, " samples"]
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in one iteration."""
-        return min(self.training.batch_size, len(self.samples))
-
-    @property
-    def per_epoch(self) -> int:
-        """Iterations in an epoch; the last samples, which do not fill a batch, are left out."""
-        return len(self.samples) // self.batch_size
-
-    @property
-    def per_step(self) -> int:
-        """Iterations in one step of the training, which counts iterations or epochs."""
-        return self.per_epoch if self.training.unit == "epochs" else 1
-
-    def learning_rate(self, iteration: int) -> float:
-        """The learning rate of an iteration, counted from 0."""
-        step = iteration // self.per_step
-        drops = sum(step >= self.training.total * eighths // 8 for eighths in (3, 5, 7))
-        return self.training.learning_rate * 0.1**drops
-
-    def order(self, epoch: int) -> Int64[Tensor, " samples"]:
-        """The samples in the order of an epoch, counted from 0."""
-        number = self.training.seed
-        seed = range_of(number).derive(number, "order", epoch)
-        generator = torch.Generator().manual_seed(seed)
-        return self.samples[torch.randperm(len(self.samples), generator=generator)]
 
 
 def train(

@@ -10,7 +10,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import cast
 
-from labelleak.lab.definition import Activation
+from labelleak.lab.parts import Activation
 
 FILES = ("published.csv", "published_tables.csv", "published_pictures.csv")
 """The files in the folder `studies`: the authors' public logs, then what only the paper prints."""

@@ -22,6 +22,7 @@ from labelleak.lab.materials import dataset_of, network_of, training_of, trainin
 from labelleak.lab.pretraining import is_trained, train
 from labelleak.lab.store import Record, Store
 from labelleak.lab.trial import run_trial
+from labelleak.plugins import add_folder, added_folders, import_plugin
 
 RunProgress = Callable[[str, int, int], None]
 """Called with the name of the work, how much of it is done, and how much there is."""
@@ -53,6 +54,12 @@ class _Task(NamedTuple):
     number: int
     data_dir: str | None
     device: str
+    code: str
+    """Hash of the code in the process that gives the task."""
+    modules: tuple[str, ...]
+    """Modules of the plug-ins."""
+    folders: tuple[str, ...]
+    """Where these may be, besides the installed packages."""
 
 
 class _Failure(NamedTuple):
@@ -109,12 +116,15 @@ def run(
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
     tasks: dict[str, _Task] = {}
     keys = set()
+    folders = added_folders()
     for experiment in experiments:
+        code, modules = experiment.code, _modules_of(experiment, dask is None and workers == 1)
         for number in range(experiment.trials):
             key = experiment.trial_key(number)
             keys.add(key)
             if key not in store:
-                tasks.setdefault(key, _Task(experiment, number, data_dir, device))
+                task = _Task(experiment, number, data_dir, device, code, modules, folders)
+                tasks.setdefault(key, task)
     found = len(keys) - len(tasks)
     needed = {task.experiment.name: task.experiment for task in tasks.values()}
     failed = _prepare(list(needed.values()), data_dir, tell)
@@ -134,6 +144,18 @@ def run(
             made += 1
         tell("trials", found + done, found + len(tasks))
     return RunSummary(len(keys), found, made, failed)
+
+
+def _modules_of(experiment: Experiment, alone: bool) -> tuple[str, ...]:
+    """The modules that a process has to import before it can run trials of an experiment."""
+    plugins = experiment.plugins_used
+    for label, plugin in plugins:
+        if plugin.module == "__main__" and not alone:
+            raise LabelLeakError(
+                f"{label!r} is defined in the script or notebook that runs, where other processes "
+                "cannot import it: write it in a module, or take one worker (workers=1)"
+            )
+    return tuple(sorted({plugin.module for _, plugin in plugins}))
 
 
 def _prepare(
@@ -190,9 +212,18 @@ def _steps(experiment: Experiment) -> int:
 
 
 def _attempt(task: _Task) -> Record | _Failure:
-    experiment, number, data_dir, device = task
+    experiment = task.experiment
     try:
-        return run_trial(experiment, number, data_dir, device=device)
+        for folder in task.folders:
+            add_folder(folder)
+        for module in task.modules:
+            import_plugin(module, f"experiment {experiment.name!r}")
+        if experiment.code != task.code:
+            raise LabelLeakError(
+                "a worker has other code than this process, of labelleak or of a plug-in: run it "
+                "again where both are the same (has a file been changed since?)"
+            )
+        return run_trial(experiment, task.number, task.data_dir, device=task.device)
     except (LabelLeakError, ValueError) as error:
         return _Failure(experiment.name, str(error))
 

@@ -1,8 +1,10 @@
 """The simulated client of a trial: its samples, and what the server sees of its update."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Int64
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from labelleak import defenses
-from labelleak.attacks import Need, list_attacks
+from labelleak.attacks import Need
+from labelleak.errors import BrokenPlugin
 from labelleak.federated import train_locally
 from labelleak.hooks import recorded
 from labelleak.lab.datasets import Dataset, draw
@@ -22,8 +25,10 @@ from labelleak.lab.tasks import Local
 from labelleak.loss import Loss
 from labelleak.metrics import counts_of
 from labelleak.observation import Observation
+from labelleak.plugins import Plugin, filled_in, what_went_wrong
 from labelleak.training import LocalTraining
 from labelleak.updates import find_head, observe
+from labelleak.updates.ends import Accepted
 from labelleak.updates.heads import module_shapes
 
 SeedFor = Callable[[str], int]
@@ -53,8 +58,8 @@ class ClientSamples:
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels in chunks."""
-        _, height, width = self.dataset.image_shape
-        chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // (height * width)))
+        area = math.prod(self.dataset.input_shape[-2:]) if self.dataset.has_images else 1
+        chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // area))
         for inputs, labels in self.dataset.stream(self.indices, chunk, self._crops()):
             yield inputs.to(self.device), labels.to(self.device)
 
@@ -108,7 +113,9 @@ def observe_client(
     Returns:
         The observation, on the batch's device.
     """
-    shape, loss = batch.dataset.image_shape, experiment.client_loss
+    # Attacks make up inputs of this shape, and no made-up number is a token.
+    shape = None if batch.dataset.has_tokens else batch.dataset.input_shape
+    loss = experiment.client_loss
     if experiment.local is not None:
         size, order = experiment.batch.size, seed("order")
         seen = _after_training(experiment.local, size, model, batch, loss, order)
@@ -149,7 +156,7 @@ def client_gradient(
     Returns:
         Gradient of the loss by name of the parameter.
     """
-    head = find_head(module_shapes(model), one_logit=loss.is_multi_label)
+    head = find_head(module_shapes(model), accepted=Accepted.by(loss))
     summed, divisor = replace(loss, reduction="sum"), loss.divisor(batch.targets)
     values = {name: value.detach() for name, value in model.named_parameters()}
     asked = {
@@ -200,11 +207,11 @@ def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, 
 
 def _wanted(experiment: Experiment, model: nn.Module) -> set[Need]:
     """What the attacks can use; for auto, whatever is cheap enough to use."""
-    names = {name for name in experiment.attacks if name != "auto"}
+    entries = [setting.entry for setting in experiment.attack_settings]
     wanted = {
-        need for name in names for need in (*list_attacks()[name].needs, *list_attacks()[name].uses)
+        need for entry in entries if entry is not None for need in (*entry.needs, *entry.uses)
     }
-    if "auto" in experiment.attacks:
+    if None in entries:
         layers = sum(isinstance(module, nn.Linear) for module in model.modules())
         # `exact` and `calibrated` use the layers before the head.
         wanted |= {Need.INPUT_SHAPE, *([Need.GRADIENTS] if layers > 1 else [])}
@@ -229,6 +236,8 @@ def _defend(
 def _defense(
     defense: DefenseSetting, observation: Observation, batch: ClientSamples, seed: int
 ) -> defenses.Defense:
+    if (plugin := defense.plugin) is not None:
+        return _foreign(plugin, defense.parameters, seed)
     if defense.name == "sign":
         return defenses.sign
     value = defense.value
@@ -247,3 +256,23 @@ def _defense(
     assert head is not None, "it has been found by name"
     mask = defenses.soteria_mask(model, batch.inputs(), value, head)
     return partial(defenses.soteria, mask=mask, weight_name=f"{head}.weight")
+
+
+def _foreign(plugin: Plugin, parameters: Mapping[str, object], seed: int) -> defenses.Defense:
+    """The defense of another package; whatever it raises is an error of it."""
+    function = cast("Callable[..., Mapping[str, Tensor]]", plugin.target)
+    generator = {"generator": torch.Generator().manual_seed(seed)}
+
+    def defense(gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        try:
+            sent = function(gradients, **parameters, **filled_in(function, generator))
+            wrong = [name for name, one in gradients.items() if sent[name].shape != one.shape]
+        except Exception as error:  # whatever other people's code raises
+            raise BrokenPlugin(
+                f"the defense {plugin.name!r} failed: {what_went_wrong(error)}"
+            ) from None
+        if wrong:
+            raise BrokenPlugin(f"the defense {plugin.name!r} changes the shape of {wrong[0]!r}")
+        return sent
+
+    return defense

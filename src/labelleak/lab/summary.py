@@ -18,6 +18,8 @@ A summary is plain data that the report renders::
         "batch_size": 24, "sampler": "random", "defense": null, "known_classes": false,
         "trials": 50, "trials_planned": 50,
         "earlier": 0,                   # how many of them other code than this one has made
+        "found": 12,                    # only if any: how many of them were there before this run
+        "plugins": {"mine": "my-attack 0.1.0"},  # only if any: where other code than ours is from
         "code": ["0b7d..."],            # hashes of the code that made them
         "range": "evaluation",          # of samples and seeds
         "panel": null, "series": null, "x": null,
@@ -44,7 +46,7 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ from labelleak._version import __version__
 from labelleak.lab.definition import DefenseSetting, Experiment
 from labelleak.lab.keys import definition_of
 from labelleak.lab.metric_catalog import IMAGE_SCORES, Metric, metric
+from labelleak.lab.parts import labeled
 from labelleak.lab.published_figures import PublishedRun
 from labelleak.lab.store import Record
 from labelleak.lab.study import Study, StudyRow, stage_title
@@ -71,12 +74,15 @@ INTERVAL = (
 _CONFIDENCE = 0.95
 
 
-def summarize(study: Study, records: Iterable[Record]) -> dict[str, Any]:
+def summarize(
+    study: Study, records: Iterable[Record], *, found: Collection[str] = ()
+) -> dict[str, Any]:
     """The summary of a study.
 
     Args:
         study: The study.
         records: Records of trials in any order; those of other experiments are ignored.
+        found: Keys of the records that were there before this run.
 
     Returns:
         Plain data as described above. Trials without a record are not counted.
@@ -101,7 +107,7 @@ def summarize(study: Study, records: Iterable[Record]) -> dict[str, Any]:
             for m in metrics
         ],
         "panels": [panel.model_dump(mode="json") for panel in study.panels],
-        "rows": [_row(row, metrics, known) for row in study.rows],
+        "rows": [_row(row, metrics, known, found) for row in study.rows],
         "omitted": list(study.omitted),
         "environment": environment(),
     }
@@ -150,7 +156,9 @@ class _Known:
         return made, len(made)
 
 
-def _row(row: StudyRow, metrics: Sequence[Metric], known: _Known) -> dict[str, Any]:
+def _row(
+    row: StudyRow, metrics: Sequence[Metric], known: _Known, found: Collection[str]
+) -> dict[str, Any]:
     experiment = row.experiment
     records, earlier = known.of(experiment)
     cells = {m.name: cell for m in metrics if (cell := _cell(m, row, records)) is not None}
@@ -161,8 +169,8 @@ def _row(row: StudyRow, metrics: Sequence[Metric], known: _Known) -> dict[str, A
         "stands_in_for": experiment.stands_in_for,
         "split": experiment.data_split,
         "image_size": experiment.image_size,
-        "network": network.name,
-        "activation": network.activation,
+        "network": network.label,
+        "activation": network.activation if network.plugin is None else None,
         "batchnorm": network.batchnorm,
         "dropout": network.dropout,
         "stem": network.stem,
@@ -186,6 +194,7 @@ def _row(row: StudyRow, metrics: Sequence[Metric], known: _Known) -> dict[str, A
         "pictures": next((r["pictures"] for r in records if "pictures" in r), None),
         **_beyond_one_batch(experiment),
         **_spoke(experiment, records),
+        **_origin(records, found),
         "shrunk": list(row.shrunk),
         "note": _note(row, metrics, cells),
     }
@@ -209,9 +218,19 @@ def _beyond_one_batch(experiment: Experiment) -> dict[str, Any]:
     return found
 
 
+def _origin(records: Sequence[Record], found: Collection[str]) -> dict[str, Any]:
+    """What was there before this run, and which packages the plug-ins are from."""
+    before = sum(record["key"] in found for record in records)
+    packages = {name: one for r in records for name, one in r.get("plugins", {}).items()}
+    return {
+        **({"found": before} if before else {}),
+        **({"plugins": packages} if packages else {}),
+    }
+
+
 def _spoke(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:
     """How often auto chose each attack, the most frequent first."""
-    if "auto" not in experiment.attacks:
+    if "auto" not in experiment.labels:
         return {}
     names = [record["attacks"]["auto"].get("spoke") for record in records]
     counted = Counter(name for name in names if name is not None)
@@ -232,6 +251,8 @@ def _stage_used(experiment: Experiment) -> str:
 def _defense_title(defense: DefenseSetting) -> str | None:
     if defense.name == "none":
         return None
+    if defense.plugin is not None:
+        return labeled(defense.name, defense.parameters)
     value = "" if defense.value is None else f" {defense.value:g}"
     return defense.name.replace("_", " ") + value
 
@@ -239,7 +260,7 @@ def _defense_title(defense: DefenseSetting) -> str | None:
 def _cell(m: Metric, row: StudyRow, records: Sequence[Record]) -> dict[str, Any] | None:
     """One metric of one row; None where it was neither run nor published."""
     value, published = _published(m, row.published)
-    run = (*row.experiment.attacks, *row.experiment.baselines)
+    run = (*row.experiment.labels, *row.experiment.baselines)
     if m.attack is not None and m.attack not in run and value is None:
         return None
     values = [v for r in records if (v := m.value(row.experiment, r)) is not None]
@@ -292,7 +313,7 @@ def _mean_and_interval(
 
 def _failures(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:
     failures = {}
-    for attack in experiment.attacks:
+    for attack in experiment.labels:
         errors = [
             error for record in records if (error := record["attacks"][attack]["error"]) is not None
         ]

@@ -7,6 +7,7 @@ A record is plain data for one line of JSON::
       "key": "9f0c...",                 # Experiment.trial_key
       "definition": "41aa...",          # Experiment.definition_key
       "code": "0b7d...",                # hash of the code that ran it
+      "plugins": {"mine": "my-attack 0.1.0"},  # only with plug-ins: the packages they are from
       "experiment": "FCN-3", "trial": 0,
       "data": {"name": "mnist-evaluation", "stands_in_for": null, "split": "train"},
       "network": "fcn-3",
@@ -49,10 +50,9 @@ from torch import Tensor, nn
 
 from labelleak.attacks import restore
 from labelleak.errors import LabelLeakError
-from labelleak.lab.code_version import code_hash
 from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.samplers import some_of_each_class
-from labelleak.lab.definition import Experiment, Network, Training
+from labelleak.lab.definition import AttackSetting, Experiment, Network, Training
 from labelleak.lab.image_reconstruction import reconstruct
 from labelleak.lab.keys import TRIAL_SCHEMA
 from labelleak.lab.materials import (
@@ -76,6 +76,7 @@ from labelleak.lab.tasks import LossSetting
 from labelleak.lab.threads import one_thread
 from labelleak.metrics import macro_error, score
 from labelleak.observation import Auxiliary, Observation
+from labelleak.plugins import what_went_wrong
 from labelleak.restoration import Restoration
 
 Watch = Callable[[str, Observation, Restoration], None]
@@ -179,7 +180,8 @@ def _run(
         "schema": TRIAL_SCHEMA,
         "key": experiment.trial_key(index),
         "definition": experiment.definition_key(index),
-        "code": code_hash(images=experiment.inversion is not None),
+        "code": experiment.code,
+        **_plugins(experiment),
         "experiment": experiment.name,
         "trial": index,
         "data": {
@@ -196,6 +198,11 @@ def _run(
         **_baselines(experiment, scene.batch.true_counts, seed("baselines")),
         **reconstruction,
     }
+
+
+def _plugins(experiment: Experiment) -> Record:
+    packages = {label: one.package for label, one in experiment.plugins_used}
+    return {"plugins": packages} if packages else {}
 
 
 def set_up(
@@ -246,17 +253,23 @@ def _attack(
     outcomes: Record = {}
     measures: dict[str, float] = {}
     true_counts = scene.batch.true_counts
-    for name in experiment.attacks:
+    for setting in experiment.attack_settings:
+        name = setting.label
         start = time.process_time()
         try:
-            found = restore(scene.observation, name, time_limit=experiment.time_limit)
+            found = _restored(setting, scene.observation, experiment.time_limit)
+            seconds = time.process_time() - start
+            outcomes[name] = _scored(found, true_counts)
         except LabelLeakError as error:
-            outcomes[name] = _failed(error)
+            outcomes[name] = _failed(str(error))
             continue
-        seconds = time.process_time() - start
+        except Exception as error:
+            if setting.plugin is None:
+                raise
+            outcomes[name] = _failed(what_went_wrong(error))
+            continue
         if watch is not None:
             watch(name, scene.observation, found)
-        outcomes[name] = _scored(found, true_counts)
         if name == "auto":
             outcomes[name]["spoke"] = found.attack
         measures |= _of_attack(experiment, name, found, true_counts, seconds)
@@ -266,6 +279,13 @@ def _attack(
             means = scene.sums.means()
             measures |= measure(experiment.of_ilrg, found, scene.observation, means)
     return outcomes, measures
+
+
+def _restored(
+    setting: AttackSetting, observation: Observation, time_limit: float | None
+) -> Restoration:
+    limit = {} if time_limit is None else {"time_limit": time_limit}
+    return restore(observation, setting.registered_name, **(limit | dict(setting.parameters)))
 
 
 def _scored(found: Restoration, true_counts: Tensor) -> Record:
@@ -309,9 +329,9 @@ def _baselines(experiment: Experiment, true_counts: Tensor, seed: int) -> Record
     return {"baselines": scores}
 
 
-def _failed(error: LabelLeakError) -> Record:
+def _failed(reason: str) -> Record:
     return {
-        "counts": None, "rounded": None, "certified": False, "flags": [], "error": str(error)
+        "counts": None, "rounded": None, "certified": False, "flags": [], "error": reason
     }  # fmt: skip
 
 

@@ -167,7 +167,9 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
     """The data, network and batches that were really used."""
     layers = {True: "with ", False: "without "}
     size = f", {row['image_size']} pixels" if row["image_size"] else ""
-    network = [f"{row['network']} ({row['activation']})"]
+    network = [row["network"]]
+    if row["activation"]:
+        network = [f"{row['network']} ({row['activation']})"]
     if row["batchnorm"] is not None:
         network.append(f"{layers[row['batchnorm']]}BatchNorm")
     if row["dropout"]:
@@ -193,8 +195,19 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         *([f"{row['auxiliary']} auxiliary samples of each class"] if row.get("auxiliary") else []),
         *_search(row.get("inversion")),
         *([f"range {row['range']}"] if row.get("range", "all") != "all" else []),
+        *(f"{name} is of {package}" for name, package in row.get("plugins", {}).items()),
         trials,
+        *_found(row),
     ]
+
+
+def _found(row: Mapping[str, Any]) -> list[str]:
+    """How many trials an earlier run of the same code had made."""
+    found = row.get("found", 0)
+    if not found or row.get("earlier"):
+        return []
+    number = "all" if found == row["trials"] else f"{found} of them"
+    return [f"{number} from an earlier run of the same code"]
 
 
 def _search(inversion: Mapping[str, Any] | None) -> list[str]:

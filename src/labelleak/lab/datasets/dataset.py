@@ -1,4 +1,4 @@
-"""A loaded data set: labeled images in memory, or photographs decoded one at a time."""
+"""A loaded data set: labeled images or other inputs in memory, or photographs decoded on demand."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -124,18 +124,19 @@ class UncheckedSamples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labeled images and their normalization.
+    """Labeled images and their normalization, or other inputs that go to a network as they are.
 
     For another normalization (such as that of a downloaded classifier), use
     `dataclasses.replace(dataset, mean=..., std=...)`.
 
     Attributes:
         name: name of the data that was actually loaded, for records.
-        images: uint8 pixels (samples, channels, height, width), or photographs decoded lazily.
+        images: uint8 pixels (samples, channels, height, width), or photographs decoded lazily; or
+            other inputs, float32 or int64 (tokens), shape (samples, ...).
         labels: int64 class of each image, 0 to `classes - 1`.
         classes: number of classes C.
         class_names: C names in the order of the class indices; None if unknown.
-        mean: of each channel, on the scale of pixels 0 to 1.
+        mean: of each channel, on the scale of pixels 0 to 1; empty where inputs are no images.
         std: standard deviation of each channel, on the same scale.
         label_sets: zeros and ones for every label of each image, -1 where one is left out, int64;
             None where the targets are the classes.
@@ -152,7 +153,12 @@ class Dataset:
     """
 
     name: str
-    images: UInt8[Tensor, "images channels height width"] | Photographs = field(repr=False)
+    images: (
+        UInt8[Tensor, "images channels height width"]
+        | Photographs
+        | Float32[Tensor, "images ..."]
+        | Int64[Tensor, "images ..."]
+    ) = field(repr=False)
     labels: Int64[Tensor, " samples"] = field(repr=False)
     classes: int
     class_names: tuple[str, ...] | None = field(repr=False)
@@ -169,7 +175,7 @@ class Dataset:
                 f"labels run from {self.labels.min()} to {self.labels.max()}, "
                 f"but there are {self.classes} classes (0 to {self.classes - 1})"
             )
-        channels = self.images.shape[1]
+        channels = self.images.shape[1] if self.has_images else 0
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(f"mean and std must have one number for each of {channels} channels")
         if not all(std > 0 for std in self.std):
@@ -181,8 +187,31 @@ class Dataset:
         return len(self.labels)
 
     @property
+    def has_images(self) -> bool:
+        """Whether the inputs are images, which are normalized."""
+        return isinstance(self.images, Photographs) or self.images.dtype == torch.uint8
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the inputs are integers that stand for something, and cannot be computed with."""
+        return isinstance(self.images, Tensor) and self.images.dtype == torch.int64
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.images.shape[1:])
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image, pixels."""
+        """(channels, height, width) of every image, pixels.
+
+        Raises:
+            ValueError: The inputs are no images.
+        """
+        if not self.has_images:
+            raise ValueError(
+                f"{self.name} has inputs of shape {self.input_shape}, and images are needed"
+            )
         _, channels, height, width = self.images.shape
         return channels, height, width
 
@@ -243,8 +272,10 @@ class Dataset:
 
     def batch(
         self, indices: Int64[Tensor, " batch"], augment: torch.Generator | None = None
-    ) -> tuple[Float32[Tensor, "batch channels height width"], Int64[Tensor, "batch *labels"]]:
-        """Images and targets, ready for a network.
+    ) -> tuple[
+        Float32[Tensor, "batch ..."] | Int64[Tensor, "batch ..."], Int64[Tensor, "batch *labels"]
+    ]:
+        """Inputs and targets, ready for a network.
 
         Args:
             indices: the samples, in this order; repetitions are allowed.
@@ -252,7 +283,7 @@ class Dataset:
                 photograph gives different inputs; None for the center crop.
 
         Returns:
-            inputs: (pixel / 255 - mean) / std.
+            inputs: (pixel / 255 - mean) / std of images; others as they are.
             targets: their classes, or their label sets.
 
         Raises:
@@ -270,6 +301,9 @@ class Dataset:
                 f"indices run from {indices.min()} to {indices.max()}, "
                 f"but {self.name} has {len(self)} samples"
             )
+        if not self.has_images:
+            assert isinstance(self.images, Tensor), "photographs are images"
+            return self.images[indices], self.labels[indices]
         if isinstance(self.images, Photographs):
             pixels = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
             for row, index in enumerate(indices.tolist()):
@@ -287,7 +321,10 @@ class Dataset:
         chunk: int = 64,
         augment: torch.Generator | None = None,
     ) -> Iterator[
-        tuple[Float32[Tensor, "chunk channels height width"], Int64[Tensor, "chunk *labels"]]
+        tuple[
+            Float32[Tensor, "chunk ..."] | Int64[Tensor, "chunk ..."],
+            Int64[Tensor, "chunk *labels"],
+        ]
     ]:
         """The same as `batch` in chunks, so that a large batch is never in memory as a whole.
 

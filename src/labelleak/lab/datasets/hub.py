@@ -52,14 +52,25 @@ def read(
     labels = np.asarray(rows[source.label][:], dtype=np.int64)
     class_names = tuple(rows.features[source.label].names)
     rows = rows.select_columns([source.image])
-    opener = partial(_open, rows, source.image, "L" if image_shape[0] == 1 else "RGB")
+    opener = partial(open_row, rows, source.image, "L" if image_shape[0] == 1 else "RGB")
     if max(image_shape) > small:
         return UncheckedSamples(Photographs(opener, len(rows), size), labels, class_names)
     images = decode_all(opener, f"{source.path}, image {{}}".format, len(rows), image_shape)
     return UncheckedSamples(images, labels, class_names)
 
 
-def _open(rows: Any, column: str, mode: str, index: int) -> "Image.Image":
+def open_row(rows: Any, column: str, mode: str, index: int) -> "Image.Image":
+    """Decode one image of a data set of `datasets`.
+
+    Args:
+        rows: The data set.
+        column: The column of the images.
+        mode: "RGB" or "L" (gray), what the pixels are converted to.
+        index: Which row.
+
+    Raises:
+        UnreadableFile: It is damaged.
+    """
     try:
         image: Image.Image = rows[index][column]
         return image.convert(mode)

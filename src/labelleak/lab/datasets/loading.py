@@ -1,16 +1,26 @@
 """Find a data set by name, and check that it is the one that its name says."""
 
 import os
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from labelleak.errors import DataNotFound, UnreadableFile
-from labelleak.lab.datasets import cifar, folders, hub, idx
+from labelleak.errors import BrokenPlugin, DataNotFound, LabelLeakError, UnreadableFile
+from labelleak.lab.datasets import cifar, folders, hub, idx, own
 from labelleak.lab.datasets.catalog import CATALOG, Entry
 from labelleak.lab.datasets.dataset import Dataset, UncheckedSamples
+from labelleak.plugins import (
+    Plugin,
+    check_parameters,
+    filled_in,
+    find_plugin,
+    plugin_names,
+    what_went_wrong,
+)
 
 DATA_VARIABLE = "LABELLEAK_DATA"
 _SPLITS = {"train": "train", "test": "test", "val": "test"}
@@ -45,9 +55,13 @@ def load(
     images per class. Slow conversions are cached in LABELLEAK_CACHE, by default ~/.cache/labelleak.
 
     Args:
-        name: one of `names()`. "mnist-sample" is part of labelleak (5,000 training and 1,000 test
-            digits) and needs no files; "folder" is any folder with one folder of images per class,
-            given as `data_dir`.
+        name: one of `names()`; data of your own below `data_dir`: "folder:NAME" (one folder of
+            images per class), "npz:NAME" (arrays in NAME.npz, see `own.read_npz`) or "hf:NAME" (a
+            Hugging Face data set as `save_to_disk` writes it); or a plug-in, "module:name" or an
+            entry point of another package: a function of the split that returns a `Dataset`, with
+            `data_dir` and `image_size` where it has such parameters. "mnist-sample" is part of
+            labelleak (5,000 training and 1,000 test digits) and needs no files; "folder" is any
+            folder with one folder of images per class, given as `data_dir`.
         split: "train", or "test" for the held-out split; "val" is the same as "test".
         data_dir: folder with the data.
         image_size: side in pixels of the square cut out of photographs (ImageNet, and folders of
@@ -68,11 +82,13 @@ def load(
         >>> digits.classes, digits.image_shape
         (10, (1, 28, 28))
     """
-    if name not in CATALOG:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names())}")
+    check_name(name)
     if split not in _SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(_SPLITS)}")
-    entry, split = CATALOG[name], _SPLITS[split]
+    split = _SPLITS[split]
+    if name not in CATALOG:
+        return _load_other(name, split, data_dir or os.environ.get(DATA_VARIABLE), image_size)
+    entry = CATALOG[name]
     if image_size is not None:
         if entry.image_shape is not None and max(entry.image_shape) <= _SMALL:
             raise ValueError(f"{name} has images of a fixed size: leave image_size out")
@@ -109,6 +125,86 @@ def load(
             return _dataset(samples, entry, name, entry.hub.path)
     where = f"; looked in {'; '.join(searched)}" if searched else ""
     raise DataNotFound(f"{name}, split {split}, was not found{where}. {_advice(entry)}")
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a data set that `load` cannot take; a plug-in is imported.
+
+    Args:
+        name: As for `load`.
+
+    Raises:
+        ValueError: There is no such data set or plug-in, or it needs parameters.
+    """
+    if name in CATALOG:
+        return
+    if name.partition(":")[0] in own.FORMS:
+        own.check_own_name(name)
+    elif (plugin := data_plugin(name)) is not None:
+        make = _callable(plugin)
+        filled = filled_in(make, {"split": 0, "data_dir": 0, "image_size": 0})
+        check_parameters(f"the data set {name!r}", make, (), filled)
+
+
+def data_plugin(name: str) -> Plugin | None:
+    """The plug-in that a data set comes from; None for one of labelleak or of the data folder.
+
+    Args:
+        name: As for `load`.
+
+    Raises:
+        ValueError: There is no such data set or plug-in.
+    """
+    if name in CATALOG or name.partition(":")[0] in own.FORMS:
+        return None
+    if ":" not in name and name not in plugin_names("datasets"):
+        known = ", ".join((*names(), *plugin_names("datasets")))
+        forms = ", ".join(f"{form}:NAME" for form in own.FORMS)
+        raise ValueError(
+            f"unknown data set {name!r}: choose one of {known}, {forms}, or module:name"
+        )
+    return find_plugin("datasets", name)
+
+
+def _callable(plugin: Plugin) -> Callable[..., Any]:
+    if not callable(plugin.target):
+        raise BrokenPlugin(f"the data set {plugin.name!r} is no function of a split")
+    return plugin.target
+
+
+def _load_other(name: str, split: str, root: str | Path | None, image_size: int | None) -> Dataset:
+    """A data set of the user's own, or of a plug-in."""
+    plugin = data_plugin(name)
+    if plugin is not None:
+        given = {"split": split, "data_dir": root, "image_size": image_size}
+        make = _callable(plugin)
+        try:
+            made = make(**filled_in(make, given))
+        except LabelLeakError:
+            raise
+        except Exception as error:  # whatever other people's code raises
+            raise BrokenPlugin(f"the data set {name!r} failed: {what_went_wrong(error)}") from None
+        if not isinstance(made, Dataset):
+            raise BrokenPlugin(
+                f"the data set {name!r} returns {type(made).__name__}: a "
+                "labelleak.lab.datasets.Dataset is needed"
+            )
+        return made
+    path, title = own.place_of(name, root)
+    form = name.partition(":")[0]
+    if form == "npz":
+        return own.read_npz(path, split, title)
+    if form == "hf":
+        found = own.read_hf(path, split, title, small=_SMALL, size=image_size)
+        return found if isinstance(found, Dataset) else _of_folder(found, title, path)
+    samples = _read(CATALOG["folder"], split, path, image_size)
+    if samples is None:
+        raise DataNotFound(f"{path} has no class folders with images for the split {split}")
+    return _of_folder(samples, title, path)
+
+
+def _of_folder(samples: UncheckedSamples, title: str, path: Path) -> Dataset:
+    return _dataset(samples, CATALOG["folder"], title, str(path))
 
 
 def _candidates(entry: Entry, root: Path) -> list[Path]:

@@ -45,6 +45,9 @@ _NETWORKS = {
 }
 
 
+_FCN = r"fcn-([1-9][0-9]{0,2})"
+
+
 def names() -> tuple[str, ...]:
     """The names of the paper's networks.
 
@@ -120,8 +123,19 @@ def build(
                 f"{', '.join(network.options)}"
             )
     make = partial(network.make, classes=classes, image_shape=image_shape, **options)
-    if seed is None:
-        return make()
+    return make() if seed is None else seeded(make, seed)
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Make a network whose initial weights a seed decides, the same on any device.
+
+    Args:
+        make: Makes it with PyTorch's random numbers.
+        seed: Any 64-bit integer.
+
+    Returns:
+        The network, on PyTorch's default device; the random state is unchanged.
+    """
     device = torch.get_default_device()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed, which would seed the accelerators, too, permanently.
@@ -130,10 +144,15 @@ def build(
     return model.to(device)
 
 
+def is_own_network(name: str) -> bool:
+    """Whether `build` makes a network of that name."""
+    return name in _NETWORKS or re.fullmatch(_FCN, name) is not None
+
+
 def _network(name: str) -> _Network:
     if name in _NETWORKS:
         return _NETWORKS[name]
-    if layers := re.fullmatch(r"fcn-([1-9][0-9]{0,2})", name):
+    if layers := re.fullmatch(_FCN, name):
         return _fcn(int(layers[1]))
     others = ", ".join(known for known in _NETWORKS if not known.startswith("fcn-"))
     raise ValueError(f"unknown network {name!r}: choose one of fcn-N (N from 1 to 999), {others}")

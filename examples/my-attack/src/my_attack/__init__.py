@@ -1,0 +1,1 @@
+"""An attack for labelleak in a package of its own."""

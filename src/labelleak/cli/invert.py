@@ -51,9 +51,7 @@ def invert_command(
     """
     import torch
 
-    # Before the search, which may take hours: the page needs an extra.
-    import labelleak.report.inversion
-
+    import labelleak.report.inversion  # noqa: F401  (its extra is missed before a long search)
     from labelleak.inversion import running
     from labelleak.inversion.files import observe_file
     from labelleak.updates import open_tensors

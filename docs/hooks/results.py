@@ -1,11 +1,17 @@
 """The pages of recorded results are made from `results/` while the site is built."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+# The report needs no torch, and so the package need not be installed.
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+from labelleak.report.experiments import study_page
+from labelleak.report.run import read_run
 
 _RECORDED = Path(__file__).parents[2] / "results" / "quick"
 _PLACE = "<!-- results -->"
@@ -26,9 +32,11 @@ _PICTURE_METRICS = ("psnr", "psnr_best6", "ssim")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Put the page of the run, with its figures, beside the others (an event of MkDocs)."""
-    page = (_RECORDED / "report.html").read_text(encoding="utf-8")
-    files.append(File.generated(config, "recorded/report.html", content=page))
+    """Put the pages of the runs, with their figures, beside the others (an event of MkDocs)."""
+    for name, folder in (("report", _RECORDED), ("leaderboard", _LEADERBOARD)):
+        title, summaries = read_run(folder / "summary.json")
+        page = study_page(summaries, title, folder)
+        files.append(File.generated(config, f"recorded/{name}.html", content=page))
     for picture in sorted(_RECORDED.glob("pictures/*.png")):
         place = f"recorded/pictures/{picture.name}"
         files.append(File.generated(config, place, content=picture.read_bytes()))

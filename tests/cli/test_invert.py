@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import stat
 import sys
 from typing import get_args
 
@@ -82,6 +84,12 @@ def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
         assert -10 * np.log10(error) == pytest.approx(expected, abs=0.2)
     with Image.open(io.BytesIO((tmp_path / "images.png").read_bytes())) as picture:
         assert picture.size == (2 * 30 + 2, 30 + 2)
+    page = tmp_path / "report.html"
+    told = re.findall(r"off by (\d+) % <span>PSNR", page.read_text(encoding="utf-8"))
+    errors = sorted(10 ** (-psnr / 20) for psnr in record["score"]["psnr"])
+    assert told == [f"{100 * error:.0f}" for error in errors]
+    # It holds the true images.
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
 
 
 def test_the_table_says_what_was_done(invert, tmp_path):
@@ -91,6 +99,7 @@ def test_the_table_says_what_was_done(invert, tmp_path):
     assert "Method ig; labels free; distance" in text
     assert "after 2 iterations" in text
     assert "images.png" in text
+    assert "report.html" in text
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["settings"]["dtype"] == "float64"
     assert (record["score"], record["order"]) == (None, None)

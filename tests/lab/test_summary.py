@@ -70,6 +70,7 @@ def test_means_and_intervals_on_a_case_worked_out_by_hand():
     assert lnacc["low"] == pytest.approx(0.9 - half)
     assert lnacc["high"] == 1.0  # cut off: there is no accuracy above
     assert lnacc["trials"] == 3
+    assert lnacc["error"] == pytest.approx(0.1 / math.sqrt(3))
     # As published, from the counts before their sum is repaired; exactness after that.
     assert (cells["ilrg.leacc"]["ours"], cells["ilrg.leacc"]["low"]) == (pytest.approx(0.9),) * 2
     assert cells["ilrg.exact"]["ours"] == pytest.approx(1 / 3)
@@ -276,6 +277,7 @@ def test_what_was_really_run_is_told():
         "stage_used": "iteration 26 of 260, 100 samples of each class", "batch_size": 24,
         "sampler": "random_classes", "defense": "gaussian noise 0.001", "known_classes": True,
         "trials": 0, "trials_planned": 3, "panel": "p", "series": "s", "x": 10.0, "failed": {},
+            "flags": {},
         "inversion": None, "pictures": None, "shrunk": [], "note": None, "earlier": 0, "code": [],
         "range": "evaluation",
     }  # fmt: skip
@@ -309,7 +311,14 @@ def test_baselines_time_intervals_and_who_spoke_are_summarized():
     records = [
         {
             "key": one.trial_key(index),
-            "attacks": {"auto": {**entry, "certified": index < 1, "spoke": spoke}},
+            "attacks": {
+                "auto": {
+                    **entry,
+                    "certified": index < 1,
+                    "spoke": spoke,
+                    "flags": ["no_bias", "not_integral"][: index + 1],
+                }
+            },
             "measures": {"auto.seconds": float(index)} | ({"auto.coverage": 0.5} if index else {}),
             "baselines": {"uniform": {"leacc": 1, "lnacc": 0.25, "accuracy": 0, "exact": False}},
         }
@@ -325,6 +334,7 @@ def test_baselines_time_intervals_and_who_spoke_are_summarized():
     assert values == pytest.approx(dict(zip(wanted, expected, strict=True)))
     assert row["metrics"]["auto.coverage"]["trials"] == 2
     assert row["spoke"] == {"pooled": 2, "exact": 1}
+    assert list(row["flags"]["auto"].items()) == [("no_bias", 3), ("not_integral", 2)]
 
 
 def test_results_of_earlier_code_are_kept_and_marked():

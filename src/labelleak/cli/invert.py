@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import Progress, TextColumn
@@ -13,9 +13,13 @@ from labelleak.cli.invert_options import BatchOptions, NetworkOptions, SearchOpt
 from labelleak.cli.options import PathOption, attack_option, format_option, gathered
 from labelleak.cli.status import ExitStatus
 from labelleak.cli.tables import print_inversion
+from labelleak.storage import write_whole
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from labelleak.inversion import Method
+    from labelleak.inversion.running import InversionRun
 
 
 @click.command("invert")
@@ -41,11 +45,13 @@ def invert_command(
     """Show the images that one update gives away.
 
     The update is the gradient of a whole network for one batch, in evaluation mode. Writes
-    images.png (all pictures), one picture for each image, and record.json. After an interruption
-    (Ctrl-C) these hold the best so far, and the exit status is 130.
+    images.png (all pictures), one picture for each image, record.json, and report.html, which shows
+    them enlarged beside the true ones (--truth). After an interruption (Ctrl-C) these hold the best
+    so far, and the exit status is 130.
     """
     import torch
 
+    import labelleak.report.inversion  # noqa: F401  (its extra is missed before a long search)
     from labelleak.inversion import running
     from labelleak.inversion.files import observe_file
     from labelleak.updates import open_tensors
@@ -74,6 +80,7 @@ def invert_command(
         device=network.device,
     )
     picture = running.write_run(out, run.images, record)
+    page = _write_page(out / "report.html", run, record, truth)
     if output_format == "json":
         click.echo(json.dumps(record, indent=2, allow_nan=False))
     else:
@@ -82,7 +89,32 @@ def invert_command(
         means = None if run.quality is None else {name: run.quality.mean(name) for name in scores}
         print_inversion(record, means, target)
         target.print(f"Pictures: {picture}", soft_wrap=True)
+        target.print(f"Page: {page}", soft_wrap=True)
     return ExitStatus.INTERRUPTED if run.found.interrupted else 0
+
+
+def _write_page(
+    page: Path, run: "InversionRun", record: dict[str, Any], truth: "Tensor | None"
+) -> Path:
+    """Write the page of the pictures; with the true ones beside them, for the owner alone."""
+    from labelleak.inversion.pictures import png
+    from labelleak.report.inversion import inversion_page
+    from labelleak.restoration import Flag
+
+    true = flat = None
+    if truth is not None:
+        true = [png(image) for image in truth]
+        centered = truth - truth.mean((2, 3), keepdim=True)
+        flat = float(centered.square().mean((1, 2, 3)).sqrt().mean())
+    text = inversion_page(
+        record,
+        [png(image) for image in run.images],
+        true,
+        flat=flat,
+        flags={name: Flag[name.upper()].text for name in record["result"]["flags"]},
+    )
+    write_whole(page, text, private=True)
+    return page
 
 
 def _teller(bar: Progress, method: "Method") -> Callable[[int, int, float], None]:

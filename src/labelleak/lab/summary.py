@@ -25,8 +25,10 @@ A summary is plain data that the report renders::
         "panel": null, "series": null, "x": null,
         "metrics": {"ilrg.lnacc": {
           "ours": 0.992, "low": 0.984, "high": 1.0,   # null without a trial; one has no interval
+          "error": 0.004,                             # standard error of the mean; null likewise
           "published": 0.994, "difference": -0.002, "inside": true, "trials": 50}, ...},
         "failed": {"rlg": {"failed": 3, "of": 50, "error": ...}},
+        "flags": {"ilrg": {"not_integral": 12}},    # trials in which an attack raised each flag
         "inversion": null,              # how images were restored: labels, iterations, restarts
         "pictures": null,               # of the first trial, as in `image_reconstruction`
         "local": "10 local steps, learning rate 0.05",  # only with local training
@@ -190,6 +192,7 @@ def _row(
         "x": row.x,
         "metrics": cells,
         "failed": _failures(experiment, records),
+        "flags": _flags(experiment, records),
         "inversion": None if experiment.inversion is None else experiment.inversion.model_dump(),
         "pictures": next((r["pictures"] for r in records if "pictures" in r), None),
         **_beyond_one_batch(experiment),
@@ -267,6 +270,7 @@ def _cell(m: Metric, row: StudyRow, records: Sequence[Record]) -> dict[str, Any]
     if not values and value is None:
         return None
     ours, low, high = _mean_and_interval(values, m.bounds)
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     inside = None
     if published is not None and low is not None and high is not None:
         inside = low <= published[1] and published[0] <= high
@@ -274,6 +278,7 @@ def _cell(m: Metric, row: StudyRow, records: Sequence[Record]) -> dict[str, Any]
         "ours": ours,
         "low": low,
         "high": high,
+        "error": spread,
         "published": value,
         "difference": None if ours is None or value is None else ours - value,
         "inside": inside,
@@ -320,6 +325,18 @@ def _failures(experiment: Experiment, records: Sequence[Record]) -> dict[str, An
         if errors:
             failures[attack] = {"failed": len(errors), "of": len(records), "error": errors[0]}
     return failures
+
+
+def _flags(experiment: Experiment, records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """In how many trials each attack raised each flag, the most frequent first."""
+    found = {}
+    for attack in experiment.attacks:
+        raised = Counter(
+            flag for record in records for flag in record["attacks"][attack].get("flags", ())
+        )
+        if raised:
+            found[attack] = dict(sorted(raised.items(), key=lambda item: (-item[1], item[0])))
+    return found
 
 
 def _note(

@@ -21,6 +21,15 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+# Ink, paper and grid lines are those of the page, so that charts are dark where it is.
+_OF_THE_PAGE = {
+    "#000000": "currentColor",
+    "#1b1f24": "currentColor",
+    "#ffffff": "var(--paper)",
+    "#e3e6e9": "var(--line)",
 }
 _MOST_IN_A_ROW = 12
 
@@ -105,4 +114,5 @@ def inline_svg(figure: Figure, title: str) -> str:
     text = stream.getvalue()
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub("#[0-9a-f]{6}", lambda found: _OF_THE_PAGE.get(found[0], found[0]), text)
     return text.replace("<svg", '<svg role="img"', 1)

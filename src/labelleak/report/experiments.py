@@ -2,13 +2,15 @@
 
 import base64
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from labelleak.report.comparison import STEPS, comparison
 from labelleak.report.figures import Summary, differences_chart, short_title, study_figures
 from labelleak.report.pages import NONE, render, typeset
+from labelleak.report.palette import score_colors
 from labelleak.report.text import number
 
 _ROW_COLUMNS = (
@@ -29,18 +31,37 @@ def study_page(summaries: Sequence[Summary], title: str, folder: Path | None = N
         folder: The run's folder, to take pictures from; None for a page without pictures.
 
     Returns:
-        The page, one file with nothing to load and no script.
+        The page, one file with nothing to load. It has a script where attacks are compared without
+        published figures, and is whole without it.
     """
-    studies = [_study(number, summary, folder) for number, summary in enumerate(summaries, start=1)]
+    alone = len(summaries) == 1
+    rows = [row for summary in summaries for row in summary["rows"]]
+    earlier = sum(bool(row.get("earlier")) for row in rows)
+    if earlier == len(rows):
+        # Said once for all of them.
+        summaries = [
+            {**summary, "rows": [row | {"earlier": 0} for row in summary["rows"]]}
+            for summary in summaries
+        ]
+    studies = [
+        _study(number, summary, folder, alone=alone)
+        for number, summary in enumerate(summaries, start=1)
+    ]
     measures = {m["name"]: m for summary in summaries for m in summary["metrics"]}
+    if alone and studies[0]["comparison"]:
+        measures = _once_for_all_attacks(measures)
     totals = {key: sum(s["tally"][key] for s in studies) for key in ("inside", "outside", "open")}
     return render(
         "experiments.html",
         title=title,
         studies=studies,
+        # Names in the script belong to one map.
+        comparison=studies[0]["comparison"] if len(studies) == 1 else None,
+        scale=score_colors(),
+        steps=STEPS,
         totals=totals,
-        experiments=sum(len(summary["rows"]) for summary in summaries),
-        earlier=sum(bool(row.get("earlier")) for s in summaries for row in s["rows"]),
+        experiments=len(rows),
+        earlier=earlier,
         # A user's own grid has no published figures, so nothing of it can be left out.
         compared=any(study["published"] or study["omitted"] for study in studies),
         stand_ins=_stand_ins(summaries),
@@ -92,13 +113,29 @@ def _plain(value: Any) -> Any:
     return "" if value is None else value
 
 
+def _once_for_all_attacks(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures by the score that they are, where every attack has the same ones."""
+    found = {}
+    for name, measure in measures.items():
+        own, kind = measure["attack"] is not None, name.rpartition(".")[2]
+        title = measure["title"].rpartition(" ")[2] if own else measure["title"]
+        found.setdefault(kind if own else name, {**measure, "title": title})
+    return found
+
+
 def _distinct(values: Any) -> list[Any]:
     """The values without repetition, in order, leaving empty ones out."""
     return list(dict.fromkeys(value for value in values if value))
 
 
-def _study(number: int, summary: Summary, folder: Path | None) -> dict[str, Any]:
-    rows = [_row(row, summary["metrics"]) for row in summary["rows"]]
+def _study(number: int, summary: Summary, folder: Path | None, *, alone: bool) -> dict[str, Any]:
+    found = comparison(summary) if alone else None
+    # What the map and the tables behind it show is not said again.
+    metrics = [m for m in summary["metrics"] if found is None or m["attack"] is None]
+    rows = [_row(row, metrics) for row in summary["rows"]]
+    if found is not None:
+        for setting, row in zip(found["settings"], rows, strict=True):
+            setting |= {"facts": row["facts"], "lines": list(_remarks(row))}
     cells = [cell for row in summary["rows"] for cell in row["metrics"].values()]
     known = [cell["inside"] for cell in cells if cell["published"] is not None]
     return {
@@ -110,7 +147,8 @@ def _study(number: int, summary: Summary, folder: Path | None) -> dict[str, Any]
         "omitted": summary["omitted"],
         "figures": study_figures(summary),
         "pictures": [strip for row in summary["rows"] if (strip := _pictures(row, folder))],
-        "rows": rows,
+        "comparison": found,
+        "rows": [row for row in rows if found is None or row["cells"]],
         "tally": {
             "inside": known.count(True),
             "outside": known.count(False),
@@ -161,6 +199,20 @@ def _row(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[s
             if not (cell["ours"] is None and cell["published"] is None)
         ],
     }
+
+
+def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader must know of a row before its figures."""
+    if row["stands_in_for"]:
+        yield f"Stand-in data: {row['data']} in place of {row['stands_in_for']}"
+    if row["earlier"]:
+        made = f"another version of the code made these {row['earlier']} records"
+        yield f"From an earlier run: {made}"
+    if row["shrunk"]:
+        yield f"Not as published: {'; '.join(row['shrunk'])}"
+    for attack, failure in row["failed"].items():
+        where = f"{failure['failed']} of {failure['of']} trials"
+        yield f"{attack} could not run in {where}: {failure['error']}"
 
 
 def _facts(row: Mapping[str, Any]) -> list[str]:

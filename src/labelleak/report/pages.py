@@ -1,5 +1,6 @@
 """What all pages share: templates with escaped text, signs and dashes, and a check of the input."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +14,7 @@ from jinja2 import (
     TemplateError,
     select_autoescape,
 )
+from markupsafe import Markup
 
 from labelleak.errors import LabelLeakError, UnreadableFile
 from labelleak.report import text
@@ -46,6 +48,7 @@ def _environment() -> Environment:
     )
     environment.filters["metric"] = lambda value: typeset(text.number(value))
     environment.filters["figure"] = lambda value: typeset(text.number(value, fixed=False))
+    environment.filters["percent"] = lambda share: f"{100 * share:.2f}%"
     environment.filters["typeset"] = typeset
     environment.filters["short_verdict"] = lambda verdict: _SHORT_VERDICTS.get(verdict, verdict)
     environment.filters["capitalize_first"] = lambda words: words[:1].upper() + words[1:]
@@ -62,6 +65,22 @@ def typeset(figure: str) -> str:
     if figure == text.NONE:
         return NONE
     return f"{MINUS}{figure[1:]}" if figure.startswith("-") else figure
+
+
+def embedded(content: Any) -> Markup:
+    """JSON for a script element of a page, in which no text can end that element.
+
+    Args:
+        content: Plain data.
+
+    Examples:
+        >>> "<" in embedded(["</script>"])
+        False
+    """
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 _NOT_AS_IT_SAYS = (

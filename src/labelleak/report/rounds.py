@@ -1,13 +1,10 @@
 """The page of a federation: what each client gave away in each round."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from labelleak.report.pages import held_to_schema, render
+from labelleak.report.pages import embedded, held_to_schema, render
 
 VERDICTS = {
     "over": "more than the policy allows",
@@ -66,7 +63,7 @@ def _page(records: list[dict[str, Any]], title: str, most_classes: int) -> str:
         versions=sorted({record["version"] for record in records}),
         private=any((record["audit"] or {}).get("true_counts") for record in records),
         detailed=detailed,
-        data=_embedded({"texts": list(texts), "rows": rows}),
+        data=embedded({"texts": list(texts), "rows": rows}),
     )
 
 
@@ -160,11 +157,3 @@ def _classes(record: dict[str, Any]) -> list[list[int | float | None]]:
         ]
         for label in sorted(shown)
     ]
-
-
-def _embedded(content: dict[str, Any]) -> Markup:
-    """JSON in which no text can end the script element that holds it."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)

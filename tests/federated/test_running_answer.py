@@ -152,7 +152,6 @@ def test_without_errors_nothing_is_known_in_all(tmp_path):
         ("another", "line 2: is a record of another client"),
         ("counts", "counts are no whole numbers"),
         ("intervals", "ends before it begins"),
-        ("true", "counts are no whole numbers"),
         ("proven", "proven counts differ"),
     ],
 )
@@ -167,9 +166,6 @@ def test_records_that_are_forged_or_mixed_fail_closed_in_one_line(tmp_path, line
         record["audit"]["counts"] = [60, 0, 0, "0"]
     elif line == "intervals":
         record["audit"]["intervals"][0] = [9.0, 1.0]
-    elif line == "true":
-        now = made(FIRST, 1.0, true=[1.5, 0, 0, 0])
-        record["audit"]["true_counts"] = [1.5, 0, 0, 0]
     elif line == "proven":
         record["audit"] |= {"certified": True}
         now = made(TRUE, 1.0, certified=True)

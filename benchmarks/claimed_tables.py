@@ -9,6 +9,7 @@ from labelleak.lab.published_figures import published_runs
 from markdown_tables import table, three
 from measured_tables import MEASURED
 from origins import origins
+from simulated_tables import SIMULATED
 from trust_tables import TRUST, Read
 
 LEADERBOARD = "results/leaderboard/summary.json"
@@ -215,6 +216,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "ceiling": ceiling,
     **FLAGS,
     **MEASURED,
+    **SIMULATED,
     **TRUST,
 }
 """What a page asks for by name."""

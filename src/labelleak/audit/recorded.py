@@ -32,9 +32,11 @@ def recorded_restoration(record: Mapping[str, Any]) -> Restoration | None:
     Examples:
         >>> import torch, labelleak
         >>> from labelleak.audit import audit_observation
-        >>> seen = labelleak.capture(torch.nn.Linear(5, 4), torch.ones(6, 5), torch.arange(6) % 4)
-        >>> recorded_restoration(audit_observation(seen).as_dict()).counts.tolist()
-        [2, 2, 1, 1]
+        >>> _ = torch.manual_seed(0)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> seen = labelleak.capture(torch.nn.Linear(20, 5), inputs, labels)
+        >>> recorded_restoration(audit_observation(seen, "pooled").as_dict()).counts.tolist()
+        [3, 2, 0, 2, 1]
     """
     counts, intervals = record.get("counts"), record.get("intervals")
     certified, flags = record.get("certified"), record.get("flags")

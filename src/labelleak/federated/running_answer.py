@@ -37,6 +37,23 @@ class RunningAnswer:
         flags: Names of the flags of the combination.
         score: Metrics of the counts where the true ones are known, else None.
         expected: What is told by the attacks' own account where they are not, else None.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from labelleak import LocalTraining
+        >>> from labelleak.federated import Auditor, Occasion, Policy, train_locally
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(20, 5)
+        >>> recipe = LocalTraining(learning_rate=0.1, batch_size=8)
+        >>> inputs, labels = torch.rand(8, 20), torch.tensor([0, 0, 0, 1, 1, 3, 3, 4])
+        >>> sent = train_locally(model, inputs, labels, recipe, classes=5)
+        >>> auditor = Auditor(Policy(attack="pooled", records=tempfile.mkdtemp()))
+        >>> for number in (1, 2):
+        ...     decision = auditor.audit_update(
+        ...         sent.before, sent.after, recipe, Occasion(number, "a"), instances=8
+        ...     )
+        >>> decision.record.known["rounds"], decision.record.known["counts"]
+        ([1, 2], [3, 2, 0, 2, 1])
     """
 
     verdict: RoundVerdict

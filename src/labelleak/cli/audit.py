@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from labelleak.cli.audit_folder import audit_folder
+from labelleak.cli.audit_folder import audit_folder, watched
 from labelleak.cli.audit_options import TrainingOptions, UpdateOptions
 from labelleak.cli.audit_request import AuditRequest
 from labelleak.cli.client_options import ClientOptions
-from labelleak.cli.console import deliver
+from labelleak.cli.console import deliver, progress_bar
 from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import (
     PathOption,
@@ -101,6 +101,7 @@ def audit_command(
         return audit_folder(request, update, labels, output, output_format)
     if output is not None:
         check_writable(output, request.inputs(update, labels))
-    record = request.run(update, labels)
+    with progress_bar() as bar:
+        record = request.run(update, labels, **watched(attack, bar))
     deliver(record.as_dict(), output, output_format, print_record)
     return record.exit_status

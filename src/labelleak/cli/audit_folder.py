@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from rich.progress import Progress
 
 from labelleak._version import __version__
 from labelleak.cli.audit_options import UpdateOptions
@@ -57,10 +58,11 @@ def audit_folder(
     files = updates_in(update.update)
     if output is not None:
         output.mkdir(mode=0o700, parents=True, exist_ok=True)
-    statuses, of_attack = set[int](), shared_by(request.attack)
+    statuses = set[int]()
     with progress_bar() as bar, _interrupts() as interrupted:
         tell = line_teller(bar)
         task = bar.add_task("Auditing", total=len(files))
+        of_attack = watched(request.attack, bar)
         for number, path in enumerate(files):
             place = None if output is None else output / f"{path.name}.json"
             one = replace(update, update=path)
@@ -96,13 +98,23 @@ def updates_in(folder: Path) -> list[Path]:
     return files
 
 
-def shared_by(attack: str) -> dict[str, Any]:
-    """Keyword arguments of an attack by which the updates of a folder share what they can."""
+def watched(attack: str, bar: Progress) -> dict[str, Any]:
+    """Keyword arguments by which an attack shows its progress and updates share its work.
+
+    Args:
+        attack: Name of the attack; only ``"virtual"`` takes any.
+        bar: Where the progress shows.
+    """
     if attack != "virtual":
         return {}
     from labelleak.attacks.virtual import Simulations
 
-    return {"shared": Simulations()}
+    task = bar.add_task("Virtual clients", total=None)
+
+    def show(number: int, error: float) -> None:
+        bar.update(task, completed=number)
+
+    return {"shared": Simulations(), "progress": show}
 
 
 def status_of(record: dict[str, Any]) -> int:

@@ -286,7 +286,11 @@ class Auditor:
                     self.policy.attack,
                     true_counts=counts,
                     **vars(self.policy.rule),
-                    source={**source, "approximations": [*approximations(observation), *notes]},
+                    source={
+                        **source,
+                        "loss": observation.loss.kind,
+                        "approximations": [*approximations(observation), *notes],
+                    },
                     time_limit=self.policy.time_limit,
                     **self._of_attack,
                 )

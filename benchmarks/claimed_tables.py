@@ -10,6 +10,7 @@ from loss_tables import LOSSES
 from markdown_tables import table, three
 from measured_tables import MEASURED
 from origins import origins
+from simulated_tables import SIMULATED
 from trust_tables import TRUST, Read
 
 LEADERBOARD = "results/leaderboard/summary.json"
@@ -217,6 +218,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     **FLAGS,
     **LOSSES,
     **MEASURED,
+    **SIMULATED,
     **TRUST,
 }
 """What a page asks for by name."""

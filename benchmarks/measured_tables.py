@@ -327,23 +327,6 @@ def local_steps(read: Read) -> list[str]:
     )
 
 
-def simulated_clients(read: Read) -> list[str]:
-    """Virtual clients beside attacks that simulate nothing."""
-    names = ("virtual", "auto", "rlu")
-    lines = []
-    for row in read("results/benchmark-virtual-clients.json")["rows"]:
-        cells = [f"{row['name']} ({row['test_accuracy']:.2f})"]
-        cells += [three(row["accuracy"][name]) for name in names]
-        lines.append([*cells, three(row["coverage"]["virtual"]), f"{row['trainings']:.0f}"])
-    return table(
-        [
-            "recipe (test accuracy before)", "`virtual`", "`auto`", "RLU",
-            "true counts inside the 95 % intervals", "trainings for each client",
-        ],
-        lines,
-    )  # fmt: skip
-
-
 def epsilon(read: Read) -> list[str]:
     """Share of the labels restored against epsilon, with and without training."""
     shares: dict[tuple[float, float | None, float], list[float]] = {}
@@ -382,7 +365,6 @@ MEASURED: dict[str, Callable[[Read], list[str]]] = {
     "exact-certificates": exact_certificates,
     "poolers": poolers_found,
     "local-steps": local_steps,
-    "virtual-clients": simulated_clients,
     "epsilon": epsilon,
 }
 """By the name under which a page asks for it."""

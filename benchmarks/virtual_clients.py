@@ -67,6 +67,7 @@ class Setting:
         pretrained: Steps of ordinary training in place of rounds.
         auxiliary: The server's samples of each class.
         others: Virtual clients that each client but the first adds at most.
+        like: The row whose network and clients these are; empty for those of its own.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Setting:
     pretrained: int = 0
     auxiliary: int = 200
     others: int = 24
+    like: str = ""
 
 
 QUICK_START = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
@@ -93,6 +95,11 @@ SETTINGS = (
     Setting("Adam, trained", ADAM, pretrained=400),
     Setting("one epoch, trained", ONE, pretrained=400),
     Setting("five epochs, 20 auxiliary samples a class", FIVE, auxiliary=20, others=16),
+    *(
+        Setting(f"{row}, {number} a class", QUICK_START, round=place, auxiliary=number, like=row)
+        for place, row in ((1, "quick start, round 1"), (2, "quick start, round 2"))
+        for number in (5, 20, 100)
+    ),
 )
 
 
@@ -125,7 +132,8 @@ class Federation:
 
     def train(self, model: nn.Module, *purpose: int | str) -> LocalUpdate:
         """One client's update; the purpose names the client."""
-        seed = self.range.derive("virtual clients", self.setting.name, *purpose)
+        row = self.setting.like or self.setting.name
+        seed = self.range.derive("virtual clients", row, *purpose)
         own = uneven(self.labels, seed)
         images, labels = self.images[own], self.labels[own]
         with torch.random.fork_rng(devices=[]):

@@ -72,6 +72,13 @@ def test_a_proven_round_is_the_answer():
     assert combine([told([30.0, 30.0, 0.0, 0.0], [1.0] * 4), proven]) is proven
 
 
+def test_proofs_of_other_counts_are_of_other_data():
+    proofs = [told(raw, None, certified=True) for raw in ([40.0, 5, 0, 15], [39.0, 6, 0, 15])]
+    assert combine([proofs[0]] * 2) is proofs[0]
+    with pytest.raises(InvalidObservation, match="proven counts differ"):
+        combine(proofs)
+
+
 def test_rounds_that_contradict_each_other_are_flagged():
     found = combine(
         [told([60.0, 0.0, 0.0, 0.0], [1.0] * 4), told([0.0, 60.0, 0.0, 0.0], [1.0] * 4)]
@@ -81,10 +88,11 @@ def test_rounds_that_contradict_each_other_are_flagged():
     assert agreed.flags == ()
 
 
-def test_flags_of_all_rounds_stay():
+def test_a_doubt_about_one_round_stays_and_doubts_of_errors_are_judged_anew():
+    """A round of which more might be told by another attack is among what is known in all."""
     one = told([40.0, 5.0, 0.0, 15.0], [0.1] * 4, flags=(Flag.NO_BIAS, Flag.TIME_LIMIT))
-    other = told([40.0, 5.0, 0.0, 15.0], [0.1] * 4, flags=(Flag.NO_BIAS,))
-    assert combine([one, other]).flags == (Flag.NO_BIAS,)
+    other = told([40.0, 5.0, 0.0, 15.0], [3.0] * 4, flags=(Flag.NO_BIAS, Flag.COUNTS_NOT_SURE))
+    assert combine([one, other]).flags == (Flag.NO_BIAS, Flag.TIME_LIMIT)
 
 
 def test_what_cannot_be_combined_is_refused_in_one_line():

@@ -246,7 +246,7 @@ def test_bad_options_are_one_line_each(run_audit, files, options, words):
     [
         ("missing/record.json", "No such file"),
         ("model.safetensors/record.json", "Not a directory"),
-        ("folder", "is a directory"),
+        ("folder", "it is a folder"),
         ("x" * 300, "name too long"),
         ("/".join(["x" * 200] * 30), "name too long"),
         ("a\nb", "control characters"),

@@ -106,6 +106,7 @@ def test_the_steps_that_batchnorm_counted_are_used(model, auditor):
         record = audit(auditor(), found, after, before=start, training=training).record
         assert record.audit["local_steps"] == 4
         assert record.audit["source"]["approximations"] == []
+        assert record.audit["source"]["loss"] == "cross_entropy"
         assert record.leaks[0]["what"] == "number of local steps"
 
 

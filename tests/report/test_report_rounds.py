@@ -189,6 +189,43 @@ def test_an_advantage_has_a_chart_of_its_own_with_its_limit(made, browse):
     assert 'aria-label="Advantage over a guess, by round"' not in browse(rounds_page([made()]))
 
 
+def known_after(number, accuracy, **changes):
+    """What rounds tell together, as a record holds it."""
+    return {
+        "verdict": "over",
+        "reason": f"{number} rounds together: combined restored {accuracy:.1%}",
+        "rounds": list(range(1, number + 1)),
+        "left_out": [],
+        "score": {"accuracy": accuracy},
+        "expected": None,
+        **changes,
+    }
+
+
+def test_what_is_known_after_each_round_stands_beside_the_round_alone(made, browse):
+    records = [made(1, accuracy=0.6, known=known_after(1, 0.6))]
+    records.append(made(2, accuracy=0.55, known=known_after(2, 0.8)))
+    shown = browse(rounds_page(records), "document.querySelector('#audits td button').click()")
+    assert [row[7:10] for row in table_of(shown)] == [
+        ["60.0 %", "–", "60.0 %"],
+        ["55.0 %", "–", "80.0 %"],
+    ]
+    assert "After round 1 the server knows 60.0 % of the labels: 1 rounds together" in shown
+    assert 'aria-label="Share of the labels known after each round"' in shown
+    plain = browse(rounds_page([made()]))
+    assert 'aria-label="Share of the labels known after each round"' not in plain
+
+
+def test_what_is_known_without_labels_or_not_at_all_is_said(made):
+    own = known_after(2, 0.7, score=None, expected={"accuracy": 0.7})
+    texts = data_of(rounds_page([made(known=own)]))["texts"]
+    assert any("knows 70.0 % of the labels, by the attack's own errors: " in one for one in texts)
+    failed = known_after(2, 0.7, score=None, reason="the earlier records do not serve")
+    row = data_of(rounds_page([made(known=failed)]))
+    assert row["rows"][0][23] is None
+    assert any("knows what no score says: the earlier records" in one for one in row["texts"])
+
+
 @pytest.mark.parametrize(
     ("name", "choice", "amount"),
     [("client", 1, 6), ("label", 1, 3), ("verdict", 1, 1), ("framework", 2, 2)],
@@ -258,10 +295,10 @@ def test_an_audit_unfolds(several, browse):
 _WRONG = ("x", 3, [1], [{}], {"a": 1}, None, float("nan"), float("inf"), True)
 
 
-@pytest.mark.parametrize("within", ["record", "audit", "policy", "score"])
+@pytest.mark.parametrize("within", ["record", "audit", "policy", "score", "known"])
 def test_values_of_other_types_are_a_page_or_one_line(made, within):
     """The right schema, and any value in any place: what a stranger's file may hold."""
-    whole = json.dumps(made())
+    whole = json.dumps(made(known=known_after(1, 0.5)))
     told = set()
     for key in list(named(json.loads(whole), within)):
         for value in _WRONG:
@@ -284,6 +321,7 @@ def named(record, within):
         "audit": audit,
         "policy": record["policy"],
         "score": audit["score"],
+        "known": record["known"],
     }[within]
 
 

@@ -13,7 +13,8 @@ from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.projection import project_to_counts
 from labelleak.restoration import Flag, Restoration
 
-# Correlation of two rounds' errors: both come of the same samples.
+# Correlation of two rounds' errors, as both come of the same samples. Of `virtual`, on three
+# clients and five rounds of the development range, it was 0.2 on average and 0.7 in late rounds.
 _CORRELATION = 0.5
 # Standard errors between a round and all of them together that chance does not explain.
 _APART = 4.0
@@ -36,12 +37,13 @@ def combine(restorations: Sequence[Restoration]) -> Restoration:
 
     Returns:
         Counts, with standard errors that are at least ``sqrt(1/2)`` of the smallest ones. The flags
-        are those that all rounds share, `ATTACKS_DISAGREE` where a round contradicts all together
-        by more than four standard errors, and `COUNTS_NOT_SURE`.
+        are those of any round, as whoever has all updates has that one, too; `ATTACKS_DISAGREE`
+        where a round contradicts all together by more than four standard errors; and
+        `COUNTS_NOT_SURE` by the errors of all together.
 
     Raises:
-        InvalidObservation: There are none, they are of label sets, or their classes or numbers of
-            samples differ.
+        InvalidObservation: There are none, they are of label sets, or their classes, numbers of
+            samples or proven counts differ.
         MissingKnowledge: None has standard errors.
 
     Examples:
@@ -65,9 +67,13 @@ def combine(restorations: Sequence[Restoration]) -> Restoration:
         raise InvalidObservation(
             "the restorations are not of the same data: their classes or numbers of samples differ"
         )
-    proven = next((one for one in counted if one.certified), None)
-    if proven is not None:
-        return proven
+    proven = [one for one in counted if one.certified]
+    if len({tuple(one.labels().tolist()) for one in proven}) > 1:
+        raise InvalidObservation(
+            "the restorations are not of the same data: their proven counts differ"
+        )
+    if proven:
+        return proven[0]
     known = [one for one in counted if one.raw is not None and one.standard_errors is not None]
     if not known:
         raise MissingKnowledge(
@@ -77,7 +83,7 @@ def combine(restorations: Sequence[Restoration]) -> Restoration:
     total = totals.pop()[1]
     raw, errors, apart = _weighed(known)
     counts = project_to_counts(raw, total)
-    flags = set.intersection(*({*one.flags} for one in known)) - {Flag.COUNTS_NOT_SURE}
+    flags = {flag for one in known for flag in one.flags} - {Flag.COUNTS_NOT_SURE}
     if apart > _APART:
         flags.add(Flag.ATTACKS_DISAGREE)
     if probability_right(raw, errors, total) <= _SURE or Flag.ATTACKS_DISAGREE in flags:

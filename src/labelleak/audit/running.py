@@ -3,20 +3,17 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from labelleak.attacks import restore
-from labelleak.audit.expected import expected_score
 from labelleak.audit.fit import flag_misfit
+from labelleak.audit.judging import judged_by
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.remedies import REMEDIES
 from labelleak.audit.rule import Measure, Rule
-from labelleak.audit.verdict import judge
-from labelleak.cells import hidden_cells
 from labelleak.errors import InvalidObservation
 from labelleak.guess import checked_prior
 from labelleak.metrics import score
@@ -91,16 +88,9 @@ def audit_observation(
     seconds = time.perf_counter() - start
     if true_counts is not None:
         found = flag_misfit(observation, found, true_counts)
-    scored = rounded = expected = hidden = None
-    if true_counts is None:
-        expected = expected_score(found, prior=rule.prior, floor=rule.floor)
-    elif true_counts.any():
-        measured = partial(score, true_counts=true_counts, prior=rule.prior, floor=rule.floor)
-        scored = measured(found)
-        rounded = None if found.rounded is None else measured(found, use="rounded")
-    if true_counts is not None:
-        hidden = int(hidden_cells(true_counts, rule.floor).sum())
-    verdict, reason = judge(found, scored, rule, expected=expected, hidden=hidden)
+    judged, rounded = judged_by(found, true_counts, rule), None
+    if judged.scored is not None and true_counts is not None and found.rounded is not None:
+        rounded = score(found, true_counts, use="rounded", prior=rule.prior, floor=rule.floor)
     return AuditRecord(
         attack=found.attack,
         classes=observation.classes,
@@ -118,11 +108,11 @@ def audit_observation(
             for flag in found.flags
         ],
         true_counts=_listed(true_counts),
-        score=None if scored is None else scored.as_dict(),
+        score=None if judged.scored is None else judged.scored.as_dict(),
         score_rounded=None if rounded is None else rounded.as_dict(),
         threshold=threshold,
-        verdict=verdict.value,
-        reason=reason,
+        verdict=judged.verdict.value,
+        reason=judged.reason,
         seconds=seconds,
         source=dict(source or {}),
         measure=str(rule.measure),
@@ -130,8 +120,8 @@ def audit_observation(
         prior=None if rule.prior is None else list(rule.prior),
         limit=rule.limit,
         intervals=_listed(found.intervals),
-        expected=expected,
-        hidden=hidden,
+        expected=judged.expected,
+        hidden=judged.hidden,
         ceiling=None if ceiling is None else dict(ceiling),
         samples=_samples(observation, found),
     )

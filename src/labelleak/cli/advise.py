@@ -69,6 +69,8 @@ def advise_command(
     kind = update.holds(training)
     rule.check(labels)
     client.check(labels)
+    if update.update.is_dir():
+        raise click.UsageError(f"--update {update.update}: is a folder, of which audit is for")
     if output is not None:
         check_writable(output, update.inputs(loss, labels, rule.prior, client.data))
     observation, true_counts = scored_by(labels, update.read(training, loss), training)

@@ -55,6 +55,14 @@ class TrainingOptions:
             help="Learning rate of the local steps; needed for weights and a difference.",
         ),
     ]
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] | None,
+        option(
+            "--optimizer",
+            type=click.Choice(["sgd", "adam", "adamw", "rmsprop", "adagrad"]),
+            help="The client's optimizer, as torch has it. Default: not known, and read as sgd",
+        ),
+    ]
     local_steps: Annotated[
         int | None,
         option(
@@ -132,6 +140,7 @@ class TrainingOptions:
         if steps is None and (self.instances is None or self.batch_size is None):
             steps = epochs
         return LocalTraining(
+            self.optimizer,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             steps=steps,
@@ -190,7 +199,14 @@ class UpdateOptions:
         option("--before", type=_FILE, required=True, help="The model handed out: its state dict."),
     ]
     update: Annotated[
-        Path, option("--update", type=_FILE, required=True, help="What the client sends back.")
+        Path,
+        option(
+            "--update",
+            type=PathOption("file or folder"),
+            required=True,
+            help="What the client sends back; of audit also a folder of what several clients of a "
+            "round sent.",
+        ),
     ]
     kind: Annotated[
         Kind | None,
@@ -217,6 +233,7 @@ class UpdateOptions:
             return kind
         useless = {
             "--learning-rate": training.learning_rate,
+            "--optimizer": training.optimizer,
             "--momentum": training.momentum,
             "--weight-decay": training.weight_decay,
             "--proximal": training.proximal,

@@ -9,7 +9,7 @@ import click
 from labelleak.cli.options import PathOption, option
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from labelleak.advice import LocalClient
     from labelleak.observation import Observation
@@ -24,8 +24,9 @@ class ClientOptions:
         option(
             "--model",
             metavar="MODULE:FUNCTION",
-            help="A function of yours, without arguments, that returns the network; it is imported "
-            "and run. Needs --data and --labels.",
+            help="A function of yours, without arguments, that returns the network in the mode "
+            "that clients train it in; it is imported and run. Goes with --data, or with "
+            "--auxiliary of audit.",
         ),
     ]
     data: Annotated[
@@ -38,15 +39,21 @@ class ClientOptions:
         ),
     ]
 
-    def check(self, labels: Path | None) -> None:
+    def check(self, labels: Path | None, auxiliary: Path | None = None) -> None:
         """Check the options before a file is read.
+
+        Args:
+            labels: The file of labels, or None.
+            auxiliary: The file of the server's samples, which needs the model as well, or None.
 
         Raises:
             UsageError: One of them is there without the other, or without labels.
         """
-        if (self.model is None) != (self.data is None):
+        if auxiliary is not None and self.model is None:
+            raise click.UsageError("--auxiliary needs --model, the network that clients train")
+        if (self.model is None) != (self.data is None) and auxiliary is None:
             raise click.UsageError("--model and --data go together")
-        if self.model is not None and labels is None:
+        if self.data is not None and labels is None:
             raise click.UsageError("--model and --data need --labels, those of the update")
 
     def make(self, before: Path) -> "LocalClient | None":
@@ -67,22 +74,45 @@ class ClientOptions:
 
 def _client(model: str, data: Path, before: Path) -> "LocalClient":
     from labelleak.advice import LocalClient
+
+    return LocalClient(network_at(model, before), *read_samples(data))
+
+
+def network_at(model: str, before: Path) -> "nn.Module":
+    """The network of ``--model`` with the weights that were handed out.
+
+    Args:
+        model: The module and the function of it.
+        before: File of the state dict. Its integers, such as BatchNorm's counts, are not read.
+
+    Raises:
+        UsageError: There is no such function, or it returns no network.
+        UnreadableFile: The file is damaged, or is of another network.
+    """
     from labelleak.errors import UnreadableFile
     from labelleak.updates import open_tensors
 
-    network = _built(model)
-    state = open_tensors(before)
-    weights = {name: state.tensor(name) for name in network.state_dict() if name in state.shapes}
+    network = built_network(model)
+    state, own = open_tensors(before), network.state_dict()
+    weights = {
+        name: state.tensor(name) if value.is_floating_point() else value
+        for name, value in own.items()
+        if name in state.shapes
+    }
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UnreadableFile(f"{before}: is not of the network {model}: {reason}") from None
-    return LocalClient(network, *_samples(data))
+    return network
 
 
-def _samples(data: Path) -> tuple["Tensor", "Tensor"]:
-    """Inputs and labels."""
+def read_samples(data: Path) -> tuple["Tensor", "Tensor"]:
+    """Inputs and labels of a file of samples.
+
+    Raises:
+        UnreadableFile: It is damaged, lacks one of them, or they are of other types.
+    """
     from labelleak.errors import UnreadableFile
     from labelleak.updates.files import open_stored
 
@@ -99,7 +129,12 @@ def _samples(data: Path) -> tuple["Tensor", "Tensor"]:
     return inputs, labels.long()
 
 
-def _built(model: str) -> Any:
+def built_network(model: str) -> "nn.Module":
+    """What the function of ``--model`` returns.
+
+    Raises:
+        UsageError: There is no such function, or it returns no network.
+    """
     from importlib import import_module
 
     from torch import nn

@@ -4,18 +4,20 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from labelleak.attacks import Need, find_attack
+from labelleak.attacks.virtual import Simulations
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.running import audit_observation
 from labelleak.errors import MissingKnowledge
 from labelleak.federated.buffers import Buffers
 from labelleak.federated.contents import BY_CLASS, NOTHING, Contents
+from labelleak.federated.occasion import Decision, Occasion
 from labelleak.federated.policy import Policy, RoundVerdict, read_policy
 from labelleak.federated.replies import (
     Reading,
@@ -28,6 +30,7 @@ from labelleak.federated.replies import (
     text_of,
 )
 from labelleak.federated.rounds import RoundRecord, Taken, append_record
+from labelleak.federated.running_answer import RunningAnswer, in_all, running_answer
 from labelleak.federated.samples import (
     approximations,
     instances_of,
@@ -45,66 +48,13 @@ _log = logging.getLogger(__name__)
 _BEYOND_THE_HEAD = frozenset({Need.MODEL, Need.GRADIENTS, Need.AFTER})
 
 
-@dataclass(frozen=True)
-class Occasion:
-    """What an audit is written down under.
-
-    Attributes:
-        round: Number of the round.
-        client: Name of the client.
-        label: Where in the client this is, ``"before clipping"`` say.
-        framework: Name of the framework.
-        epsilon: Of the differential privacy that the framework accounts for.
-        delta: The same.
-        aggregate_of: Number of clients that the update adds up.
-        run: The framework's own name or number of the run.
-        task: What was asked of the client, ``"train"`` or ``"evaluate"``.
-
-    Examples:
-        >>> Occasion(round=3, client="hospital 3", label="before clipping").round
-        3
-    """
-
-    round: int
-    client: str
-    label: str = ""
-    framework: str = ""
-    epsilon: float | None = None
-    delta: float | None = None
-    aggregate_of: int | None = None
-    run: str = ""
-    task: str = ""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of a reply.
-
-    Attributes:
-        record: What was written down.
-        send: False: the policy refuses to send it.
-        reason: Why, in one sentence.
-
-    Examples:
-        >>> import tempfile
-        >>> from labelleak.federated import Auditor, Occasion, Policy
-        >>> auditor = Auditor(Policy(action="refuse", records=tempfile.mkdtemp()))
-        >>> decision = auditor.failed("the reply is empty", Occasion(round=1, client="a"))
-        >>> decision.send, decision.record.verdict
-        (False, 'failed')
-    """
-
-    record: RoundRecord
-    send: bool
-    reason: str
-
-
 class Auditor:
     """Audits what clients send, and decides by a policy whether it leaves.
 
     Nothing that a client sends makes it raise, changes what is passed in, or disturbs a generator
     of random numbers: training goes on as without it. It computes on the CPU, and reads the final
-    layer alone unless there is a model or the attack needs more.
+    layer alone unless there is a model or the attack needs more. Updates that follow on one another
+    and share model, recipe and number of samples share virtual clients (attack ``virtual``).
 
     Examples:
         >>> import torch
@@ -165,6 +115,8 @@ class Auditor:
             model = None if model is None else deepcopy(model).cpu()
         whole = model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD)
         self._reading = Reading(head, model, whole, {"loss": Loss.of(loss), **knowledge})
+        is_virtual = self.policy.attack == "virtual"
+        self._of_attack = {"shared": Simulations()} if is_virtual else {}
 
     def snapshot(self, state: Mapping[str, Tensor]) -> Snapshot:
         """Copy what an audit reads of a model, before a training that changes it in place.
@@ -334,21 +286,42 @@ class Auditor:
                     self.policy.attack,
                     true_counts=counts,
                     **vars(self.policy.rule),
-                    source={**source, "approximations": [*approximations(observation), *notes]},
+                    source={
+                        **source,
+                        "loss": observation.loss.kind,
+                        "approximations": [*approximations(observation), *notes],
+                    },
                     time_limit=self.policy.time_limit,
+                    **self._of_attack,
                 )
         except Exception as problem:  # whatever a client sent
             error = _joined(error, text_of(problem))
+        answer = self._running(found, occasion)
         verdict, reason = self._judge(found, error)
+        if self.policy.across_rounds and found is not None:
+            verdict, reason = in_all(verdict, reason, answer)
         return self._decide(
             verdict,
             reason,
             occasion,
             replace(contents, leaks=(*contents.leaks, *buffers.leaks)),
             audit=None if found is None else found.as_dict(),
+            known=None if answer is None else answer.as_dict(),
             error=error,
             seconds=time.perf_counter() - start,
         )
+
+    def _running(self, found: AuditRecord | None, occasion: Occasion) -> RunningAnswer | None:
+        """What all rounds tell together; None of updates whose data are not those of every round.
+
+        Gradients are of another batch each time, aggregates of other clients, and the counts of
+        label sets have no common sum.
+        """
+        if found is None or found.source["kind"] != "weights" or self._reading.one_logit:
+            return None
+        if occasion.aggregate_of is not None:
+            return None
+        return running_answer(self.policy.records, occasion, found, self.policy.rule)
 
     def _judge(self, found: AuditRecord | None, error: str | None) -> tuple[RoundVerdict, str]:
         if found is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labelleak.audit.labels import read_label_sets, read_labels
 from labelleak.errors import MissingKnowledge, UnreadableFile
-from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.auditor import Auditor
 from labelleak.federated.contents import Contents, look_at
 from labelleak.federated.nvflare_contents import (
     Result,
@@ -24,6 +24,7 @@ from labelleak.federated.nvflare_contents import (
     read_result,
     remove_properties,
 )
+from labelleak.federated.occasion import Decision, Occasion
 from labelleak.federated.replies import Snapshot
 from labelleak.loss import Loss
 from labelleak.metrics import counts_of

@@ -14,7 +14,8 @@ from opacus.accountants.analysis import rdp as rdp_analysis
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.auditor import Auditor
+from labelleak.federated.occasion import Decision, Occasion
 from labelleak.federated.policy import Policy
 from labelleak.metrics import counts_of
 from labelleak.training import LocalTraining

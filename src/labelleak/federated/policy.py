@@ -19,6 +19,13 @@ from labelleak.storage import read_whole
 Action = Literal["record", "warn", "refuse"]
 RoundVerdict = Literal["within", "over", "inconclusive", "failed"]
 
+ROUND_VERDICTS: dict[Verdict, RoundVerdict] = {
+    Verdict.AUDITED: "within",
+    Verdict.OVER_THRESHOLD: "over",
+    Verdict.INCONCLUSIVE: "inconclusive",
+}
+"""What the verdict of an audit is called where a policy says what may leave."""
+
 _MOST_BYTES = 2**18
 
 
@@ -44,6 +51,8 @@ class Policy:
         floor: For small cells, the smallest count that may be told, at least 2.
         prior: For the best guess, the share of each class as the public knows it; None for the same
             share of each.
+        across_rounds: Judge what all rounds of a run tell together of a client's labels as well,
+            see `RunningAnswer`: the graver of the two verdicts holds.
 
     Raises:
         ValueError: A value is impossible; the message names the key.
@@ -62,8 +71,11 @@ class Policy:
     allow: Allow = field(default_factory=Allow)
     floor: int = USUAL_FLOOR
     prior: Sequence[float] | None = None
+    across_rounds: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.across_rounds, bool):
+            raise ValueError(f"across_rounds = {self.across_rounds!r}: true or false is needed")
         _check_choice("action", self.action, get_args(Action))
         if not isinstance(self.attack, str):
             raise ValueError(f"attack = {self.attack!r}: the name of an attack is needed")
@@ -96,6 +108,8 @@ class Policy:
             del content["floor"]
         if self.prior is None:
             del content["prior"]
+        if not self.across_rounds:
+            del content["across_rounds"]
         return content if self.allow == Allow() else {**content, "allow": self.allow.as_dict()}
 
     def judge(self, found: AuditRecord) -> tuple[RoundVerdict, str]:
@@ -107,12 +121,7 @@ class Policy:
         Returns:
             The verdict, and why in one sentence.
         """
-        verdicts: dict[str, RoundVerdict] = {
-            Verdict.AUDITED.value: "within",
-            Verdict.OVER_THRESHOLD.value: "over",
-            Verdict.INCONCLUSIVE.value: "inconclusive",
-        }
-        return verdicts[found.verdict], found.reason
+        return ROUND_VERDICTS[Verdict(found.verdict)], found.reason
 
 
 def read_policy(path: Path | str) -> Policy:

@@ -14,13 +14,15 @@ from urllib.parse import quote
 from labelleak._version import __version__
 from labelleak.errors import UnreadableFile
 from labelleak.federated.policy import RoundVerdict
-from labelleak.storage import append_line, read_whole
+from labelleak.storage import append_line, read_whole, what_is_at
 
 SCHEMA = "labelleak/round/1"
 
 Taken = Literal["sent", "warned", "refused"]
 
 _LONGEST_NAME = 80
+# Of a client's file, where it is read beside its training.
+_MOST_BYTES = 2**27
 # What plain data the entries of a record may be.
 _KINDS: dict[str, type | UnionType] = {
     **dict.fromkeys(("client", "label", "framework", "action", "verdict", "reason"), str),
@@ -29,6 +31,7 @@ _KINDS: dict[str, type | UnionType] = {
     "round": int,
     "policy": dict,
     "audit": dict | None,
+    "known": dict | None,
 }
 
 
@@ -53,6 +56,7 @@ class RoundRecord:
         reason: Why, in one sentence.
         policy: The policy, see `Policy.as_dict`.
         audit: The audit record, schema ``labelleak/audit/1``, or None.
+        known: What the rounds of this run so far tell together, see `RunningAnswer`, or None.
         error: What is wrong with the update or the audit, or None.
         epsilon: Of the differential privacy that the framework accounts for, or None.
         delta: The same.
@@ -86,6 +90,7 @@ class RoundRecord:
     reason: str
     policy: dict[str, Any]
     audit: dict[str, Any] | None = None
+    known: dict[str, Any] | None = None
     error: str | None = None
     epsilon: float | None = None
     delta: float | None = None
@@ -185,6 +190,34 @@ def read_rounds(path: Path | str) -> list[dict[str, Any]]:
     return records
 
 
+def client_records(folder: Path | str, client: str) -> list[dict[str, Any]]:
+    """One client's records, of which none may be missing or another's.
+
+    Args:
+        folder: The folder of the records.
+        client: Name of the client.
+
+    Returns:
+        The records in the order in which they were written; none where there is no file yet.
+
+    Raises:
+        UnreadableFile: The file cannot be read or is larger than 128 MiB, or a line is no record of
+            this client.
+    """
+    path = Path(folder, file_name(client))
+    if not what_is_at(path):
+        return []
+    records = []
+    for number, line in enumerate(read_whole(path, _MOST_BYTES).split(b"\n"), start=1):
+        record = _parse(line) if line.strip() else None
+        if record is not None and record["client"] == client:
+            records.append(record)
+        elif line.strip():
+            what = "no record" if record is None else "a record of another client"
+            raise UnreadableFile(f"{path}, line {number}: is {what}; move the file away")
+    return records
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
@@ -193,7 +226,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         return None
     # Records of before there were these have no such entries.
-    record = {"run": "", "task": "", "unaudited": [], "leaks": [], **record}
+    record = {"run": "", "task": "", "unaudited": [], "leaks": [], "known": None, **record}
     fits = all(isinstance(record.get(name), kinds) for name, kinds in _KINDS.items())
     return record if fits else None
 

@@ -121,7 +121,28 @@ def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[
         number(record.get("run", "")),
         None if advantage is None else round(max(0.0, advantage), 4),
         policy["threshold"] if policy["measure"] == "advantage" else None,
+        _share_known(record),
+        number(_known(record)),
     ]
+
+
+def _share_known(record: dict[str, Any]) -> float | None:
+    """Share of the labels that all rounds so far tell together, by the attack where need be."""
+    known = record.get("known") or {}
+    by = known.get("score") or known.get("expected") or {}
+    return None if by.get("accuracy") is None else round(by["accuracy"], 4)
+
+
+def _known(record: dict[str, Any]) -> str:
+    """What the server knows after a round, in a sentence; empty where that was not combined."""
+    known, share = record.get("known"), _share_known(record)
+    if not known:
+        return ""
+    after = f"After round {record['round']} the server knows"
+    if share is None:
+        return f"{after} what no score says: {known['reason']}"
+    own = "" if known["score"] else ", by the attack's own errors"
+    return f"{after} {100 * share:.1f} % of the labels{own}: {known['reason']}"
 
 
 def _flag(flag: dict[str, str]) -> str:

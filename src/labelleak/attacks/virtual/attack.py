@@ -37,8 +37,11 @@ TIME_LIMIT = 60.0
 """Seconds after which no further virtual client is trained, unless told otherwise."""
 
 TRAININGS = 60
-"""Virtual clients that are trained whatever the time, unless a time limit is given."""
+"""Virtual clients that there are whatever the time, unless a time limit is given."""
 
+# Most virtual clients of one real client: of the first of a round, and of another one, to which
+# those of others are lent.
+_MOST, _MOST_OF_OTHERS = 120, 24
 # Virtual clients of the first stage, and of each later one.
 _FIRST, _STAGE = 32, 16
 # Fewest virtual clients that an answer can rest on.
@@ -84,7 +87,7 @@ def virtual_clients(
     observation: Observation,
     *,
     time_limit: float | None = None,
-    trainings: int = 120,
+    trainings: int | None = None,
     seed: int = 0,
     shared: Simulations | None = None,
     progress: Progress | None = None,
@@ -108,8 +111,10 @@ def virtual_clients(
     Args:
         observation: Needs the model before and after, the recipe with its batch size and learning
             rates, and auxiliary data with two samples of every class, better 200.
-        time_limit: Seconds, positive; None for 60, or 60 virtual clients where they take longer.
-        trainings: Most virtual clients, at least 12.
+        time_limit: Seconds, positive; None for 60, or 60 virtual clients where they take longer,
+            those of others among them.
+        trainings: Most virtual clients that are trained for this client, at least 12; None for 120,
+            or 24 where there are 60 of others.
         seed: Of what is drawn; anything from 0.
         shared: Virtual clients of other real clients of the round, to use and to add to.
         progress: Called after each virtual client with their number and the share of labels that
@@ -127,7 +132,7 @@ def virtual_clients(
             that are not finite.
         ValueError: `trainings` is below 12.
     """
-    if trainings < _FEWEST:
+    if trainings is not None and trainings < _FEWEST:
         raise ValueError(f"{trainings} virtual clients: at least {_FEWEST} are needed")
     if observation.is_one_logit:
         raise MissingKnowledge(
@@ -140,13 +145,14 @@ def virtual_clients(
     samples = auxiliary_samples(auxiliary, observation.classes)
     recipe = recipe_of(observation, samples, tests_of(auxiliary))
     search = _Search(recipe, total, seed, start_of(observation), shared or Simulations())
+    if trainings is None:
+        trainings = _MOST if len(search.made.pools) < TRAININGS else _MOST_OF_OTHERS
     end = now() + (time_limit or TIME_LIMIT)
     flags: tuple[Flag, ...] = ()
     try:
         while not search.is_over(trainings):
-            trained = search.trained
-            sure_of = 1 if time_limit is not None else min(TRAININGS, trainings)
-            if now() > end and trained >= max(sure_of, _FEWEST):
+            needed = _FEWEST if time_limit is not None else min(TRAININGS, trainings)
+            if now() > end and len(search.made.pools) >= needed:
                 flags = (Flag.TIME_LIMIT,)
                 break
             search.step()

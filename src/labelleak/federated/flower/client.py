@@ -14,7 +14,7 @@ from flwr.app import Array, Context, Error, Message
 from torch import Tensor, nn
 
 from labelleak.errors import LabelLeakError
-from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.auditor import Auditor
 from labelleak.federated.contents import Contents
 from labelleak.federated.flower.contents import Answer, contents_of
 from labelleak.federated.flower.messages import (
@@ -31,6 +31,7 @@ from labelleak.federated.flower.messages import (
     update_in,
     weights_in,
 )
+from labelleak.federated.occasion import Decision, Occasion
 from labelleak.federated.policy import Policy, read_policy
 from labelleak.metrics import counts_of
 from labelleak.observation import Auxiliary

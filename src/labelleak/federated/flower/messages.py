@@ -12,9 +12,9 @@ import torch
 from flwr.app import Array, Error, Message
 from torch import Tensor
 
-from labelleak.federated.auditor import Decision
 from labelleak.federated.buffers import is_counter
 from labelleak.federated.flower.contents import header_of
+from labelleak.federated.occasion import Decision
 from labelleak.training import LocalTraining
 
 KEYS: Mapping[str, tuple[str, ...]] = {

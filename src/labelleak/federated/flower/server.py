@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from labelleak.federated.auditor import Auditor, Decision, Occasion
+from labelleak.federated.auditor import Auditor
 from labelleak.federated.contents import Contents
 from labelleak.federated.flower.contents import contents_of
 from labelleak.federated.flower.messages import (
@@ -23,6 +23,7 @@ from labelleak.federated.flower.messages import (
     update_in,
     weights_in,
 )
+from labelleak.federated.occasion import Decision, Occasion
 from labelleak.federated.policy import Policy
 from labelleak.training import LocalTraining
 
@@ -110,8 +111,10 @@ class AuditStrategy(Strategy):
         """Audit each reply, or the aggregate, and let the strategy aggregate."""
         replies = list(replies)
         if not self._secure:
-            replies = [self._passed(server_round, reply) for reply in replies]
-            return self._aggregate(server_round, replies)
+            # Those of one recipe and number of samples, which share virtual clients, in a row.
+            order = sorted(range(len(replies)), key=lambda at: self._told_of(replies[at]))
+            passed = {at: self._passed(server_round, replies[at]) for at in order}
+            return self._aggregate(server_round, [passed[at] for at in range(len(replies))])
         arrays, metrics = self._aggregate(server_round, replies)
         if arrays is not None and not self._audit_aggregate(server_round, arrays, replies).send:
             arrays = None
@@ -167,6 +170,14 @@ class AuditStrategy(Strategy):
                 contents=contents,
             )
         return _kept(reply, decision, sent)
+
+    def _told_of(self, reply: Message) -> str:
+        """What a reply says of its training, to sort by; empty where it says nothing."""
+        try:
+            sent = self._sent[reply.metadata.src_node_id]
+            return repr(self._known.training_of(sent, reply))
+        except Exception:  # whatever a client sent
+            return ""
 
     def _looked_at(self, server_round: int, reply: Message) -> Message:
         """A reply to an evaluate message, or the error in its place."""

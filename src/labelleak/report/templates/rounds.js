@@ -2,8 +2,8 @@
 // Everything shown is made of text nodes and attributes: a client's name is never markup.
 const NAMES = ["round", "client", "label", "framework", "verdict", "action", "attack", "accuracy",
   "exact", "certified", "restored", "present", "epsilon", "delta", "limit", "reason", "flags",
-  "time", "notes", "classes", "run", "advantage", "advantageLimit"];
-const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "reason", "time", "run"];
+  "time", "notes", "classes", "run", "advantage", "advantageLimit", "known", "after"];
+const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "reason", "time", "run", "after"];
 const GRAVITY = ["within", "inconclusive", "failed", "over"];
 const PAGE = 100;
 const MOST_LINES = 8;
@@ -135,8 +135,8 @@ function lineChart(title, series, rounds, top, limits, write, height, names) {
 function drawLines(among) {
   const place = byId("lines");
   const rounds = distinct("round", among);
-  const [shares, spent] = [seriesOf(among, "accuracy"), seriesOf(among, "epsilon")];
-  const names = [...new Set([...shares, ...spent].map(({ name }) => name))];
+  const [shares, spent, known] = ["accuracy", "epsilon", "known"].map((value) => seriesOf(among, value));
+  const names = [...new Set([...shares, ...spent, ...known].map(({ name }) => name))];
   if (!shares.length) {
     place.replaceChildren(element("p", {}, among.length ? "No shares: there are no true labels to compare with here." : "No audits."));
     return;
@@ -150,6 +150,10 @@ function drawLines(among) {
     const held = distinct("advantageLimit", among).filter((limit) => limit !== null);
     place.append(element("h3", {}, "Share of what a guess without the update leaves open, by round"),
       lineChart("Advantage over a guess, by round", gained, rounds, 1, held, percent, 240, names));
+  }
+  if (known.length) {
+    place.append(element("h3", {}, "Share of the labels known after each round, from all rounds so far"),
+      lineChart("Share of the labels known after each round", known, rounds, 1, [], percent, 240, names));
   }
   if (spent.length) {
     const top = Math.max(...spent.flatMap(({ points }) => points.map((point) => point.high))) || 1;
@@ -253,14 +257,16 @@ function cellAt(event) {
 const COLUMNS = [
   ["round", "round"], ["client", "client"], ["label", "label"], ["framework", "framework"],
   ["attack", "attack"], ["verdict", "verdict"], ["action", "action"], ["accuracy", "accuracy"], ["advantage", "advantage"],
+  ["known", "known so far"],
   ["exact", "exact"], ["restored", "labels restored"], ["epsilon", "ε"], ["flags", "flags"],
-];
-const FIGURES = new Set(["round", "accuracy", "advantage", "epsilon"]);
+].filter(([name]) => name !== "known" || audits.some((audit) => audit.known !== null));
+const FIGURES = new Set(["round", "accuracy", "advantage", "known", "epsilon"]);
 
 function cell(audit, name) {
   const texts = {
     accuracy: () => (audit.accuracy === null && audit.certified ? "proven" : percent(audit.accuracy)),
     advantage: () => percent(audit.advantage),
+    known: () => percent(audit.known),
     exact: () => (audit.exact === null ? "–" : audit.exact ? "yes" : "no"),
     restored: () => (audit.restored === null ? (audit.present ? `${audit.present} classes` : "–")
       : `${audit.restored} in ${audit.present} ${audit.present === 1 ? "class" : "classes"}`),
@@ -273,6 +279,7 @@ function cell(audit, name) {
 
 function details(audit) {
   const inside = element("td", { colspan: COLUMNS.length }, element("p", {}, `${audit.reason}.`));
+  if (audit.after) inside.append(element("p", {}, `${audit.after}.`));
   for (const flag of audit.flags) inside.append(element("p", {}, `Flag ${flag}.`));
   if (audit.classes.length) {
     const known = audit.classes.some((entry) => entry[2] !== null);

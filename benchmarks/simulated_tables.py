@@ -1,0 +1,50 @@
+"""Tables of the docs about virtual clients; used by `claims.py`."""
+
+from collections.abc import Callable
+
+from markdown_tables import table, three
+from measured_tables import Read
+
+
+def simulated_clients(read: Read) -> list[str]:
+    """Virtual clients beside attacks that simulate nothing."""
+    names = ("virtual", "auto", "rlu")
+    lines = []
+    for row in read("results/benchmark-virtual-clients.json")["rows"]:
+        cells = [f"{row['name']} ({row['test_accuracy']:.2f})"]
+        cells += [three(row["accuracy"][name]) for name in names]
+        lines.append([*cells, three(row["coverage"]["virtual"]), f"{row['trainings']:.0f}"])
+    return table(
+        [
+            "recipe (test accuracy before)", "`virtual`", "`auto`", "RLU",
+            "true counts inside the 95 % intervals", "trainings for each client",
+        ],
+        lines,
+    )  # fmt: skip
+
+
+def rounds_together(read: Read) -> list[str]:
+    """What rounds tell together, beside each alone and plain means."""
+    names = ("alone", "combined", "combined_coverage", "plain_mean", "likelihood_plain_mean")
+    return table(
+        [
+            "after round (test accuracy before)", "clients", "`virtual`, this round alone",
+            "all rounds, `combine`", "true counts inside its 95 % intervals",
+            "plain mean of `virtual`", "plain mean of `likelihood`",
+        ],
+        [
+            [
+                f"{row['round']} ({row['test_accuracy']:.2f})",
+                str(row["clients"]),
+                *(three(row[name]) for name in names),
+            ]
+            for row in read("results/benchmark-rounds.json")["rows"]
+        ],
+    )  # fmt: skip
+
+
+SIMULATED: dict[str, Callable[[Read], list[str]]] = {
+    "virtual-clients": simulated_clients,
+    "rounds": rounds_together,
+}
+"""By the name under which a page asks for it."""

@@ -46,14 +46,14 @@ def test_classes_that_are_absent():
 
 def test_shapes_are_guessed_where_they_can_be():
     lenet = build("lenet5", classes=4, image_shape=(3, 32, 32))
-    assert guessed_shape(lenet, lenet.features[0][0]) == (3, 32, 32)
+    assert guessed_shape(lenet, lenet.features[0][0], "calibrated") == (3, 32, 32)
     fcn = build("fcn-2", classes=4, image_shape=(1, 28, 28))
-    assert guessed_shape(fcn, fcn.hidden[0]) == (1, 28, 28)
+    assert guessed_shape(fcn, fcn.hidden[0], "calibrated") == (1, 28, 28)
     head = BATCH.model().fc
-    assert guessed_shape(head, head) == (6,)
+    assert guessed_shape(head, head, "calibrated") == (6,)
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(7, 6))
     with pytest.raises(MissingKnowledge, match="shape of the model's inputs"):
-        guessed_shape(odd, odd[0])
+        guessed_shape(odd, odd[0], "calibrated")
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (40,)])

@@ -23,4 +23,13 @@ def test_the_list_has_the_papers_own_comparison_first_and_ours_last():
     names = list(ll.list_attacks())
     assert names[:4] == ["ilrg", "rlg", "gradinversion", "idlg"]
     assert names.index("llg") < names.index("rlu") < names.index("exact")
-    assert names[-7:] == ["exact", "virtual", "likelihood", "calibrated", "pooled", "damped", "mbi"]
+    assert names[-8:] == [
+        "exact",
+        "virtual",
+        "synthetic",
+        "likelihood",
+        "calibrated",
+        "pooled",
+        "damped",
+        "mbi",
+    ]

@@ -48,8 +48,8 @@ def automatic(
 ) -> Restoration:
     """Run what the observation allows and take what can be trusted most.
 
-    After several local steps `virtual` has the word, where it has what it needs and a minute's
-    time, and the update is like those that it simulated.
+    After several local steps `virtual` has the word, or `synthetic` without auxiliary data, where
+    it has what it needs and a minute's time, and the update is like those that it simulated.
 
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued
@@ -116,8 +116,9 @@ def automatic(
 
 def _attempt_simulation(observation: Observation, seconds: float) -> Restoration | None:
     """What virtual clients say; None where the model cannot be trained, which others need not."""
+    attack = "synthetic" if observation.auxiliary is None else "virtual"
     try:
-        return attempt_attack(observation, "virtual", time_limit=seconds)
+        return attempt_attack(observation, attack, time_limit=seconds)
     except InvalidObservation:
         return None
 

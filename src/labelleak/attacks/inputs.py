@@ -98,7 +98,7 @@ def smooth_noise(
     return fields
 
 
-def guessed_shape(model: nn.Module, first: nn.Module) -> tuple[int, ...]:
+def guessed_shape(model: nn.Module, first: nn.Module, attack: str) -> tuple[int, ...]:
     """The shape of one input that a model takes, guessed from its first layer.
 
     It is the first square image of a usual size that goes through the model. For a fully connected
@@ -107,6 +107,7 @@ def guessed_shape(model: nn.Module, first: nn.Module) -> tuple[int, ...]:
     Args:
         model: The network, in evaluation mode or one whose buffers may be written to.
         first: Its first layer with weights.
+        attack: Name of the attack, for the message.
 
     Raises:
         MissingKnowledge: No candidate goes through.
@@ -127,6 +128,6 @@ def guessed_shape(model: nn.Module, first: nn.Module) -> tuple[int, ...]:
             continue
         return shape
     raise MissingKnowledge(
-        "attack 'calibrated' needs the shape of the model's inputs (input_shape=(channels, height, "
+        f"attack {attack!r} needs the shape of the model's inputs (input_shape=(channels, height, "
         "width)) or auxiliary inputs (auxiliary=...)"
     )

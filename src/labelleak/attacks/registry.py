@@ -142,7 +142,7 @@ _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",
     "ebi", "soft-label", "rlu",
-    "exact", "virtual", "likelihood", "calibrated", "pooled", "damped", "mbi",
+    "exact", "virtual", "synthetic", "likelihood", "calibrated", "pooled", "damped", "mbi",
 )  # fmt: skip
 
 

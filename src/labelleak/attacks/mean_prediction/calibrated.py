@@ -93,7 +93,7 @@ def calibrated(observation: Observation, *, dummies: int = 256, power: float = 1
 def _usual_length(observation: Observation, model: nn.Module, power: float) -> float:
     """Length of the mean embedding of dummy or auxiliary inputs."""
     if observation.auxiliary is None:
-        shape = observation.input_shape or guessed_shape(model, first_layer(model))
+        shape = observation.input_shape or guessed_shape(model, first_layer(model), "calibrated")
         generator = torch.Generator().manual_seed(0)
         (inputs,) = smooth_noise(shape, _FEW, _SLOPES[:1], generator)
         inputs = inputs * power**0.5
@@ -127,7 +127,7 @@ class _Revealed(NamedTuple):
 def _see_dummies(
     observation: Observation, model: nn.Module, pooled: MeanLogits, dummies: int, power: float
 ) -> Seen:
-    shape = observation.input_shape or guessed_shape(model, first_layer(model))
+    shape = observation.input_shape or guessed_shape(model, first_layer(model), "calibrated")
     generator = torch.Generator().manual_seed(0)
     fields = smooth_noise(shape, dummies, _SLOPES, generator)
     middle = fields[len(fields) // 2]

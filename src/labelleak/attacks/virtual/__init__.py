@@ -2,5 +2,6 @@
 
 from labelleak.attacks.virtual.attack import virtual_clients
 from labelleak.attacks.virtual.simulation import Simulations
+from labelleak.attacks.virtual.without_data import MadeUpClients, synthetic_clients
 
-__all__ = ["Simulations", "virtual_clients"]
+__all__ = ["MadeUpClients", "Simulations", "synthetic_clients", "virtual_clients"]

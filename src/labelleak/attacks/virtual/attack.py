@@ -1,10 +1,9 @@
 """The attack `virtual`: in stages, until its own error is small or time is over."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,22 +21,18 @@ from labelleak.attacks.virtual.simulation import (
     Recipe,
     Simulations,
     auxiliary_samples,
+    canonical_order,
     drawn_counts,
     recipe_of,
     tests_of,
 )
-from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.attacks.virtual.stages import TRAININGS, Progress, Stages, run_stages, wrong_labels
+from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_simplex
 from labelleak.restoration import Flag, Restoration
 
 _log = logging.getLogger(__name__)
-
-TIME_LIMIT = 60.0
-"""Seconds after which no further virtual client is trained, unless told otherwise."""
-
-TRAININGS = 60
-"""Virtual clients that there are whatever the time, unless a time limit is given."""
 
 # Most virtual clients of one real client: of the first of a round, and of another one, to which
 # those of others are lent.
@@ -54,15 +49,8 @@ _WIDER, _LATER = 3.0, (4.0, 400.0)
 _LEAST_SHARE = 0.02
 # A virtual client this many times as far off as the error counts half.
 _NEAR = 4.0
-# Share of the labels that may be wrong, by the attack's own error, when it stops.
-_SMALL = 0.01
-# Over so many stages the error must fall below this share of itself, or more stages are in vain.
-_PATIENCE, _GAIN = 2, 0.93
 # An update this many times as far from simulated ones as those from each other is of other data.
 _NOVEL = 2.0
-
-Progress = Callable[[int, float], None]
-"""Told how many virtual clients were trained, and the share of labels that may be wrong."""
 
 
 @register(
@@ -147,21 +135,14 @@ def virtual_clients(
     search = _Search(recipe, total, seed, start_of(observation), shared or Simulations())
     if trainings is None:
         trainings = _MOST if len(search.made.pools) < TRAININGS else _MOST_OF_OTHERS
-    end = now() + (time_limit or TIME_LIMIT)
-    flags: tuple[Flag, ...] = ()
-    try:
-        while not search.is_over(trainings):
-            needed = _FEWEST if time_limit is not None else min(TRAININGS, trainings)
-            if now() > end and len(search.made.pools) >= needed:
-                flags = (Flag.TIME_LIMIT,)
-                break
-            search.step()
-            if progress is not None:
-                progress(search.trained, search.error)
-    except KeyboardInterrupt:
-        if len(search.made.pools) < _FEWEST:
-            raise
-        flags = (Flag.TIME_LIMIT,)
+    flags = run_stages(
+        search,
+        fewest=_FEWEST,
+        trainings=trainings,
+        time_limit=time_limit,
+        progress=progress,
+        now=now,
+    )
     found = search.estimate()
     if found.novelty > _NOVEL:
         flags = (*flags, Flag.OUTSIDE_SIMULATIONS)
@@ -192,36 +173,30 @@ def start_of(observation: Observation) -> Float[Tensor, " classes"] | None:
     return None
 
 
-@dataclass(eq=False)
-class _Search:
+class _Search(Stages):
     """The virtual clients so far, and where the next ones are drawn."""
 
-    recipe: Recipe
-    total: int
-    seed: int
-    start: Float[Tensor, " classes"] | None
-    made: Simulations
-    trained: int = 0
-    found: Estimate | None = None
-    _errors: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.made.are_of(self.recipe)
-        self._source = np.random.default_rng([self.seed, len(self.made.pools)])
-        self._order = _canonical_order(self.recipe.observation)
-        if len(self.made.pools) >= _FIRST:
+    def __init__(
+        self,
+        recipe: Recipe,
+        total: int,
+        seed: int,
+        start: Float[Tensor, " classes"] | None,
+        made: Simulations,
+    ) -> None:
+        super().__init__()
+        self.recipe, self.total, self.start, self.made = recipe, total, start, made
+        self.found: Estimate | None = None
+        made.are_of(recipe)
+        self._source = np.random.default_rng([seed, len(made.pools)])
+        self._order = canonical_order(recipe.observation)
+        if len(made.pools) >= _FIRST:
             self._look()
 
     @property
-    def error(self) -> float:
-        """Share of the labels that may be wrong; NaN where that is not known yet."""
-        return self._errors[-1] if self._errors else math.nan
-
-    def is_over(self, trainings: int) -> bool:
-        """Whether there are enough virtual clients, or more of them hardly tell more."""
-        done = self._errors
-        settled = len(done) > _PATIENCE and done[-1] > _GAIN * done[-1 - _PATIENCE]
-        return self.trained >= trainings or self.error < _SMALL or settled
+    def known(self) -> int:
+        """Number of virtual clients, those of other real clients among them."""
+        return len(self.made.pools)
 
     def step(self) -> None:
         """Train one more virtual client; at the end of a stage, estimate anew."""
@@ -230,11 +205,6 @@ class _Search:
         counts[self._order] = drawn_counts(center, concentration, self.total, self._source)
         number = len(self.made.pools)
         changes = self.recipe.run(counts, number % 2, int(self._source.integers(2**31)))
-        if not all(bool(torch.isfinite(change).all()) for change in changes.values()):
-            raise InvalidObservation(
-                "a virtual client's weights are not finite after training by this recipe: is the "
-                "learning rate the client's?"
-            )
         self.made.add(changes, counts.double() / self.total, number % 2)
         self.trained += 1
         if number + 1 >= _FIRST and (self.trained - _FIRST) % _STAGE == 0:
@@ -242,7 +212,7 @@ class _Search:
 
     def _look(self) -> None:
         self.found = self.estimate()
-        self._errors.append(wrong_labels(self.found.errors))
+        self.wrong.append(wrong_labels(self.found.errors))
         _log.info("%d virtual clients: error %.3f", len(self.made.pools), self.error)
 
     def _next(self) -> tuple[np.ndarray, float]:
@@ -283,7 +253,7 @@ class _Search:
             near = float(self.found.errors.square().sum())
             apart = (targets - self.found.values).square().sum(dim=1)
             weights = 1.0 / (1.0 + apart / (_NEAR**2 * near + 1e-12))
-        scale = self._scale_of_bias()
+        scale = self.recipe.scale_of_bias
         if scale is None:
             return regress(choices, targets, pools, weights)
         name = f"{self.recipe.observation.head.name}.bias"
@@ -291,22 +261,3 @@ class _Search:
         found = regress(choices, targets - variates, pools, weights)
         own = -self.recipe.changes[name].double() / scale
         return replace(found, values=found.values + own)
-
-    def _scale_of_bias(self) -> float | None:
-        """What the bias's change is divided by to be that of the mean loss's mean gradient."""
-        seen = self.recipe.observation
-        told = seen.training.is_sgd and f"{seen.head.name}.bias" in self.recipe.changes
-        reach = seen.training.reach
-        return reach * seen.scale if told and reach and seen.loss.is_plain else None
-
-
-def wrong_labels(errors: Float[Tensor, " classes"]) -> float:
-    """Share of the labels that is expected to be wrong: half the sum of absolute normal errors."""
-    return float(errors.sum()) / math.sqrt(2.0 * math.pi)
-
-
-def _canonical_order(observation: Observation) -> Tensor:
-    """The classes by their update: what is drawn does not depend on how classes are numbered."""
-    gradient = observation.gradient
-    key = gradient.weight.double().norm(dim=1) if gradient.bias is None else gradient.bias.double()
-    return key.cpu().argsort(stable=True)

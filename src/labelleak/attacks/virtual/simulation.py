@@ -1,6 +1,6 @@
 """Virtual clients: train the server's model by the client's recipe, on counts that are drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -43,14 +43,25 @@ class Recipe:
             `BEHAVIOR` what its model says of test inputs: what virtual clients are compared by.
         observation: Brings the recipe and the loss.
         samples: Where virtual clients have their samples from.
-        tests: Inputs and labels that show the behavior of a model.
+        tests: Inputs and labels that show the behavior of a model; None where there are none.
     """
 
     model: nn.Module
     changes: Mapping[str, Float[Tensor, " entries"]]
     observation: Observation
     samples: Samples
-    tests: tuple[Tensor, Tensor]
+    tests: tuple[Tensor, Tensor] | None
+
+    @property
+    def scale_of_bias(self) -> float | None:
+        """What the bias's change is divided by to be that of the mean loss's mean gradient.
+
+        None where the recipe has no such number.
+        """
+        seen = self.observation
+        told = seen.training.is_sgd and f"{seen.head.name}.bias" in self.changes
+        reach = seen.training.reach
+        return reach * seen.scale if told and reach and seen.loss.is_plain else None
 
     @property
     def fingerprint(self) -> str:
@@ -70,8 +81,22 @@ class Recipe:
             digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors that the client trained."""
+        return [name for name in self.changes if name != BEHAVIOR]
+
     def run(self, counts: Int[Tensor, " classes"], pool: int, seed: int) -> dict[str, Tensor]:
-        """Train one virtual client, and return its `changes`.
+        """Train one virtual client, and return its `changes`; arguments as of `trained`."""
+        after = self.trained(counts, pool, seed)
+        changes = changes_between(self.model, after, self.names)
+        if self.tests is not None:
+            changes[BEHAVIOR] = behavior(self.model, self._as_sent(after), self.tests)
+        check_finite(changes.values())
+        return changes
+
+    def trained(self, counts: Int[Tensor, " classes"], pool: int, seed: int) -> dict[str, Tensor]:
+        """Train one virtual client, and return its state dict.
 
         Args:
             counts: Number of its samples of each class.
@@ -98,11 +123,7 @@ class Recipe:
                 raise InvalidObservation(
                     f"a virtual client cannot train this model: {_first_line(error)}"
                 ) from None
-            names = [name for name in self.changes if name != BEHAVIOR]
-            after = local.state_dict()
-            return changes_between(self.model, after, names) | {
-                BEHAVIOR: behavior(self.model, self._as_sent(after), self.tests)
-            }
+            return dict(local.state_dict())
 
     def _as_sent(self, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a state dict the real client sent of its own."""
@@ -141,7 +162,9 @@ class Simulations:
         self.pools.append(pool)
 
 
-def recipe_of(observation: Observation, samples: Samples, tests: tuple[Tensor, Tensor]) -> Recipe:
+def recipe_of(
+    observation: Observation, samples: Samples, tests: tuple[Tensor, Tensor] | None
+) -> Recipe:
     """The recipe of an observation's client; arguments as the attributes of `Recipe`.
 
     Raises:
@@ -172,9 +195,19 @@ def recipe_of(observation: Observation, samples: Samples, tests: tuple[Tensor, T
             "server's model changed in it"
         )
     changes = changes_between(model, after, names)
-    with undisturbed(observation.head.weight.device):
-        changes[BEHAVIOR] = behavior(model, after, tests)
+    if tests is not None:
+        with undisturbed(observation.head.weight.device):
+            changes[BEHAVIOR] = behavior(model, after, tests)
     return Recipe(model, changes, observation, samples, tests)
+
+
+def check_finite(shown: Iterable[Tensor]) -> None:
+    """Refuse what a virtual client shows if its training went out of bounds."""
+    if not all(bool(torch.isfinite(values).all()) for values in shown):
+        raise InvalidObservation(
+            "a virtual client's weights are not finite after training by this recipe: is the "
+            "learning rate the client's?"
+        )
 
 
 def changes_between(
@@ -270,6 +303,13 @@ def drawn_counts(
     """
     shares = source.dirichlet(np.maximum(concentration * center, 1e-3))
     return torch.from_numpy(source.multinomial(total, shares / shares.sum()))
+
+
+def canonical_order(observation: Observation) -> Int[Tensor, " classes"]:
+    """The classes by their update: what is drawn does not depend on how classes are numbered."""
+    gradient = observation.gradient
+    key = gradient.weight.double().norm(dim=1) if gradient.bias is None else gradient.bias.double()
+    return key.cpu().argsort(stable=True)
 
 
 def _batches(observation: Observation, samples: int, generator: torch.Generator) -> list[Tensor]:

@@ -1,0 +1,287 @@
+"""The attack `synthetic`: virtual clients on classes that are made up, without auxiliary data."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.evidence import instances
+from labelleak.attacks.inputs import guessed_shape
+from labelleak.attacks.mean_prediction.passes import first_layer
+from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.virtual.class_features import SHARED_FROM, class_features
+from labelleak.attacks.virtual.class_regression import regress_rows
+from labelleak.attacks.virtual.made_up_classes import (
+    Nature,
+    child_of,
+    drawn_nature,
+    made_up_samples,
+)
+from labelleak.attacks.virtual.simulation import (
+    Recipe,
+    canonical_order,
+    check_finite,
+    drawn_counts,
+    recipe_of,
+)
+from labelleak.attacks.virtual.stages import SMALL, Progress, Stages, run_stages, wrong_labels
+from labelleak.errors import MissingKnowledge
+from labelleak.isolation import undisturbed
+from labelleak.observation import Observation
+from labelleak.projection import project_to_simplex
+from labelleak.restoration import Flag, Restoration
+
+_log = logging.getLogger(__name__)
+
+# Virtual clients of the first stage, and of each later one.
+_FIRST, _STAGE = 96, 24
+# Most virtual clients of one real client: of the first of a round, and of another one.
+_MOST, _MOST_OF_OTHERS = 240, 48
+# Fewest virtual clients that an answer can rest on.
+_FEWEST = 24
+# Parameters of the Dirichlet of the first stage's shares, for each class: from lopsided to even.
+_ANYWHERE = (0.3, 10.0)
+# Later stages scatter by so many times the error, as sums of squares; within these sums of a
+# Dirichlet's parameters, and with at least so much of an even share for every class.
+_WIDER, _LATER, _LEAST_SHARE = 3.0, (4.0, 400.0), 0.02
+# Later stages have data like those of this share of the virtual clients, whose updates are nearest.
+_ALIKE = 0.25
+# An update this many times as far from simulated ones as those from each other is of other data.
+_NOVEL = 3.0
+
+
+@dataclass(eq=False)
+class MadeUpClients:
+    """Virtual clients on made-up classes that real clients of one round share.
+
+    Pass the same object for every client who has model and recipe in common. What was trained for
+    others is forgotten.
+
+    Attributes:
+        natures: What the data of each virtual client were like.
+        rows: Its features, as of `class_features`.
+        counts: Its counts.
+    """
+
+    natures: list[Nature] = field(default_factory=list)
+    rows: list[Float[Tensor, "classes features"]] = field(default_factory=list)
+    counts: list[Int[Tensor, " classes"]] = field(default_factory=list)
+    _of: str = ""
+
+    def are_of(self, recipe: Recipe) -> None:
+        """Forget all that is of another recipe."""
+        fingerprint = recipe.fingerprint
+        if fingerprint != self._of:
+            self.natures, self.rows, self.counts, self._of = [], [], [], fingerprint
+
+
+@register(
+    "synthetic",
+    title="Virtual clients on synthetic classes (labelleak's own)",
+    needs=(
+        Need.BIAS,
+        Need.BATCH_SIZE,
+        Need.MODEL,
+        Need.AFTER,
+        Need.LEARNING_RATES,
+    ),
+    gives=(Gives.COUNTS,),
+    assumes="classes that differ as those of images or vectors do, and that the recipe is the "
+    "client's",
+    reference="labelleak; indirect inference (Gourieroux, Monfort and Renault 1993), domain "
+    "randomization (Tobin et al. 2017)",
+    models_steps=True,
+    models_optimizer=True,
+)
+def synthetic_clients(
+    observation: Observation,
+    *,
+    time_limit: float | None = None,
+    trainings: int | None = None,
+    seed: int = 0,
+    shared: MadeUpClients | None = None,
+    progress: Progress | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Restoration:
+    """Train virtual clients on made-up classes, and learn how a class's share shows in an update.
+
+    As `virtual`, but the server needs no samples: virtual clients train on patterns and noise. How
+    much classes differ, how smooth inputs are and how large is drawn anew for every virtual client;
+    later ones have data whose updates are like the real one. One regression serves all classes, as
+    it sees of a class only what would be the same under another name.
+
+    Args:
+        observation: Needs the model before and after, and the recipe with its batch size and
+            learning rates. The shape of an input is guessed where it is not known.
+        time_limit: Seconds, positive; None for 60, or 60 virtual clients where they take longer.
+        trainings: Most virtual clients, at least 24; None for 240, or 48 where another real client
+            of the round left its own.
+        seed: Of what is drawn; anything from 0.
+        shared: Virtual clients of other real clients of the round, to use and to add to.
+        progress: Called after each virtual client with their number and the share of labels that
+            may be wrong, NaN where that is not known yet.
+        now: Reads the clock, in seconds.
+
+    Returns:
+        Real-valued and integer counts with standard errors. An interrupt (Ctrl-C) after the first
+        24 virtual clients ends it with what is known.
+
+    Raises:
+        MissingKnowledge: The shape of inputs cannot be guessed, the model is not the one before
+            training, or its head is one logit.
+        InvalidObservation: The model cannot be trained on such inputs, or the recipe makes updates
+            that are not finite.
+        ValueError: `trainings` is below 24.
+    """
+    if trainings is not None and trainings < _FEWEST:
+        raise ValueError(f"{trainings} virtual clients: at least {_FEWEST} are needed")
+    if observation.is_one_logit:
+        raise MissingKnowledge("attack 'synthetic' needs a head of two logits or more")
+    shape, total = _shape_of(observation), instances(observation)
+    order = canonical_order(observation)
+    nothing = made_up_samples(Nature(*[0.5] * 9), shape, order)
+    search = _Search(
+        recipe_of(observation, nothing, None), total, shape, order, seed, shared or MadeUpClients()
+    )
+    if trainings is None:
+        trainings = _MOST if search.known < _FIRST else _MOST_OF_OTHERS
+    flags = run_stages(
+        search,
+        fewest=_FEWEST,
+        trainings=trainings,
+        time_limit=time_limit,
+        progress=progress,
+        now=now,
+    )
+    search.look()
+    if search.novelty > _NOVEL:
+        flags = (*flags, Flag.OUTSIDE_SIMULATIONS)
+    device = observation.head.weight.device
+    raw, errors = total * search.shares, total * search.errors
+    return conclude(
+        observation,
+        raw.to(device),
+        total,
+        standard_errors=errors.to(device),
+        errors=errors.to(device),
+        flags=flags,
+    )
+
+
+def _shape_of(observation: Observation) -> tuple[int, ...]:
+    if observation.input_shape is not None:
+        return observation.input_shape
+    assert observation.model is not None, "a need of the attack"
+    with undisturbed():
+        model = deepcopy(observation.model).eval()
+    return guessed_shape(model, first_layer(model), "synthetic")
+
+
+class _Search(Stages):
+    """The virtual clients so far, and what the next ones are like."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        total: int,
+        shape: tuple[int, ...],
+        order: Int[Tensor, " classes"],
+        seed: int,
+        made: MadeUpClients,
+    ) -> None:
+        super().__init__()
+        seen = recipe.observation
+        self.recipe, self.total, self.shape, self.order = recipe, total, shape, order
+        self.novelty = math.inf
+        self.shares = torch.full((seen.classes,), 1.0 / seen.classes, dtype=torch.float64)
+        self.errors = torch.full_like(self.shares, math.inf)
+        made.are_of(recipe)
+        self.made = made
+        self._source = np.random.default_rng([seed, len(made.rows)])
+        self._scale = recipe.scale_of_bias
+        self._before = {n: v.detach().clone() for n, v in recipe.model.named_parameters()}
+        assert seen.after is not None, "a need of the attack"
+        self._observed = self._rows(seen.after)
+        if self.known >= _FIRST:
+            self._end_stage()
+
+    def is_over(self, trainings: int) -> bool:
+        """Whether there are enough virtual clients: more of them tell more, if slowly."""
+        return self.trained >= trainings or self.error < SMALL
+
+    @property
+    def known(self) -> int:
+        """Number of virtual clients, those of other real clients among them."""
+        return len(self.made.rows)
+
+    def step(self) -> None:
+        """Train one more virtual client; at the end of a stage, estimate anew."""
+        later = bool(self.wrong)
+        nature = child_of(self._like(), self._source) if later else drawn_nature(self._source)
+        counts = torch.zeros_like(self.order)
+        counts[self.order] = drawn_counts(*self._next(), self.total, self._source)
+        samples = made_up_samples(nature, self.shape, self.order)
+        one = replace(self.recipe, samples=samples)
+        after = one.trained(counts, 0, int(self._source.integers(2**31)))
+        rows = self._rows(after)
+        check_finite([rows])
+        self.made.natures.append(nature)
+        self.made.rows.append(rows)
+        self.made.counts.append(counts)
+        self.trained += 1
+        if self.known >= _FIRST and (self.known - _FIRST) % _STAGE == 0:
+            self._end_stage()
+
+    def _end_stage(self) -> None:
+        self.look()
+        self.wrong.append(wrong_labels(self.errors))
+        _log.info("%d virtual clients: error %.3f", self.known, self.error)
+
+    def look(self) -> None:
+        """Estimate anew what the virtual clients so far say of the real one."""
+        shares = torch.stack(self.made.counts).double() / self.total
+        rows, targets = torch.stack(self.made.rows), shares
+        if self._scale is not None:
+            # A row begins with the bias, by which shares lie below the mean prediction.
+            targets = shares + rows[:, :, 0]
+        found = regress_rows(rows, targets, shares, self._observed)
+        values = found.values - (self._observed[:, 0] if self._scale is not None else 0.0)
+        self.shares = project_to_simplex(values, 1)
+        self.novelty = found.novelty
+        self.errors = found.errors(self.shares)
+
+    def _next(self) -> tuple[np.ndarray, float]:
+        """Center and concentration of the next client's shares, in the order of drawing."""
+        classes = len(self.shares)
+        even = np.full(classes, 1.0 / classes)
+        if not self.wrong:
+            low, high = _ANYWHERE
+            return even, classes * float(low * (high / low) ** self._source.random())
+        center = (1.0 - _LEAST_SHARE) * self.shares[self.order].numpy() + _LEAST_SHARE * even
+        scatter = _WIDER * float(self.errors.square().sum())
+        concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
+        low, high = _LATER
+        return center / center.sum(), min(max(concentration, low), high)
+
+    def _like(self) -> Nature:
+        """The nature of one of the virtual clients whose updates as a whole are nearest."""
+        shared = torch.stack(self.made.rows)[:, 0, SHARED_FROM:]
+        off = (shared - self._observed[0, SHARED_FROM:]) / shared.std(dim=0).clamp_min(1e-9)
+        nearest = off.square().sum(dim=1).argsort()
+        chosen = int(self._source.integers(max(1, int(_ALIKE * len(nearest)))))
+        return self.made.natures[int(nearest[chosen])]
+
+    def _rows(self, after: Mapping[str, Tensor]) -> Float[Tensor, "classes features"]:
+        seen = self.recipe.observation
+        reach = self._scale or seen.training.reach
+        assert reach is not None, "a need of the attack"
+        assert seen.head.name is not None, "the model has it"
+        return class_features(self._before, after, self.recipe.names, seen.head.name, reach)

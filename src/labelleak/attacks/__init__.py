@@ -10,7 +10,19 @@ from labelleak.attacks import (  # noqa: F401
     virtual,
 )
 from labelleak.attacks.dispatch import restore
+from labelleak.attacks.ordinal_levels import LevelCounts, level_counts
 from labelleak.attacks.registry import Attack, Gives, Need, list_attacks
+from labelleak.attacks.regression_targets import mean_targets
 from labelleak.attacks.rounds_together import combine
 
-__all__ = ["Attack", "Gives", "Need", "combine", "list_attacks", "restore"]
+__all__ = [
+    "Attack",
+    "Gives",
+    "LevelCounts",
+    "Need",
+    "combine",
+    "level_counts",
+    "list_attacks",
+    "mean_targets",
+    "restore",
+]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from labelleak._version import __version__
 
 if TYPE_CHECKING:
-    from labelleak.attacks import combine, list_attacks, restore
+    from labelleak.attacks import combine, list_attacks, mean_targets, restore
     from labelleak.errors import (
         AmbiguousHead,
         InvalidObservation,
@@ -48,6 +48,7 @@ __all__ = [
     "capture",
     "combine",
     "list_attacks",
+    "mean_targets",
     "observe",
     "observe_update",
     "restore",
@@ -56,7 +57,7 @@ __all__ = [
 
 # The modules that the names above are imported from; a test holds the two together.
 _MODULES = {
-    "attacks": ("combine", "list_attacks", "restore"),
+    "attacks": ("combine", "list_attacks", "mean_targets", "restore"),
     "errors": (
         "AmbiguousHead",
         "InvalidObservation",

@@ -97,6 +97,11 @@ class Flag(Enum):
         "than their errors: the assumptions of one of them do not hold here"
     )
     TIME_LIMIT = "the time limit was reached before the search was over"
+    BIAS_GIVES_NOTHING = (
+        "the bias gives nothing away: Cox's partial likelihood does not change when all outputs "
+        "are shifted, so that the bias has no gradient, and no attack of labelleak tells events "
+        "from that of the weight"
+    )
     LABELS_DO_NOT_FIT = (
         "the restored counts contradict the labels given to score by: other samples were trained "
         "on (drawn with replacement, another partition), or a fact told of the training is wrong"

@@ -1,14 +1,18 @@
 """What a defense makes of an observation."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from head_gradients import every_defense, head_gradients, observation, rng
+from labelleak import observe
 from labelleak.defenses import (
     clip_norm,
     defend,
+    gaussian_noise,
+    quantize,
     sign,
     sparsify,
 )
@@ -93,3 +97,27 @@ def test_a_defended_update_comes_without_the_client_s_undefended_model():
     batch = untrained(6, 12, 4)
     seen = batch.observe(after=batch.after(0.1))
     assert defend(seen, sign).after is None
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_of_one_logit_the_row_that_is_sent_is_defended(whole):
+    model = torch.nn.Linear(40, 1)
+    inputs = torch.randn(12, 40, generator=rng())
+    targets = (torch.arange(12) < 5).float()[:, None]
+    torch.nn.functional.binary_cross_entropy_with_logits(model(inputs), targets).backward()
+    sent = {name: value.grad for name, value in model.named_parameters()}
+    seen = observe(model, sent, batch_size=12, loss="bce")
+    seen = seen if whole else replace(seen, gradients=None)
+    for defense in (
+        partial(sparsify, percent=90.0),
+        partial(quantize, bits=3),
+        partial(gaussian_noise, std=0.1, generator=rng(1)),
+    ):
+        expected = defense({"weight": sent["weight"], "bias": sent["bias"]})
+        if "generator" in defense.keywords:
+            defense.keywords["generator"].manual_seed(1)
+        found = defend(seen, defense)
+        assert found.is_one_logit
+        for kind in ("weight", "bias"):
+            two = getattr(found.gradient, kind)
+            assert torch.equal(two, torch.cat([-expected[kind], expected[kind]]))

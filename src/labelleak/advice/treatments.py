@@ -12,7 +12,7 @@ from torch import Tensor
 from labelleak import defenses
 from labelleak.advice.privacy import gaussian_epsilon
 from labelleak.advice.trials import Change, Judging, Untried, sent_tensors
-from labelleak.observation import HeadGradient, Observation
+from labelleak.observation import Observation
 
 # Standard deviations of the noise, relative to a typical entry of the update.
 _NOISE = (0.01, 0.1, 1.0)
@@ -80,7 +80,7 @@ def _without_bias(plain: Observation) -> Observation:
     if gradients is not None:
         own = f"{plain.head.name}.bias" if plain.head.name else "bias"
         gradients = {name: tensor for name, tensor in gradients.items() if name != own}
-    kept = HeadGradient(plain.gradient.weight, None, plain.gradient.rounding)
+    kept = replace(plain.gradient, bias=None)
     return replace(plain, gradient=kept, gradients=gradients, after=None)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from labelleak.audit.rule import Rule
 from labelleak.audit.running import audit_observation
+from labelleak.defenses.observations import as_sent
 from labelleak.errors import LabelLeakError
 from labelleak.observation import Observation
 
@@ -170,7 +171,4 @@ def sent_tensors(seen: Observation, *, whole: bool = True) -> dict[str, Tensor]:
         seen: The update.
         whole: Whether to give more than the head.
     """
-    if whole and seen.gradients is not None:
-        return dict(seen.gradients)
-    bias = seen.gradient.bias
-    return {"weight": seen.gradient.weight, **({} if bias is None else {"bias": bias})}
+    return as_sent(seen if whole else replace(seen, gradients=None))

@@ -10,6 +10,7 @@ from labelleak.attacks import (  # noqa: F401
     virtual,
 )
 from labelleak.attacks.dispatch import restore
+from labelleak.attacks.ordinal_levels import LevelCounts, level_counts
 from labelleak.attacks.registry import (
     Attack,
     Gives,
@@ -18,15 +19,19 @@ from labelleak.attacks.registry import (
     list_attacks,
     register,
 )
+from labelleak.attacks.regression_targets import mean_targets
 from labelleak.attacks.rounds_together import combine
 
 __all__ = [
     "Attack",
     "Gives",
+    "LevelCounts",
     "Need",
     "combine",
     "find_attack",
+    "level_counts",
     "list_attacks",
+    "mean_targets",
     "register",
     "restore",
 ]

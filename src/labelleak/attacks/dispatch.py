@@ -7,8 +7,9 @@ from labelleak.attacks.auto import TIME_LIMIT, automatic
 from labelleak.attacks.diagnosis import diagnose
 from labelleak.attacks.estimates import doubted
 from labelleak.attacks.registry import find_attack, run_attack
+from labelleak.attacks.shift_invariant import nothing_given_away
 from labelleak.attacks.temperature import at_unit_temperature
-from labelleak.errors import InvalidObservation
+from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -62,6 +63,13 @@ def restore(
         )
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit {time_limit}: it must be a positive number of seconds")
+    if observation.loss.kind == "cox" and attack == "auto":
+        return nothing_given_away(observation)
+    if observation.loss.kind == "mse":
+        raise MissingKnowledge(
+            "under a mean squared error there are no labels to count: mean_targets(observation) "
+            "gives the batch's mean target"
+        )
     observation = at_unit_temperature(observation)
     diagnosis = diagnose(observation)
     total, certain = observation.num_instances, int(diagnosis.certain.sum())

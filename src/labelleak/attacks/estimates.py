@@ -126,7 +126,8 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
         return False
     estimate = judged(observation, found)
     errors = found.standard_errors
-    if errors is None or is_treated:
+    # A single row shows nothing of its scale: what was clipped has counts that are wrong, too.
+    if errors is None or is_treated or observation.is_one_logit:
         errors = torch.full_like(found.raw, max(estimate.distance, distance_of_told(found)))
         if not are_whole(found):
             return False

@@ -379,7 +379,7 @@ def _check_holds(observation: Observation, entry: Attack) -> None:
     if entry.name not in able:
         what = "a head of pixels" if kind in entry.losses else f"the loss {kind!r}"
         raise MissingKnowledge(
-            f"attack {entry.name!r} does not hold for {what}: choose auto, {', '.join(able)}"
+            f"attack {entry.name!r} does not hold for {what}: choose {', '.join(['auto', *able])}"
         )
 
 

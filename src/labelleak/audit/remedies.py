@@ -28,6 +28,7 @@ REMEDIES: dict[Flag, str] = {
     "a step of SGD as well",
     Flag.LOOKS_LIKE_SIGMOIDS: "tell the loss as it is",
     Flag.LOOKS_LIKE_SOFTMAX: "tell the loss as it is",
+    Flag.BIAS_GIVES_NOTHING: "nothing: this is what the loss hides by itself",
     Flag.LABELS_DO_NOT_FIT: "score by the labels that were drawn in this round, repeats included, "
     "and check what is told of the training",
 }

@@ -55,6 +55,8 @@ def judge(
     Returns:
         The verdict, and the reason for it. The reason names flags, and does not explain them.
     """
+    if Flag.BIAS_GIVES_NOTHING in found.flags:
+        return Verdict.AUDITED, f"{Flag.BIAS_GIVES_NOTHING.text}; {_STRONGER}"
     if scored is None:
         judged = _without_labels(found, rule, expected)
         if hidden is not None and judged[0] is Verdict.AUDITED and rule.has_limit:

@@ -20,10 +20,10 @@ class LossOptions:
     """What is known of the client's loss; None where an option was not given."""
 
     loss: Annotated[
-        Literal["cross_entropy", "focal", "bce", "sigmoid_focal"] | None,
+        Literal["cross_entropy", "focal", "bce", "sigmoid_focal", "cox"] | None,
         option(
             "--loss",
-            type=click.Choice(["cross_entropy", "focal", "bce", "sigmoid_focal"]),
+            type=click.Choice(["cross_entropy", "focal", "bce", "sigmoid_focal", "cox"]),
             help="The client's loss. bce: a sigmoid for every label, or one logit, as "
             "BCEWithLogitsLoss. Default: cross_entropy",
         ),

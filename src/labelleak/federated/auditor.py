@@ -317,7 +317,7 @@ class Auditor:
         Gradients are of another batch each time, aggregates of other clients, and the counts of
         label sets have no common sum.
         """
-        if found is None or found.source["kind"] != "weights" or self._reading.one_logit:
+        if found is None or found.source["kind"] != "weights" or any(self._reading.accepted):
             return None
         if occasion.aggregate_of is not None:
             return None

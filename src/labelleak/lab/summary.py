@@ -330,7 +330,7 @@ def _failures(experiment: Experiment, records: Sequence[Record]) -> dict[str, An
 def _flags(experiment: Experiment, records: Sequence[Record]) -> dict[str, dict[str, int]]:
     """In how many trials each attack raised each flag, the most frequent first."""
     found = {}
-    for attack in experiment.attacks:
+    for attack in experiment.labels:
         raised = Counter(
             flag for record in records for flag in record["attacks"][attack].get("flags", ())
         )

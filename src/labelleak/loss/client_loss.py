@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from labelleak.errors import InvalidObservation
 from labelleak.loss.formulas import focal_factor
 from labelleak.loss.options import (
     CUSTOM,
@@ -25,8 +26,13 @@ from labelleak.loss.softmax import (
     softmax_value,
     weights_of_classes,
 )
-from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets
+from labelleak.loss.targets import MASKED, class_indices, is_kept, label_sets, real_numbers
 from labelleak.loss.told import Told
+
+_COX = (
+    "Cox's partial likelihood is no sum over samples: its gradient can be observed, and not made "
+    "here"
+)
 
 
 class Loss(Told):
@@ -40,7 +46,9 @@ class Loss(Told):
         kind: ``"cross_entropy"``: softmax cross-entropy, as ``torch.nn.CrossEntropyLoss``.
             ``"focal"``: the same times ``(1 - p)^gamma`` for the probability p of the class.
             ``"bce"``: a sigmoid for every label, as ``torch.nn.BCEWithLogitsLoss``; also of one
-            logit. ``"sigmoid_focal"``: as ``torchvision.ops.sigmoid_focal_loss``.
+            logit. ``"sigmoid_focal"``: as ``torchvision.ops.sigmoid_focal_loss``. ``"mse"``: mean
+            squared error, of numbers, see `labelleak.mean_targets`. ``"cox"``: Cox's partial
+            likelihood, of one output; it is no sum over samples, and its bias has no gradient.
         reduction: ``"mean"`` as torch averages: over samples; with class weights, over these; and
             over samples *and* labels. ``"sum"`` when the loss adds up. ``"sample_mean"``: the sum
             divided by the number of samples, whatever their weights and labels.
@@ -151,7 +159,7 @@ class Loss(Told):
             InvalidObservation: A function of the user's is no loss that attacks can read.
         """
         if self.kind not in CUSTOM:
-            return not self.is_multi_label
+            return not self.is_multi_label and self.kind != "mse"
         if outputs not in self._known:
             self._known[outputs] = examined(self, outputs).sums_vanish
         return self._known[outputs] and self.kind == "custom"
@@ -171,6 +179,10 @@ class Loss(Told):
         Raises:
             InvalidObservation: They are not.
         """
+        if self.kind == "cox":
+            raise InvalidObservation(_COX)
+        if self.kind == "mse":
+            return real_numbers(targets, samples, outputs)
         if self.is_multi_label:
             return label_sets(targets, samples, outputs, masked=self.masked)
         return class_indices(targets, samples, outputs, self.ignore_index)
@@ -308,6 +320,10 @@ class Loss(Told):
         Returns:
             In the dtype and shape of the logits. Under a softmax every row sums to zero.
         """
+        if self.kind == "cox":
+            raise InvalidObservation(_COX)
+        if self.kind == "mse":
+            return 2.0 * (logits - targets.to(logits).reshape(logits.shape))
         if self.kind in CUSTOM:
             return own_residual(self, logits, targets, self.divisor(targets))
         if self.is_multi_label:
@@ -329,7 +345,7 @@ class Loss(Told):
         """
         if not self.averages:
             return 1.0
-        if self.is_multi_label:
+        if self.is_multi_label or self.kind == "mse":
             whole = self.reduction == "sample_mean"
             return float(len(targets)) if whole else float(self.kept(targets).sum())
         kept = targets if self.ignore_index is None else targets[self.kept(targets)]
@@ -341,7 +357,8 @@ class Loss(Told):
         """What a sum over that many samples and labels, none of them masked, is divided by."""
         if not self.averages:
             return 1.0
-        return samples * labels if self.is_multi_label and self.reduction == "mean" else samples
+        over_labels = self.is_multi_label or self.kind == "mse"
+        return samples * labels if over_labels and self.reduction == "mean" else samples
 
     def scale(self, batch_size: float | None) -> float:
         """How many times larger a gradient is than that of the mean loss; 1 where it is not known.
@@ -363,6 +380,11 @@ class Loss(Told):
                 (samples, classes).
         """
         logits, targets = by_pixel(logits, targets)
+        if self.kind == "cox":
+            raise InvalidObservation(_COX)
+        if self.kind == "mse":
+            squares = (logits - targets.to(logits).reshape(logits.shape)).square()
+            return squares.sum() / self.divisor(targets)
         if self.kind == "custom":
             return own_value(self, logits, targets)
         if self.is_multi_label:

@@ -11,7 +11,9 @@ from torch import Tensor
 from labelleak.checks import check_tensor, shape_of
 from labelleak.errors import InvalidObservation
 
-Kind = Literal["cross_entropy", "focal", "bce", "sigmoid_focal", "custom", "custom_labels"]
+Kind = Literal[
+    "cross_entropy", "focal", "bce", "sigmoid_focal", "custom", "custom_labels", "mse", "cox"
+]
 Reduction = Literal["mean", "sum", "sample_mean"]
 
 MULTI_LABEL: tuple[Kind, ...] = ("bce", "sigmoid_focal", "custom_labels")
@@ -28,6 +30,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "sigmoid_focal": ("gamma", "alpha", "masked"),
     "custom": ("function",),
     "custom_labels": ("function",),
+    "mse": (),
+    "cox": (),
 }
 # What may be told of all.
 _COMMON = ("pixels",)

@@ -67,3 +67,19 @@ def label_sets(
 def is_kept(targets: Tensor, ignored: int | None) -> Tensor:
     """Which targets take part in the loss, bool, of the shape of the targets."""
     return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+
+
+def real_numbers(targets: Tensor, samples: int, outputs: int) -> Float[Tensor, "samples outputs"]:
+    """Numbers as float64, after making sure that they are finite, and as many as outputs.
+
+    Raises:
+        InvalidObservation: They are not.
+    """
+    if targets.shape == (samples,) and outputs == 1:
+        targets = targets[:, None]
+    if targets.shape != (samples, outputs) or not bool(torch.isfinite(targets).all()):
+        raise InvalidObservation(
+            f"targets of shape {tuple(targets.shape)} for {samples} samples and {outputs} outputs: "
+            "one finite number for each is needed"
+        )
+    return targets.double()

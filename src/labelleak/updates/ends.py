@@ -37,7 +37,8 @@ class Accepted(NamedTuple):
     @classmethod
     def by(cls, loss: Loss) -> "Accepted":
         """What a loss reads."""
-        return cls(one_logit=loss.is_multi_label, pixels=loss.pixels is not None)
+        one_logit = loss.is_multi_label or loss.kind in ("cox", "mse")
+        return cls(one_logit=one_logit, pixels=loss.pixels is not None)
 
     def total(self, counts: Tensor | None) -> int | None:
         """Number of samples by counts of their labels; None where these do not add up to it."""

@@ -184,10 +184,12 @@ class _Sums:
         logits = logits.double()
         outputs = 1 if self._one_logit else logits.shape[1]
         targets = self._told.check_targets(labels, len(logits), outputs)
-        if self._one_logit:
+        if self._one_logit and self._told.kind != "mse":
             targets = targets[:, 0].long()
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         residual = self._loss.residual(logits, targets)
+        if residual.shape[1] < len(self._bias):
+            residual = torch.cat([-residual, residual], dim=1)
         self._weight.addmm_(residual.T, embeddings.double())
         self._bias += residual.sum(dim=0)
         self._divisor += self._loss.divisor(targets)

@@ -41,6 +41,9 @@ def loss_of_two(loss: Loss) -> Loss:
         >>> loss_of_two(Loss("bce", positive_weights=torch.tensor([3.0]))).class_weights.tolist()
         [1.0, 3.0]
     """
+    if loss.kind in ("cox", "mse"):
+        # No classes: the second row is the output.
+        return loss
     loss.check_classes(1)
     if loss.masked and loss.reduction == "sample_mean":
         raise InvalidObservation(

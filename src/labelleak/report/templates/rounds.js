@@ -97,7 +97,9 @@ function seriesOf(among, value) {
 const colorOf = (name, names) => COLORS[names.indexOf(name) % COLORS.length];
 
 function lineChart(title, series, rounds, top, limits, write, height, names) {
-  const [width, left, right, up, down] = [1000, 56, 16, 12, 30];
+  // As wide as it is shown, so that text has its own size on a phone, too.
+  const width = Math.min(1000, Math.max(320, byId("lines").clientWidth || 1000));
+  const [left, right, up, down] = [56, 16, 12, 30];
   const [first, last] = [rounds[0], rounds[rounds.length - 1]];
   const x = (round) => left + (last > first ? (round - first) / (last - first) : 0.5) * (width - left - right);
   const y = (value) => height - down - (value / top) * (height - up - down);
@@ -107,7 +109,7 @@ function lineChart(title, series, rounds, top, limits, write, height, names) {
     chart.append(element("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), stroke: "var(--grid)" }),
       element("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, write(value, 0)));
   }
-  const every = Math.max(1, Math.ceil(rounds.length / 20));
+  const every = Math.max(1, Math.ceil((50 * rounds.length) / width));
   rounds.filter((_, place) => place % every === 0).forEach((round) => {
     chart.append(element("text", { x: x(round), y: height - 10, "text-anchor": "middle" }, `${round}`));
   });
@@ -262,7 +264,7 @@ const COLUMNS = [
 ].filter(([name]) => name !== "known" || audits.some((audit) => audit.known !== null));
 const FIGURES = new Set(["round", "accuracy", "advantage", "known", "epsilon"]);
 
-function cell(audit, name) {
+function cell(audit, name, title) {
   const texts = {
     accuracy: () => (audit.accuracy === null && audit.certified ? "proven" : percent(audit.accuracy)),
     advantage: () => percent(audit.advantage),
@@ -274,7 +276,7 @@ function cell(audit, name) {
     flags: () => (audit.flags.length ? audit.flags.map((flag) => flag.split(":")[0]).join(", ") : "–"),
   };
   const classes = `${name}${FIGURES.has(name) ? " figure" : ""}${name === "verdict" ? ` ${audit.verdict}` : ""}`;
-  return element("td", { class: classes }, texts[name] ? texts[name]() : plain(audit[name]));
+  return element("td", { class: classes, "data-of": title }, texts[name] ? texts[name]() : plain(audit[name]));
 }
 
 function details(audit) {
@@ -321,7 +323,7 @@ function drawTable(among) {
   byId("audits").tHead.replaceChildren(element("tr", {}, ...heads));
   byId("audits").tBodies[0].replaceChildren(...all.slice(state.page * PAGE, (state.page + 1) * PAGE).flatMap((audit) => {
     const open = state.open === audit.number;
-    const cellsOf = COLUMNS.map(([name]) => cell(audit, name));
+    const cellsOf = COLUMNS.map(([name, title]) => cell(audit, name, title));
     const button = element("button", { type: "button", "aria-expanded": open }, plain(audit.client));
     button.addEventListener("click", () => {
       state.open = open ? null : audit.number;

@@ -157,6 +157,16 @@ def after(number: int, kept: list[Row]) -> Row:
     }
 
 
+def rows_of(kept: list[Row], right: list[float]) -> list[Row]:
+    """What is known after each round so far; `right` is the test accuracy before each."""
+    known = {one["round"] for one in kept}
+    return [
+        {**after(number, kept), "test_accuracy": round(share, 3)}
+        for number, share in enumerate(right, start=1)
+        if number in known
+    ]
+
+
 def main() -> None:
     """Measure, print and write client by client."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -184,13 +194,9 @@ def main() -> None:
                 continue
             server = images[held], labels[held]
             kept.append(one_audit(federation, number, client, server, shared))
-            rows = [
-                {**after(each, kept), "test_accuracy": round(right[each - 1], 3)}
-                for each in range(1, number + 1)
-                if any(one["round"] == each for one in kept)
-            ]
+            rows = rows_of(kept, right)
             write(given.output, __doc__, before, 1, range=given.range, rows=rows, kept=kept)
-        print(rows[-1], flush=True)
+        print(rows_of(kept, right)[-1], flush=True)
         federation.go_on(number)
 
 

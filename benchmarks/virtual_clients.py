@@ -79,7 +79,7 @@ class Setting:
     like: str = ""
 
 
-QUICK_START = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+QUICK_START: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 FIVE = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 5}
 ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
 ONE = {"optimizer": "sgd", "learning_rate": 0.05}

@@ -41,6 +41,13 @@ def test_a_policy_of_public_shares(tmp_path):
     assert policy.as_dict()["prior"] == (0.9, 0.1)
 
 
+def test_a_policy_of_all_rounds(tmp_path):
+    policy = read_policy(written(tmp_path, "across_rounds = true"))
+    assert policy.as_dict()["across_rounds"] is True
+    assert not Policy().across_rounds
+    assert "across_rounds" not in Policy().as_dict()
+
+
 def test_every_key_is_read(tmp_path):
     path = written(
         tmp_path,
@@ -82,6 +89,8 @@ def test_exact_has_no_threshold(tmp_path):
         ('measure = "small-cells"\nfloor = 1', "floor = 1: a whole number"),
         ('measure = "small-cells"\nthreshold = 0.5', "threshold: goes with"),
         ('prior = "even"', "prior = 'even'"),
+        ('across_rounds = "yes"', "across_rounds = 'yes'"),
+        ("across_rounds = 1", "across_rounds = 1"),
         ("prior = [0, 0]", "prior = [0, 0]"),
         ("prior = [1, -1]", "prior = [1, -1]"),
         ('threshold = "half"', "threshold = 'half'"),

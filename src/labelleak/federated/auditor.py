@@ -116,7 +116,7 @@ class Auditor:
         whole = model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD)
         self._reading = Reading(head, model, whole, {"loss": Loss.of(loss), **knowledge})
         is_virtual = self.policy.attack == "virtual"
-        self._of_attack = {"shared": Simulations()} if is_virtual else {}
+        self._of_attack: dict[str, Any] = {"shared": Simulations()} if is_virtual else {}
 
     def snapshot(self, state: Mapping[str, Tensor]) -> Snapshot:
         """Copy what an audit reads of a model, before a training that changes it in place.

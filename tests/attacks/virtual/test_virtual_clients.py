@@ -127,6 +127,18 @@ def test_clients_of_a_round_share_virtual_clients():
     assert len(shared.pools) == 12, "those of another recipe are forgotten"
 
 
+def test_a_client_to_whom_enough_are_lent_adds_few():
+    shared, trained = Simulations(), []
+    _, seen = client(ONE_EPOCH, seed=30)
+    simulate(seen, shared=shared, trainings=12)
+    for lent in (shared.changes, shared.shares, shared.pools):
+        lent.extend(lent * 4)
+    _, seen = client(ONE_EPOCH, seed=40)
+    simulate(seen, shared=shared, trainings=None, progress=lambda n, _: trained.append(n))
+    assert trained[-1] == 24
+    assert len(shared.pools) == 84
+
+
 def test_data_of_another_kind_are_flagged():
     _, seen = client(ONE_EPOCH, shift=3.0)
     found = simulate(seen)

@@ -12,6 +12,7 @@ from labelleak.errors import InvalidObservation
 from labelleak.loss.formulas import focal_factor
 from labelleak.loss.options import (
     CUSTOM,
+    Kind,
     Reduction,
     check_number_of_weights,
     check_targets_of_own,
@@ -137,7 +138,7 @@ class Loss(Told):
             [[-0.25, 0.25]]
         """
         check_targets_of_own(targets)
-        kind = "custom" if targets == "classes" else "custom_labels"
+        kind: Kind = "custom" if targets == "classes" else "custom_labels"
         return cls(kind, reduction, pixels=pixels, function=function)
 
     def check_classes(self, classes: int) -> None:

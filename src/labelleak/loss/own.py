@@ -87,7 +87,7 @@ def own_residual_map(
     """Residual of a sample of every class, at each of the logits; classes are the targets."""
     outputs = logits.shape[1]
     labels, parts = torch.arange(outputs, device=logits.device), []
-    for rows in logits.split(max(1, _ENTRIES // outputs**2)):
+    for rows in torch.split(logits, max(1, _ENTRIES // outputs**2)):
         targets = labels.repeat(len(rows))
         divisor = float(len(targets)) if told.averages else 1.0
         found = own_residual(told, rows.repeat_interleave(outputs, dim=0), targets, divisor)

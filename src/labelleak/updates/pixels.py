@@ -68,15 +68,18 @@ def observed_of_pixels(
         told = seen
     some_left_out = loss.masked or loss.ignore_index is not None
     known = None if some_left_out else told
-    size = training.batch_size
     return {
         **others,
         "loss": replace(loss, pixels=told or 0),
-        "training": replace(training, batch_size=None if None in (size, known) else size * known),
-        "instances": None if None in (instances, known) else instances * known,
+        "training": replace(training, batch_size=_times(training.batch_size, known)),
+        "instances": _times(instances, known),
         "model": model,
         "input_shape": input_shape,
     }
+
+
+def _times(samples: int | None, pixels: int | None) -> int | None:
+    return None if samples is None or pixels is None else samples * pixels
 
 
 def _pixels_of(model: nn.Module, layer: str, input_shape: tuple[int, ...]) -> int:
@@ -104,7 +107,7 @@ def check_reads_pixels(layer: nn.Module, name: str) -> None:
         InvalidObservation: It has groups, or padding that adds pixels.
     """
     groups, padding = getattr(layer, "groups", 1), getattr(layer, "padding", 0)
-    padded = padding not in (0, "valid", "same") and any(padding)
+    padded = isinstance(padding, tuple) and any(padding)
     if groups != 1 or padded:
         raise InvalidObservation(
             f"layer {name!r} is a 1x1 convolution with "

@@ -152,7 +152,7 @@ def _sampled(
     """Residuals of every class for samples that scatter about the mean logits, draw by draw."""
     mean = found.logits[:, None]
     either = torch.cat([mean + found.samples, mean - found.samples], dim=1).T
-    for part in either.split(_AT_ONCE):
+    for part in torch.split(either, _AT_ONCE):
         yield observation.loss.residual_map(part)
 
 
@@ -183,7 +183,7 @@ def _moved(
     shares = solution.shares
     moved = [
         shares @ (observation.loss.residual_map(part) - residuals)
-        for part in found.replicates.T.split(_AT_ONCE)
+        for part in torch.split(found.replicates.T, _AT_ONCE)
     ]
     return (torch.cat(moved) @ solution.inverse.T).square().mean(dim=0)
 
@@ -206,7 +206,8 @@ def _rounding(
     noise = gradient.rounding
     if gradient.bias is not None:
         noise = max(noise, implied_rounding(gradient.bias))
-    return divisor_of_one(observation) * noise * inverse.norm(dim=1)
+    errors: Tensor = divisor_of_one(observation) * noise * inverse.norm(dim=1)
+    return errors
 
 
 def _of_a_zero_head(observation: Observation, seen: Float[Tensor, " outputs"]) -> Restoration:

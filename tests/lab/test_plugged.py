@@ -89,7 +89,7 @@ def test_networks_and_data_of_a_module(own, tmp_path):
     assert "gives (1, 11) for 1 inputs, and logits of shape (1, 10)" in summary.failed["wrong"]
     assert "lenet5 takes images, and numbers has other inputs" in summary.failed["lenet"]
     assert "returns list: a labelleak.lab.datasets.Dataset is needed" in summary.failed["list"]
-    assert "forget' failed: KeyError: 'hidden.0.weight'" in summary.failed["gone"]
+    assert "forget' failed: KeyError: 'fc.weight'" in summary.failed["gone"]
 
 
 def test_a_changed_attack_runs_again_and_nothing_else_does(own, tmp_path):

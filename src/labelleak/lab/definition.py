@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from labelleak.lab.code_version import code_hash
-from labelleak.lab.datasets import check_name, data_plugin
+from labelleak.lab.datasets.loading import check_name, data_plugin
 from labelleak.lab.datasets.samplers import SAMPLERS
 from labelleak.lab.fields import (
     Definition,

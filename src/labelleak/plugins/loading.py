@@ -82,10 +82,15 @@ def what_went_wrong(error: BaseException) -> str:
     Returns:
         Its type and text, then the name of the file and the line.
     """
-    frames = traceback.extract_tb(error.__traceback__)
     own = str(Path(__file__).parent.parent)
-    outside = [f for f in frames if not f.filename.startswith((own, "<frozen"))]
-    place = f" ({Path(outside[-1].filename).name}, line {outside[-1].lineno})" if outside else ""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((own, "<frozen"))
+    ]
+    # A line of the user's own file tells more than the line of torch that it leads to.
+    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"
 
 

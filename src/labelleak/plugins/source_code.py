@@ -17,6 +17,8 @@ from labelleak.errors import BrokenPlugin
 # Larger packages (torch, timm) are known by their version alone.
 _MOST_FILES = 500
 _NATIVE = (".so", ".pyd")
+# Where a module's neighbors are strangers.
+_INSTALLED = ("purelib", "platlib", "stdlib", "platstdlib")
 _KEPT = "__labelleak_source__"
 
 
@@ -155,7 +157,7 @@ def _files_below(folder: Path) -> dict[str, Path]:
 
 def _with_neighbors(path: Path) -> Iterator[tuple[str, Path]]:
     """A lone module, and the modules and packages of its folder that it needs, theirs included."""
-    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in _INSTALLED}
     folder, seen, waiting = path.parent, set(), [path]
     while waiting:
         file = waiting.pop()

@@ -2,7 +2,7 @@
 
 from labelleak.lab.datasets import samplers
 from labelleak.lab.datasets.dataset import Dataset
-from labelleak.lab.datasets.loading import check_name, data_plugin, load, names
+from labelleak.lab.datasets.loading import load, names
 from labelleak.lab.datasets.samplers import draw
 
-__all__ = ["Dataset", "check_name", "data_plugin", "draw", "load", "names", "samplers"]
+__all__ = ["Dataset", "draw", "load", "names", "samplers"]

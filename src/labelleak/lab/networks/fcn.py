@@ -57,9 +57,7 @@ class FCN(nn.Module):
             self.hidden.append(activation_layer(activation))
         self.fc = nn.Linear(widths[-1], classes)
 
-    def forward(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Computes the logits.
 
         Args:

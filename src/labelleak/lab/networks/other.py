@@ -132,14 +132,18 @@ def network_plugin(name: str, options: Mapping[str, Any]) -> Plugin:
         knows, make, example = _LIBRARIES[library]
         import_plugin(library, f"network {name!r}")
         package = f"{library} {version(library)}"
-        if not knows(model):
+        try:
+            known = knows(model)
+        except Exception as error:  # of a library that is not as it should be installed
+            raise BrokenPlugin(f"network {name!r}: {what_went_wrong(error)}") from None
+        if not known:
             raise BrokenPlugin(
                 f"network {name!r}: {package} has no model {model!r}, as in {library}:{example}"
             )
         return Plugin(name, package, library, partial(make, model), by_version=True)
     if ":" not in name and name not in plugin_names("networks"):
-        known = [one for one in names() if not one.startswith("fcn-")]
-        others = ", ".join((*known, *plugin_names("networks")))
+        own = [one for one in names() if not one.startswith("fcn-")]
+        others = ", ".join((*own, *plugin_names("networks")))
         raise BrokenPlugin(
             f"unknown network {name!r}: choose one of fcn-N (N from 1 to 999), {others}, "
             "timm:NAME, torchvision:NAME, transformers:CLASS, or module:name"

@@ -53,7 +53,7 @@ def test_rows_of_an_earlier_run_are_named(terminal):
     made = {"key": of.definition_key(0), "attacks": {"ilrg": entry}, "measures": {}}
     print_comparison(summarize(grid_study([of], "grid", "Grid"), [made]), terminal)
     text = " ".join(terminal.file.getvalue().split())
-    assert text.endswith("From an earlier run, by another version of the code: 'a'")
+    assert text.endswith("From an earlier run, by another version of the code: all rows")
 
 
 INVERSION = {

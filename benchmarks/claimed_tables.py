@@ -9,6 +9,7 @@ from labelleak.lab.published_figures import published_runs
 from markdown_tables import table, three
 from measured_tables import MEASURED
 from origins import origins
+from page_table import page_times
 from trust_tables import TRUST, Read
 
 LEADERBOARD = "results/leaderboard/summary.json"
@@ -213,6 +214,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "figure4": figure4,
     "constants": origins,
     "ceiling": ceiling,
+    "pages": page_times,
     **FLAGS,
     **MEASURED,
     **TRUST,

@@ -10,6 +10,7 @@ from loss_tables import LOSSES
 from markdown_tables import table, three
 from measured_tables import MEASURED
 from origins import origins
+from page_table import page_times
 from simulated_tables import SIMULATED
 from trust_tables import TRUST, Read
 
@@ -215,6 +216,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "figure4": figure4,
     "constants": origins,
     "ceiling": ceiling,
+    "pages": page_times,
     **FLAGS,
     **LOSSES,
     **MEASURED,

@@ -52,7 +52,7 @@ def test_without_the_client_it_says_what_is_missing(run_advise):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--model", "labelleak.lab.demo:network"), "--model and --data go together"),
+        (("--model", "labelleak.lab.demo:network"), "--model needs --data"),
         (("--model", "nothing.there:network", "--data", "data.safetensors"), "nothing.there"),
         (("--model", "labelleak.lab.demo:absent", "--data", "data.safetensors"), "absent"),
         (("--model", "labelleak.lab.demo:LEARNING_RATE", "--data", "data.safetensors"), "float"),

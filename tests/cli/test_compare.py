@@ -96,7 +96,7 @@ def test_auto_baselines_and_a_time_limit(grid, tmp_path):
     out = tmp_path / "out"
     done = compare(grid, "--out", out, "--workers", 1, "--time-limit", 5)
     assert done.status == 0, done.err
-    assert "certified" in done.out
+    assert "proven" in done.out
     assert "uniform" in done.out
     limited = {e.model_copy(update={"time_limit": 5.0}).trial_key(0) for e in read_grid(grid)}
     assert {record["key"] for record in read_records(out)} == limited

@@ -10,8 +10,10 @@ from labelleak.cli.tables import (
     print_attacks,
     print_comparison,
     print_inversion,
+    print_study,
 )
 from labelleak.cli.verdicts import print_record
+from labelleak.lab import paper
 from labelleak.lab.experiment_grid import grid_study
 from labelleak.lab.summary import summarize
 
@@ -53,7 +55,49 @@ def test_rows_of_an_earlier_run_are_named(terminal):
     made = {"key": of.definition_key(0), "attacks": {"ilrg": entry}, "measures": {}}
     print_comparison(summarize(grid_study([of], "grid", "Grid"), [made]), terminal)
     text = " ".join(terminal.file.getvalue().split())
-    assert text.endswith("From an earlier run, by another version of the code: 'a'")
+    assert text.endswith("From an earlier run, by another version of the code: all rows")
+
+
+def test_a_comparison_says_first_which_attack_is_best(terminal):
+    of = experiment(attacks=("ilrg", "llg"), trials=2)
+    scores = {
+        name: dict.fromkeys(("leacc", "lnacc", "recall", "accuracy"), value) | {"exact": False}
+        for name, value in (("ilrg", 0.75), ("llg", 0.5))
+    }
+    entry = {"rounded": None, "certified": False, "error": None}
+    records = [
+        {
+            "key": of.trial_key(index),
+            "attacks": {name: entry | {"counts": score} for name, score in scores.items()},
+            "measures": {},
+        }
+        for index in range(2)
+    ]
+    summary = summarize(grid_study([of], "grid", "Grid"), records)
+    print_comparison(summary, terminal)
+    lines = terminal.file.getvalue().splitlines()
+    assert lines[:2] == ["Grid", "ilrg restores the most labels."]
+    assert "a, 2 trials" in lines
+    rows = [line.split() for line in lines if line.startswith((" ilrg", " llg"))]
+    # LeAcc, LnAcc, IRec, accuracy, exact: on a narrow terminal without an interval.
+    assert rows == [
+        ["ilrg", *["0.750"] * 4, "0.000"],
+        ["llg", *["0.500"] * 4, "0.000"],
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_study_says_first_what_agrees_and_explains_its_intervals_once(terminal):
+    study = paper.study("table1", "paper")
+    summary = summarize(study, [])
+    row = summary["rows"][0]
+    for name, inside in (("ilrg.leacc", True), ("ilrg.lnacc", False)):
+        row["metrics"][name] |= {"ours": 0.5, "low": 0.4, "high": 0.6, "inside": inside}
+    for explained in (False, True):
+        print_study(summary, terminal, explained=explained)
+    text = " ".join(terminal.file.getvalue().split())
+    assert text.startswith(f"{study.title}. 1 of 2 published figures are inside our 95 % interval.")
+    assert text.count("Student's t") == 1
 
 
 INVERSION = {

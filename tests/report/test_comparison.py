@@ -121,6 +121,15 @@ def test_a_cell_leads_to_what_is_behind_it(compared, document):
     assert "set only" in parsed.text
 
 
+def test_a_mean_over_some_batches_is_no_score(compared):
+    """Such as of an attack that has counts only where one possibility is left."""
+    metrics = compared["rows"][0]["metrics"]
+    metrics["rlg.accuracy"] = metrics["ilrg.accuracy"] | {"ours": 1.0, "trials": 3}
+    page = study_page([compared], "Run")
+    assert _map(page)[0][2] == ("–", set())
+    assert "auto and ilrg restore" in page
+
+
 def test_an_attack_that_could_not_run_says_so(compared):
     row = compared["rows"][1]
     row["metrics"] = {k: v for k, v in row["metrics"].items() if not k.startswith("rlg.")}

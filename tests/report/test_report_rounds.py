@@ -81,7 +81,7 @@ def data_of(page):
 
 
 def table_of(shown):
-    body = re.search(r'<table id="audits">.*?<tbody>(.*?)</tbody>', shown, re.DOTALL)[1]
+    body = re.search(r'<table id="audits"[^>]*>.*?<tbody>(.*?)</tbody>', shown, re.DOTALL)[1]
     rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
     return [
         [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows

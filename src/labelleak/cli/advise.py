@@ -68,7 +68,7 @@ def advise_command(
     training.check()
     kind = update.holds(training)
     rule.check(labels)
-    client.check(labels)
+    client.check(labels, needs_data=True)
     if update.update.is_dir():
         raise click.UsageError(f"--update {update.update}: is a folder, of which audit is for")
     if output is not None:

@@ -102,19 +102,20 @@ def watched(attack: str, bar: Progress) -> dict[str, Any]:
     """Keyword arguments by which an attack shows its progress and updates share its work.
 
     Args:
-        attack: Name of the attack; only ``"virtual"`` takes any.
+        attack: Name of the attack; only ``"virtual"`` and ``"synthetic"`` take any.
         bar: Where the progress shows.
     """
-    if attack != "virtual":
+    if attack not in ("virtual", "synthetic"):
         return {}
-    from labelleak.attacks.virtual import Simulations
+    from labelleak.attacks.virtual import MadeUpClients, Simulations
 
     task = bar.add_task("Virtual clients", total=None)
 
     def show(number: int, error: float) -> None:
         bar.update(task, completed=number)
 
-    return {"shared": Simulations(), "progress": show}
+    shared = Simulations() if attack == "virtual" else MadeUpClients()
+    return {"shared": shared, "progress": show}
 
 
 def status_of(record: dict[str, Any]) -> int:

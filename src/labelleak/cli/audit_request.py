@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, scored_by, told
 from labelleak.cli.client_options import ClientOptions, network_at, read_samples
 from labelleak.cli.loss_options import LossOptions
@@ -37,7 +39,9 @@ class AuditRequest:
         """
         self.training.check()
         self.rule.check(labels)
-        self.client.check(labels, self.auxiliary)
+        if self.auxiliary is not None and self.client.model is None:
+            raise click.UsageError("--auxiliary needs --model, the network that clients train")
+        self.client.check(labels, needs_data=False)
 
     def inputs(self, update: UpdateOptions, labels: Path | None) -> list[Path]:
         """The files that are read."""
@@ -48,8 +52,10 @@ class AuditRequest:
         """What was told, for the record."""
         source = {**told(update), "kind": update.holds(self.training)}
         source |= {**told(self.training), **told(self.loss)}
+        if self.client.model is not None:
+            source["model"] = self.client.model
         if self.auxiliary is not None:
-            source |= {"model": self.client.model, "auxiliary": str(self.auxiliary)}
+            source["auxiliary"] = str(self.auxiliary)
         return source
 
     def run(
@@ -88,8 +94,8 @@ class AuditRequest:
         )
 
     def _observed(self, update: UpdateOptions) -> "Observation":
-        """What the server sees: of the head, or with samples of its own of the whole model."""
-        if self.auxiliary is None:
+        """What the server sees: of the head, or of the whole model where it is named."""
+        if self.client.model is None:
             return update.read(self.training, self.loss)
         from labelleak.updates import observe, observe_update
 
@@ -114,11 +120,12 @@ class AuditRequest:
         return network_at(self.client.model, before)
 
     @cached_property
-    def _samples(self) -> "Auxiliary":
+    def _samples(self) -> "Auxiliary | None":
         from labelleak.errors import InvalidObservation, UnreadableFile
         from labelleak.observation import Auxiliary
 
-        assert self.auxiliary is not None, "there are some"
+        if self.auxiliary is None:
+            return None
         try:
             return Auxiliary(*read_samples(self.auxiliary))
         except InvalidObservation as error:

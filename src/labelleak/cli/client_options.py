@@ -25,8 +25,8 @@ class ClientOptions:
             "--model",
             metavar="MODULE:FUNCTION",
             help="A function of yours, without arguments, that returns the network in the mode "
-            "that clients train it in; it is imported and run. Goes with --data, or with "
-            "--auxiliary of audit.",
+            "that clients train it in; it is imported and run. Goes with --data; in audit also "
+            "alone, for attacks that need the whole model, or with --auxiliary.",
         ),
     ]
     data: Annotated[
@@ -39,20 +39,20 @@ class ClientOptions:
         ),
     ]
 
-    def check(self, labels: Path | None, auxiliary: Path | None = None) -> None:
+    def check(self, labels: Path | None, *, needs_data: bool) -> None:
         """Check the options before a file is read.
 
         Args:
             labels: The file of labels, or None.
-            auxiliary: The file of the server's samples, which needs the model as well, or None.
+            needs_data: Whether the model is of no use without data.
 
         Raises:
             UsageError: One of them is there without the other, or without labels.
         """
-        if auxiliary is not None and self.model is None:
-            raise click.UsageError("--auxiliary needs --model, the network that clients train")
-        if (self.model is None) != (self.data is None) and auxiliary is None:
-            raise click.UsageError("--model and --data go together")
+        if self.model is None and self.data is not None:
+            raise click.UsageError("--data needs --model, the network that clients train")
+        if self.model is not None and self.data is None and needs_data:
+            raise click.UsageError("--model needs --data, the samples of the update")
         if self.data is not None and labels is None:
             raise click.UsageError("--model and --data need --labels, those of the update")
 

@@ -78,7 +78,7 @@ def reproduce_command(
         # After each, so that a run that is stopped has a page of what it finished.
         page = write_run(folder, title, summaries)
         if output_format == "table":
-            print_study(summaries[-1], target)
+            print_study(summaries[-1], target, explained=len(summaries) > 1)
     if output_format == "json":
         click.echo(json.dumps(run_content(title, summaries), indent=2, allow_nan=False))
     else:

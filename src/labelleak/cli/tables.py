@@ -1,8 +1,9 @@
 """Records as tables in a terminal; nothing is computed here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -20,7 +21,9 @@ _COMPARED = {
     "accuracy": SCORES["accuracy"],
     "exact": SCORES["exact"],
 }
-_COMPARED_IF_MEASURED = {"certified": "certified", "coverage": "coverage", "seconds": "s"}
+_COMPARED_IF_MEASURED = {"certified": "proven", "coverage": "coverage", "seconds": "s"}
+# Columns of a terminal that has room for an interval.
+_WIDE = 96
 
 # Metrics of a row that the paper has no figure for.
 _UNPUBLISHED_SHOWN = ("ilrg.leacc", "ilrg.lnacc", "ilrg.irec", "psnr_best6")
@@ -68,37 +71,36 @@ def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
 
 
 def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
-    """Print a grid of experiments, one line per experiment and attack, and then what failed.
+    """Print a grid of experiments: which attack is best, a table for each experiment, what failed.
 
     Args:
         summary: Schema ``labelleak/study/1``.
         target: Where to print.
     """
-    table = Table(
-        title=summary["title"],
-        caption="mean over trials, and half of the 95 % interval; LeAcc, LnAcc and IRec before the "
-        "sum of the counts is repaired, as published",
-    )
+    from labelleak.report.comparison import comparison
+
     measured = {m["name"].rpartition(".")[2] for m in summary["metrics"]}
     further = {key: title for key, title in _COMPARED_IF_MEASURED.items() if key in measured}
-    columns = _COMPARED | further
-    table.add_column("experiment")
-    table.add_column("trials", justify="right")
-    table.add_column("attack")
-    for title in columns.values():
-        table.add_column(title, justify="right")
     attacks = dict.fromkeys(m["attack"] for m in summary["metrics"] if m["attack"] is not None)
-    for row in summary["rows"]:
-        label, trials = row["label"], str(row["trials"])
-        for attack in attacks:
-            cells = _scores_of_all_batches(row["metrics"], attack)
-            if any(cells.values()) or attack in row["failed"]:
-                cells |= {key: row["metrics"].get(f"{attack}.{key}") for key in further}
-                table.add_row(label, trials, attack, *(_mean(cells[key]) for key in columns))
-                label = trials = ""
-        table.add_section()
-    if table.row_count:
-        target.print(table)
+    tables = [
+        (row, _attacks_table(row, attacks, _COMPARED | further, target.width))
+        for row in summary["rows"]
+    ]
+    if any(table.row_count for _, table in tables):
+        target.print(Text(summary["title"], style="bold"))
+        found = comparison(summary)
+        if found is not None:
+            target.print(found["headline"])
+    for row, table in tables:
+        if table.row_count:
+            target.print()
+            target.print(Text.assemble((row["label"], "bold"), f", {row['trials']} trials"))
+            target.print(table)
+    if any(table.row_count for _, table in tables):
+        target.print(
+            "Means over trials; after the accuracy half of its 95 % interval. LeAcc, LnAcc and "
+            "IRec are of counts before their sum is repaired, as published."
+        )
     _print_earlier(summary, target)
     for row in summary["rows"]:
         for attack, failure in row["failed"].items():
@@ -108,11 +110,31 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
             )
 
 
+def _attacks_table(
+    row: Mapping[str, Any], attacks: Iterable[str], columns: Mapping[str, str], width: int
+) -> Table:
+    """The scores of every attack in one experiment."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("attack", no_wrap=True)
+    for title in columns.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for attack in attacks:
+        cells = _scores_of_all_batches(row["metrics"], attack)
+        if any(cells.values()) or attack in row["failed"]:
+            cells |= {key: row["metrics"].get(f"{attack}.{key}") for key in columns.keys() - cells}
+            texts = (
+                _mean(cells[key], interval=key == "accuracy" and width >= _WIDE) for key in columns
+            )
+            table.add_row(attack, *texts)
+    return table
+
+
 def _print_earlier(summary: Mapping[str, Any], target: Console) -> None:
-    """Name the rows that hold nothing that this code has run, and count what it ran before."""
-    for row in summary["rows"]:
-        if row.get("earlier"):
-            target.print(f"From an earlier run, by another version of the code: {row['label']!r}")
+    """Name the rows that hold nothing that this code has run."""
+    names = [repr(row["label"]) for row in summary["rows"] if row.get("earlier")]
+    if names:
+        which = "all rows" if len(names) == len(summary["rows"]) else "; ".join(names)
+        target.print(f"From an earlier run, by another version of the code: {which}")
     trials = sum(row["trials"] for row in summary["rows"])
     found = sum(row.get("found", 0) for row in summary["rows"] if not row.get("earlier"))
     if found:
@@ -130,23 +152,24 @@ def _scores_of_all_batches(metrics: Mapping[str, Any], attack: str) -> dict[str,
     return {name: cell if cell and cell["trials"] == most else None for name, cell in cells.items()}
 
 
-def _mean(cell: Mapping[str, Any] | None) -> str:
+def _mean(cell: Mapping[str, Any] | None, *, interval: bool) -> str:
     if cell is None or cell["ours"] is None:
         return NONE
-    if cell["low"] is None:
+    if cell["low"] is None or not interval:
         return number(cell["ours"])
     half = max(cell["high"] - cell["ours"], cell["ours"] - cell["low"])
     return f"{number(cell['ours'])} \N{PLUS-MINUS SIGN}{number(half)}"
 
 
-def print_study(summary: Mapping[str, Any], target: Console) -> None:
-    """Print a study of the paper: each figure beside the published one, then notes.
+def print_study(summary: Mapping[str, Any], target: Console, *, explained: bool = False) -> None:
+    """Print a study of the paper: how much agrees, each figure beside the published one, notes.
 
     Args:
         summary: Schema ``labelleak/study/1``.
         target: Where to print.
+        explained: Whether an earlier study has said already what the intervals are.
     """
-    table = Table(title=summary["title"], caption=summary["interval"])
+    table = Table()
     table.add_column("setting", overflow="fold")
     table.add_column("metric")
     for heading in ("ours", "95 % interval", "published", "difference"):
@@ -159,7 +182,10 @@ def print_study(summary: Mapping[str, Any], target: Console) -> None:
             label = ""
         table.add_section()
     if table.row_count:
+        target.print(Text.assemble((summary["title"], "bold"), f". {_agreement(summary)}"))
         target.print(table)
+        if not explained:
+            target.print(summary["interval"])
     _print_earlier(summary, target)
     for row in summary["rows"]:
         if row["note"]:
@@ -169,6 +195,15 @@ def print_study(summary: Mapping[str, Any], target: Console) -> None:
     for text in summary["omitted"]:
         target.print(f"  {text}")
     target.print()
+
+
+def _agreement(summary: Mapping[str, Any]) -> str:
+    """How many published figures lie inside our intervals."""
+    cells = [cell for row in summary["rows"] for cell in row["metrics"].values()]
+    held = [cell["inside"] for cell in cells if cell["inside"] is not None]
+    if not held:
+        return "No published figure has an interval of ours to be held to."
+    return f"{held.count(True)} of {len(held)} published figures are inside our 95 % interval."
 
 
 def _shown(

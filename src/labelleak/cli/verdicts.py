@@ -1,10 +1,10 @@
 """An audit in a terminal: the verdict, then why, then what to do, then the counts."""
 
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +35,8 @@ def print_record(record: Mapping[str, Any], target: Console) -> None:
     if advice:
         target.print(Text("What to do", style="bold"))
         for line in advice[:_MOST_DO]:
-            target.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False))
+            wrapped = wrap(line, target.width, initial_indent="  - ", subsequent_indent="    ")
+            target.print("\n".join(wrapped))
     target.print()
     target.print(_observed(record))
     target.print(_counts_table(record, target))

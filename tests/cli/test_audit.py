@@ -127,6 +127,15 @@ def test_the_sites_own_samples_give_a_ceiling(run_audit, files, monkeypatch):
     assert_refused(run_audit(*options[:2], "--data", "data.safetensors"), "--data needs", folder)
 
 
+def test_the_model_alone_is_enough_for_attacks_that_need_it(run_audit, files):
+    options = ("--attack", "calibrated", "--format", "json")
+    assert_refused(run_audit(*options), "'calibrated' needs", files[0])
+    done = run_audit(*options, "--model", f"{__name__}:network")
+    record = json.loads(done.out)
+    assert (record["attack"], record["samples"]) == ("calibrated", 24)
+    assert record["source"]["model"].endswith(":network")
+
+
 def network():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
 

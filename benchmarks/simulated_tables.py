@@ -43,8 +43,26 @@ def rounds_together(read: Read) -> list[str]:
     )  # fmt: skip
 
 
+def synthetic_clients(read: Read) -> list[str]:
+    """Virtual clients on made-up classes, beside attacks with and without auxiliary data."""
+    lines = []
+    for row in read("results/benchmark-synthetic-clients.json")["rows"]:
+        cells = [f"{row['name']} ({row['test_accuracy']:.2f})", str(row["clients"])]
+        cells += [three(row["accuracy"][name]) for name in ("synthetic", "auto", "rlu")]
+        lines.append([*cells, three(row["coverage"]), f"{row['trainings']:.0f}"])
+    return table(
+        [
+            "recipe (test accuracy before)", "clients", "`synthetic`", "`auto`",
+            "RLU with 200 samples a class", "true counts inside the 95 % intervals",
+            "trainings for each client",
+        ],
+        lines,
+    )  # fmt: skip
+
+
 SIMULATED: dict[str, Callable[[Read], list[str]]] = {
     "virtual-clients": simulated_clients,
     "rounds": rounds_together,
+    "synthetic-clients": synthetic_clients,
 }
 """By the name under which a page asks for it."""

@@ -105,17 +105,17 @@ def watched(attack: str, bar: Progress) -> dict[str, Any]:
         attack: Name of the attack; only ``"virtual"`` and ``"synthetic"`` take any.
         bar: Where the progress shows.
     """
-    if attack not in ("virtual", "synthetic"):
-        return {}
-    from labelleak.attacks.virtual import MadeUpClients, Simulations
+    from labelleak.attacks.virtual import shared_by
 
+    shared = shared_by(attack)
+    if not shared:
+        return {}
     task = bar.add_task("Virtual clients", total=None)
 
     def show(number: int, error: float) -> None:
         bar.update(task, completed=number)
 
-    shared = Simulations() if attack == "virtual" else MadeUpClients()
-    return {"shared": shared, "progress": show}
+    return {**shared, "progress": show}
 
 
 def status_of(record: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from labelleak.attacks import Need, find_attack
-from labelleak.attacks.virtual import Simulations
+from labelleak.attacks.virtual import shared_by
 from labelleak.audit.record import AuditRecord
 from labelleak.audit.running import audit_observation
 from labelleak.errors import MissingKnowledge
@@ -54,7 +54,8 @@ class Auditor:
     Nothing that a client sends makes it raise, changes what is passed in, or disturbs a generator
     of random numbers: training goes on as without it. It computes on the CPU, and reads the final
     layer alone unless there is a model or the attack needs more. Updates that follow on one another
-    and share model, recipe and number of samples share virtual clients (attack ``virtual``).
+    and share model, recipe and number of samples share virtual clients (attacks ``virtual`` and
+    ``synthetic``).
 
     Examples:
         >>> import torch
@@ -115,8 +116,7 @@ class Auditor:
             model = None if model is None else deepcopy(model).cpu()
         whole = model is not None or not needs.isdisjoint(_BEYOND_THE_HEAD)
         self._reading = Reading(head, model, whole, {"loss": Loss.of(loss), **knowledge})
-        is_virtual = self.policy.attack == "virtual"
-        self._of_attack: dict[str, Any] = {"shared": Simulations()} if is_virtual else {}
+        self._of_attack = shared_by(self.policy.attack)
 
     def snapshot(self, state: Mapping[str, Tensor]) -> Snapshot:
         """Copy what an audit reads of a model, before a training that changes it in place.

@@ -83,7 +83,7 @@ def test_residuals_are_those_of_known_losses(seed, dtype):
 )
 def test_the_map_holds_the_residual_of_every_class(function, reduction):
     loss, logits = Loss.custom(function, reduction=reduction), numbers(1, 3, 4)
-    found = loss.residual_map(logits)
+    found = loss.class_residuals(logits)
     for label in range(4):
         for sample in range(3):
             place = logits[sample : sample + 1].clone().requires_grad_()

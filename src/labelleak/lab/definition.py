@@ -276,7 +276,7 @@ class Experiment(Definition):
     @property
     def client_loss(self) -> Loss:
         """The client's loss."""
-        return Loss() if self.loss is None else self.loss.loss
+        return Loss() if self.loss is None else self.loss.told
 
     @property
     def attack_settings(self) -> tuple[AttackSetting, ...]:

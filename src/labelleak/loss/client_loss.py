@@ -18,7 +18,7 @@ from labelleak.loss.options import (
     check_targets_of_own,
     from_plain,
 )
-from labelleak.loss.own import examined, own_residual, own_residual_map, own_value
+from labelleak.loss.own import examined, own_class_residuals, own_residual, own_value
 from labelleak.loss.pixels import by_pixel
 from labelleak.loss.sigmoids import residuals_of_labels, sigmoids_value
 from labelleak.loss.softmax import (
@@ -299,7 +299,7 @@ class Loss(Told):
         zero, one = (self.residual(rows, torch.full_like(rows, value)) for value in (0.0, 1.0))
         return zero.reshape(logits.shape), one.reshape(logits.shape)
 
-    def residual_map(
+    def class_residuals(
         self, logits: Float[Tensor, "samples outputs"]
     ) -> Float[Tensor, "samples classes outputs"]:
         """Residual of a sample of every class at these logits, for a function of the user's.
@@ -307,7 +307,7 @@ class Loss(Told):
         Args:
             logits: Any floating dtype, shape (samples, outputs); there are as many classes.
         """
-        return own_residual_map(self, logits)
+        return own_class_residuals(self, logits)
 
     def residual(
         self, logits: Float[Tensor, "samples outputs"], targets: Tensor

@@ -81,7 +81,7 @@ def own_residual(
     return residual
 
 
-def own_residual_map(
+def own_class_residuals(
     told: Told, logits: Float[Tensor, "samples outputs"]
 ) -> Float[Tensor, "samples classes outputs"]:
     """Residual of a sample of every class, at each of the logits; classes are the targets."""

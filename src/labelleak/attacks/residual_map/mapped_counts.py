@@ -73,7 +73,7 @@ def mapped_counts(observation: Observation) -> Restoration:
     if predicts_the_same(observation) and bool(bias.any()):
         return _of_a_zero_head(observation, seen)
     rows = pooled_rows(observation, bias)
-    first = observation.loss.residual_map(rows.logits[None])[0]
+    first = observation.loss.class_residuals(rows.logits[None])[0]
     found = rows.scattered(observation, *_spread(first, _solved(first, seen).shares, seen))
     if observation.classes > _MANY:
         found = found._replace(
@@ -153,7 +153,7 @@ def _sampled(
     mean = found.logits[:, None]
     either = torch.cat([mean + found.samples, mean - found.samples], dim=1).T
     for part in torch.split(either, _AT_ONCE):
-        yield observation.loss.residual_map(part)
+        yield observation.loss.class_residuals(part)
 
 
 def _drawn(
@@ -182,7 +182,7 @@ def _moved(
     """Mean square by which errors of the mean logits move the shares, to the first order."""
     shares = solution.shares
     moved = [
-        shares @ (observation.loss.residual_map(part) - residuals)
+        shares @ (observation.loss.class_residuals(part) - residuals)
         for part in torch.split(found.replicates.T, _AT_ONCE)
     ]
     return (torch.cat(moved) @ solution.inverse.T).square().mean(dim=0)
@@ -214,7 +214,7 @@ def _of_a_zero_head(observation: Observation, seen: Float[Tensor, " outputs"]) -
     """The counts of a head that predicts the same for every sample, up to rounding."""
     bias, total = observation.head.bias, observation.num_instances
     assert bias is not None, "has a bias"
-    residuals = observation.loss.residual_map(bias.double()[None])[0]
+    residuals = observation.loss.class_residuals(bias.double()[None])[0]
     found = _solved(residuals, seen)
     unit = ROUNDING * machine_epsilon(observation.gradient.weight) * float(residuals.abs().max())
     errors = (total or 1) * unit * found.inverse.abs().sum(dim=1)

@@ -66,4 +66,4 @@ def test_larger_errors_make_counts_less_probable(seed, classes, error):
     one, other = (probability_right(counts, errors * size, total) for size in (1.0, 1.5))
     assert 0.0 < other <= one <= 1.0
     assert distance_from_feasible(counts, total) == 0.0
-    assert agrees(counts, errors, total)
+    assert agrees(distance_from_feasible(counts, total), errors)

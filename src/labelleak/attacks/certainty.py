@@ -45,17 +45,22 @@ def probability_right(
     return float(torch.exp(-odds.log1p().sum()))
 
 
-def agrees(raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int) -> bool:
+def agrees(distance: float, errors: Float[Tensor, " classes"]) -> bool:
     """Whether counts lie no farther from feasible ones than their standard errors let expect.
 
-    Feasible are whole counts, non-negative and of the right sum.
+    Args:
+        distance: As of `distance_from_feasible`.
+        errors: The standard errors, shape (classes,).
     """
     claimed = float(errors.square().mean().sqrt())
-    return distance_from_feasible(raw, total) < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
+    return distance < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
 
 
 def distance_from_feasible(raw: Float[Tensor, " classes"], total: int) -> float:
-    """Root mean square distance from the nearest feasible counts."""
+    """Root mean square distance from the nearest feasible counts.
+
+    Feasible are whole counts, non-negative and of the right sum.
+    """
     return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
 
 

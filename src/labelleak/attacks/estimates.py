@@ -97,7 +97,7 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         of_told = max(distance, distance_of_told(found))
         return Estimate(found, of_told if whole else math.inf, of_told)
     follows = even > _FLAT or (even > _UNEVEN and whole)
-    credible = follows and agrees(raw, errors, total)
+    credible = follows and agrees(distance, errors)
     claimed = float(errors.square().mean().sqrt())
     return Estimate(found, max(distance, claimed) if credible else math.inf, distance, even)
 

@@ -25,6 +25,8 @@ _MOST_UNKNOWNS = 2000
 _MOST_SLOPES = 2**26
 # Most entries of the equations of hypotheses in memory at once: 64 MB.
 _ENTRIES = 2**23
+# Most entries of the predictions that are tried between two looks at the clock.
+_TRIED_ENTRIES = 2**20
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def fits_other_label(
     other |= which >= len(samples)
     which, labels = which[other], labels[other]
     fits = torch.ones_like(labels, dtype=torch.bool)
-    together = max(1, _ENTRIES // factors.left.shape[0])
+    together = max(1, _TRIED_ENTRIES // factors.left.shape[0])
     for first in range(0, len(labels), together):
         part = slice(first, first + together)
         tried = _fits(factors, points[which[part]], labels[part], divisor, late)

@@ -16,6 +16,7 @@ _STEPS = 60
 _ENTRIES = 2**23
 # Arrays of all classes that the misfit of a point takes.
 _TEMPORARIES = 8
+_MANY_CLASSES = 2**16
 
 
 def misfit(
@@ -52,7 +53,11 @@ def descend(
         The points reached, and the norms of the part outside; infinite for points that there was
         no time for.
     """
-    size = max(1, entries // (factors.left.shape[0] * (factors.unknowns or _TEMPORARIES)))
+    classes = factors.left.shape[0]
+    arrays = factors.unknowns or _TEMPORARIES
+    # With very many classes, a step of many points would outlast the clock.
+    arrays = arrays + _TEMPORARIES if classes > _MANY_CLASSES else arrays
+    size = max(1, entries // (classes * arrays))
     reached, misfits = points.clone(), points.new_full((len(points),), torch.inf)
     for start in range(0, len(points), size):
         if start and clock.is_over:

@@ -224,6 +224,8 @@ class HeadSearch(SampleSearch):
         lengths = typical_length(factors) * ratios
         points = (lengths[:, None, None] * directions[:_KEPT_DIRECTIONS]).flatten(0, 1)
         which, labels = likely_labels(factors, points, clock=self._clock)
+        if self._clock.judging.is_over:
+            return
         self._take(self._settled(points[which], labels), labels)
 
     def _settled(
@@ -251,6 +253,8 @@ class HeadSearch(SampleSearch):
         reached, misfits = descend(
             rest, points, labels, enough=tolerances.ARRIVED, clock=self._clock
         )
+        if self._clock.judging.is_over:
+            return
         # Samples taken out inexactly blur the rest, so a descent on it need not arrive.
         near = tolerances.NEAR if len(self.found) else tolerances.ARRIVED**0.5
         # Ends that have arrived are equally good and keep the order of their starts.

@@ -87,7 +87,7 @@ def raw_counts(
     target = instances * bias_gradient / loss.scale(batch_size)
     if loss.is_plain and loss.averages:
         # What is below comes to that, but with very many classes takes several times as long.
-        return (instances * probabilities).sub_(target)
+        return instances * probabilities - target
     weights = loss.sample_weights(probabilities)
     # Both unknowns enter linearly: x = fixed + X per_x + N per_n.
     fixed, per_x = -target / keep, probabilities

@@ -14,7 +14,7 @@ from labelleak.attacks.certainty import (
     probability_right,
 )
 from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
-from labelleak.attacks.residual_map.mapped_counts import mean_probabilities
+from labelleak.attacks.own_loss.mapped_counts import mean_probabilities
 from labelleak.numerics import perplexity
 from labelleak.observation import Observation
 from labelleak.projection import project_to_counts

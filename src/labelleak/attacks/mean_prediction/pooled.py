@@ -13,8 +13,8 @@ from labelleak.attacks.mean_prediction.mean_logits import (
 )
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.attacks.multi_label.pooled_labels import pooled_labels
+from labelleak.attacks.own_loss.mapped_counts import mapped_counts
 from labelleak.attacks.registry import Gives, Need, register
-from labelleak.attacks.residual_map.mapped_counts import mapped_counts
 from labelleak.attacks.zero_head import known_prediction, predicts_the_same, proven_by_zeros
 from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation

@@ -29,6 +29,7 @@ _MATTERS = (
     "lab/ranges.py",
     "lab/seeds.py",
     "lab/simulated_client.py",
+    "lab/tasks.py",
     "lab/trial.py",
     "local_steps.py",
     "loss",

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "lab/datasets/__init__.py",
     "lab/datasets/cache.py",
     "lab/definition.py",
+    "lab/fields.py",
     "lab/image_reconstruction.py",
     "lab/keys.py",
     "lab/materials.py",

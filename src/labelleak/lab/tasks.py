@@ -173,7 +173,8 @@ def relabeled(dataset: Dataset, targets: Targets) -> Dataset:
     Raises:
         ValueError: A positive class is none of the data set's, or all are.
     """
-    name = f"{dataset.name}-{targets.findings or 'one'}-labels-{targets.seed}"
+    what = f"{targets.findings}-findings-{targets.seed}" if targets.findings else "one-logit"
+    name = f"{dataset.name}-{what}"
     if targets.positive is not None:
         given = set(targets.positive)
         if not given < set(range(dataset.classes)):

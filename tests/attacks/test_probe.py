@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from labelleak import capture
-from labelleak.attacks.probe import class_means, probe
+from labelleak.attacks.probe import class_means, passages, probe
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from synthetic import rng
 
@@ -89,3 +89,10 @@ def test_means_of_classes():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]], dtype=torch.float64)
     found = class_means(values, torch.tensor([1, 0, 1]), 2)
     assert found.tolist() == [[3.0, 4.0], [3.0, 5.5]]
+
+
+def test_tokens_stay_tokens():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
+    tokens = torch.tensor([[1, 2], [3, 8]])
+    (passage,) = passages(model, model[2], tokens)
+    assert torch.equal(passage.left, model(tokens))

@@ -9,6 +9,7 @@ import torch
 from labelleak.attacks import list_attacks, registry, restore
 from labelleak.attacks.registry import Attack, Gives, Need, find_attack, register
 from labelleak.loss import Loss
+from labelleak.observation import Auxiliary
 from labelleak.plugins import EntryPoint
 from labelleak.restoration import Restoration
 from labelleak.training import LocalTraining
@@ -81,6 +82,11 @@ def test_a_need_is_not_met_by_all_the_others(need):
 
 def test_auxiliary_data_tells_the_shape_of_an_input():
     assert Need.INPUT_SHAPE.is_met(BATCH.observe(auxiliary=BATCH.auxiliary()))
+
+
+def test_tokens_tell_no_shape_that_inputs_could_be_made_up_in():
+    tokens = Auxiliary(torch.tensor([[5, 6], [7, 8]]), torch.tensor([0, 1]))
+    assert not Need.INPUT_SHAPE.is_met(BATCH.observe(auxiliary=tokens))
 
 
 def test_class_weights_make_no_plain_loss():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
@@ -15,6 +15,8 @@ from labelleak.isolation import isolated
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 
+# Integers that stand for something; other ones (pixels, uint8) become numbers.
+_TOKENS = (torch.int64, torch.int32)
 # Samples that go through the model at once where groups do not influence the result.
 _GROUP = 64
 
@@ -95,14 +97,15 @@ def probe(
 
 
 def passages(
-    model: nn.Module, layer: nn.Module, inputs: Float[Tensor, "samples ..."], size: int = _GROUP
+    model: nn.Module, layer: nn.Module, inputs: Num[Tensor, "samples ..."], size: int = _GROUP
 ) -> Iterator[Passage]:
     """Run inputs through a model in groups, and see what enters and leaves one of its layers.
 
     Args:
         model: The network, in whatever mode it is to run in.
         layer: One of its modules.
-        inputs: Shape (samples, ...), moved to the model's device and dtype group by group.
+        inputs: Shape (samples, ...), moved to the model's device and dtype group by group; tokens
+            (int64 or int32) keep their dtype.
         size: Most samples in a group. Groups are about equal: a last one of one sample would stop
             BatchNorm in training mode.
 
@@ -116,7 +119,7 @@ def passages(
     for group in inputs.tensor_split(-(-len(inputs) // size)):
         try:
             with recorded(layer) as runs:
-                model(group.to(like))
+                model(group.to(like.device if group.dtype in _TOKENS else like))
         except RuntimeError as error:
             raise InvalidObservation(
                 f"inputs of shape {tuple(inputs.shape[1:])} do not go through the model: "

@@ -52,7 +52,11 @@ _MET: dict[Need, Callable[[Observation], bool]] = {
     Need.ONE_SAMPLE: lambda seen: seen.num_instances == 1,
     Need.MODEL: lambda seen: seen.model is not None,
     Need.GRADIENTS: lambda seen: seen.gradients is not None,
-    Need.INPUT_SHAPE: lambda seen: seen.input_shape is not None or seen.auxiliary is not None,
+    # No made-up number is a token.
+    Need.INPUT_SHAPE: lambda seen: (
+        seen.input_shape is not None
+        or (seen.auxiliary is not None and seen.auxiliary.inputs.is_floating_point())
+    ),
     Need.AUXILIARY: lambda seen: seen.auxiliary is not None,
     Need.AFTER: lambda seen: seen.after is not None,
     Need.LEARNING_RATES: lambda seen: seen.training.step_sizes is not None,

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
@@ -103,7 +103,7 @@ def _usual_length(observation: Observation, model: nn.Module, power: float) -> f
 
 
 def _see_auxiliary(
-    observation: Observation, model: nn.Module, inputs: Float[Tensor, "samples *shape"]
+    observation: Observation, model: nn.Module, inputs: Num[Tensor, "samples *shape"]
 ) -> Seen:
     logits = logits_of(observation, model, inputs)
     nothing = logits.new_zeros(observation.classes, 1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,7 +32,7 @@ def head_of(observation: Observation, model: nn.Module) -> nn.Module:
 
 
 def logits_of(
-    observation: Observation, model: nn.Module, inputs: Float[Tensor, "samples ..."]
+    observation: Observation, model: nn.Module, inputs: Num[Tensor, "samples ..."]
 ) -> Float[Tensor, "samples classes"]:
     """Logits of the head, float64, whatever the model puts out after it.
 
@@ -50,7 +50,7 @@ def logits_of(
 
 
 def entering(
-    model: nn.Module, layer: nn.Module, inputs: Float[Tensor, "samples ..."]
+    model: nn.Module, layer: nn.Module, inputs: Num[Tensor, "samples ..."]
 ) -> Float[Tensor, "samples features"]:
     """What enters a fully connected layer, float64."""
     return torch.cat([run.entered for run in passages(model, layer, inputs)]).flatten(1).double()
@@ -89,7 +89,7 @@ def first_layer(model: nn.Module) -> nn.Module:
 
 
 def first_vector_layer(
-    observation: Observation, model: nn.Module, inputs: Float[Tensor, "samples ..."]
+    observation: Observation, model: nn.Module, inputs: Num[Tensor, "samples ..."]
 ) -> tuple[str, nn.Linear] | None:
     """Name and module of the first fully connected layer that takes one vector per sample.
 

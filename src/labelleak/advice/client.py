@@ -71,6 +71,8 @@ def ceiling_of(
     Returns:
         The fields of `labelleak.audit.Ceiling` and its sentence, ``text``; or that sentence alone.
     """
+    if plain.head.per_pixel:
+        return {"text": "There is no ceiling for attacks of moments on a head of pixels."}
     if plain.is_one_logit:
         return {"text": "There is no ceiling for attacks of moments on a head of one logit."}
     try:
@@ -100,6 +102,9 @@ def retrainings(
     if plain.loss.is_multi_label or plain.is_one_logit:
         why = "a client with a loss of sigmoids is not trained again here"
         yield Untried(RETRAINED, why)
+        return
+    if plain.head.per_pixel:
+        yield Untried(RETRAINED, "a client with a head of pixels is not trained again here")
         return
     classes = plain.classes
     if len(client.labels) < number or not torch.equal(

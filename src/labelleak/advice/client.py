@@ -90,6 +90,8 @@ def ceiling_of(
     Returns:
         The fields of `labelleak.audit.Ceiling` and its sentence, ``text``; or that sentence alone.
     """
+    if plain.head.per_pixel:
+        return {"text": "There is no ceiling for attacks of moments on a head of pixels."}
     if plain.is_one_logit or plain.loss.is_multi_label:
         return {"text": "There is no ceiling for attacks of moments under a sigmoid."}
     try:
@@ -116,6 +118,13 @@ def retrainings(
         InvalidObservation: The client's first samples are not those of the update.
     """
     plain = judging.plain
+    if plain.head.per_pixel:
+        yield Untried(RETRAINED, "a client with a head of pixels is not trained again here")
+        return
+    if plain.is_one_logit and plain.loss.kind == "custom":
+        why = "a client with one logit and a loss of its own is not trained again here"
+        yield Untried(RETRAINED, why)
+        return
     # Labels that a sample may have several of do not add up to the samples.
     number = plain.num_instances if plain.loss.is_multi_label else int(true_counts.sum())
     if number is None:

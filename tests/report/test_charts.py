@@ -62,3 +62,9 @@ def test_names_in_an_svg_are_those_that_are_referred_to():
     names = set(re.findall(r'(?<![\w:])id="([^"]*)"', svg))
     assert names
     assert names <= set(re.findall(r"#([\w-]+)", svg))
+
+
+def test_ink_and_paper_are_those_of_the_page():
+    svg = counts_chart(_rows(3))
+    assert "currentColor" in svg
+    assert not set(re.findall("#[0-9a-f]{6}", svg)) & {"#000000", "#ffffff", "#1b1f24"}

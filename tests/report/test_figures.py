@@ -22,7 +22,7 @@ def _series(points, number):
 def test_ours_and_the_published_are_where_their_values_are(figure):
     (chart, _) = study_figures(figure)
     ours = _series(_points(chart["svg"], "fill: #0072b2"), 3)
-    published = _series(_points(chart["svg"], "fill: #ffffff; stroke: #767676"), 3)
+    published = _series(_points(chart["svg"], r"fill: var\(--paper\); stroke: #767676"), 3)
     # Batch sizes 8, 16 and 64 on an axis of powers of two.
     for curve in (ours, published):
         first, second, third = (x for x, _ in curve)

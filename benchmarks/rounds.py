@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -167,6 +168,33 @@ def rows_of(kept: list[Row], right: list[float]) -> list[Row]:
     ]
 
 
+def correlation(kept: list[Row]) -> Row:
+    """How errors of two rounds go together, in standard errors: over all pairs, mean and most."""
+    errors: dict[int, dict[int, Tensor]] = {}
+    for row in kept:
+        found, true = restored(row), torch.tensor(row["true"])
+        assert found.raw is not None
+        assert found.standard_errors is not None
+        of_round = errors.setdefault(row["round"], {})
+        of_round[row["client"]] = (found.raw - true) / found.standard_errors
+    pairs = []
+    for first, second in combinations(sorted(errors), 2):
+        clients = sorted({*errors[first]} & {*errors[second]})
+        one, other = (
+            torch.cat([errors[at][client] for client in clients]) for at in (first, second)
+        )
+        pairs.append(float(torch.cosine_similarity(one, other, dim=0)))
+    if not pairs:
+        return {}
+    return {"mean": round(statistics.fmean(pairs), 3), "largest": round(max(pairs), 3)}
+
+
+def figures(of: str, kept: list[Row], right: list[float]) -> Row:
+    """What the file holds."""
+    rows = rows_of(kept, right)
+    return {"range": of, "rows": rows, "error_correlation": correlation(kept), "kept": kept}
+
+
 def main() -> None:
     """Measure, print and write client by client."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -194,10 +222,11 @@ def main() -> None:
                 continue
             server = images[held], labels[held]
             kept.append(one_audit(federation, number, client, server, shared))
-            rows = rows_of(kept, right)
-            write(given.output, __doc__, before, 1, range=given.range, rows=rows, kept=kept)
+            write(given.output, __doc__, before, 1, **figures(given.range, kept, right))
         print(rows_of(kept, right)[-1], flush=True)
         federation.go_on(number)
+    # A change of what is made of the rounds needs no new ones.
+    write(given.output, __doc__, before, 1, **figures(given.range, kept, right))
 
 
 if __name__ == "__main__":

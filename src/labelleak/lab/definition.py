@@ -351,7 +351,7 @@ class Experiment(Definition):
     @property
     def client_loss(self) -> Loss:
         """The client's loss."""
-        return Loss() if self.loss is None else self.loss.loss
+        return Loss() if self.loss is None else self.loss.made
 
     @property
     def of_ilrg(self) -> tuple[MeasureName, ...]:

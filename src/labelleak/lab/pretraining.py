@@ -281,7 +281,7 @@ class _Run:
             weight_decay=training.weight_decay,
             nesterov=training.nesterov,
         )
-        self._told, self._loss = Loss() if loss is None else loss.loss, torch.zeros(())
+        self._told, self._loss = Loss() if loss is None else loss.made, torch.zeros(())
         self._order = (-1, torch.empty(0, dtype=torch.int64))
         self._saved = time.monotonic()
         example = snapshot_path(network, training, dataset, loss)

@@ -51,11 +51,11 @@ class LossSetting(Definition):
 
     @model_validator(mode="after")
     def _exists(self) -> "LossSetting":
-        _ = self.loss
+        _ = self.made
         return self
 
     @property
-    def loss(self) -> Loss:
+    def made(self) -> Loss:
         """The loss itself.
 
         Raises:
@@ -139,7 +139,7 @@ def check_task(loss: LossSetting | None, targets: Targets | None) -> None:
         ValueError: One of them is there without the other, or targets are left out that the loss
             takes.
     """
-    sigmoids = loss is not None and loss.loss.is_multi_label
+    sigmoids = loss is not None and loss.made.is_multi_label
     if sigmoids and targets is None:
         raise ValueError("a loss with a sigmoid needs targets: positive or findings")
     if targets is None:

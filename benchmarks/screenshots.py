@@ -29,7 +29,7 @@ from labelleak.lab.networks import build
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 100_000
-COLORS = 48
+COLORS = 256
 
 
 class Picture(NamedTuple):

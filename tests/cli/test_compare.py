@@ -154,7 +154,9 @@ def test_errors_are_lines_of_the_file(grid):
     assert done.status == 2
     lines = done.err.removeprefix("labelleak: ").splitlines()
     assert len(lines) == 4  # two experiments with two problems each
-    assert f"{grid}: experiment 'plain': attacks.1: 'rgl' is unknown, choose one of " in lines[0]
+    assert (
+        f"{grid}: experiment 'plain': attacks.1: no attack named 'rgl': choose auto, " in lines[0]
+    )
     assert "trials: input should be greater than or equal to 1, not 0" in lines[1]
 
 

@@ -40,7 +40,7 @@ def comparison(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     rows, attacks = summary["rows"], attacks_in(summary)
     cells = [cell for row in rows for cell in row["metrics"].values()]
-    measures = {
+    measures: dict[str, dict[str, Any]] = {
         key: {
             "title": _TITLES[key],
             "meaning": meaning,

@@ -23,9 +23,7 @@ SETTINGS = {
     "LeNet-5, 100 classes, untrained, K = 4096": "LeNet-5, 100 classes, untrained, K = 4096",
     "FCN-3, 1000 steps, K = 8": "FCN-3, MNIST, 1000 steps, K = 8",
     "FCN-3, 1000 steps, K = 24": "FCN-3, MNIST, 1000 steps, K = 24",
-    "ResNet-18 (ImageNet stem), 100 classes, 12 epochs*K = 24": (
-        "ResNet-18, 100 classes, 12 epochs, K = 24"
-    ),
+    "ResNet-18, 100 classes, trained, K = 24": "ResNet-18, 100 classes, trained, K = 24",
     "FCN-3, 1000 steps, K = 64, auxiliary data": "FCN-3, MNIST, 1000 steps, K = 64, auxiliary data",
     "FCN-3, 1000 steps, 10 local steps of 64, Dirichlet, auxiliary data": (
         "the same, 10 local steps of 64, uneven labels"

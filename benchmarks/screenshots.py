@@ -146,11 +146,12 @@ def inversion(scratch: Path) -> Path:
     indices = torch.tensor([4, 9, 30, 51, 77, 80])
     inputs, labels = digits.batch(indices)
     model = build("fcn-3", classes=10, image_shape=(1, 28, 28), seed=1).eval()
-    nn.functional.cross_entropy(model(inputs), labels).backward()
+    torch.autograd.backward(nn.functional.cross_entropy(model(inputs), labels))
     gradients = {name: value.grad for name, value in model.named_parameters()}
     save_file(model.state_dict(), scratch / "model.safetensors")
     save_file({n: g for n, g in gradients.items() if g is not None}, scratch / "g.safetensors")
-    save_file({"images": digits.images[indices] / 255}, scratch / "images.safetensors")
+    images = inputs * 0.3081 + 0.1307
+    save_file({"images": images}, scratch / "images.safetensors")
     labelleak(
         scratch, "invert", "--before", "model.safetensors", "--gradients", "g.safetensors",
         "--model", "fcn-3", "--image-shape", "1x28x28", "--mean", "0.1307", "--std", "0.3081",

@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 def _once_for_all_attacks(measures: Mapping[str, Any]) -> dict[str, Any]:
     """The measures by the score that they are, where every attack has the same ones."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, measure in measures.items():
         own, kind = measure["attack"] is not None, name.rpartition(".")[2]
         title = measure["title"].rpartition(" ")[2] if own else measure["title"]

@@ -107,9 +107,12 @@ def test_under_cox_nothing_is_given_away_and_it_is_said(bias):
     assert found.flags == (Flag.BIAS_GIVES_NOTHING,)
     assert not found.unreliable
     for true in (None, torch.tensor([int(40 - events.sum()), int(events.sum())])):
-        record = audit_observation(seen, true_counts=true, threshold=0.5)
+        record = audit_observation(seen, true_counts=true)
         assert record.verdict == "audited"
         assert "the bias gives nothing away" in record.reason
+        # Nothing was measured of the weights: no limit is known to be kept.
+        record = audit_observation(seen, true_counts=true, threshold=0.5)
+        assert record.verdict == "inconclusive"
 
 
 def test_another_loss_is_not_taken_for_coxs():
@@ -120,6 +123,12 @@ def test_another_loss_is_not_taken_for_coxs():
         labelleak.restore(seen)
     with pytest.raises(MissingKnowledge, match=r"does not hold for the loss 'cox': choose auto$"):
         labelleak.restore(replace(seen), "pooled")
+    classes = network(3)
+    value = functional.cross_entropy(classes(inputs), torch.arange(40) % 3)
+    gradients = gradients_of(classes, value)
+    several = labelleak.observe(classes, gradients, batch_size=40)
+    with pytest.raises(InvalidObservation, match="the head has 3"):
+        labelleak.restore(replace(several, loss=labelleak.Loss("cox")))
     with pytest.raises(InvalidObservation, match="no sum over samples"):
         labelleak.capture(model, inputs, events, loss="cox")
 

@@ -139,6 +139,8 @@ def test_a_command_goes_on_where_it_stopped(folder, counted):
     assert counted[3:] == ["site-2.safetensors"]
     audit("--attack", "ilrg", "--output", "records")
     assert len(counted) == 7
+    audit("--attack", "ilrg", "--head", "3", "--output", "records")
+    assert len(counted) == 10
 
 
 def test_one_damaged_update_does_not_keep_the_others_from_a_verdict(folder):

@@ -80,6 +80,15 @@ def test_rounds_are_combined_and_scored(tmp_path):
     json.dumps(found.as_dict(), allow_nan=False)
 
 
+def test_a_round_that_is_written_down_twice_counts_once(tmp_path):
+    write(tmp_path, 1, made(FIRST, 1.0))
+    once = answer(tmp_path, made(SECOND, 1.5))
+    write(tmp_path, 1, made(FIRST, 1.0))
+    write(tmp_path, 2, made(FIRST, 1.0))
+    again = answer(tmp_path, made(SECOND, 1.5))
+    assert (again.rounds, again.intervals) == (once.rounds, once.intervals)
+
+
 def test_the_first_round_is_known_alone(tmp_path):
     found = answer(tmp_path, made(FIRST, 1.0), number=1)
     assert found.counts == [41, 5, 0, 14]

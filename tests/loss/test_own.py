@@ -186,6 +186,42 @@ def test_what_is_no_loss_to_read_is_refused_in_one_line(loss, message):
     assert "\n" not in str(refused.value)
 
 
+LATE = torch.ones(9).double()
+LATE[8] = 3.0
+
+
+@pytest.mark.parametrize(
+    ("function", "targets", "message"),
+    [
+        (lambda z, y: functional.cross_entropy(z, y, ignore_index=7), "classes", "no sum or mean"),
+        (
+            lambda z, y: functional.cross_entropy(z, y, ignore_index=7, reduction="none"),
+            "classes",
+            "leaves out samples of class 7",
+        ),
+        (lambda z, y: functional.cross_entropy(z, y, LATE.to(z)), "classes", "no sum or mean"),
+        (
+            lambda z, y: torch.cat(
+                [
+                    functional.binary_cross_entropy_with_logits(
+                        z[:, ::8], y[:, ::8], reduction="none"
+                    ),
+                    -y[:, 1:8] * z[:, 1:8].log_softmax(1),
+                ],
+                dim=1,
+            ).sum(1),
+            "label_sets",
+            "does not decide about every label by itself",
+        ),
+    ],
+    ids=["ignored", "ignored alone", "weights", "coupled"],
+)
+def test_what_holds_of_the_first_classes_alone_is_refused(function, targets, message):
+    loss = Loss.custom(function, targets=targets)
+    with pytest.raises(InvalidObservation, match=message):
+        loss.check_classes(9)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),

@@ -121,8 +121,8 @@ def retrainings(
     if plain.head.per_pixel:
         yield Untried(RETRAINED, "a client with a head of pixels is not trained again here")
         return
-    if plain.is_one_logit and plain.loss.kind == "custom":
-        why = "a client with one logit and a loss of its own is not trained again here"
+    if plain.is_one_logit and plain.loss.kind in ("custom", "cox", "mse"):
+        why = f"a client with one logit and the loss {plain.loss.kind!r} is not trained again here"
         yield Untried(RETRAINED, why)
         return
     # Labels that a sample may have several of do not add up to the samples.

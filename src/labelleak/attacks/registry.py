@@ -375,16 +375,14 @@ def _check_holds(observation: Observation, entry: Attack) -> None:
         MissingKnowledge: It does not.
     """
     kind, pixels = observation.loss.kind, observation.head.per_pixel
-    able = [
-        one.name
-        for one in list_attacks().values()
-        if kind in one.losses and (one.pixels or not pixels)
-    ]
-    if entry.name not in able:
+
+    def holds(one: Attack) -> bool:
+        return kind in one.losses and (one.pixels or not pixels)
+
+    if not holds(entry):
+        able = ", ".join(["auto", *(one.name for one in _ATTACKS.values() if holds(one))])
         what = "a head of pixels" if kind in entry.losses else f"the loss {kind!r}"
-        raise MissingKnowledge(
-            f"attack {entry.name!r} does not hold for {what}: choose {', '.join(['auto', *able])}"
-        )
+        raise MissingKnowledge(f"attack {entry.name!r} does not hold for {what}: choose {able}")
 
 
 def attempt_attack(

@@ -25,6 +25,11 @@ def nothing_given_away(observation: Observation) -> Restoration:
         InvalidObservation: The bias has a gradient, so that the loss is another one.
     """
     gradient = observation.gradient
+    if not observation.is_one_logit:
+        raise InvalidObservation(
+            "Cox's partial likelihood is of one output, the risk, and the head has "
+            f"{observation.classes}: the loss is another one"
+        )
     if gradient.bias is not None:
         found = float(gradient.bias.double().abs().max())
         rounding = max(gradient.rounding, implied_rounding(gradient.weight))

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
-from labelleak.numerics import machine_epsilon, root_mean_square
+from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
-ROUNDING = 4.0
-"""Epsilons of a residual for each sample by which rounding moves a sum of them."""
+# Epsilons of a residual for each sample by which rounding moves a sum of them.
+_ROUNDING = 4.0
 
 # Counts are proven if they are as near to whole ones as rounding leaves them, if that is little.
 _LARGEST = 0.02
@@ -36,7 +36,7 @@ def known_prediction(observation: Observation) -> MeanPrediction:
         prediction,
         prediction[:, None].repeat(1, 2),
         bias.double(),
-        noise=_relative_rounding(observation),
+        noise=relative_rounding(observation),
         has_errors=bool(bias.any()),
     )
 
@@ -60,7 +60,7 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
         # It may be balanced, or that of a bias that is frozen.
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
-    error = _relative_rounding(observation) * (observation.num_instances or 1)
+    error = relative_rounding(observation) * (observation.num_instances or 1)
     return proven_within(found, error * _largest_residual(observation))
 
 
@@ -79,11 +79,16 @@ def proven_within(found: Restoration, error: float) -> Restoration:
     return replace(found, certified=True, flags=())
 
 
-def _relative_rounding(observation: Observation) -> float:
+def relative_rounding(observation: Observation) -> float:
     """Rounding error of a residual, relative to it: that of the format, and of the weights sent."""
     gradient = observation.gradient
-    own, size = ROUNDING * machine_epsilon(gradient.weight), root_mean_square(gradient.weight)
-    return max(own, gradient.rounding / size) if size else own
+    own, size = _ROUNDING * machine_epsilon(gradient.weight), root_mean_square(gradient.weight)
+    if not size:
+        return own
+    noise = gradient.rounding
+    if gradient.bias is not None:
+        noise = max(noise, implied_rounding(gradient.bias))
+    return max(own, noise / size)
 
 
 def _largest_residual(observation: Observation) -> float:

@@ -56,7 +56,9 @@ def judge(
         The verdict, and the reason for it. The reason names flags, and does not explain them.
     """
     if Flag.BIAS_GIVES_NOTHING in found.flags:
-        return Verdict.AUDITED, f"{Flag.BIAS_GIVES_NOTHING.text}; {_STRONGER}"
+        text = f"{Flag.BIAS_GIVES_NOTHING.text}; {_STRONGER}"
+        # A limit is not known to be kept: nothing was measured of the weights.
+        return Verdict.INCONCLUSIVE if rule.has_limit else Verdict.AUDITED, text
     if scored is None:
         judged = _without_labels(found, rule, expected)
         if hidden is not None and judged[0] is Verdict.AUDITED and rule.has_limit:

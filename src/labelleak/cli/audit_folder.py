@@ -135,7 +135,7 @@ def _record_of(
     """The record of an update: the one that is there, or a new one; and whether it is new."""
     read = request.inputs(update, labels)
     more = {
-        "asked": repr((request, labels, __version__)),
+        "asked": repr((request, replace(update, update=Path()), labels, __version__)),
         "sha256": {str(path): _digest(path) for path in read},
     }
     if place is not None and (known := _known(place, more)) is not None:

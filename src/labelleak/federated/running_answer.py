@@ -88,8 +88,10 @@ def running_answer(
     """
     try:
         records = client_records(folder, occasion.client)
-        earlier = [one for one in records if _belongs(one, occasion)]
-        return _together(earlier, occasion.round, found.as_dict(), rule)
+        # Of a round that is written down twice the newest counts: the same data tell nothing anew.
+        earlier = {one["round"]: one for one in records if _belongs(one, occasion)}
+        earlier.pop(occasion.round, None)
+        return _together([*earlier.values()], occasion.round, found.as_dict(), rule)
     except Exception as problem:  # whatever the records hold
         return RunningAnswer("failed", f"the earlier records do not serve: {text_of(problem)}")
 

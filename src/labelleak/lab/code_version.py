@@ -24,6 +24,7 @@ _MATTERS = (
     "lab/materials.py",
     "lab/measures.py",
     "lab/networks",
+    "lab/parts.py",
     "lab/pretraining.py",
     "lab/ranges.py",
     "lab/schedule.py",

@@ -139,6 +139,8 @@ def check_task(loss: LossSetting | None, targets: Targets | None) -> None:
         ValueError: One of them is there without the other, or targets are left out that the loss
             takes.
     """
+    if loss is not None and loss.kind in ("mse", "cox"):
+        raise ValueError(f"the loss {loss.kind!r} has no counts of classes to restore")
     sigmoids = loss is not None and loss.told.is_multi_label
     if sigmoids and targets is None:
         raise ValueError("a loss with a sigmoid needs targets: positive or findings")

@@ -9,8 +9,11 @@ from torch import Tensor
 from labelleak.errors import InvalidObservation
 from labelleak.loss.told import Told
 
-# Samples that a function is tried on, and how far two residuals of one sample may be apart.
-_SAMPLES, _SAME = 4, 1e-6
+# Fewest samples that a function is tried on, how far two residuals of one sample may be apart, and
+# how many of them are also computed alone.
+_SAMPLES, _SAME, _ALONE = 4, 1e-6, 64
+# Draws of labels that are changed together.
+_DRAWS = 4
 # Entries of residuals that are computed at once.
 _ENTRIES = 1 << 22
 _WHAT = "the loss function"
@@ -98,9 +101,9 @@ def own_class_residuals(
 def examined(told: Told, outputs: int) -> Properties:
     """What holds of a function of the user's, after making sure that attacks can read it.
 
-    It is tried on a few samples. Each has to have the residual that it has alone, whatever the
-    others are, and the residual has to depend on the target; where every label is decided by
-    itself, that of a label on nothing but its own logit and target.
+    It is tried on a few samples, or one of every class. Each has to have the residual that it has
+    alone, whatever the others are, and the residual has to depend on the target; where every label
+    is decided by itself, that of a label on nothing but its own logit and target.
 
     Raises:
         InvalidObservation: One of these does not hold, in one line that says what to do.
@@ -112,10 +115,22 @@ def examined(told: Told, outputs: int) -> Properties:
             f"{_WHAT} is another one at every call (it draws random numbers): no gradient says "
             "what was drawn"
         )
+    # Of many classes some are tried alone, and all in two halves.
+    chosen = torch.linspace(0, len(logits) - 1, min(len(logits), _ALONE)).round().long()
     alone = torch.cat(
-        [_residual(told, logits[k : k + 1], targets[k : k + 1]) for k in range(len(logits))]
+        [_residual(told, logits[k : k + 1], targets[k : k + 1]) for k in chosen.tolist()]
     )
-    _check_separable(together, alone)
+    _check_separable(together[chosen], alone, len(logits))
+    middle = len(logits) // 2
+    halves = [_residual(told, logits[part], targets[part]) for part in _parts(middle)]
+    _check_separable(together, torch.cat(halves), 2)
+    nothing = ~together.any(dim=1)
+    if told.kind == "custom" and bool(nothing.any()):
+        label = int(targets[nothing][0])
+        raise InvalidObservation(
+            f"{_WHAT} leaves out samples of class {label}, and no update tells how many there are: "
+            "a loss of labelleak's own takes ignore_index"
+        )
     other = _residual(told, logits, 1 - targets if told.kind != "custom" else targets.roll(1))
     if _near(together, other):
         raise InvalidObservation(f"{_WHAT} does not depend on the targets: it tells no labels")
@@ -127,8 +142,10 @@ def examined(told: Told, outputs: int) -> Properties:
 
 def _tried(told: Told, outputs: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(_SAMPLES, outputs, generator=generator, dtype=torch.float64)
-    samples = torch.arange(_SAMPLES)
+    number = max(_SAMPLES, outputs) if told.kind == "custom" else _SAMPLES
+    number = min(number, max(_SAMPLES, _ENTRIES // outputs))
+    logits = torch.randn(number, outputs, generator=generator, dtype=torch.float64)
+    samples = torch.arange(number)
     if told.kind == "custom":
         return logits, samples % outputs
     return logits, ((samples[:, None] + torch.arange(outputs)) % 2).double()
@@ -154,11 +171,15 @@ def _near(one: Tensor, other: Tensor) -> bool:
     return float((one - other).abs().max()) <= _SAME * float(one.abs().max())
 
 
-def _check_separable(together: Tensor, alone: Tensor) -> None:
-    """Refuse a function that is no sum, or mean, over the samples."""
+def _parts(middle: int) -> tuple[slice, slice]:
+    return slice(None, middle), slice(middle, None)
+
+
+def _check_separable(together: Tensor, alone: Tensor, parts: int) -> None:
+    """Refuse a function that is no sum, or mean, over the samples, given in so many parts."""
     if _near(alone, together):
         return
-    for factor, told in ((len(alone), "sum"), (1.0 / len(alone), "mean")):
+    for factor, told in ((parts, "sum"), (1.0 / parts, "mean")):
         if _near(factor * alone, together):
             raise InvalidObservation(
                 f"{_WHAT} {'adds up' if told == 'sum' else 'averages'} over samples: say "
@@ -173,11 +194,16 @@ def _check_separable(together: Tensor, alone: Tensor) -> None:
 
 def _check_labels_apart(told: Told, logits: Tensor, targets: Tensor, found: Tensor) -> None:
     """Refuse a function that does not decide about every label by itself."""
-    for label in {0, logits.shape[1] - 1}:
-        changed, others = 1.0 - logits, 1 - targets
-        changed[:, label], others[:, label] = logits[:, label], targets[:, label]
+    labels = logits.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    kept = [torch.arange(labels) == label for label in (0, labels - 1)]
+    # Any two labels are on different sides of one of the draws, but for a small chance.
+    kept += [torch.rand(labels, generator=generator) < 0.5 for _ in range(_DRAWS)]
+    for own in kept:
+        changed = torch.where(own, logits, 1.0 - logits)
+        others = torch.where(own, targets, 1 - targets)
         moved = _residual(told, changed, others)
-        if float((moved - found)[:, label].abs().max()) > _SAME * float(found.abs().max()):
+        if float((moved - found)[:, own].abs().sum()) > _SAME * float(found.abs().sum()):
             raise InvalidObservation(
                 f"{_WHAT} does not decide about every label by itself: the derivative by a label's "
                 "logit depends on the other labels, and label sets cannot be counted; where every "

@@ -19,7 +19,6 @@ KINDS = MappingProxyType(
         "defenses": "defense",
         "networks": "network",
         "datasets": "data set",
-        "losses": "loss",
     }
 )
 """What other packages can add: entry points of the group ``labelleak.`` and one of these words."""
@@ -68,13 +67,16 @@ def entry_points(kind: str) -> MappingProxyType[str, EntryPoint]:
     Returns:
         The first of each name, by the names of the packages.
     """
-    found: dict[str, EntryPoint] = {}
+    every = []
     for one in importlib.metadata.entry_points(group=f"labelleak.{kind}"):
         package = (
             "an unknown package" if one.dist is None else f"{one.dist.name} {one.dist.version}"
         )
-        found.setdefault(one.name, EntryPoint(kind, one.name, one.value.replace(" ", ""), package))
-    return MappingProxyType(dict(sorted(found.items(), key=lambda item: item[1].package)))
+        every.append(EntryPoint(kind, one.name, one.value.replace(" ", ""), package))
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(every, key=lambda entry: entry.package):
+        found.setdefault(entry.name, entry)
+    return MappingProxyType(found)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Plugin:
 
 
 def find_plugin(kind: str, name: str) -> Plugin:
-    """Load a defense, a network, a data set or a loss by the name that a grid has for it.
+    """Load a defense, a network or a data set by the name that a grid has for it.
 
     Args:
         kind: One of `KINDS`.

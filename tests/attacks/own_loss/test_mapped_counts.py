@@ -92,6 +92,29 @@ def test_read_as_another_loss_counts_are_wrong_and_not_sure():
     assert Flag.COUNTS_NOT_SURE in found.flags
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.01, 1e-3])
+def test_a_head_of_zeros_is_proven_from_weights(rate):
+    inputs, labels = batch(3)
+    model = network(3).float()
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = Loss.custom(functional.cross_entropy)
+    loss.value(model(inputs.float()), labels).backward()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.sub_(rate * value.grad)
+    seen = labelleak.observe_update(
+        model, before, model.state_dict(), learning_rate=rate, batch_size=len(labels), loss=loss
+    )
+    found = labelleak.restore(seen)
+    true = counts_of(labels, CLASSES)
+    assert found.certified
+    assert torch.equal(found.counts, true)
+    low, high = found.intervals.unbind(dim=1)
+    assert bool(((low <= true) & (true <= high)).all())
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
 def test_a_head_of_zeros_is_proven_whatever_the_data(loss):
     inputs, labels = batch(3)

@@ -86,6 +86,7 @@ def test_five_epochs_are_no_obstacle():
         (LocalTraining("sgd", 0.1, batch_size=20, epochs=2, proximal=0.1), {}),
         (LocalTraining("sgd", 0.1, batch_size=20, epochs=2), {"noisy": True}),
         (LocalTraining("sgd", 0.1, batch_size=20), {"loss": Loss(label_smoothing=0.1)}),
+        (LocalTraining("sgd", 0.1, batch_size=20, epochs=2), {"loss": Loss("focal")}),
         (
             LocalTraining("sgd", 0.1, batch_size=20),
             {"loss": Loss(class_weights=torch.tensor([1.0, 2.0, 1.0, 0.5]))},

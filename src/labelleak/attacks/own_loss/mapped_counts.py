@@ -21,9 +21,9 @@ from labelleak.attacks.multi_label.label_logits import (
     divisor_of_one,
     pooled_rows,
 )
-from labelleak.attacks.zero_head import ROUNDING, predicts_the_same, proven_within
+from labelleak.attacks.zero_head import predicts_the_same, proven_within, relative_rounding
 from labelleak.errors import MissingKnowledge
-from labelleak.numerics import implied_rounding, machine_epsilon
+from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 from labelleak.restoration import NORMAL_QUANTILE, Flag, Restoration
 
@@ -216,7 +216,7 @@ def _of_a_zero_head(observation: Observation, seen: Float[Tensor, " outputs"]) -
     assert bias is not None, "has a bias"
     residuals = observation.loss.class_residuals(bias.double()[None])[0]
     found = _solved(residuals, seen)
-    unit = ROUNDING * machine_epsilon(observation.gradient.weight) * float(residuals.abs().max())
+    unit = relative_rounding(observation) * float(residuals.abs().max())
     errors = (total or 1) * unit * found.inverse.abs().sum(dim=1)
     raw = (total or 1) * found.shares
     counted = conclude(observation, raw, total, standard_errors=errors, errors=errors)

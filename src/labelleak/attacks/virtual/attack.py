@@ -70,6 +70,7 @@ _NOVEL = 2.0
     "adjustment (Beaumont, Zhang and Balding 2002)",
     models_steps=True,
     models_optimizer=True,
+    losses=("cross_entropy", "focal"),
 )
 def virtual_clients(
     observation: Observation,

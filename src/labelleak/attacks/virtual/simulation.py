@@ -68,7 +68,7 @@ class Recipe:
         """The same for recipes whose virtual clients can stand for each other."""
         seen = self.observation
         sent = sorted(seen.after or ())
-        told = (seen.training, seen.num_instances, list(self.changes), sent)
+        told = (seen.training, seen.num_instances, seen.input_shape, list(self.changes), sent)
         digest = sha256(repr(told).encode())
         weights = seen.loss.class_weights
         digest.update(repr((seen.loss, None if weights is None else weights.tolist())).encode())

@@ -31,7 +31,8 @@ def main() -> None:
     for kind, title in (("logistic", "Logistic regression from zero"), ("mlp", "Small network")):
         with TemporaryDirectory() as folder:
             state, _ = run(kind, RECORD, Path(folder))
-            print(f"{title}: {share(state):.0%} of the patients told right after {ROUNDS} rounds")
+            right = f"the model is right for {share(state):.0%} of the patients"
+            print(f"{title}: {right} after {ROUNDS} rounds")
             print("round  hospital          malignant  restored by the server")
             records = read_rounds(Path(folder, "records"))
             for record in sorted(records, key=lambda record: int(record["round"])):

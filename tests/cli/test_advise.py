@@ -47,6 +47,7 @@ def test_without_the_client_it_says_what_is_missing(run_advise):
     done = run_advise("--format", "json", "--time-limit", "0.2", labels=False)
     (untried,) = json.loads(done.out)["untried"]
     assert "the model and the data" in untried["why"]
+    assert json.loads(done.out)["summary"].startswith("without labels nothing here is measured")
 
 
 @pytest.mark.parametrize(

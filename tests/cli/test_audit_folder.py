@@ -152,6 +152,14 @@ def test_one_damaged_update_does_not_keep_the_others_from_a_verdict(folder):
     assert done.status == 2
 
 
+def test_a_format_that_is_not_read_is_a_line_of_its_own(folder):
+    (folder / "received" / "site-9.h5").write_bytes(b"\x89HDF")
+    done = audit("--attack", "pooled")
+    assert done.status == 2
+    assert "site-9.h5: not audited - " in done.out
+    assert "weights of Keras" in done.out
+
+
 def test_an_interrupt_keeps_what_is_done_and_nothing_half_done(folder, counted, monkeypatch):
     """Also where the attack answers an interrupt with what it knows so far."""
     from labelleak.cli.audit_request import AuditRequest

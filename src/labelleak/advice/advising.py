@@ -54,6 +54,11 @@ class Advice:
         if self.plain.verdict == "audited":
             return "the update is within the limit as it is: no change is needed for that"
         best = self.cheapest
+        if self.plain.true_counts is None:
+            return (
+                "without labels nothing here is measured: what would be told is by the attack's "
+                "own errors (give --labels to judge the changes)"
+            )
         if best is None:
             unproven = [one.name for one in self.changes if one.verdict == "inconclusive"]
             rest = f" ({', '.join(dict.fromkeys(unproven))})" if unproven else ""

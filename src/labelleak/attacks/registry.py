@@ -32,12 +32,12 @@ class Need(Enum):
     BATCH_SIZE = "the batch size (batch_size=K, on the command line --batch-size K)"
     PLAIN_LOSS = "a plain cross-entropy loss: no label smoothing, no class weights"
     ONE_SAMPLE = "a batch of one sample (batch_size=1)"
-    MODEL = "the whole model (from Python only: ll.observe and ll.observe_update take it)"
+    MODEL = "the whole model (ll.observe takes it; on the command line --model MODULE:FUNCTION)"
     GRADIENTS = "the gradients of the whole model (gradients=..., as ll.observe takes them)"
     INPUT_SHAPE = "the shape of one input (input_shape=(3, 32, 32), say), or auxiliary data"
-    AUXILIARY = "auxiliary data (from Python only: auxiliary=ll.Auxiliary(inputs, labels))"
-    AFTER = "the client's model after its local steps (as ll.observe_update takes it)"
-    LEARNING_RATES = "the learning rates of the local steps (as ll.observe_update takes them)"
+    AUXILIARY = "auxiliary data (auxiliary=ll.Auxiliary(inputs, labels); --auxiliary FILE)"
+    AFTER = "the client's weights after its local steps (ll.observe_update; --learning-rate)"
+    LEARNING_RATES = "the learning rates of the local steps (learning_rate=; --learning-rate)"
 
     def is_met(self, observation: Observation) -> bool:
         """Whether the observation holds it."""

@@ -22,6 +22,8 @@ _MOST_DIRECTIONS = 4
 # Most entries of all covariances together, 128 MB.
 _MOST_ENTRIES = 2**24
 _DRAWS = 200
+# From here on the share is written as 100 %.
+_ALL = 0.9995
 # Weight of the equation that counts add up, relative to the others; relative ridge of a covariance.
 _FIRMLY, _RIDGE = 1e4, 1e-9
 
@@ -51,11 +53,13 @@ batch to batch); exact, which looks at single samples, can pass that.'
     @property
     def text(self) -> str:
         """The ceiling in one sentence."""
-        return (
+        text = (
             f"An attack that knows only moments gets {self.accuracy:.1%} of the labels at best "
-            f"here (+- {self.spread:.1%} from batch to batch); exact, which looks at single "
-            "samples, can pass that."
+            f"here (+- {self.spread:.1%} from batch to batch)"
         )
+        if self.accuracy > _ALL:
+            return f"{text}."
+        return f"{text}; exact, which looks at single samples, can pass that."
 
     def as_dict(self) -> dict[str, Any]:
         """The ceiling as plain data, with its sentence."""

@@ -87,12 +87,15 @@ def audit_folder(
 
 
 def updates_in(folder: Path) -> list[Path]:
-    """The files of a folder that may hold an update, by name.
+    """The files of a folder that may hold an update, by name; formats that are refused among them.
 
     Raises:
         UnreadableFile: There is none.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+    from labelleak.updates.files import REFUSED
+
+    endings = (*_ENDINGS, *REFUSED)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
     if not files:
         raise UnreadableFile(f"{folder}: holds no update ({', '.join(_ENDINGS)})")
     return files

@@ -139,6 +139,7 @@ def time_limit_option(command: Command) -> Command:
         "--time-limit",
         type=click.FloatRange(min=0.0, min_open=True),
         metavar="SECONDS",
-        help="Time after which the attacks auto, exact and virtual end their search; the others "
-        "need no limit. Default: 10 for auto, 60 for exact and virtual.",
+        help="Time after which the attacks auto, exact, virtual and synthetic end their search, "
+        "some time after; ilrg, rlg, pooled and damped refuse what would take longer. Default: 10 "
+        "for auto, 60 for the other three.",
     )(command)

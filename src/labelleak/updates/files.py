@@ -27,8 +27,7 @@ from labelleak.updates.limits import LIMITS, Limits, check_archive, check_header
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX = ".index.json"
 _ARRAYS = "save arrays by name instead, numpy.savez('update.npz', **arrays)"
-# What else people have, and how to make of it what is read.
-_REFUSED = {
+REFUSED = {
     **dict.fromkeys(
         (".h5", ".hdf5", ".keras"),
         "weights of Keras: save them as arrays instead, "
@@ -50,6 +49,7 @@ _REFUSED = {
         "was trained, as .safetensors, .pt or .npz",
     ),
 }
+"""What else people have, by its ending, and how to make of it what is read."""
 
 _Shapes = dict[str, tuple[int, ...]]
 _Read = Callable[[str], Tensor]
@@ -160,8 +160,8 @@ def open_stored(path: Path | str, limits: Limits = LIMITS) -> StoredTensors:
         if path.name.lower().endswith(_INDEX):
             return _open_shards(path, limits)
         ending = path.suffix.lower()
-        if ending in _REFUSED:
-            raise UnreadableFile(f"{path}: {ending} files hold {_REFUSED[ending]}")
+        if ending in REFUSED:
+            raise UnreadableFile(f"{path}: {ending} files hold {REFUSED[ending]}")
         shapes, read, usual = _open(path, ending, limits)
         check_names(path, list(shapes), limits)
         largest = limits.unpacked_bytes if ending == ".npz" else path.stat().st_size

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
-from labelleak.numerics import implied_rounding, machine_epsilon, root_mean_square
+from labelleak.numerics import machine_epsilon, root_mean_square
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -83,12 +83,7 @@ def relative_rounding(observation: Observation) -> float:
     """Rounding error of a residual, relative to it: that of the format, and of the weights sent."""
     gradient = observation.gradient
     own, size = _ROUNDING * machine_epsilon(gradient.weight), root_mean_square(gradient.weight)
-    if not size:
-        return own
-    noise = gradient.rounding
-    if gradient.bias is not None:
-        noise = max(noise, implied_rounding(gradient.bias))
-    return max(own, noise / size)
+    return max(own, gradient.rounding / size) if size else own
 
 
 def _largest_residual(observation: Observation) -> float:

@@ -129,7 +129,7 @@ def test_an_interrupt_keeps_what_is_known(after):
 
 
 def test_auto_simulates_where_there_is_a_minute():
-    _, seen = client(LocalTraining(learning_rate=0.1, batch_size=60))
+    _, seen = client(LocalTraining(learning_rate=0.1, batch_size=20))
     assert restore(seen, time_limit=60.0).attack == "synthetic"
     assert restore(seen, time_limit=59.0).attack != "synthetic"
 

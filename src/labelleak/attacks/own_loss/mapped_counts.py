@@ -218,6 +218,7 @@ def _of_a_zero_head(observation: Observation, seen: Float[Tensor, " outputs"]) -
     found = _solved(residuals, seen)
     unit = relative_rounding(observation) * float(residuals.abs().max())
     errors = (total or 1) * unit * found.inverse.abs().sum(dim=1)
+    errors = torch.maximum(errors, (total or 1) * _rounding(observation, found.inverse))
     raw = (total or 1) * found.shares
     counted = conclude(observation, raw, total, standard_errors=errors, errors=errors)
     return counted if total is None else proven_within(counted, float(errors.max()))

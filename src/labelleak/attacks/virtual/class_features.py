@@ -10,7 +10,7 @@ from torch import Tensor
 _TENSORS, _SPECTRUM = 8, 9
 _TINY = 1e-12
 
-SHARED_FROM = 13
+SHARED_FROM = 12
 """Place of the first number of a row that all classes of an update share."""
 
 
@@ -41,7 +41,7 @@ def class_features(
     held = before[f"{head}.weight"].detach().double().cpu()
     offset = before[f"{head}.bias"].detach().double().cpu()
     products = change @ change.T
-    lengths, whole = change.norm(dim=1), change.sum(dim=0)
+    lengths = change.norm(dim=1)
     ranks = bias.argsort().argsort().double() / len(bias)
     own = [
         bias,
@@ -54,7 +54,6 @@ def class_features(
         held.norm(dim=1),
         held.sum(dim=1),
         (change * held).sum(dim=1),
-        change @ (whole / whole.norm().clamp_min(_TINY)),
         lengths / lengths.mean().clamp_min(_TINY),
         bias / bias.abs().mean().clamp_min(_TINY),
     ]

@@ -7,6 +7,7 @@ import pytest
 from command_line import labelleak
 from find_published import find
 from labelleak.cli import reproduce as module
+from labelleak.cli.experiments import Outcome
 from labelleak.lab import paper
 from labelleak.lab.studies import NAMES
 from labelleak.report import run as results
@@ -74,7 +75,8 @@ def test_all_runs_every_study_and_its_page_grows_with_them(tmp_path, monkeypatch
     def run_experiments(experiments, folder, place):
         folders.append(folder)
         assert place.workers == 2
-        return [], {"Some experiment": "its data is broken"} if len(folders) == 3 else {}
+        failed = {"Some experiment": "its data is broken"} if len(folders) == 3 else {}
+        return Outcome([], failed, frozenset())
 
     def write_run(folder, title, summaries):
         pages.append([summary["name"] for summary in summaries])

@@ -48,7 +48,7 @@ def update_of(client, number=1):
 @pytest.fixture
 def auditor(tmp_path):
     def make(action="warn", **fields):
-        fields = {"attack": "pooled", "time_limit": 1e-9, **fields}
+        fields = {"attack": "pooled", "time_limit": 10.0, **fields}
         policy = Policy(action, records=str(tmp_path / "r"), **fields)
         return Auditor(policy, model=network(), auxiliary=auxiliary())
 
@@ -112,7 +112,7 @@ def test_a_policy_of_all_rounds_refuses_where_records_were_touched(auditor, tmp_
 
 def test_clients_of_a_round_share_virtual_clients(auditor):
     """The clock is up at once: the first client trains as few as there must be, others none."""
-    one = auditor(attack="virtual")
+    one = auditor(attack="virtual", time_limit=1e-9)
     audit(one, update_of(5))
     shared = one._of_attack["shared"]
     assert len(shared.pools) == 12

@@ -369,11 +369,7 @@ def run_attack(observation: Observation, name: str, **hyper_parameters: object) 
 
 
 def _check_holds(observation: Observation, entry: Attack) -> None:
-    """Refuse an attack under a loss, or for a head, that it does not hold for.
-
-    Raises:
-        MissingKnowledge: It does not.
-    """
+    """Refuse an attack under a loss, or for a head, that it does not hold for."""
     kind, pixels = observation.loss.kind, observation.head.per_pixel
 
     def holds(one: Attack) -> bool:

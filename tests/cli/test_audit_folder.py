@@ -173,11 +173,12 @@ def test_an_interrupt_keeps_what_is_done_and_nothing_half_done(folder, counted, 
         return run(self, update, *args, **options)
 
     monkeypatch.setattr(AuditRequest, "run", interrupted)
+    before = signal.getsignal(signal.SIGINT)
     done = audit("--attack", "pooled", "--output", "records")
     assert done.status == 130
     assert "interrupted: 1 of 3 updates are audited" in done.err
     assert [path.name for path in (folder / "records").iterdir()] == ["site-1.safetensors.json"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(AuditRequest, "run", run)
     counted.clear()
     audit("--attack", "pooled", "--output", "records")

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import instances
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.likelihood import likelihood
@@ -26,7 +25,18 @@ from labelleak.attacks.virtual.simulation import (
     recipe_of,
     tests_of,
 )
-from labelleak.attacks.virtual.stages import TRAININGS, Progress, Stages, run_stages, wrong_labels
+from labelleak.attacks.virtual.stages import (
+    TRAININGS,
+    Progress,
+    Stages,
+    center_about,
+    check_trainings,
+    concentration_about,
+    log_uniform,
+    run_stages,
+    told_counts,
+    wrong_labels,
+)
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_simplex
@@ -43,10 +53,6 @@ _FIRST, _STAGE = 32, 16
 _FEWEST = 12
 # Concentrations of the shares of the first stage about an estimate, and about nothing.
 _ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
-# Later stages scatter by so many times the error, as sums of squares; within these concentrations.
-_WIDER, _LATER = 3.0, (4.0, 400.0)
-# Every class is drawn now and then: the least share of the center, times the number of classes.
-_LEAST_SHARE = 0.02
 # A virtual client this many times as far off as the error counts half.
 _NEAR = 4.0
 # An update this many times as far from simulated ones as those from each other is of other data.
@@ -121,8 +127,7 @@ def virtual_clients(
             that are not finite.
         ValueError: `trainings` is below 12.
     """
-    if trainings is not None and trainings < _FEWEST:
-        raise ValueError(f"{trainings} virtual clients: at least {_FEWEST} are needed")
+    check_trainings(trainings, _FEWEST)
     if observation.is_one_logit:
         raise MissingKnowledge(
             "attack 'virtual' needs a head of two logits or more: one logit is read as two "
@@ -147,16 +152,7 @@ def virtual_clients(
     found = search.estimate()
     if found.novelty > _NOVEL:
         flags = (*flags, Flag.OUTSIDE_SIMULATIONS)
-    device = observation.head.weight.device
-    raw, errors = total * found.values, total * found.errors
-    return conclude(
-        observation,
-        raw.to(device),
-        total,
-        standard_errors=errors.to(device),
-        errors=errors.to(device),
-        flags=flags,
-    )
+    return told_counts(observation, total, found.values, found.errors, flags)
 
 
 def start_of(observation: Observation) -> Float[Tensor, " classes"] | None:
@@ -218,31 +214,19 @@ class _Search(Stages):
 
     def _next(self) -> tuple[np.ndarray, float]:
         """Center and concentration of the next client's shares, in the canonical order."""
-        classes = len(self._order)
-        even = np.full(classes, 1.0 / classes)
         # Clients of one pool each follow on one another.
         turn = self.trained // 2
         known = self.found
         if known is None or (self.trained < _STAGE and turn % 2):
             every = 4 if self.recipe.observation.training.is_sgd else 2
             if self.start is None or turn % every == 0:
-                return even, self._between(_ANYWHERE)
-            return self._mixed(self.start.cpu(), even), self._between(_ABOUT)
-        low, high = _LATER
-        center = self._mixed(project_to_simplex(known.values, 1), even)
-        scatter = _WIDER * float(known.errors.square().sum())
-        concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
+                even = np.full(len(self._order), 1.0 / len(self._order))
+                return even, log_uniform(self._source, _ANYWHERE)
+            center = center_about(self.start.cpu()[self._order])
+            return center, log_uniform(self._source, _ABOUT)
+        center = center_about(project_to_simplex(known.values, 1)[self._order])
         # Half of them scatter by more: errors may be larger than they seem.
-        concentration /= 1.0 if turn % 2 else _WIDER
-        return center, min(max(concentration, low), high)
-
-    def _between(self, ends: tuple[float, float]) -> float:
-        low, high = ends
-        return float(low * (high / low) ** self._source.random())
-
-    def _mixed(self, shares: Tensor, even: np.ndarray) -> np.ndarray:
-        mixed = (1 - _LEAST_SHARE) * shares[self._order].numpy() + _LEAST_SHARE * even
-        return np.asarray(mixed / mixed.sum())
+        return center, concentration_about(center, known.errors, wider=not turn % 2)
 
     def estimate(self) -> Estimate:
         """What the virtual clients so far say of the real one, as shares."""

@@ -1,7 +1,6 @@
 """From what an update shows of a class to the class's share: one map for all classes."""
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -69,13 +68,15 @@ def regress_rows(
     used, asked = (used - center) / scale, (observed - center) / scale
     middle = float(wanted.mean())
     best = None
-    for width, ridge in product(_WIDTHS, _RIDGES):
+    unit = torch.eye(len(used), dtype=used.dtype)
+    for width in _WIDTHS:
         kernel = _kernel(used, used, width)
-        inverse = torch.linalg.inv(kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype))
-        left, apart = _left_out(inverse, wanted - middle, clients)
-        loss = float(left.square().sum())
-        if best is None or loss < best[0]:
-            best = loss, width, inverse, left, apart
+        for ridge in _RIDGES:
+            inverse = torch.linalg.inv(kernel + ridge * unit)
+            left, apart = _left_out(inverse, wanted - middle, clients)
+            loss = float(left.square().sum())
+            if best is None or loss < best[0]:
+                best = loss, width, inverse, left, apart
     assert best is not None, "there are choices"
     _, width, inverse, left, apart = best
     across = _kernel(asked, used, width)

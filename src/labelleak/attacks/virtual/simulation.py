@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 
 import numpy as np
@@ -132,7 +132,24 @@ class Recipe:
 
 
 @dataclass(eq=False)
-class Simulations:
+class SharedClients:
+    """Virtual clients of one recipe, in lists."""
+
+    _of: str = field(default="", init=False)
+
+    def are_of(self, recipe: Recipe) -> None:
+        """Forget all that is of another recipe."""
+        fingerprint = recipe.fingerprint
+        if fingerprint == self._of:
+            return
+        self._of = fingerprint
+        for one in fields(self):
+            if one.init:
+                setattr(self, one.name, [])
+
+
+@dataclass(eq=False)
+class Simulations(SharedClients):
     """Virtual clients that real clients of one round share, who have model and recipe in common.
 
     Pass the same object for every client. What was trained for another model, recipe, loss, number
@@ -147,13 +164,6 @@ class Simulations:
     changes: list[dict[str, Tensor]] = field(default_factory=list)
     shares: list[Float[Tensor, " classes"]] = field(default_factory=list)
     pools: list[int] = field(default_factory=list)
-    _of: str = ""
-
-    def are_of(self, recipe: Recipe) -> None:
-        """Forget all that is of another recipe."""
-        fingerprint = recipe.fingerprint
-        if fingerprint != self._of:
-            self.changes, self.shares, self.pools, self._of = [], [], [], fingerprint
 
     def add(self, changes: dict[str, Tensor], shares: Tensor, pool: int) -> None:
         """Enter one more."""

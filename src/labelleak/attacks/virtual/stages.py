@@ -4,10 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from labelleak.restoration import Flag
+from labelleak.attacks.conclusion import conclude
+from labelleak.observation import Observation
+from labelleak.restoration import Flag, Restoration
 
 TIME_LIMIT = 60.0
 """Seconds after which no further virtual client is trained, unless told otherwise."""
@@ -15,11 +18,14 @@ TIME_LIMIT = 60.0
 TRAININGS = 60
 """Virtual clients that there are whatever the time, unless a time limit is given."""
 
-SMALL = 0.01
-"""Share of the labels that may be wrong, by the attack's own error, when it stops."""
-
+# Share of the labels that may be wrong, by the attack's own error, when it stops.
+_SMALL = 0.01
 # Over so many stages the error must fall below this share of itself, or more stages are in vain.
 _PATIENCE, _GAIN = 2, 0.93
+# Later stages scatter by so many times the error, as sums of squares; within these concentrations.
+_WIDER, _LATER = 3.0, (4.0, 400.0)
+# Every class is drawn now and then: the least share of the center, times the number of classes.
+_LEAST_SHARE = 0.02
 
 Progress = Callable[[int, float], None]
 """Told how many virtual clients were trained, and the share of labels that may be wrong."""
@@ -51,11 +57,25 @@ class Stages(ABC):
         """Share of the labels that may be wrong; NaN where that is not known yet."""
         return self.wrong[-1] if self.wrong else math.nan
 
-    def is_over(self, trainings: int) -> bool:
-        """Whether there are enough virtual clients, or more of them hardly tell more."""
+    @property
+    def has_settled(self) -> bool:
+        """Whether more virtual clients hardly tell more."""
         done = self.wrong
-        settled = len(done) > _PATIENCE and done[-1] > _GAIN * done[-1 - _PATIENCE]
-        return self.trained >= trainings or self.error < SMALL or settled
+        return len(done) > _PATIENCE and done[-1] > _GAIN * done[-1 - _PATIENCE]
+
+    def is_over(self, trainings: int) -> bool:
+        """Whether there are enough virtual clients, or more of them are in vain."""
+        return self.trained >= trainings or self.error < _SMALL or self.has_settled
+
+
+def check_trainings(trainings: int | None, fewest: int) -> None:
+    """Refuse a number of virtual clients that no answer can rest on.
+
+    Raises:
+        ValueError: It is too small.
+    """
+    if trainings is not None and trainings < fewest:
+        raise ValueError(f"{trainings} virtual clients: at least {fewest} are needed")
 
 
 def run_stages(
@@ -96,3 +116,44 @@ def run_stages(
 def wrong_labels(errors: Float[Tensor, " classes"]) -> float:
     """Share of the labels that is expected to be wrong: half the sum of absolute normal errors."""
     return float(errors.sum()) / math.sqrt(2.0 * math.pi)
+
+
+def center_about(shares: Float[Tensor, " classes"]) -> np.ndarray:
+    """The shares that virtual clients are drawn about: no class is left out."""
+    mixed = (1 - _LEAST_SHARE) * shares.numpy() + _LEAST_SHARE / len(shares)
+    return np.asarray(mixed / mixed.sum())
+
+
+def concentration_about(
+    center: np.ndarray, errors: Float[Tensor, " classes"], *, wider: bool = False
+) -> float:
+    """The sum of a Dirichlet's parameters under which shares scatter somewhat more than they err.
+
+    Args:
+        center: Mean of the shares, shape (classes,), summing to one.
+        errors: Standard errors of the shares, shape (classes,).
+        wider: Whether to scatter by more still.
+    """
+    scatter = _WIDER * float(errors.square().sum())
+    concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
+    low, high = _LATER
+    return min(max(concentration / (_WIDER if wider else 1.0), low), high)
+
+
+def log_uniform(source: np.random.Generator, ends: tuple[float, float]) -> float:
+    """A number between two positive ones, whose logarithm may be any with the same probability."""
+    low, high = ends
+    return float(low * (high / low) ** source.random())
+
+
+def told_counts(
+    observation: Observation,
+    total: int,
+    shares: Float[Tensor, " classes"],
+    errors: Float[Tensor, " classes"],
+    flags: tuple[Flag, ...],
+) -> Restoration:
+    """The restoration that shares of the classes stand for, and their standard errors."""
+    device = observation.head.weight.device
+    raw, off = ((total * values).to(device) for values in (shares, errors))
+    return conclude(observation, raw, total, standard_errors=off, errors=off, flags=flags)

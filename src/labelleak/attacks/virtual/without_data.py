@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import instances
 from labelleak.attacks.inputs import guessed_shape
 from labelleak.attacks.mean_prediction.passes import first_layer
@@ -27,12 +26,23 @@ from labelleak.attacks.virtual.made_up_classes import (
 )
 from labelleak.attacks.virtual.simulation import (
     Recipe,
+    SharedClients,
     canonical_order,
     check_finite,
     drawn_counts,
     recipe_of,
 )
-from labelleak.attacks.virtual.stages import SMALL, Progress, Stages, run_stages, wrong_labels
+from labelleak.attacks.virtual.stages import (
+    Progress,
+    Stages,
+    center_about,
+    check_trainings,
+    concentration_about,
+    log_uniform,
+    run_stages,
+    told_counts,
+    wrong_labels,
+)
 from labelleak.errors import MissingKnowledge
 from labelleak.isolation import undisturbed
 from labelleak.observation import Observation
@@ -49,9 +59,6 @@ _MOST, _MOST_OF_OTHERS = 240, 48
 _FEWEST = 24
 # Parameters of the Dirichlet of the first stage's shares, for each class: from lopsided to even.
 _ANYWHERE = (0.3, 10.0)
-# Later stages scatter by so many times the error, as sums of squares; within these sums of a
-# Dirichlet's parameters, and with at least so much of an even share for every class.
-_WIDER, _LATER, _LEAST_SHARE = 3.0, (4.0, 400.0), 0.02
 # Later stages have data like those of this share of the virtual clients, whose updates are nearest.
 _ALIKE = 0.25
 # An update this many times as far from simulated ones as those from each other is of other data.
@@ -59,7 +66,7 @@ _NOVEL = 3.0
 
 
 @dataclass(eq=False)
-class MadeUpClients:
+class MadeUpClients(SharedClients):
     """Virtual clients on made-up classes that real clients of one round share.
 
     Pass the same object for every client who has model and recipe in common. What was trained for
@@ -74,13 +81,6 @@ class MadeUpClients:
     natures: list[Nature] = field(default_factory=list)
     rows: list[Float[Tensor, "classes features"]] = field(default_factory=list)
     counts: list[Int[Tensor, " classes"]] = field(default_factory=list)
-    _of: str = ""
-
-    def are_of(self, recipe: Recipe) -> None:
-        """Forget all that is of another recipe."""
-        fingerprint = recipe.fingerprint
-        if fingerprint != self._of:
-            self.natures, self.rows, self.counts, self._of = [], [], [], fingerprint
 
 
 @register(
@@ -142,8 +142,7 @@ def synthetic_clients(
             that are not finite.
         ValueError: `trainings` is below 24.
     """
-    if trainings is not None and trainings < _FEWEST:
-        raise ValueError(f"{trainings} virtual clients: at least {_FEWEST} are needed")
+    check_trainings(trainings, _FEWEST)
     if observation.is_one_logit:
         raise MissingKnowledge("attack 'synthetic' needs a head of two logits or more")
     shape, total = _shape_of(observation), instances(observation)
@@ -168,16 +167,7 @@ def synthetic_clients(
     search.look()
     if search.novelty > _NOVEL:
         flags = (*flags, Flag.OUTSIDE_SIMULATIONS)
-    device = observation.head.weight.device
-    raw, errors = total * search.shares, total * search.errors
-    return conclude(
-        observation,
-        raw.to(device),
-        total,
-        standard_errors=errors.to(device),
-        errors=errors.to(device),
-        flags=flags,
-    )
+    return told_counts(observation, total, search.shares, search.errors, flags)
 
 
 def _shape_of(observation: Observation) -> tuple[int, ...]:
@@ -214,12 +204,14 @@ class _Search(Stages):
         self._before = {n: v.detach().clone() for n, v in recipe.model.named_parameters()}
         assert seen.after is not None, "a need of the attack"
         self._observed = self._rows(seen.after)
+        self._looked_at = 0
         if self.known >= _FIRST:
             self._end_stage()
 
-    def is_over(self, trainings: int) -> bool:
-        """Whether there are enough virtual clients: more of them tell more, if slowly."""
-        return self.trained >= trainings or self.error < SMALL
+    @property
+    def has_settled(self) -> bool:
+        """More of them tell more, if slowly."""
+        return False
 
     @property
     def known(self) -> int:
@@ -250,7 +242,10 @@ class _Search(Stages):
         _log.info("%d virtual clients: error %.3f", self.known, self.error)
 
     def look(self) -> None:
-        """Estimate anew what the virtual clients so far say of the real one."""
+        """Estimate anew what the virtual clients so far say of the real one, if there are more."""
+        if self._looked_at == self.known:
+            return
+        self._looked_at = self.known
         shares = torch.stack(self.made.counts).double() / self.total
         rows, targets = torch.stack(self.made.rows), shares
         if self._scale is not None:
@@ -264,16 +259,12 @@ class _Search(Stages):
 
     def _next(self) -> tuple[np.ndarray, float]:
         """Center and concentration of the next client's shares, in the order of drawing."""
-        classes = len(self.shares)
-        even = np.full(classes, 1.0 / classes)
         if not self.wrong:
-            low, high = _ANYWHERE
-            return even, classes * float(low * (high / low) ** self._source.random())
-        center = (1.0 - _LEAST_SHARE) * self.shares[self.order].numpy() + _LEAST_SHARE * even
-        scatter = _WIDER * float(self.errors.square().sum())
-        concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
-        low, high = _LATER
-        return center / center.sum(), min(max(concentration, low), high)
+            classes = len(self.shares)
+            even = np.full(classes, 1.0 / classes)
+            return even, classes * log_uniform(self._source, _ANYWHERE)
+        center = center_about(self.shares[self.order])
+        return center, concentration_about(center, self.errors)
 
     def _like(self) -> Nature:
         """The nature of one of the virtual clients whose updates as a whole are nearest."""

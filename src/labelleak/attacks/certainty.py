@@ -45,6 +45,15 @@ def probability_right(
     return float(torch.exp(-odds.log1p().sum()))
 
 
+def share_right(errors: Float[Tensor, " classes"]) -> float:
+    """Share of the counts that rounding is expected to get right, for normal errors.
+
+    Args:
+        errors: Standard errors of the counts, shape (classes,).
+    """
+    return float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean())
+
+
 def agrees(distance: float, errors: Float[Tensor, " classes"]) -> bool:
     """Whether counts lie no farther from feasible ones than their standard errors let expect.
 

@@ -46,9 +46,9 @@ def mean_targets(observation: Observation) -> Float[Tensor, " outputs"]:
         )
     bias, head = bias_of_labels(observation), observation.head
     one_output = observation.is_one_logit
-    divisor = divisor_of_one(observation) / (2 if one_output else 1)
-    if observation.loss.reduction != "mean":
-        divisor = divisor_of_one(observation)
+    # Torch averages over outputs, too, of which one is read as two.
+    doubled = one_output and observation.loss.reduction == "mean"
+    divisor = divisor_of_one(observation) / (2 if doubled else 1)
     if not bool(head.weight.any()) and head.bias is not None:
         outputs = head.bias.double()
     else:

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from labelleak.report.text import MEANINGS, NONE, SCORES, number
+from labelleak.report.text import MEANINGS, NONE, SCORES, number, scores_of_all_batches
 
 _SHOWN_SCORES = ("accuracy", "relative_advantage", "exact", "leacc", "lnacc", "recall")
 
@@ -86,17 +86,16 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
         (row, _attacks_table(row, attacks, _COMPARED | further, target.width))
         for row in summary["rows"]
     ]
-    if any(table.row_count for _, table in tables):
+    tables = [(row, table) for row, table in tables if table.row_count]
+    if tables:
         target.print(Text(summary["title"], style="bold"))
         found = comparison(summary)
         if found is not None:
             target.print(found["headline"])
-    for row, table in tables:
-        if table.row_count:
+        for row, table in tables:
             target.print()
             target.print(Text.assemble((row["label"], "bold"), f", {row['trials']} trials"))
             target.print(table)
-    if any(table.row_count for _, table in tables):
         target.print(
             "Means over trials; after the accuracy half of its 95 % interval. LeAcc, LnAcc and "
             "IRec are of counts before their sum is repaired, as published."
@@ -119,7 +118,7 @@ def _attacks_table(
     for title in columns.values():
         table.add_column(title, justify="right", no_wrap=True)
     for attack in attacks:
-        cells = _scores_of_all_batches(row["metrics"], attack)
+        cells = scores_of_all_batches(row["metrics"], attack, _COMPARED)
         if any(cells.values()) or attack in row["failed"]:
             cells |= {key: row["metrics"].get(f"{attack}.{key}") for key in columns.keys() - cells}
             texts = (
@@ -139,17 +138,6 @@ def _print_earlier(summary: Mapping[str, Any], target: Console) -> None:
     found = sum(row.get("found", 0) for row in summary["rows"] if not row.get("earlier"))
     if found:
         target.print(f"From an earlier run of the same code: {found} of {trials} trials")
-
-
-def _scores_of_all_batches(metrics: Mapping[str, Any], attack: str) -> dict[str, Any]:
-    """The scores of an attack that every batch has.
-
-    An attack that restores sets has counts where only one possibility is left. Their mean over
-    those batches says nothing about the others.
-    """
-    cells = {name: metrics.get(f"{attack}.{name}") for name in _COMPARED}
-    most = max((cell["trials"] for cell in cells.values() if cell), default=0)
-    return {name: cell if cell and cell["trials"] == most else None for name, cell in cells.items()}
 
 
 def _mean(cell: Mapping[str, Any] | None, *, interval: bool) -> str:

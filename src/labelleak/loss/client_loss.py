@@ -18,7 +18,7 @@ from labelleak.loss.options import (
     check_targets_of_own,
     from_plain,
 )
-from labelleak.loss.own import examined, own_class_residuals, own_residual, own_value
+from labelleak.loss.own import own_class_residuals, own_residual, own_sums_vanish, own_value
 from labelleak.loss.pixels import by_pixel
 from labelleak.loss.sigmoids import residuals_of_labels, sigmoids_value
 from labelleak.loss.softmax import (
@@ -162,7 +162,7 @@ class Loss(Told):
         if self.kind not in CUSTOM:
             return not self.is_multi_label and self.kind != "mse"
         if outputs not in self._known:
-            self._known[outputs] = examined(self, outputs).sums_vanish
+            self._known[outputs] = own_sums_vanish(self, outputs)
         return self._known[outputs] and self.kind == "custom"
 
     def check_targets(self, targets: Tensor, samples: int, outputs: int) -> Tensor:

@@ -1,7 +1,5 @@
 """A loss that is a function of the user's: its residual by autograd, and what must hold of it."""
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,16 +19,6 @@ _OTHER_DTYPE = (
     "it is called with logits in double precision: bring tensors of your own to theirs "
     "(weights.to(logits))"
 )
-
-
-class Properties(NamedTuple):
-    """What was found of a function.
-
-    Attributes:
-        sums_vanish: Whether the residuals of a sample sum to zero over the outputs.
-    """
-
-    sums_vanish: bool
 
 
 def own_value(
@@ -98,12 +86,13 @@ def own_class_residuals(
     return torch.cat(parts)
 
 
-def examined(told: Told, outputs: int) -> Properties:
-    """What holds of a function of the user's, after making sure that attacks can read it.
+def own_sums_vanish(told: Told, outputs: int) -> bool:
+    """Whether residuals of a function of the user's sum to zero over the outputs; it is checked.
 
-    It is tried on a few samples, or one of every class. Each has to have the residual that it has
-    alone, whatever the others are, and the residual has to depend on the target; where every label
-    is decided by itself, that of a label on nothing but its own logit and target.
+    Attacks have to be able to read it. It is tried on a few samples, or one of every class. Each
+    has to have the residual that it has alone, whatever the others are, and the residual has to
+    depend on the target; where every label is decided by itself, that of a label on nothing but its
+    own logit and target.
 
     Raises:
         InvalidObservation: One of these does not hold, in one line that says what to do.
@@ -137,7 +126,7 @@ def examined(told: Told, outputs: int) -> Properties:
     if told.kind == "custom_labels" and outputs > 1:
         _check_labels_apart(told, logits, targets, together)
     sums = together.sum(dim=1).abs()
-    return Properties(bool((sums <= _SAME * together.abs().sum(dim=1)).all()))
+    return bool((sums <= _SAME * together.abs().sum(dim=1)).all())
 
 
 def _tried(told: Told, outputs: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from labelleak.report.pages import embedded
-from labelleak.report.text import SCORES, number
+from labelleak.report.text import SCORES, number, scores_of_all_batches
 
 MEASURES = {
     "accuracy": "share of the labels restored: 1 is all of them",
@@ -118,12 +118,10 @@ def attacks_in(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cell(row: Mapping[str, Any], attack: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    cells = {name: row["metrics"].get(f"{attack['name']}.{name}") or {} for name in (key, *_OF_ALL)}
-    most = max(cells[name].get("trials", 0) for name in _OF_ALL)
-    cell: Mapping[str, Any] = cells[key]
-    # An attack that restores sets has counts where only one possibility is left: a mean over those
-    # batches says nothing about the others.
-    return {} if key in _OF_ALL and cell.get("trials", 0) < most else cell
+    metrics, name = row["metrics"], attack["name"]
+    if key in _OF_ALL:
+        return scores_of_all_batches(metrics, name, _OF_ALL)[key] or {}
+    return metrics.get(f"{name}.{key}") or {}
 
 
 def _score(row: Mapping[str, Any], attack: Mapping[str, Any], key: str) -> float | None:

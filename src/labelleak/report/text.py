@@ -1,6 +1,6 @@
 """Records in words, for pages and terminals alike: titles of scores, numbers, rows of classes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 SCORES = {
@@ -65,6 +65,27 @@ def number(value: float | bool | None, *, fixed: bool = True, signed: bool = Fal
         return "0.000" if fixed else "0"
     mantissa, _, exponent = (text if signed else text.removeprefix("+")).partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def scores_of_all_batches(
+    metrics: Mapping[str, Any], attack: str, names: Iterable[str]
+) -> dict[str, Any]:
+    """The scores of an attack that every batch has.
+
+    An attack that restores sets has counts where only one possibility is left. Their mean over
+    those batches says nothing about the others.
+
+    Args:
+        metrics: Those of a row of a summary, schema ``labelleak/study/1``.
+        attack: Name of the attack.
+        names: Of the scores.
+
+    Returns:
+        The cell of each score, or None.
+    """
+    cells = {name: metrics.get(f"{attack}.{name}") for name in names}
+    most = max((cell["trials"] for cell in cells.values() if cell), default=0)
+    return {name: cell if cell and cell["trials"] == most else None for name, cell in cells.items()}
 
 
 def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

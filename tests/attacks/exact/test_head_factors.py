@@ -22,18 +22,22 @@ def test_coordinates_hold_embeddings_and_logits():
     assert (factors.right[-1] @ factors.directions).abs().max() < 1e-12
 
 
+def inverse_weights(factors, points, labels):
+    return factors.inverse_weights(points, factors.logit_gradients(points, labels) @ factors.left)
+
+
 def test_taking_a_sample_out_lowers_the_rank_and_nothing_else_does():
     """The inverse weight against the definition: the rank of what is left."""
     factors = factorize(DENSE.observe(), 8, rng())
     points = extended(DENSE) @ factors.right
-    inverse = factors.inverse_weights(points, DENSE.labels)
+    inverse = inverse_weights(factors, points, DENSE.labels)
     assert torch.allclose(inverse, torch.full_like(inverse, 8.0), rtol=1e-6)
     q = logit_gradients_of(DENSE, factors.weights)
     for k in range(8):
         left = factors.matrix - q[k : k + 1].T @ extended(DENSE)[k : k + 1] / 8.0
         assert int(torch.linalg.matrix_rank(left, rtol=1e-10)) == 7
     mixed = 0.5 * (points[:1] + points[1:2])
-    assert abs(float(factors.inverse_weights(mixed, DENSE.labels[:1])) - 8.0) > 0.1
+    assert abs(float(inverse_weights(factors, mixed, DENSE.labels[:1])) - 8.0) > 0.1
 
 
 def test_deflation_leaves_the_gradient_of_the_other_samples():

@@ -102,7 +102,7 @@ def _excess(
     lengths = directions.norm(dim=1)
     outside = factors.outside(directions).norm(dim=1)
     inside = q @ factors.left
-    inverse = (inside * (points / factors.values)).sum(dim=1)
+    inverse = factors.inverse_weights(points, inside)
     rounded = _rounding_of_complement(factors, q, labels)
     allowed = _allowed_misfit(factors, directions, rounded)
     allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)

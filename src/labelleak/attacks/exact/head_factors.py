@@ -88,14 +88,17 @@ class HeadFactors(LowRank):
         return logit_gradients(self.logits(points), labels, self.weights)
 
     def inverse_weights(
-        self, points: Float[Tensor, "points rank"], labels: Int[Tensor, " points"]
+        self, points: Float[Tensor, "points rank"], inside: Float[Tensor, "points rank"]
     ) -> Float[Tensor, " points"]:
         """D over how often a sample is in the batch; near zero for most other points.
 
         Let q and e be in the column and row space of G. Then taking ``q [e, 1]^T / D`` from G
         lowers its rank by one exactly if ``(U^T q)^T S^-1 a = D`` (Wedderburn 1934).
+
+        Args:
+            points: Coordinates a.
+            inside: The part of each q in the column space, ``U^T q``.
         """
-        inside = self.logit_gradients(points, labels) @ self.left
         return (inside * (points / self.values)).sum(dim=1)
 
     def on_bias(self, points: Float[Tensor, "points rank"]) -> Float[Tensor, "points rank"]:

@@ -146,11 +146,11 @@ class HeadSearch(SampleSearch):
             return torch.zeros_like(samples.labels, dtype=torch.bool)
         factors, complete = self.factors, self._is_square
         points = samples.inputs @ factors.right
-        inverse = factors.inverse_weights(points, samples.labels)
+        inside = factors.logit_gradients(points, samples.labels) @ factors.left
+        inverse = factors.inverse_weights(points, inside)
         agreed = agreed_divisor(inverse) if self.divisor is None else self.divisor
         if agreed is None:
             return torch.zeros_like(samples.labels, dtype=torch.bool)
-        inside = factors.logit_gradients(points, samples.labels) @ factors.left
         sure = clear_samples(factors, samples) & has_whole_weight(inverse, agreed)
         sure = sure & stand_apart(factors, points, inside / inverse[:, None])
         if not (complete and determined_by_zeros(factors, self.found)):

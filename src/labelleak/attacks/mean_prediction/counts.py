@@ -1,9 +1,6 @@
 """From an estimate of the mean prediction to a restoration: counts with standard errors."""
 
-import math
-
-import torch
-
+from labelleak.attacks.certainty import share_right
 from labelleak.attacks.conclusion import are_integral, conclude
 from labelleak.attacks.evidence import mean_divisor
 from labelleak.attacks.mean_prediction.batch_size import fitting_batch_size
@@ -38,12 +35,11 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
     found = scattered_counts(observation, mean, total or 1, size or 1)
     raw, errors = found.raw, found.standard_errors
     flags: tuple[Flag, ...] = ()
-    if total is not None:
-        # Expected share of counts that rounding gets right, for normal errors. A restored bias
-        # gradient has unknown errors of its own.
-        right = float(torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean())
-        if right < _RIGHT or not (observation.has_bias or are_integral(raw)):
-            flags = (Flag.NOT_INTEGRAL,)
+    # A restored bias gradient has unknown errors of its own.
+    if total is not None and (
+        share_right(errors) < _RIGHT or not (observation.has_bias or are_integral(raw))
+    ):
+        flags = (Flag.NOT_INTEGRAL,)
     # Pixels of one image are alike, and what is to be segmented differs from the rest: rows do not
     # show how far the estimate is off.
     known = (total is None or observation.has_bias) and mean.has_errors and not pixels

@@ -1,10 +1,9 @@
 """Pooled restoration of label counts: one mean embedding from all rows."""
 
-import math
-
 import torch
 from scipy.special import stdtrit
 
+from labelleak.attacks.certainty import share_right
 from labelleak.attacks.multi_label.label_counts import (
     conclude_labels,
     raw_label_counts,
@@ -54,8 +53,7 @@ def pooled_labels(observation: Observation) -> Restoration:
     errors = variance.sqrt()
     flags: tuple[Flag, ...] = ()
     if total is not None:
-        right = torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()
-        flags = (Flag.NOT_INTEGRAL,) if float(right) < _RIGHT else ()
+        flags = (Flag.NOT_INTEGRAL,) if share_right(errors) < _RIGHT else ()
     known = not found.has_learned and not observation.head.per_pixel
     return conclude_labels(observation, raw, errors if known else None, flags)
 

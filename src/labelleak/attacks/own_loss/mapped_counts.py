@@ -5,7 +5,6 @@ With the residual R_c of a sample of class c at the batch's mean logits, the mea
 where all residuals sum to zero over the outputs.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
+from labelleak.attacks.certainty import share_right
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.multi_label.label_logits import (
     LabelLogits,
@@ -74,13 +74,14 @@ def mapped_counts(observation: Observation) -> Restoration:
         return _of_a_zero_head(observation, seen)
     rows = pooled_rows(observation, bias)
     first = observation.loss.class_residuals(rows.logits[None])[0]
-    found = rows.scattered(observation, *_spread(first, _solved(first, seen).shares, seen))
+    plain = _solved(first, seen)
+    found = rows.scattered(observation, *_spread(first, plain.shares, seen))
     if observation.classes > _MANY:
         found = found._replace(
             replicates=found.replicates[:, :_FEW_REPLICATES],
             samples=found.samples[:, :_FEW_REPLICATES],
         )
-    plain, mean = _solved(first, seen), torch.zeros_like(first)
+    mean = torch.zeros_like(first)
     drawn = torch.zeros_like(seen)
     for part in _sampled(observation, found):
         mean += part.sum(dim=0)
@@ -101,8 +102,7 @@ def mapped_counts(observation: Observation) -> Restoration:
     )
     flags: tuple[Flag, ...] = ()
     if total is not None:
-        right = torch.erf(0.5 / (math.sqrt(2.0) * errors.clamp_min(1e-9))).mean()
-        flags = (Flag.NOT_INTEGRAL,) if float(right) < _RIGHT else ()
+        flags = (Flag.NOT_INTEGRAL,) if share_right(errors) < _RIGHT else ()
     told = errors if known else None
     return conclude(observation, raw, total, standard_errors=told, errors=told, flags=flags)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from experiments import experiment, observations
 from labelleak.lab.datasets import draw, load
+from labelleak.lab.datasets.dataset import Dataset
 from labelleak.lab.definition import Batch, Experiment, Network, Training
 from labelleak.lab.experiment_grid import grid_study, read_grid
 from labelleak.lab.keys import hash_of_definition
@@ -43,6 +44,15 @@ def test_findings_are_as_frequent_as_told_and_depend_on_the_class(digits):
     assert torch.equal(relabeled(digits, FINDINGS).targets, sets)
     other = relabeled(digits, Targets(findings=14, seed=1)).targets
     assert not torch.equal(other, sets)
+
+
+def test_numbers_have_findings_as_images_have():
+    labels = torch.arange(40) % 4
+    plain = Dataset("numbers", torch.rand(40, 5), labels, 4, None, (), ())
+    changed = relabeled(plain, Targets(findings=3))
+    inputs, targets = changed.batch(torch.arange(7))
+    assert torch.equal(inputs, plain.images[:7])
+    assert torch.equal(targets, changed.targets[:7])
 
 
 def test_some_targets_are_left_out(digits):

@@ -303,7 +303,7 @@ class Dataset:
             )
         if not self.has_images:
             assert isinstance(self.images, Tensor), "photographs are images"
-            return self.images[indices], self.labels[indices]
+            return self.images[indices], self.targets[indices]
         if isinstance(self.images, Photographs):
             pixels = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
             for row, index in enumerate(indices.tolist()):

@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -242,9 +243,24 @@ def summary(setting: Setting, right: float, clients: list[Row]) -> Row:
     }
 
 
-def main() -> None:
-    """Measure, print and write client by client."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def measure(
+    about: str | None,
+    settings: Sequence[Setting],
+    fresh: Callable[[], Any],
+    one: Callable[[Federation, nn.Module, tuple[Tensor, Tensor], int, Any], Row],
+    summarized: Callable[[Setting, float, list[Row]], Row],
+) -> None:
+    """Measure, print and write client by client, as the command line says.
+
+    Args:
+        about: What the script measures, its docstring.
+        settings: The rows.
+        fresh: Makes what the clients of a row share.
+        one: Measures one client: the federation, the model, the server's samples, the client's
+            number and what is shared.
+        summarized: A row of its setting, the model's test accuracy and the clients.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--range", choices=[*RANGES], default="evaluation")
@@ -256,15 +272,14 @@ def main() -> None:
     rows: list[Row] = []
     if given.output is not None and given.output.exists():
         rows = json.loads(given.output.read_text())["rows"]
-    for setting in SETTINGS:
+    for setting in settings:
         if given.only is not None and given.only not in setting.name:
             continue
         place = next((i for i, row in enumerate(rows) if row["name"] == setting.name), len(rows))
         clients: list[Row] = rows[place]["each"] if place < len(rows) else []
         if len(clients) >= given.clients:
             continue
-        federation = Federation(setting, given.data_dir, own)
-        shared = Simulations()
+        federation, shared = Federation(setting, given.data_dir, own), fresh()
         model = federation.model()
         images, labels = split("test", given.data_dir, own)
         held = first_of_each(labels, setting.auxiliary)
@@ -272,11 +287,11 @@ def main() -> None:
         with torch.no_grad():
             right = float((model(images).argmax(dim=1) == labels).double().mean())
         for client in range(len(clients), given.clients):
-            clients.append(one_client(federation, model, server, client, shared))
-            rows[place : place + 1] = [summary(setting, right, clients)]
-            write(given.output, __doc__, before, 1, range=given.range, rows=rows)
+            clients.append(one(federation, model, server, client, shared))
+            rows[place : place + 1] = [summarized(setting, right, clients)]
+            write(given.output, about, before, 1, range=given.range, rows=rows)
         print({key: value for key, value in rows[place].items() if key != "each"}, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    measure(__doc__, SETTINGS, Simulations, one_client, summary)

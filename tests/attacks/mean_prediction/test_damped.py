@@ -1,5 +1,7 @@
 """Damped restoration, against LLBG and pooled between which it lies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,3 +61,43 @@ def test_the_pull_of_samples_is_what_they_take_off_their_classes():
     even = one_embedding(50, 9, 4000)
     even.labels, even.weight, even.bias = random, 0.0 * even.weight, 0.0 * even.bias
     assert moment(even.observe()) == pytest.approx(1.0, abs=0.4)
+
+
+def signs_of(batch):
+    gradient = batch.gradient()
+    return batch.observe(HeadGradient(gradient.weight.sign(), gradient.bias.sign()))
+
+
+@pytest.mark.parametrize("absent", [0, 2], ids=["random", "two-absent"])
+def test_counts_follow_from_signs_alone(absent):
+    """Nearer than the even batch of who sees nothing, and than LLBG, which reads the bias alone."""
+    ours, theirs, even = [], [], []
+    for seed in range(8):
+        batch = untrained(10, 300, 40, seed, spread=0.5)
+        batch.labels = torch.randint(10 - absent, (40,), generator=rng(seed))
+        seen = signs_of(batch)
+        for found, shares in ((restore(seen, "damped"), ours), (restore(seen, "llbg"), theirs)):
+            shares.append(int(torch.minimum(found.counts, batch.counts).sum()) / 40)
+        even.append(float(torch.minimum(torch.full((10,), 4.0), batch.counts.double()).sum()) / 40)
+    assert sum(ours) > sum(even) + 0.2
+    assert sum(ours) > sum(theirs)
+
+
+def test_features_that_fall_do_not_change_what_signs_tell():
+    """As behind tanh: a feature times minus one is the same feature."""
+    batch = untrained(6, 200, 30, spread=0.5)
+    gradient, turned = batch.gradient(), torch.ones(200).double()
+    turned[::3] = -1.0
+    plain = restore(signs_of(batch), "damped")
+    weight, bias = (gradient.weight * turned).sign(), gradient.bias.sign()
+    found = restore(batch.observe(HeadGradient(weight, bias)), "damped")
+    torch.testing.assert_close(found.raw, plain.raw)
+
+
+def test_a_row_that_never_falls_has_no_sample():
+    seen = signs_of(untrained(4, 50, 8))
+    weight = seen.gradient.weight.clone()
+    weight[2] = 1.0
+    found = restore(replace(seen, gradient=HeadGradient(weight, seen.gradient.bias)), "damped")
+    assert int(found.counts[2]) == 0
+    assert float(found.raw[2]) == pytest.approx(0.0, abs=1e-9)

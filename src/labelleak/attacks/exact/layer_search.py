@@ -35,9 +35,8 @@ from labelleak.attacks.exact.search import Evidence, SampleSearch
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 
-# Rounds in a row that may find nothing; with more than 24 samples, lucky guesses come at once or
-# hardly ever.
-_LARGE, _PATIENCE, _PATIENCE_IF_LARGE = 24, 12, 2
+# Rounds in a row that may find nothing: where all were found, the first round found some.
+_PATIENCE_AT_FIRST, _PATIENCE = 2, 12
 # Behind a smooth activation: starts of descents at a time, their steps, and times in a row that may
 # find nothing: at first, where the activation may be another one, and once any is found.
 _STARTS, _STEPS, _FRUITLESS_AT_FIRST, _FRUITLESS = 64, 40, 2, 4
@@ -78,14 +77,12 @@ class LayerSearch(SampleSearch):
 
     def run(self) -> None:
         """Search until all samples are found, time is up, or the search gives up."""
-        rank = self.factors.rank
-        if not rank:
+        if not self.factors.rank:
             return
         if self._layer.activation.is_smooth:
             self._search_by_descents()
         elif self._layer.behind_relu:
-            patience = _PATIENCE if rank <= _LARGE else _PATIENCE_IF_LARGE
-            self._search_sparse(self.factors.right[:-1], patience)
+            self._search_sparse(self.factors.right[:-1], _PATIENCE, at_first=_PATIENCE_AT_FIRST)
         else:
             self._offer(self._inputs_by_closed_units())
 

@@ -103,16 +103,21 @@ class SampleSearch(ABC):
         some = last.abs() > tolerances.NO_LENGTH
         return directions[some] / last[some][:, None]
 
-    def _search_sparse(self, features: Float[Tensor, "features rank"], patience: int) -> None:
+    def _search_sparse(
+        self, features: Float[Tensor, "features rank"], patience: int, at_first: int | None = None
+    ) -> None:
         """Search for sparse directions by rounds of guessed zeros.
 
         Args:
             features: Rows of V that a ReLU may make zero, shape (features, rank).
             patience: Number of rounds in a row without a find after which to give up.
+            at_first: The same while nothing has been found yet; None for `patience`.
         """
-        fruitless = 0
-        while not self.is_complete and fruitless < patience and not self._clock.is_over:
+        fruitless, at_first = 0, patience if at_first is None else at_first
+        while not self.is_complete and not self._clock.is_over:
             before = len(self.found)
+            if fruitless >= (patience if before else at_first):
+                break
             factors = self.factors
             any_candidate = self._offer(
                 sparse_directions(

@@ -56,7 +56,7 @@ def sparse_directions(
     screen = rows[order[:_SCREENED]]
     affordable = _ENTRIES // (len(rows) + rank * rank)
     batch = max(_FEWEST_GUESSES, min(_MOST_GUESSES, affordable))
-    guesses = torch.rand(batch, len(rows), generator=generator).argsort(dim=1)[:, : unknown - 1]
+    guesses = torch.rand(batch, len(rows), generator=generator).topk(unknown - 1, dim=1).indices
     directions = _orthogonal((rows @ space)[guesses.to(rows.device)], generator) @ space.T
     zeros = _zeros(screen, errors, directions).sum(dim=1)
     # A mixture's entries are continuous: hardly any is zero beyond those it was made from.

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.cost import check_pooling
@@ -23,6 +25,8 @@ _MOST, _HALF = 0.5, 4
 _EXCESS = 1.0
 # Samples may pull so much more than each of them can: rounding, or noise.
 _MARGIN = 1.05
+# Sizes of entries that differ by less are one size.
+_ONE_SIZE = 1.001
 
 
 @register(
@@ -44,6 +48,9 @@ def damped(observation: Observation, *, time_limit: float | None = None) -> Rest
     A class that the bias gradient proves has at least one sample. A gradient that is larger than
     so many samples can make it is brought to the size that a batch drawn at random would have.
 
+    Where only signs were sent, an entry of a row is the more often negative the more samples its
+    class has: the normal quantile of the share of negative entries stands for the bias gradient.
+
     Args:
         observation: Needs the head, its gradients and the batch size.
         time_limit: Seconds; more classes than take longer are refused. None for no limit.
@@ -58,6 +65,8 @@ def damped(observation: Observation, *, time_limit: float | None = None) -> Rest
         check_pooling(observation, "damped", time_limit)
     total, size, classes = instances(observation), observation.batch_size, observation.classes
     assert size is not None, "the attack needs it"
+    if _shows_signs_only(observation):
+        return conclude(observation, counts_of_signs(observation), total)
     if pull(observation) > _MARGIN:
         observation = scaled(observation, 1.0 / moment(observation))
     pooled = pooled_prediction(observation)
@@ -86,3 +95,40 @@ def moment(observation: Observation) -> float:
 def pull(observation: Observation) -> float:
     """How far all samples together pull their classes' entries down: by one at most."""
     return -float(bias_gradient(observation).clamp_max(0.0).sum())
+
+
+def counts_of_signs(observation: Observation) -> Float[Tensor, " classes"]:
+    """Real-valued counts from the signs of the weight gradient.
+
+    An entry of row c is about normal over the features, of a mean that falls with the samples of c.
+    Features that lower the logits, as those of tanh may, are turned by the signs of the bias. A row
+    without a falling entry has no sample, which tells the scale of the others. Without such a row
+    the counts scatter as those of a batch drawn at random.
+
+    Args:
+        observation: With a gradient of signs.
+
+    Returns:
+        float64, shape (classes,), summing to the number of instances.
+    """
+    gradient, total, classes = observation.gradient, instances(observation), observation.classes
+    assert gradient.bias is not None, "the attack needs it"
+    signs, of_bias = gradient.weight.sign().double(), gradient.bias.sign().double()
+    turned = (of_bias @ signs).sign()
+    alive = signs.abs().sum(dim=1)
+    negative = (alive - signs @ turned) / 2
+    quantiles = torch.special.ndtri((negative + 0.5) / (alive + 1.0))
+    quantiles = quantiles - quantiles.mean()
+    if not bool((negative > 0).all()):
+        return total / classes * (1.0 - quantiles / quantiles.min().clamp_max(-1e-12))
+    scatter = math.sqrt(total * (1.0 - 1.0 / classes)) / quantiles.norm().clamp_min(1e-12)
+    return total / classes + scatter * quantiles
+
+
+def _shows_signs_only(observation: Observation) -> bool:
+    """Whether all entries of bias and weight gradient have one size each, or are zero."""
+    gradient = observation.gradient
+    assert gradient.bias is not None, "the attack needs it"
+    sizes = (tensor.abs() for tensor in (gradient.bias, gradient.weight))
+    seen = [(float(size.max()), float(size[size > 0].min())) for size in sizes if size.any()]
+    return bool(seen) and all(largest <= _ONE_SIZE * least for largest, least in seen)

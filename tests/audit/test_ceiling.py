@@ -110,6 +110,19 @@ def ceiling_at(site, confidence, size=80):
     return moment_ceiling(seen, counts, inputs, labels)
 
 
+@pytest.mark.parametrize(("most", "entries"), [(9 * 9, 9), (9 * 9 - 1, 6), (3 * 3, 3)])
+def test_with_many_classes_fewer_directions_are_looked_at(monkeypatch, site, most, entries):
+    """As many as the memory for four covariances allows."""
+    monkeypatch.setattr("labelleak.audit.ceiling._MOST_ENTRIES", 4 * most)
+    assert ceiling_at(site, 1.0).entries == entries
+
+
+def test_so_many_classes_that_no_covariance_can_be_kept_are_refused(monkeypatch, site):
+    monkeypatch.setattr("labelleak.audit.ceiling._MOST_ENTRIES", 4 * 3 * 3 - 1)
+    with pytest.raises(MissingKnowledge, match="4 classes are too many"):
+        ceiling_at(site, 1.0)
+
+
 def test_what_the_network_is_sure_of_is_hidden(site):
     reached = [ceiling_at(site, confidence).accuracy for confidence in (0.0, 5.0, 30.0)]
     assert reached == sorted(reached, reverse=True)

@@ -126,16 +126,17 @@ def moment_ceiling(
     labels = labels.to(seen.logits.device)
     residuals = observation.loss.residual(seen.logits, labels)
     classes = int(known.sum())
-    entries = len(labels) // _SAMPLES_PER_ENTRY
-    directions = min(entries // max(classes - 1, 1) - 1, _MOST_DIRECTIONS)
+    estimable, kept = len(labels) // _SAMPLES_PER_ENTRY, math.isqrt(_MOST_ENTRIES // classes)
+    of_one = max(classes - 1, 1)
+    if kept < of_one:
+        raise MissingKnowledge(f"{classes} classes are too many for their covariances to be kept")
+    directions = min(min(estimable, kept) // of_one - 1, _MOST_DIRECTIONS)
     if directions < 0:
         raise MissingKnowledge(
             f"{len(labels)} samples are too few for the covariance of {classes} classes: give at "
             f"least {_SAMPLES_PER_ENTRY * (classes - 1)}"
         )
     vectors = sample_vectors(residuals[:, known.to(residuals.device)], seen.embeddings, directions)
-    if classes * vectors.shape[1] ** 2 > _MOST_ENTRIES:
-        raise MissingKnowledge(f"{classes} classes are too many for their covariances to be kept")
     places = torch.cumsum(known, 0).to(labels.device)[labels] - 1
     moments = class_moments(vectors, places, classes)
     counts = true_counts.cpu()[known.cpu()].double().to(vectors.device)

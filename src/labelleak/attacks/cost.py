@@ -16,8 +16,8 @@ _WORK_PER_SECOND = 1e10
 # Classes, to the third power, of equations solved per second on one core: measured, 4e10.
 _SOLVED_PER_SECOND = 3e10
 # Classes whose mean prediction is pooled in a second on one core, with and without a bias gradient:
-# measured, 3e5 to 7e5 and 1.5e5 to 4e5.
-_POOLED_PER_SECOND, _POOLED_WITHOUT_BIAS = 4e5, 2.5e5
+# the least of those measured, 3e5 to 7e5 and 1.5e5 to 4e5.
+_POOLED_PER_SECOND, _POOLED_WITHOUT_BIAS = 3e5, 1.5e5
 # min(C, m)^2 max(C, m) of singular values per second on one core: measured, 2e9 to 4e9.
 _DECOMPOSED_PER_SECOND = 2e9
 # A float64 matrix of this many rows and columns takes 2 GB.

@@ -15,6 +15,7 @@ from labelleak.cli.options import (
     attack_option,
     format_option,
     gathered,
+    module_dir_option,
     time_limit_option,
 )
 from labelleak.cli.rule_options import RuleOptions
@@ -43,6 +44,7 @@ _EITHER = PathOption("file or folder")
 )
 @gathered(RuleOptions, "rule")
 @gathered(ClientOptions, "client")
+@module_dir_option
 @click.option(
     "--auxiliary",
     type=PathOption("file"),

@@ -46,7 +46,7 @@ package: $(VENV)/package.stamp ## build wheel and sdist, and run the README on t
 	$(BIN)/python .ci/package.py
 
 extras: $(VENV)/package.stamp ## try each extra alone, at the oldest and the newest versions (long)
-	$(BIN)/python benchmarks/extras.py --output results/benchmark-extras.json
+	$(BIN)/python .ci/extras.py --output results/extras.json
 
 check-claims: $(VENV)/test.stamp ## compare every figure in README and docs with its record
 	$(BIN)/python benchmarks/claims.py

@@ -32,8 +32,7 @@ def loss_plugin(name: str, parameters: Mapping[str, Any]) -> Plugin:
         The plug-in, whose target makes the loss.
 
     Raises:
-        BrokenPlugin: There is no such module or name.
-        ValueError: A parameter is not one that it has.
+        BrokenPlugin: There is no such module or name, or a parameter is not one that it has.
     """
     if ":" not in name and name not in plugin_names("losses"):
         known = ", ".join((*NAMED, *plugin_names("losses")))
@@ -42,7 +41,10 @@ def loss_plugin(name: str, parameters: Mapping[str, Any]) -> Plugin:
     if not callable(plugin.target):
         raise BrokenPlugin(f"loss {name!r}: name a function that returns a labelleak.Loss")
     title = f"the loss {name!r}, a function that returns a labelleak.Loss,"
-    check_parameters(title, plugin.target, parameters, filled=())
+    try:
+        check_parameters(title, plugin.target, parameters, filled=())
+    except ValueError as error:
+        raise BrokenPlugin(str(error)) from None
     return plugin
 
 
@@ -58,7 +60,6 @@ def plugged_loss(name: str, parameters: Mapping[str, Any]) -> Loss:
 
     Raises:
         BrokenPlugin: As of `loss_plugin`; or the function fails, or returns something else.
-        ValueError: As of `loss_plugin`.
     """
     make = cast("Callable[..., Any]", loss_plugin(name, parameters).target)
     try:

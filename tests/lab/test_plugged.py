@@ -115,7 +115,7 @@ def test_a_loss_of_a_module_is_what_the_client_minimizes(own):
     assert row["task"] == f"{own}:sharp(factor=4.0)"
 
 
-def test_a_network_is_trained_by_a_loss_of_a_module(own):
+def test_a_network_is_trained_by_a_loss_of_a_module(own, tmp_path):
     data, stage = load("mnist-sample"), Training(unit="iterations", steps=4, total=4)
     network, sharp = Network(name="fcn-2"), LossSetting(kind=f"{own}:sharp")
     same = LossSetting(kind="cross_entropy", temperature=0.5)
@@ -126,7 +126,7 @@ def test_a_network_is_trained_by_a_loss_of_a_module(own):
     torch.testing.assert_close(*states)
     before = snapshot_path(network, stage, data, sharp)
     sys.modules.pop(own)
-    with written(before.parent, own, MODULE.replace("factor * logits", "factor * logits + 1")):
+    with written(tmp_path, own, MODULE.replace("factor * logits", "factor * logits + 1")):
         assert snapshot_path(network, stage, data, sharp) != before
 
 

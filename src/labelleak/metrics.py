@@ -33,8 +33,7 @@ class Score:
         guess: Accuracy of the best guess without the update; None without counts, and of label
             sets, whose sizes nobody can guess.
         above_guess: `accuracy` less `guess`; None without counts.
-        relative_advantage: The same as a share of what the guess leaves open, at most 1; what the
-            measure ``"advantage"`` judges by.
+        relative_advantage: The same as a share of what the guess leaves open: *the* advantage.
         small_cells_told: Number of small or absent classes that are told with confidence, see
             `labelleak.cells`; None where the attack gives neither intervals nor a certificate.
 

@@ -16,7 +16,7 @@ _KINDS = ("cross_entropy", "focal", "bce", "sigmoid_focal", "cox")
 _NUMBERS = "a text file of positive numbers, separated by spaces, commas or line breaks."
 
 
-class _LossName(click.Choice[str]):
+class _LossName(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no such argument
     """A kind of loss, or a plug-in."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class _LossName(click.Choice[str]):
 
         if ":" in value or value in plugin_names("losses"):
             return str(value)
-        return super().convert(value, param, ctx)
+        return str(super().convert(value, param, ctx))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ torch.nn.functional.cross_entropy(model(inputs), labels).backward()
 gradients = {name: value.grad for name, value in model.named_parameters()}
 after = {name: before[name] - 0.1 * gradients[name] for name in before}
 """
-CHECKED = "\nassert torch.equal(found.counts, true_counts), found.counts\n"
+CHECKED = "\nassert ll.score(found, true_counts).accuracy > 0.8, found.counts\n"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test portability smoke federation lint docs check-claims clean
+.PHONY: help demo test portability smoke federation package extras lint docs check-claims clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | sort
@@ -42,6 +42,12 @@ federation: $(VENV)/federation.stamp ## run the examples of audited federations
 	$(BIN)/python examples/breast-cancer/federation.py
 	$(BIN)/python examples/breast-cancer/rule_of_ten.py
 
+package: $(VENV)/package.stamp ## build wheel and sdist, and run the README on the wheel alone
+	$(BIN)/python .ci/package.py
+
+extras: $(VENV)/package.stamp ## try each extra alone, at the oldest and the newest versions (long)
+	$(BIN)/python .ci/extras.py --output results/extras.json
+
 check-claims: $(VENV)/test.stamp ## compare every figure in README and docs with its record
 	$(BIN)/python benchmarks/claims.py
 
@@ -62,6 +68,7 @@ $(VENV)/federation.stamp: packages = --editable ".[flower]" "flwr[simulation]" s
 # Types are checked against everything that the package and its tests import.
 $(VENV)/lint.stamp: packages = --editable ".[cli,report,data]" --group test --group lint
 $(VENV)/docs.stamp: packages = --group docs
+$(VENV)/package.stamp: packages = --group package
 
 $(VENV)/%.stamp: $(VENV)/pip.stamp Makefile pyproject.toml constraints.txt src/labelleak/_version.py
 	@echo "Installing what 'make $*' needs into $(VENV) (a few minutes the first time)"

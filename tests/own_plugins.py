@@ -9,7 +9,8 @@ from labelleak.plugins import add_folder, loading
 
 MODULE = '''
 import torch
-from labelleak import Restoration
+from torch.nn import functional
+from labelleak import Loss, Restoration
 from labelleak.attacks import Gives, Need, register
 from labelleak.lab.datasets import Dataset
 
@@ -50,6 +51,21 @@ def numbers(split):
 
 def no_data(split):
     return [1, 2]
+
+def sharp(factor=2.0):
+    """Cross-entropy of logits that are multiplied."""
+    return Loss.custom(lambda logits, labels: functional.cross_entropy(factor * logits, labels))
+
+def fragile():
+    return Loss.custom(lambda logits, labels: {}["nothing"])
+
+def sets():
+    return Loss("bce")
+
+def no_loss():
+    return "bce"
+
+own_number = 3
 '''
 
 

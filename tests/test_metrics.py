@@ -82,7 +82,7 @@ def test_score_agrees_with_brute_force(pair):
         brute_force(*map(Tensor.tolist, pair)),
     )
     assert {name: figures[name] for name in expected} == expected
-    assert figures["advantage"] == pytest.approx(figures["accuracy"] - figures["guess"])
+    assert figures["above_guess"] == pytest.approx(figures["accuracy"] - figures["guess"])
 
 
 @given(count_pairs(), st.randoms(use_true_random=False))
@@ -101,7 +101,7 @@ def test_the_order_of_the_classes_does_not_matter(pair, random):
 def test_relations_between_the_figures(pair):
     found, true = pair
     result = score(restoration(found), true)
-    signed = ("advantage", "relative_advantage", "small_cells_told")
+    signed = ("above_guess", "relative_advantage", "small_cells_told")
     figures = result.as_dict()
     assert all(0 <= figures[name] <= 1 for name in figures if name not in signed)
     assert result.relative_advantage <= 1
@@ -136,7 +136,7 @@ def test_without_counts_only_existence_is_scored():
         "existence_precision": 2 / 3,
         "existence_recall": 2 / 3,
         "guess": None,
-        "advantage": None,
+        "above_guess": None,
         "relative_advantage": None,
         "small_cells_told": None,
     }

@@ -21,7 +21,7 @@ _COLUMNS = {
     "lnacc": "LnAcc",
     "leacc": "LeAcc",
     "accuracy": "accuracy",
-    "advantage": "above an even guess",
+    "above_guess": "above an even guess",
     "exact": "exact",
     "certified": "proven",
     "coverage": "coverage",
@@ -86,8 +86,8 @@ def _attacks(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _value(cells: dict[str, Any], name: str, key: str) -> float | None:
-    """The mean of a score; an advantage is the accuracy less that of the even guess beside it."""
-    if key == "advantage":
+    """The mean of a score; `above_guess` follows from the even guess that is beside it."""
+    if key == "above_guess":
         own, guess = (_value(cells, of, "accuracy") for of in (name, "uniform"))
         return None if own is None or guess is None else own - guess
     value: float | None = cells.get(f"{name}.{key}", {}).get("ours")

@@ -32,8 +32,8 @@ class Score:
         existence_recall: Share of the batch's classes that were restored.
         guess: Accuracy of the best guess without the update; None without counts, and of label
             sets, whose sizes nobody can guess.
-        advantage: `accuracy` less `guess`; None without counts.
-        relative_advantage: The same as a share of what the guess leaves open, at most 1.
+        above_guess: `accuracy` less `guess`; None without counts.
+        relative_advantage: The same as a share of what the guess leaves open: *the* advantage.
         small_cells_told: Number of small or absent classes that are told with confidence, see
             `labelleak.cells`; None where the attack gives neither intervals nor a certificate.
 
@@ -53,7 +53,7 @@ class Score:
     existence_precision: float
     existence_recall: float
     guess: float | None = None
-    advantage: float | None = None
+    above_guess: float | None = None
     relative_advantage: float | None = None
     small_cells_told: int | None = None
 
@@ -141,7 +141,7 @@ def score(
         existence_precision=existence_precision(present, true_counts),
         existence_recall=existence_recall(present, true_counts),
         guess=guess,
-        advantage=None if gained is None else gained.additive,
+        above_guess=None if gained is None else gained.additive,
         relative_advantage=None if gained is None else gained.relative,
         small_cells_told=None if told is None else int(told.sum()),
     )

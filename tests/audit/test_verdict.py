@@ -224,6 +224,46 @@ def test_small_cells_are_told_by_intervals_or_a_proof(found, verdict, words):
     assert words in reason
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (0.1, "ilrg tells with confidence that the one class that the rule hides (fewer than"),
+        (9.0, "ilrg tells nothing of the one class that the rule hides (fewer than"),
+        (None, "nobody can say what it tells of the one class that the rule hides (fewer than"),
+    ],
+)
+def test_one_hidden_class_is_no_plural(error, words):
+    counts = torch.tensor([2, 10, 10, 30])
+    errors = None if error is None else torch.full((4,), error, dtype=torch.float64)
+    found = restored(counts.tolist(), present=range(4), raw=counts.double(), standard_errors=errors)
+    assert words in judge(found, score(found, counts, floor=4), CELLS, hidden=1)[1]
+
+
+LATE = (Flag.TIME_LIMIT,)
+
+
+@pytest.mark.parametrize(
+    ("found", "rule", "labels", "verdict"),
+    [
+        # What a search has found stands if the attack knows its errors, or has a proof.
+        (estimated([0.1] * 4, LATE), Rule(), True, Verdict.AUDITED),
+        (estimated([0.1] * 4, LATE), Rule(), False, Verdict.AUDITED),
+        (estimated([0.1] * 4, LATE), CELLS, False, Verdict.OVER_THRESHOLD),
+        (restored(RIGHT, certified=True, flags=LATE), Rule(), True, Verdict.AUDITED),
+        (restored(RIGHT, flags=LATE), Rule(), True, Verdict.INCONCLUSIVE),
+        (estimated([0.1] * 4, (*LATE, *DOUBTFUL)), Rule(), True, Verdict.INCONCLUSIVE),
+        # What it has missed proves nothing.
+        (estimated([2.0] * 4, LATE), CELLS, False, Verdict.INCONCLUSIVE),
+        (estimated([1.5] * 4, LATE), CELLS, True, Verdict.INCONCLUSIVE),
+        (estimated([0.1] * 4, LATE), Rule("accuracy", 1.0), True, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_a_time_limit_doubts_what_was_missed_and_not_what_was_found(found, rule, labels, verdict):
+    scored = score(found, TRUTH, floor=4) if labels else None
+    hidden = 4 if labels else None
+    assert judge(found, scored, rule, hidden=hidden)[0] is verdict
+
+
 def test_where_all_classes_are_large_there_is_nothing_to_hide():
     found = restored(RIGHT)
     assert judge(found, score(found, TRUTH + 10), CELLS, hidden=0)[0] is Verdict.AUDITED

@@ -1,6 +1,7 @@
 """Losses on the command line, against torch's own losses."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -116,10 +117,44 @@ def test_a_loss_that_was_not_told_is_named():
     assert "looks_like_sigmoids" in record["reason"]
 
 
+MODULE = """
+from torch.nn import functional
+from labelleak import Loss
+
+def sharp(gamma=1.0):
+    return Loss.custom(lambda logits, labels: functional.cross_entropy(gamma * logits, labels))
+"""
+
+
+def test_a_loss_of_a_module_takes_the_options_as_arguments(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("labelleak.plugins.loading._folders", [])
+    (folder / "own").mkdir()
+    (folder / "own" / "own_losses_of_a_test.py").write_text(MODULE)
+    labels = torch.arange(K) % LABELS
+    write_step(LABELS, lambda z, y: nn.functional.cross_entropy(5 * z, y), labels)
+    named = ("--loss", "own_losses_of_a_test:sharp", "--batch-size", K)
+    try:
+        refused = labelleak("audit", "--before", "model.safetensors", "--update",
+                            "update.safetensors", *named)  # fmt: skip
+        assert refused.status == 2
+        assert "there is no module 'own_losses_of_a_test' in the installed" in refused.err
+        record = audited(*named, "--gamma", "5", "--module-dir", "own")
+        assert record["counts"] == torch.bincount(labels).tolist()
+        assert record["source"]["loss"] == "own_losses_of_a_test:sharp"
+        done = labelleak("audit", "--before", "model.safetensors", "--update",
+                         "update.safetensors", *named, "--reduction", "sum")  # fmt: skip
+        assert done.status == 2
+        assert "has no parameter 'reduction': its parameters are gamma" in done.err
+    finally:
+        sys.modules.pop("own_losses_of_a_test", None)
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--loss", "focl"), "'focl' is not one of 'cross_entropy', 'focal'"),
         (("--loss", "bce", "--label-smoothing", "0.1"), "label_smoothing is of 'cross_entropy'"),
         (("--loss", "bce", "--gamma", "2"), "gamma is of 'focal' or 'sigmoid_focal'"),
         (("--loss", "focal", "--gamma", "-1"), "gamma -1.0: it must be at least 0"),

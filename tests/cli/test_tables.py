@@ -124,3 +124,21 @@ def test_an_inversion_that_was_ended_says_so(terminal):
     print_inversion(INVERSION | {"result": result}, None, terminal)
     text = " ".join(terminal.file.getvalue().split())
     assert text.endswith("1.2 s, interrupted: the best so far")
+
+
+@pytest.mark.parametrize(("trials", "shown"), [(1, False), (5, False), (6, True)])
+def test_a_mean_of_few_trials_has_no_interval(trials, shown):
+    target = Console(width=120, file=io.StringIO(), markup=False, no_color=True)
+    of = experiment(trials=trials)
+    entry = {"rounded": None, "certified": False, "error": None}
+    fields = ("leacc", "lnacc", "recall", "accuracy", "exact")
+    records = [
+        {
+            "key": of.trial_key(index),
+            "attacks": {"ilrg": entry | {"counts": dict.fromkeys(fields, 0.5 + 0.01 * index)}},
+            "measures": {},
+        }
+        for index in range(trials)
+    ]
+    print_comparison(summarize(grid_study([of], "grid", "Grid"), records), target)
+    assert ("\N{PLUS-MINUS SIGN}" in target.file.getvalue()) is shown

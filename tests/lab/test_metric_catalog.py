@@ -41,11 +41,13 @@ def test_the_metrics_of_experiments_are_what_their_records_hold():
 def test_an_advantage_is_kept_or_follows_from_the_even_guess():
     entry = {"counts": {"accuracy": 0.9}, "rounded": None, "error": None}
     old = {"attacks": {"ilrg": entry}, "measures": {}, "baselines": {"uniform": {"accuracy": 0.4}}}
-    assert metric("ilrg.advantage").value(experiment(), old) == 0.5
-    assert metric("ilrg.advantage").value(experiment(), old | {"baselines": {}}) is None
+    assert metric("ilrg.above_guess").value(experiment(), old) == 0.5
+    assert metric("ilrg.above_guess").value(experiment(), old | {"baselines": {}}) is None
     entry["counts"]["advantage"] = 0.3
-    assert metric("ilrg.advantage").value(experiment(), old) == 0.3
-    assert metric("ilrg.advantage").bounds == (-1.0, 1.0)
+    assert metric("ilrg.above_guess").value(experiment(), old) == 0.3
+    entry["counts"]["above_guess"] = 0.2
+    assert metric("ilrg.above_guess").value(experiment(), old) == 0.2
+    assert metric("ilrg.above_guess").bounds == (-1.0, 1.0)
 
 
 def test_values_are_read_from_each_part_of_a_record():

@@ -1,4 +1,4 @@
-"""Attacks, defenses, networks and data of a user's own module in an experiment."""
+"""Attacks, defenses, networks, data and losses of a user's own module in an experiment."""
 
 import json
 import sys
@@ -11,11 +11,14 @@ from experiments import experiment, observations
 from labelleak.attacks import registry
 from labelleak.errors import LabelLeakError
 from labelleak.lab import runner
-from labelleak.lab.definition import Experiment
+from labelleak.lab.datasets import load
+from labelleak.lab.definition import Experiment, Network, Training
 from labelleak.lab.experiment_grid import grid_study, problem_lines
+from labelleak.lab.pretraining import load_network, snapshot_path, train
 from labelleak.lab.runner import run
 from labelleak.lab.store import Store
 from labelleak.lab.summary import summarize
+from labelleak.lab.tasks import LossSetting
 from labelleak.lab.trial import run_trial
 from own_plugins import MODULE, written
 
@@ -74,6 +77,7 @@ def test_networks_and_data_of_a_module(own, tmp_path):
     )
     (seen,) = observations(one)
     assert tuple(seen.head.weight.shape) == (3, 6)
+    assert Experiment.model_validate(json.loads(one.model_dump_json())) == one
     fresh = one.model_copy(update={"network": one.network.model_copy(update={"seed": 14})})
     assert not torch.equal(observations(fresh)[0].head.weight, seen.head.weight)
     assert torch.equal(observations(one)[0].head.weight, seen.head.weight)
@@ -90,6 +94,46 @@ def test_networks_and_data_of_a_module(own, tmp_path):
     assert "lenet5 takes images, and numbers has other inputs" in summary.failed["lenet"]
     assert "returns list: a labelleak.lab.datasets.Dataset is needed" in summary.failed["list"]
     assert "forget' failed: KeyError: 'fc.weight'" in summary.failed["gone"]
+
+
+def test_a_loss_of_a_module_is_what_the_client_minimizes(own):
+    # A temperature is labelleak's own name for the same loss; 80 samples are two pieces.
+    fields = {"attacks": ("pooled",), "batch": {"size": 80}}
+    one = experiment(loss={"kind": f"{own}:sharp", "factor": 4.0}, **fields)
+    same = experiment(loss={"kind": "cross_entropy", "temperature": 0.25}, **fields)
+    for found, expected in zip(observations(one), observations(same), strict=True):
+        torch.testing.assert_close(found.gradient.weight, expected.gradient.weight)
+        torch.testing.assert_close(found.gradient.bias, expected.gradient.bias)
+    record = run_trial(one, 0)
+    assert record["attacks"]["pooled"]["counts"]["accuracy"] > 0.9
+    assert record["plugins"] == {f"{own}:sharp(factor=4.0)": own}
+    assert Experiment.model_validate(json.loads(one.model_dump_json())) == one
+    named = experiment(loss=f"{own}:sharp", **fields)
+    assert named.code == one.code != same.code
+    assert named.trial_key(0) != one.trial_key(0)
+    (row,) = summarize(grid_study([one], "g", "G"), [record])["rows"]
+    assert row["task"] == f"{own}:sharp(factor=4.0)"
+
+
+def test_a_network_is_trained_by_a_loss_of_a_module(own, tmp_path):
+    data, stage = load("mnist-sample"), Training(unit="iterations", steps=4, total=4)
+    network, sharp = Network(name="fcn-2"), LossSetting(kind=f"{own}:sharp")
+    same = LossSetting(kind="cross_entropy", temperature=0.5)
+    states = []
+    for loss in (sharp, same):
+        train(network, [stage], data, loss)
+        states.append(load_network(network, stage, data, loss).state_dict())
+    torch.testing.assert_close(*states)
+    before = snapshot_path(network, stage, data, sharp)
+    sys.modules.pop(own)
+    with written(tmp_path, own, MODULE.replace("factor * logits", "factor * logits + 1")):
+        assert snapshot_path(network, stage, data, sharp) != before
+
+
+def test_a_loss_that_fails_is_named_with_its_line(own, tmp_path):
+    bad = experiment("bad", loss=f"{own}:fragile")
+    summary, _ = stored([bad], tmp_path / "run")
+    assert f"the loss '{own}:fragile' failed: KeyError: 'nothing' (" in summary.failed["bad"]
 
 
 def test_a_changed_attack_runs_again_and_nothing_else_does(own, tmp_path):
@@ -144,6 +188,15 @@ def test_what_a_notebook_defines_stays_in_one_process(own, tmp_path, monkeypatch
         ({"defense": {"name": "{}:shrink"}}, "needs the parameter 'factor'"),
         ({"defense": {"name": "{}:shrink", "factor": 1, "generator": 2}}, "are factor"),
         ({"data": "{}:shrink"}, "needs the parameter 'gradients'"),
+        ({"loss": "no_such_module:a"}, "loss: loss 'no_such_module:a': there is no module"),
+        ({"loss": "focl"}, "unknown loss 'focl': choose one of cross_entropy, focal"),
+        ({"loss": {"kind": "{}:sharp", "fctor": 2}}, "its parameters are factor"),
+        ({"loss": {"kind": "bce", "fctor": 2}}, "no such field 'fctor', choose one of kind"),
+        ({"loss": "{}:MODULE"}, "has no 'MODULE'"),
+        ({"loss": "{}:own_number"}, "name a function that returns a labelleak.Loss"),
+        ({"loss": "{}:shrink"}, "a function that returns a labelleak.Loss, needs the parameter"),
+        ({"loss": "{}:no_loss"}, "returns str: a labelleak.Loss is needed"),
+        ({"loss": "{}:sets"}, "a loss with a sigmoid needs targets"),
         ({"data": "npz:../x"}, "write npz:NAME, where NAME is below the data folder"),
     ],
 )

@@ -170,7 +170,7 @@ def test_the_script_holds_what_the_table_shows(compared):
     page = study_page([compared], "</script><b>")
     data = json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', page)[1])
     assert data["measures"]["accuracy"]["values"][1] == [0.8, 0.25, None, 0.5]
-    assert data["measures"]["advantage"]["values"][1] == [0.3, -0.25, None, 0.0]
+    assert data["measures"]["above_guess"]["values"][1] == [0.3, -0.25, None, 0.0]
     assert data["baselines"] == [False, False, False, True]
 
 
@@ -190,7 +190,7 @@ onload = () => {
   set("sort", "1");
   told.push(seen());
   set("kind", "untrained");
-  set("measure", "advantage");
+  set("measure", "above_guess");
   told.push(seen());
   filters.querySelector("input[value='0']").click();
   told.push(seen(), [...heat.tFoot.querySelectorAll(".wins")].map((cell) => cell.textContent));

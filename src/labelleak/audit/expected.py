@@ -27,7 +27,7 @@ def expected_score(
         floor: The smallest count that may be told.
 
     Returns:
-        ``by`` (``"certificate"`` or ``"intervals"``), ``accuracy``, ``guess``, ``advantage``,
+        ``by`` (``"certificate"`` or ``"intervals"``), ``accuracy``, ``guess``, ``above_guess``,
         ``relative_advantage``, and ``small_cells_told``, the number of classes that it says are
         small or absent. None where it has neither, or no counts, and of label sets.
 
@@ -56,7 +56,7 @@ def expected_score(
         "by": "certificate" if found.certified else "intervals",
         "accuracy": accuracy,
         "guess": guessed,
-        "advantage": gained.additive,
+        "above_guess": gained.additive,
         "relative_advantage": gained.relative,
         "small_cells_told": int((few | none).sum()),
     }

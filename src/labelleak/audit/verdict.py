@@ -82,7 +82,7 @@ def judge(
     value = _measured(scored, rule)
     assert value is not None, "there are counts"
     if rule.threshold is None:
-        doubts = _doubts(found)
+        doubts = _doubts_of_finding(found)
         if doubts:
             return Verdict.INCONCLUSIVE, f"{restored}; that is not to be relied on ({doubts})"
         return Verdict.AUDITED, (
@@ -126,19 +126,21 @@ def _by_cells(found: Restoration, told: int | None, hidden: int, rule: Rule) -> 
     rare = f"fewer than {rule.floor} samples, or none"
     if not hidden:
         return Verdict.AUDITED, f"no class has {rare}: there is nothing that the rule hides"
-    of = f"of the {hidden} {'class' if hidden == 1 else 'classes'} that the rule hides ({rare})"
+    one = hidden == 1
+    them = f"the {'one class' if one else f'{hidden} classes'} that the rule hides ({rare})"
     if told is None:
         return Verdict.INCONCLUSIVE, (
             f"{found.attack} gives no errors for its counts here, so that nobody can say what it "
-            f"tells {of}"
+            f"tells of {them}"
         )
     if told:
+        which = them if one else f"{told} of {them}"
         return Verdict.OVER_THRESHOLD, (
-            f"{found.attack} tells with confidence that {told} {of} {'is' if told == 1 else 'are'} "
+            f"{found.attack} tells with confidence that {which} {'is' if told == 1 else 'are'} "
             "that small"
         )
-    doubts = _doubts(found, but=Flag.COUNTS_NOT_SURE)
-    text = f"{found.attack} tells none {of} with confidence"
+    doubts = _doubts(found, Flag.COUNTS_NOT_SURE)
+    text = f"{found.attack} tells {'nothing' if one else 'none'} of {them} with confidence"
     if doubts:
         return Verdict.INCONCLUSIVE, f"{text}, but its failure proves nothing here ({doubts})"
     return Verdict.AUDITED, f"{text}; a stronger attack may tell more"
@@ -170,7 +172,7 @@ def _proof_is_over(found: Restoration, rule: Rule) -> bool:
 
 
 def _without_labels(found: Restoration, rule: Rule, expected: dict[str, Any] | None) -> Judgment:
-    restored, doubts = _restored(found), _doubts(found)
+    restored, doubts = _restored(found), _doubts_of_finding(found)
     if found.certified and rule.has_limit and _proof_is_over(found, rule):
         return Verdict.OVER_THRESHOLD, f"{restored}; the limit is {rule.limit}"
     if rule.measure == "small-cells":
@@ -200,7 +202,7 @@ def _cells_without_labels(found: Restoration, rule: Rule) -> Judgment:
         )
     few, none = small_cells(bounds, rule.floor)
     told, rare = int((few | none).sum()), f"fewer than {rule.floor} samples, or none"
-    doubts = _doubts(found, but=Flag.COUNTS_NOT_SURE)
+    doubts = (_doubts_of_finding if told else _doubts)(found, Flag.COUNTS_NOT_SURE)
     classes = "class" if told == 1 else "classes"
     text = f"by its own errors {found.attack} tells {told or 'no'} {classes} with {rare}"
     if doubts:
@@ -210,10 +212,21 @@ def _cells_without_labels(found: Restoration, rule: Rule) -> Judgment:
     return Verdict.AUDITED, f"{text}; a stronger attack may tell more"
 
 
-def _doubts(found: Restoration, but: Flag | None = None) -> str:
+def _doubts(found: Restoration, *but: Flag) -> str:
     """The names of the flags under which a low score is no evidence; empty without one."""
-    names = [flag.name.lower() for flag in found.flags if flag in UNRELIABLE and flag is not but]
+    names = [flag.name.lower() for flag in found.flags if flag in UNRELIABLE.difference(but)]
     return f"{'flag' if len(names) == 1 else 'flags'} {', '.join(names)}" if names else ""
+
+
+def _doubts_of_finding(found: Restoration, *but: Flag) -> str:
+    """The same of what was found, and not of what was missed.
+
+    Where the time limit ended a search, a longer one could find more. A proof, and the errors that
+    an attack measured on what it had, hold without that.
+    """
+    if found.certified:
+        return ""
+    return _doubts(found, *but, *(() if found.standard_errors is None else (Flag.TIME_LIMIT,)))
 
 
 def _by_own_errors(expected: dict[str, Any] | None) -> str:

@@ -8,7 +8,13 @@ from labelleak.cli.audit_options import TrainingOptions, UpdateOptions, scored_b
 from labelleak.cli.client_options import ClientOptions
 from labelleak.cli.console import deliver, progress_bar
 from labelleak.cli.loss_options import LossOptions
-from labelleak.cli.options import PathOption, attack_option, format_option, gathered
+from labelleak.cli.options import (
+    PathOption,
+    attack_option,
+    format_option,
+    gathered,
+    module_dir_option,
+)
 from labelleak.cli.rule_options import RuleOptions
 from labelleak.cli.verdicts import print_advice
 from labelleak.storage import check_writable
@@ -34,6 +40,7 @@ _FILE = PathOption("file")
 )
 @gathered(RuleOptions, "rule")
 @gathered(ClientOptions, "client")
+@module_dir_option
 @format_option
 @click.option("--output", type=_FILE, help="Write the advice there, as JSON.")
 def advise_command(

@@ -15,6 +15,7 @@ from labelleak.cli.options import (
     attack_option,
     format_option,
     gathered,
+    module_dir_option,
     time_limit_option,
 )
 from labelleak.cli.rule_options import RuleOptions
@@ -43,6 +44,7 @@ _EITHER = PathOption("file or folder")
 )
 @gathered(RuleOptions, "rule")
 @gathered(ClientOptions, "client")
+@module_dir_option
 @click.option(
     "--auxiliary",
     type=PathOption("file"),
@@ -91,8 +93,8 @@ def audit_command(
       labelleak audit --before model.safetensors --update gradients.safetensors \\
         --batch-size 32 --loss bce --positive-weights weights.txt
       labelleak audit --before model.safetensors --update received/ --learning-rate 0.1 \\
-        --batch-size 32 --instances 640 --model my_app:Net --auxiliary validation.npz \\
-        --attack virtual --output records/
+        --batch-size 32 --instances 640 --model my_app:Net --module-dir . \\
+        --auxiliary validation.npz --attack virtual --output records/
     """  # noqa: D301
     request = AuditRequest(training, loss, attack, time_limit, rule, client, auxiliary)
     request.check(labels)

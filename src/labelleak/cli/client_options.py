@@ -9,6 +9,8 @@ import click
 from labelleak.cli.options import PathOption, option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from labelleak.advice import LocalClient
@@ -86,7 +88,8 @@ def network_at(model: str, before: Path) -> "nn.Module":
         before: File of the state dict. Its integers, such as BatchNorm's counts, are not read.
 
     Raises:
-        UsageError: There is no such function, or it returns no network.
+        UsageError: It returns no network.
+        BrokenPlugin: There is no such function, or it fails.
         UnreadableFile: The file is damaged, or is of another network.
     """
     from labelleak.errors import UnreadableFile
@@ -133,20 +136,21 @@ def built_network(model: str) -> "nn.Module":
     """What the function of ``--model`` returns.
 
     Raises:
-        UsageError: There is no such function, or it returns no network.
+        UsageError: It returns no network.
+        BrokenPlugin: There is no such function, or it fails.
     """
-    from importlib import import_module
+    from typing import cast
 
     from torch import nn
 
-    module, _, function = model.partition(":")
+    from labelleak.errors import BrokenPlugin
+    from labelleak.plugins import load_object, what_went_wrong
+
+    make = cast("Callable[[], object]", load_object(model, "network"))
     try:
-        network = getattr(import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise click.UsageError(
-            f"--model {model}: module.name:function is needed ({reason})"
-        ) from None
+        network = make()
+    except Exception as error:  # whatever other people's code raises
+        raise BrokenPlugin(f"--model {model}: {what_went_wrong(error)}") from None
     if not isinstance(network, nn.Module):
         raise click.UsageError(f"--model {model}: returns a {type(network).__name__}, no network")
     return network

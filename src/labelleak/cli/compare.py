@@ -7,7 +7,13 @@ import click
 
 from labelleak.cli.console import console
 from labelleak.cli.experiments import Place, check_extras, run_experiments
-from labelleak.cli.options import PathOption, format_option, gathered, time_limit_option
+from labelleak.cli.options import (
+    PathOption,
+    format_option,
+    gathered,
+    module_dir_option,
+    time_limit_option,
+)
 from labelleak.cli.status import ExitStatus
 from labelleak.cli.tables import print_comparison
 
@@ -19,20 +25,13 @@ from labelleak.cli.tables import print_comparison
     type=PathOption("folder"),
     help="Folder for the records and the report. Default: labelleak-runs/<name of the grid>.",
 )
-@click.option(
-    "--module-dir",
-    type=PathOption("folder"),
-    multiple=True,
-    help="Folder of Python modules that the grid names as module:name; their code is run. "
-    "May be given several times.",
-)
+@module_dir_option
 @time_limit_option
 @gathered(Place, "place")
 @format_option
 def compare_command(
     grid: Path,
     out: Path | None,
-    module_dir: tuple[Path, ...],
     time_limit: float | None,
     place: Place,
     output_format: str,
@@ -57,8 +56,8 @@ def compare_command(
         [grid]
         batch.size = [8, 24, 64]
 
-    Attacks, defenses, networks and data sets may be plug-ins: entry points of installed packages
-    by their name, or module:name. A grid that names them runs their code.
+    Attacks, defenses, networks, data sets and losses may be plug-ins: entry points of installed
+    packages by their name, or module:name. A grid that names them runs their code.
 
     Writes records.jsonl, summary.json, a CSV file, report.html and a copy of the grid. After an
     interruption the same command continues where it stopped. Trials that another version of the
@@ -75,13 +74,10 @@ def compare_command(
     from labelleak.lab.experiment_grid import grid_study, read_grid
     from labelleak.lab.store import FILE_NAME
     from labelleak.lab.summary import summarize
-    from labelleak.plugins import add_folder
     from labelleak.report.pages import held_to_schema
     from labelleak.report.run import write_run
     from labelleak.storage import write_whole
 
-    for one in module_dir:
-        add_folder(one)
     experiments = read_grid(grid)
     text = grid.read_text(encoding="utf-8")
     if time_limit is not None:

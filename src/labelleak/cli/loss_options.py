@@ -12,7 +12,23 @@ if TYPE_CHECKING:
     from labelleak.loss import Loss
 
 _FILE = PathOption("file")
+_KINDS = ("cross_entropy", "focal", "bce", "sigmoid_focal", "cox")
 _NUMBERS = "a text file of positive numbers, separated by spaces, commas or line breaks."
+
+
+class _LossName(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no such argument
+    """A kind of loss, or a plug-in."""
+
+    def __init__(self) -> None:
+        super().__init__(_KINDS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, unless there is no such loss."""
+        from labelleak.plugins import plugin_names
+
+        if ":" in value or value in plugin_names("losses"):
+            return str(value)
+        return str(super().convert(value, param, ctx))
 
 
 @dataclass(frozen=True)
@@ -20,12 +36,14 @@ class LossOptions:
     """What is known of the client's loss; None where an option was not given."""
 
     loss: Annotated[
-        Literal["cross_entropy", "focal", "bce", "sigmoid_focal", "cox"] | None,
+        str | None,
         option(
             "--loss",
-            type=click.Choice(["cross_entropy", "focal", "bce", "sigmoid_focal", "cox"]),
+            type=_LossName(),
             help="The client's loss. bce: a sigmoid for every label, or one logit, as "
-            "BCEWithLogitsLoss. Default: cross_entropy",
+            "BCEWithLogitsLoss. Also MODULE:FUNCTION, which returns a labelleak.Loss (it is "
+            "imported and run), or such a plug-in of an installed package; it takes the options "
+            "below as its arguments. Default: cross_entropy",
         ),
     ]
     reduction: Annotated[
@@ -116,6 +134,7 @@ class LossOptions:
     def make(self) -> "Loss":
         """The client's loss."""
         from labelleak.loss import Loss
+        from labelleak.loss_plugins import plugged_loss
         from labelleak.updates.class_weights import read_class_weights
 
         told: dict[str, Any] = {
@@ -131,4 +150,6 @@ class LossOptions:
             if path is not None:
                 told[name] = read_class_weights(path, name.replace("_", " "))
         given = {name: value for name, value in told.items() if value is not None}
-        return Loss(self.loss or "cross_entropy", **given)
+        if self.loss is not None and self.loss not in _KINDS:
+            return plugged_loss(self.loss, given)
+        return Loss(self.loss or "cross_entropy", **given)  # type: ignore[arg-type]

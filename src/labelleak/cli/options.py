@@ -121,6 +121,28 @@ def _attacks() -> list[str]:
     return ["auto", *list_attacks()]
 
 
+def module_dir_option(command: Command) -> Command:
+    """The option ``--module-dir FOLDER``, which adds to where modules are looked for."""
+    return click.option(
+        "--module-dir",
+        type=PathOption("folder"),
+        multiple=True,
+        expose_value=False,
+        is_eager=True,  # before an option that names a module
+        callback=_add_folders,
+        help="Folder of Python modules that are named as MODULE:NAME; their code is run. May be "
+        "given several times. Without it modules are looked for among the installed packages and "
+        "in PYTHONPATH.",
+    )(command)
+
+
+def _add_folders(ctx: click.Context, param: click.Parameter, folders: tuple[Path, ...]) -> None:
+    from labelleak.plugins import add_folder
+
+    for folder in () if ctx.resilient_parsing else folders:
+        add_folder(folder)
+
+
 def format_option(command: Command) -> Command:
     """The option ``--format table|json``, passed on as `output_format`."""
     return click.option(

@@ -22,6 +22,9 @@ _COMPARED = {
     "exact": SCORES["exact"],
 }
 _COMPARED_IF_MEASURED = {"certified": "proven", "coverage": "coverage", "seconds": "s"}
+# Of so many trials their range is an interval of the median at 95 %, whatever their distribution
+# (1 - 2 / 2**n); of fewer a mean has none that does not rest on an assumed one.
+_FEWEST_TRIALS = 6
 # Columns of a terminal that has room for an interval.
 _WIDE = 96
 
@@ -97,8 +100,9 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
             target.print(Text.assemble((row["label"], "bold"), f", {row['trials']} trials"))
             target.print(table)
         target.print(
-            "Means over trials; after the accuracy half of its 95 % interval. LeAcc, LnAcc and "
-            "IRec are of counts before their sum is repaired, as published."
+            "Means over trials; after the accuracy half of its 95 % interval, from "
+            f"{_FEWEST_TRIALS} trials on. LeAcc, LnAcc and IRec are of counts before their sum is "
+            "repaired, as published."
         )
     _print_earlier(summary, target)
     for row in summary["rows"]:
@@ -143,7 +147,7 @@ def _print_earlier(summary: Mapping[str, Any], target: Console) -> None:
 def _mean(cell: Mapping[str, Any] | None, *, interval: bool) -> str:
     if cell is None or cell["ours"] is None:
         return NONE
-    if cell["low"] is None or not interval:
+    if cell["low"] is None or not interval or cell["trials"] < _FEWEST_TRIALS:
         return number(cell["ours"])
     half = max(cell["high"] - cell["ours"], cell["ours"] - cell["low"])
     return f"{number(cell['ours'])} \N{PLUS-MINUS SIGN}{number(half)}"

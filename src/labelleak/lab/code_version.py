@@ -34,6 +34,7 @@ _MATTERS = (
     "lab/trial.py",
     "local_steps.py",
     "loss",
+    "loss_plugins.py",
     "metrics.py",
     "numerics.py",
     "observation.py",

@@ -167,7 +167,7 @@ class Experiment(Definition):
         network: The network.
         training: How far the network is trained; None for its initial weights.
         batch: How a batch is drawn.
-        loss: The client's loss; None for a plain cross-entropy.
+        loss: The client's loss, by its name or with options; None for a plain cross-entropy.
         targets: Targets made of the classes, for a loss with a sigmoid.
         local: Local training of several steps; None if the client sends the gradient of one batch.
         defense: What the client does to the update.
@@ -297,6 +297,8 @@ class Experiment(Definition):
             (self.network.name, self.network.plugin),
             (self.data, data_plugin(self.data)),
         ]
+        if self.loss is not None:
+            found.append((self.loss.label, self.loss.plugin))
         return tuple((label, plugin) for label, plugin in found if plugin is not None)
 
     @property

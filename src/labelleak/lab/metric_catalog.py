@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from labelleak.lab.definition import Experiment
 from labelleak.lab.store import Record
@@ -68,15 +68,18 @@ class Metric:
             label = classes[TABLE5_CLASSES.index(int(self.field))]
             return float(counts.get(str(label), 0))
         scores = entry[self.part] or entry["counts"]
-        if scores is not None and self.field == "advantage" and "advantage" not in scores:
-            return _above_even_guess(record, scores["accuracy"])
+        if scores is not None and self.field == "above_guess" and "above_guess" not in scores:
+            return _above_even_guess(record, scores)
         value = None if scores is None else scores[self.field]
         return None if value is None else float(value)
 
 
-def _above_even_guess(record: Record, accuracy: float | None) -> float | None:
-    """The advantage in a record of before it was kept, which may have the even guess beside it."""
-    guess = (record.get("baselines") or {}).get("uniform")
+def _above_even_guess(record: Record, scores: dict[str, Any]) -> float | None:
+    """It in older records: by the name that it had, or from the even guess that is beside it."""
+    if "advantage" in scores:
+        value: float | None = scores["advantage"]
+        return value
+    accuracy, guess = scores["accuracy"], (record.get("baselines") or {}).get("uniform")
     return None if guess is None or accuracy is None else float(accuracy - guess["accuracy"])
 
 
@@ -100,7 +103,9 @@ _SCORES = {
 }
 # Of an attack, where an experiment or a study asks for it.
 _FURTHER = {
-    "advantage": _Score("advantage", "accuracy less that of an even guess", "counts", "advantage"),
+    "above_guess": _Score(
+        "above guess", "accuracy less that of an even guess", "counts", "above_guess"
+    ),
     "certified": _Score("certified", "batches whose counts are proven", "outcome", "certified"),
     "coverage": _Score(
         "coverage", "true counts inside the attack's 95 % intervals", "measures", "coverage"
@@ -164,7 +169,7 @@ def metric(name: str) -> Metric:
     """A metric by its name.
 
     Args:
-        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.advantage``,
+        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.above_guess``,
             ``.certified``, ``.coverage``, ``.macro_error`` or ``.seconds`` of any attack (the first
             five of a baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a
             measure such as ``a1_mse``.
@@ -197,7 +202,7 @@ def metric(name: str) -> Metric:
     elif part == "measures":
         key = name
     title = f"{title} {heading}"
-    least = -1.0 if field == "advantage" else 0.0
+    least = -1.0 if field == "above_guess" else 0.0
     return Metric(name, title, text, (least, most), attack, part, key, _PUBLISHED.get(name))
 
 

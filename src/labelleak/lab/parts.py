@@ -1,7 +1,7 @@
 """Parts of a definition that a plug-in may fill: the attacks, the defense, the network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from inspect import signature
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -153,6 +154,14 @@ class Network(Definition):
             network_plugin(self.name, self.further)
         return self
 
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Of a plug-in what was given alone: its function has none of the other fields."""
+        whole = plain(self)
+        given = {"name", "seed", *self.further}
+        own = is_own_network(self.name)
+        return whole if own else {name: whole[name] for name in whole if name in given}
+
     @property
     def label(self) -> str:
         """The name, with the keyword arguments of a plug-in in brackets."""
@@ -161,9 +170,7 @@ class Network(Definition):
     @property
     def further(self) -> dict[str, Any]:
         """Keyword arguments of a plug-in; those of its own fields that are given are among them."""
-        own = self.model_dump(exclude={"name", "seed", *(self.__pydantic_extra__ or {})})
-        given = {name: value for name, value in own.items() if name in self.model_fields_set}
-        return given | (self.__pydantic_extra__ or {})
+        return given_fields(self, but=("name", "seed"))
 
     @property
     def plugin(self) -> Plugin | None:
@@ -197,6 +204,12 @@ def _check_network(
             dropout=dropout,
             stem=stem,
         )
+
+
+def given_fields(part: Definition, *, but: Collection[str]) -> dict[str, Any]:
+    """What a definition was given, fields that only a plug-in has included, without some."""
+    given = part.model_fields_set - set(but)
+    return {name: value for name, value in part if name in given}
 
 
 def refuse_further(part: Definition) -> None:

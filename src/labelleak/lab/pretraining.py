@@ -153,7 +153,7 @@ def snapshot_path(
         training.model_dump(mode="json", exclude={"steps"}),
         [dataset.name, *dataset.input_shape, dataset.outputs, labels],
         *([] if loss is None else [loss.model_dump(mode="json")]),
-        *([] if network.plugin is None else [network.plugin.code]),
+        *(part.plugin.code for part in (network, loss) if part is not None and part.plugin),
     ]
     run = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     title = re.sub(r"[^\w.-]+", "-", network.name)

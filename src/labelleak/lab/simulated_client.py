@@ -22,7 +22,7 @@ from labelleak.lab.materials import training_of
 from labelleak.lab.measures import ClassSums
 from labelleak.lab.pretraining import training_samples
 from labelleak.lab.tasks import Local
-from labelleak.loss import Loss
+from labelleak.loss import CUSTOM, Loss
 from labelleak.metrics import counts_of
 from labelleak.observation import Observation
 from labelleak.plugins import Plugin, filled_in, what_went_wrong
@@ -157,7 +157,7 @@ def client_gradient(
         Gradient of the loss by name of the parameter.
     """
     head = find_head(module_shapes(model), accepted=Accepted.by(loss))
-    summed, divisor = replace(loss, reduction="sum"), loss.divisor(batch.targets)
+    divisor = loss.divisor(batch.targets)
     values = {name: value.detach() for name, value in model.named_parameters()}
     asked = {
         name: value.requires_grad_()
@@ -168,13 +168,20 @@ def client_gradient(
     for inputs, labels in batch.pieces():
         with torch.enable_grad(), recorded(model.get_submodule(head)) as passages:
             logits = functional_call(model, values, (inputs,))
-            value = summed.value(logits, labels)
+            value = _summed(loss, logits, labels)
             parts = torch.autograd.grad(value / divisor, list(asked.values()))
         for name, part in zip(asked, parts, strict=True):
             total[name] = total[name] + part if name in total else part
         if sums is not None:
             sums.add(passages[0].entered.detach(), passages[0].left.detach(), labels)
     return total
+
+
+def _summed(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the samples' losses."""
+    if loss.kind in CUSTOM:  # it may return the mean by itself
+        return loss.value(logits, labels) * loss.divisor(labels)
+    return replace(loss, reduction="sum").value(logits, labels)
 
 
 def _after_training(

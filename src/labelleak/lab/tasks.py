@@ -1,10 +1,16 @@
 """What a client of an experiment learns, and how: loss, targets made of classes, local steps."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float64
-from pydantic import Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from labelleak.lab.datasets import Dataset
@@ -16,7 +22,10 @@ from labelleak.lab.fields import (
     PositiveInt,
     SeedNumber,
 )
-from labelleak.loss import Kind, Loss, Reduction
+from labelleak.lab.parts import given_fields, labeled, refuse_further
+from labelleak.loss import NAMED, Loss, Reduction
+from labelleak.loss_plugins import loss_plugin, plugged_loss
+from labelleak.plugins import Plugin
 
 # Roughly how often a finding is there among the classes that have it.
 _WITHIN = 0.6
@@ -25,8 +34,12 @@ _WITHIN = 0.6
 class LossSetting(Definition):
     """The loss of the client, which the server knows: the arguments of `labelleak.Loss`.
 
+    A name alone stands for a loss of that kind.
+
     Attributes:
-        kind: As of `labelleak.Loss`, as are all others.
+        kind: As of `labelleak.Loss`, as are all others; or a plug-in, ``module:name`` of a function
+            that returns a `labelleak.Loss`, or an entry point of another package. Of a plug-in any
+            further field is a keyword argument.
         reduction: ``mean``, ``sum`` or ``sample_mean``.
         label_smoothing: Of a cross-entropy.
         class_weights: Of a cross-entropy or a focal loss, one for each class.
@@ -38,7 +51,9 @@ class LossSetting(Definition):
         alpha: Of a sigmoid focal loss.
     """
 
-    kind: Kind
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
     reduction: Reduction = "mean"
     label_smoothing: Fraction = 0.0
     class_weights: tuple[Positive, ...] | None = None
@@ -49,10 +64,44 @@ class LossSetting(Definition):
     gamma: NonNegative | None = None
     alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: object) -> object:
+        return {"kind": given} if isinstance(given, str) else given
+
     @model_validator(mode="after")
     def _exists(self) -> "LossSetting":
+        if self.is_own:
+            refuse_further(self)
         _ = self.told
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Of a plug-in what was given alone: its function has none of the other fields."""
+        whole = plain(self)
+        given = {"kind", *self.further}
+        return whole if self.is_own else {name: whole[name] for name in whole if name in given}
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the loss is one of labelleak's own."""
+        return self.kind in NAMED
+
+    @property
+    def label(self) -> str:
+        """The kind, with the keyword arguments of a plug-in in brackets."""
+        return self.kind if self.is_own else labeled(self.kind, self.further)
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """Keyword arguments of a plug-in; those of its own fields that are given are among them."""
+        return given_fields(self, but=("kind",))
+
+    @property
+    def plugin(self) -> Plugin | None:
+        """Where it comes from; None for a loss of labelleak."""
+        return None if self.is_own else loss_plugin(self.kind, self.further)
 
     @property
     def told(self) -> Loss:
@@ -60,7 +109,10 @@ class LossSetting(Definition):
 
         Raises:
             InvalidObservation: The kind has not one of the options.
+            BrokenPlugin: There is no such plug-in, or it gives no loss.
         """
+        if not self.is_own:
+            return plugged_loss(self.kind, self.further)
         told = self.model_dump(exclude_defaults=True)
         return Loss.of(
             {
@@ -139,23 +191,27 @@ def check_task(loss: LossSetting | None, targets: Targets | None) -> None:
         ValueError: One of them is there without the other, or targets are left out that the loss
             takes.
     """
-    if loss is not None and loss.kind in ("mse", "cox"):
-        raise ValueError(f"the loss {loss.kind!r} has no counts of classes to restore")
-    sigmoids = loss is not None and loss.told.is_multi_label
+    told = Loss() if loss is None else loss.told
+    if told.kind in ("mse", "cox"):
+        raise ValueError(f"the loss {told.kind!r} has no counts of classes to restore")
+    sigmoids = told.is_multi_label
     if sigmoids and targets is None:
         raise ValueError("a loss with a sigmoid needs targets: positive or findings")
     if targets is None:
         return
     if not sigmoids:
         raise ValueError("targets are for a loss with a sigmoid: loss = { kind = 'bce' }")
-    if targets.left_out and loss is not None and not loss.masked:
+    if targets.left_out and not told.masked:
         raise ValueError("targets.left_out needs a loss that leaves them out: masked = true")
 
 
 def task_title(loss: LossSetting, targets: Targets | None) -> str:
     """Loss and targets in a few words."""
-    told = loss.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
-    text = [loss.kind.replace("_", " "), *(name.replace("_", " ") for name in told)]
+    if loss.is_own:
+        told = loss.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+        text = [name.replace("_", " ") for name in (loss.kind, *told)]
+    else:
+        text = [loss.label]
     if targets is not None:
         text.append(f"{targets.findings} labels" if targets.findings else "one logit")
     return ", ".join(text)

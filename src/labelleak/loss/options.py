@@ -22,6 +22,9 @@ MULTI_LABEL: tuple[Kind, ...] = ("bce", "sigmoid_focal", "custom_labels")
 CUSTOM: tuple[Kind, ...] = ("custom", "custom_labels")
 """Kinds that are a function of the user's."""
 
+NAMED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind not in CUSTOM)
+"""Kinds that a file, a message or an option can name."""
+
 # What may be told of each kind beside its reduction.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("label_smoothing", "class_weights", "temperature", "ignore_index"),
@@ -57,10 +60,9 @@ def check_options(kind: str, reduction: str, told: Mapping[str, Any]) -> None:
             impossible value.
     """
     if kind not in get_args(Kind):
-        named = [repr(one) for one in get_args(Kind) if one not in CUSTOM]
         raise InvalidObservation(
-            f"loss {kind!r:.80} cannot be read: use {' or '.join(named)}, or a function of yours "
-            "with Loss.custom"
+            f"loss {kind!r:.80} cannot be read: use {' or '.join(map(repr, NAMED))}, or a function "
+            "of yours with Loss.custom"
         )
     if reduction not in get_args(Reduction):
         raise InvalidObservation(f"reduction {reduction!r}: use 'mean' or 'sum', or 'sample_mean'")

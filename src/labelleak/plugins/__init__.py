@@ -1,4 +1,4 @@
-"""Attacks, defenses, networks and data sets of other packages: found, loaded, told apart.
+"""Attacks, defenses, networks, data sets and losses of other packages: found, loaded, told apart.
 
 Other packages name theirs in entry points, and a user's own grid may name any object of a Python
 module. Both run code of the package or module. So an entry point is loaded only by who asks for its

@@ -19,6 +19,7 @@ KINDS = MappingProxyType(
         "defenses": "defense",
         "networks": "network",
         "datasets": "data set",
+        "losses": "loss",
     }
 )
 """What other packages can add: entry points of the group ``labelleak.`` and one of these words."""
@@ -106,7 +107,7 @@ class Plugin:
 
 
 def find_plugin(kind: str, name: str) -> Plugin:
-    """Load a defense, a network or a data set by the name that a grid has for it.
+    """Load a defense, a network, a data set or a loss by the name that a grid has for it.
 
     Args:
         kind: One of `KINDS`.

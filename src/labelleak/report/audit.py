@@ -8,7 +8,7 @@ from labelleak.report.text import MEANINGS, SCORES, class_rows, what_to_do
 
 _MOST_BARS = 60
 # Scores that are those of the update, follow from others, or are told by the verdict.
-_ELSEWHERE = ("guess", "advantage", "small_cells_told")
+_ELSEWHERE = ("guess", "above_guess", "small_cells_told")
 
 
 def audit_page(

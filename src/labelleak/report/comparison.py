@@ -8,7 +8,7 @@ from labelleak.report.text import SCORES, number, scores_of_all_batches
 
 MEASURES = {
     "accuracy": "share of the labels restored: 1 is all of them",
-    "advantage": "accuracy less that of an even guess: below 0 is worse than no update at all",
+    "above_guess": "accuracy less that of an even guess: below 0 is worse than no update at all",
     "exact": "share of the batches with every count right",
     "lnacc": "share of the classes with the right count, before the sum is repaired",
     "leacc": "share of the classes rightly told present or absent",
@@ -20,8 +20,8 @@ MEASURES = {
 STEPS = 10
 """The map has a color for each tenth of a score, from 0 to this one."""
 
-_TITLES = {**SCORES, "advantage": "above guess", "certified": "proven", "coverage": "coverage"}
-_BESIDE = ("advantage", "exact", "lnacc", "leacc", "certified", "coverage")
+_TITLES = {**SCORES, "certified": "proven", "coverage": "coverage"}
+_BESIDE = ("above_guess", "exact", "lnacc", "leacc", "certified", "coverage")
 _OF_ALL = ("accuracy", "exact", "lnacc", "leacc")
 _EVEN_GUESS = "uniform"
 
@@ -125,9 +125,9 @@ def _cell(row: Mapping[str, Any], attack: Mapping[str, Any], key: str) -> Mappin
 
 
 def _score(row: Mapping[str, Any], attack: Mapping[str, Any], key: str) -> float | None:
-    """The mean of a score; an advantage is the accuracy less that of the even guess beside it."""
+    """The mean of a score; `above_guess` may follow from the even guess that is beside it."""
     value: float | None = _cell(row, attack, key).get("ours")
-    if key == "advantage" and value is None:
+    if key == "above_guess" and value is None:
         own, guess = (_score(row, of, "accuracy") for of in (attack, {"name": _EVEN_GUESS}))
         value = None if own is None or guess is None else own - guess
     return value

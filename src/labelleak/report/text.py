@@ -6,7 +6,7 @@ from typing import Any
 SCORES = {
     "accuracy": "accuracy",
     "guess": "guess",
-    "advantage": "above guess",
+    "above_guess": "above guess",
     "relative_advantage": "advantage",
     "exact": "exact",
     "leacc": "LeAcc",
@@ -21,7 +21,7 @@ SCORES = {
 MEANINGS = {
     "accuracy": "share of the labels restored; claiming too many counts against it",
     "guess": "share of the labels that the best guess without the update gets right",
-    "advantage": "accuracy less that of the guess",
+    "above_guess": "accuracy less that of the guess",
     "relative_advantage": "share of what the guess leaves open that was restored; 0 is no better "
     "than the guess, 1 is all",
     "exact": "whether every class has its exact number",

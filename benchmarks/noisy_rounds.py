@@ -22,7 +22,6 @@ import torch
 from matplotlib.figure import Figure
 from opacus.accountants import RDPAccountant
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 import labelleak
 from labelleak.guess import best_guess
@@ -52,25 +51,27 @@ def held_by(client: int, data_dir: Path | None, own: Range) -> tuple[Tensor, Ten
 
 
 def released(
-    model: nn.Module, images: Tensor, labels: Tensor, noise: float, source: torch.Generator
+    model: nn.Sequential, images: Tensor, labels: Tensor, noise: float, source: torch.Generator
 ) -> dict[str, Tensor]:
     """The gradient of a client's samples as DP-SGD releases it, divided by their number."""
-    weights = {name: value.detach() for name, value in model.named_parameters()}
-
-    def loss(now: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, now, (image[None],))
-        return nn.functional.cross_entropy(logits, label[None])
-
-    each = vmap(grad(loss), in_dims=(None, 0, 0))(weights, images, labels)
-    squares = torch.stack([one.flatten(1).square().sum(dim=1) for one in each.values()])
-    factors = (CLIP / squares.sum(dim=0).sqrt()).clamp_max(1.0)
+    first, last = model[1], model[3]
+    inputs = images.flatten(1)
+    before = first(inputs)
+    hidden = before.relu()
+    logits = last(hidden)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    # A sample's gradient of a layer is the product of what enters it and the loss's derivative.
+    derivatives = torch.autograd.grad(losses.sum(), (before, logits), retain_graph=True)
+    squares = sum(
+        derivative.square().sum(dim=1) * (entering.square().sum(dim=1) + 1)
+        for derivative, entering in zip(derivatives, (inputs, hidden.detach()), strict=True)
+    )
+    factors = (CLIP / squares.sqrt()).clamp_max(1.0)
+    names, values = zip(*model.named_parameters(), strict=True)
+    clipped = torch.autograd.grad((factors * losses).sum(), values)
     return {
-        name: (
-            torch.tensordot(factors, one, dims=1)
-            + noise * CLIP * torch.randn(one.shape[1:], generator=source)
-        )
-        / len(labels)
-        for name, one in each.items()
+        name: (value + noise * CLIP * torch.randn(value.shape, generator=source)) / len(labels)
+        for name, value in zip(names, clipped, strict=True)
     }
 
 

@@ -62,11 +62,11 @@ def released(
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     # A sample's gradient of a layer is the product of what enters it and the loss's derivative.
     derivatives = torch.autograd.grad(losses.sum(), (before, logits), retain_graph=True)
-    squares = sum(
+    squares = [
         derivative.square().sum(dim=1) * (entering.square().sum(dim=1) + 1)
         for derivative, entering in zip(derivatives, (inputs, hidden.detach()), strict=True)
-    )
-    factors = (CLIP / squares.sqrt()).clamp_max(1.0)
+    ]
+    factors = (CLIP / torch.stack(squares).sum(dim=0).sqrt()).clamp_max(1.0)
     names, values = zip(*model.named_parameters(), strict=True)
     clipped = torch.autograd.grad((factors * losses).sum(), values)
     return {

@@ -40,7 +40,8 @@ from labelleak.lab.measures import coverage
 from labelleak.lab.pretraining import train
 from labelleak.lab.ranges import EVALUATION
 from labelleak.lab.trial import set_up
-from labelleak.metrics import macro_error, score
+from labelleak.metrics import score
+from labelleak.shares import macro_error
 from labelleak.training import LocalTraining
 from measuring import Row, load, write
 

@@ -8,15 +8,15 @@ from measured_tables import Read
 
 def simulated_clients(read: Read) -> list[str]:
     """Virtual clients beside attacks that simulate nothing."""
-    names = ("virtual", "auto", "rlu")
+    names = ("virtual", "auto", "rlu", "decaf")
     lines = []
     for row in read("results/benchmark-virtual-clients.json")["rows"]:
         cells = [f"{row['name']} ({row['test_accuracy']:.2f})"]
-        cells += [three(row["accuracy"][name]) for name in names]
+        cells += [three(row["accuracy"].get(name)) for name in names]
         lines.append([*cells, three(row["coverage"]["virtual"]), f"{row['trainings']:.0f}"])
     return table(
         [
-            "recipe (test accuracy before)", "`virtual`", "`auto`", "RLU",
+            "recipe (test accuracy before)", "`virtual`", "`auto`", "RLU", "Decaf",
             "true counts inside the 95 % intervals", "trainings for each client",
         ],
         lines,
@@ -60,9 +60,29 @@ def synthetic_clients(read: Read) -> list[str]:
     )  # fmt: skip
 
 
+def noisy_rounds(read: Read) -> list[str]:
+    """What noisy rounds tell, one alone and several together, and their epsilon."""
+    rows = read("results/benchmark-noisy-rounds.json")["rows"]
+    lines = []
+    for noise in dict.fromkeys(row["noise_multiplier"] for row in rows):
+        own = {row["round"]: row for row in rows if row["noise_multiplier"] == noise}
+        cells = [f"{noise:g}"]
+        for number in (1, 4, 16):
+            cells += [f"{own[number]['epsilon']:.2g}", three(own[number]["combined"])]
+        lines.append([*cells, three(own[16]["alone"])])
+    return table(
+        [
+            "noise multiplier", "epsilon of round 1", "labels", "epsilon of 4 rounds", "labels",
+            "epsilon of 16 rounds", "labels", "round 16 alone",
+        ],
+        lines,
+    )  # fmt: skip
+
+
 SIMULATED: dict[str, Callable[[Read], list[str]]] = {
     "virtual-clients": simulated_clients,
     "rounds": rounds_together,
     "synthetic-clients": synthetic_clients,
+    "noisy-rounds": noisy_rounds,
 }
 """By the name under which a page asks for it."""

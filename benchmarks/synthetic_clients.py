@@ -18,6 +18,7 @@ from labelleak.attacks.virtual import MadeUpClients
 from measuring import Row
 from virtual_clients import SETTINGS, Federation, Setting, covered, measure
 
+ATTACKS = ("synthetic", "auto", "rlu")
 ROWS = ("quick start, round 1", "five epochs, round 1", "quick start, round 3", "Adam, untrained")
 
 
@@ -27,12 +28,12 @@ def one_client(
     server: tuple[Tensor, Tensor],
     client: int,
     shared: MadeUpClients,
-) -> Row:
+    row: Row,
+) -> None:
     """The attack, and those beside it, on one client."""
     update = federation.train(model, "attacked", client)
     alone, known = update.observe(model), len(shared.rows)
     helped = update.observe(model, auxiliary=labelleak.Auxiliary(*server))
-    row: Row = {"accuracy": {}, "coverage": {}, "seconds": {}}
     for name, seen, more in (
         ("synthetic", alone, {"shared": shared, "time_limit": 1e9}),
         ("auto", alone, {}),
@@ -51,7 +52,6 @@ def one_client(
             row["errors_in_standard_errors"] = round(float(off.square().mean().sqrt()), 3)
             row["flags"] = [flag.name.lower() for flag in found.flags]
     row["trainings"] = len(shared.rows) - known
-    return row
 
 
 def summary(setting: Setting, right: float, clients: list[Row]) -> Row:
@@ -66,7 +66,7 @@ def summary(setting: Setting, right: float, clients: list[Row]) -> Row:
         "name": setting.name,
         "test_accuracy": round(right, 3),
         "clients": len(clients),
-        "accuracy": {attack: mean("accuracy", attack) for attack in ("synthetic", "auto", "rlu")},
+        "accuracy": {attack: mean("accuracy", attack) for attack in ATTACKS},
         "standard_error": round(statistics.stdev(spread) / len(spread) ** 0.5, 4)
         if len(spread) > 1
         else None,
@@ -82,4 +82,4 @@ def summary(setting: Setting, right: float, clients: list[Row]) -> Row:
 
 if __name__ == "__main__":
     chosen = [setting for setting in SETTINGS if setting.name in ROWS]
-    measure(__doc__, chosen, MadeUpClients, one_client, summary)
+    measure(__doc__, chosen, ATTACKS, MadeUpClients, one_client, summary)

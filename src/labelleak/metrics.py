@@ -16,11 +16,14 @@ from labelleak.cells import USUAL_FLOOR, told_cells
 from labelleak.displays import facts_html
 from labelleak.guess import advantage_over, best_guess
 from labelleak.restoration import Restoration
+from labelleak.shares import distances_of
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one restoration got right; every figure is better the larger it is.
+    """What one restoration got right.
+
+    Every figure is better the larger it is, but for the distances of shares, which are 0 at best.
 
     Attributes:
         leacc: Label existence accuracy, see `leacc`.
@@ -36,6 +39,9 @@ class Score:
         relative_advantage: The same as a share of what the guess leaves open: *the* advantage.
         small_cells_told: Number of small or absent classes that are told with confidence, see
             `labelleak.cells`; None where the attack gives neither intervals nor a certificate.
+        shares_linf: Largest error of a class's share; of label sets None, as the next two.
+        shares_cosine: Cosine distance of the shares, see `labelleak.shares`; None for a set.
+        shares_js: Jensen-Shannon distance of the shares, to base 2; None for a set.
 
     Examples:
         >>> import torch
@@ -56,6 +62,9 @@ class Score:
     above_guess: float | None = None
     relative_advantage: float | None = None
     small_cells_told: int | None = None
+    shares_linf: float | None = None
+    shares_cosine: float | None = None
+    shares_js: float | None = None
 
     def as_dict(self) -> dict[str, float | bool | None]:
         """All figures by name, in the order of the attributes."""
@@ -125,9 +134,10 @@ def score(
         raise ValueError(f"use={use!r}: choose 'counts' or 'rounded'")
     counts = found.rounded if use == "rounded" and found.rounded is not None else found.counts
     present = found.present.long() if counts is None else counts
+    _, true = _checked(present, true_counts)
     guess = gained = told = None
+    apart = distances_of(found, counts, true)
     if counts is not None:
-        _, true = _checked(counts, true_counts)
         told = told_cells(found, true, floor)
         if not found.multi_label:
             guess = best_guess(int(true.sum()), true.numel(), prior).accuracy(true)
@@ -144,6 +154,9 @@ def score(
         above_guess=None if gained is None else gained.additive,
         relative_advantage=None if gained is None else gained.relative,
         small_cells_told=None if told is None else int(told.sum()),
+        shares_linf=None if apart is None else apart.linf,
+        shares_cosine=None if apart is None else apart.cosine,
+        shares_js=None if apart is None else apart.js,
     )
 
 
@@ -185,19 +198,6 @@ def counts_of(
     if outside.numel():
         raise ValueError(f"label {int(outside[0])}: the classes are 0..{classes - 1}")
     return torch.bincount(labels, minlength=classes)
-
-
-def macro_error(
-    found: Integer[Tensor, " labels"], true: Integer[Tensor, " labels"], samples: int
-) -> float:
-    """Mean over the labels of ``|n_hat - n| / K``, for K samples: how far prevalences are off.
-
-    Examples:
-        >>> import torch
-        >>> macro_error(torch.tensor([3, 1]), torch.tensor([2, 1]), samples=8)
-        0.0625
-    """
-    return float((found - true.to(found.device)).abs().double().mean()) / samples
 
 
 def leacc(found: Integer[Tensor, " classes"], true: Integer[Tensor, " classes"]) -> float:

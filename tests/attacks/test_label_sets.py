@@ -11,8 +11,9 @@ from torch import nn
 import labelleak
 from labelleak import Auxiliary, Flag, InvalidObservation, Loss, MissingKnowledge
 from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
-from labelleak.metrics import counts_of, macro_error
+from labelleak.metrics import counts_of
 from labelleak.projection import project_to_box
+from labelleak.shares import macro_error
 from synthetic import rng
 
 LABELS = 12

@@ -349,5 +349,5 @@ def test_an_attack_that_models_the_steps_is_not_said_to_take_them_for_one(attack
             restore(observation, attack)
         return
     flags = restore(observation, attack).flags
-    models = ("rlu", "likelihood", "dimitrov", "virtual", "synthetic")
+    models = ("rlu", "decaf", "likelihood", "dimitrov", "virtual", "synthetic")
     assert (Flag.SEVERAL_STEPS in flags) is (attack not in models)

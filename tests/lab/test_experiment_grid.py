@@ -131,7 +131,7 @@ def test_a_grid_becomes_a_study_with_all_it_measures():
 
 LEADERBOARD = read_grid(Path(__file__).parents[2] / "examples" / "leaderboard.toml")
 CLASSES = {"mnist": 10, "fashion-mnist": 10, "tiny-imagenet-100": 100}
-# Always known to the server of a trial; the learning rates are only made use of.
+# Always known to the server of a trial.
 KNOWN = {
     Need.WEIGHT, Need.BIAS, Need.BATCH_SIZE, Need.PLAIN_LOSS, Need.MODEL, Need.INPUT_SHAPE
 }  # fmt: skip
@@ -147,7 +147,7 @@ def can_run(experiment):
     if experiment.auxiliary_per_class is not None:
         known.add(Need.AUXILIARY)
     if experiment.local is not None:
-        known.add(Need.AFTER)
+        known |= {Need.AFTER, Need.LEARNING_RATES}
     names = {name for name, attack in list_attacks().items() if set(attack.needs) <= known}
     if experiment.local is not None or experiment.batch.size >= CLASSES[experiment.data]:
         names.remove("exact")

@@ -145,7 +145,7 @@ _BROKEN: dict[str, str] = {}
 _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",
-    "ebi", "soft-label", "rlu",
+    "ebi", "soft-label", "rlu", "decaf",
     "exact", "virtual", "synthetic", "likelihood", "calibrated", "pooled", "damped", "mbi",
 )  # fmt: skip
 

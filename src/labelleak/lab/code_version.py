@@ -40,6 +40,7 @@ _MATTERS = (
     "observation.py",
     "projection.py",
     "restoration.py",
+    "shares.py",
     "similarity.py",
     "training.py",
     "updates",

@@ -70,7 +70,7 @@ class Metric:
         scores = entry[self.part] or entry["counts"]
         if scores is not None and self.field == "above_guess" and "above_guess" not in scores:
             return _above_even_guess(record, scores)
-        value = None if scores is None else scores[self.field]
+        value = None if scores is None else scores.get(self.field)
         return None if value is None else float(value)
 
 
@@ -112,6 +112,15 @@ _FURTHER = {
     ),
     "macro_error": _Score(
         "macro error", "mean error of a label's share of the samples", "outcome", "macro_error"
+    ),
+    "shares_linf": _Score(
+        "largest error of a share", "largest error of a class's share", "counts", "shares_linf"
+    ),
+    "shares_cosine": _Score(
+        "cosine distance of shares", "one less the cosine of the shares", "counts", "shares_cosine"
+    ),
+    "shares_js": _Score(
+        "Jensen-Shannon distance of shares", "to base 2, of the shares", "counts", "shares_js"
     ),
     "seconds": _Score("seconds", "time of one processor", "measures", "seconds", most=None),
 }
@@ -169,9 +178,10 @@ def metric(name: str) -> Metric:
     """A metric by its name.
 
     Args:
-        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy``, ``.exact``, ``.above_guess``,
-            ``.certified``, ``.coverage``, ``.macro_error`` or ``.seconds`` of any attack (the first
-            five of a baseline, too), ``ilrg.instances_C`` of the published class C of table 5, or a
+        name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy`` or ``.exact`` of any attack or
+            baseline; of an attack ``.above_guess``, ``.certified``, ``.coverage``, ``.macro_error``,
+            ``.shares_linf``, ``.shares_cosine``, ``.shares_js`` and ``.seconds``, too;
+            ``ilrg.instances_C`` of the published class C of table 5, or a
             measure such as ``a1_mse``.
 
     Returns:

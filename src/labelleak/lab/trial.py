@@ -74,10 +74,11 @@ from labelleak.lab.simulated_client import (
 from labelleak.lab.store import Record
 from labelleak.lab.tasks import LossSetting
 from labelleak.lab.threads import one_thread
-from labelleak.metrics import macro_error, score
+from labelleak.metrics import score
 from labelleak.observation import Auxiliary, Observation
 from labelleak.plugins import what_went_wrong
 from labelleak.restoration import Restoration
+from labelleak.shares import macro_error
 
 Watch = Callable[[str, Observation, Restoration], None]
 """Called with the name of an attack, what it saw and what it restored."""

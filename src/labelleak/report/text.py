@@ -15,6 +15,9 @@ SCORES = {
     "existence_precision": "precision (set)",
     "existence_recall": "recall (set)",
     "small_cells_told": "small cells told",
+    "shares_linf": "largest error of a share",
+    "shares_cosine": "cosine distance of shares",
+    "shares_js": "Jensen-Shannon distance of shares",
 }
 """Title of every field of a score, the most informative first."""
 
@@ -31,6 +34,9 @@ MEANINGS = {
     "existence_precision": "share of the classes told present that are",
     "existence_recall": "share of the present classes that are told",
     "small_cells_told": "classes with few samples, or none, that are told as such with confidence",
+    "shares_linf": "largest difference of a class's restored and true share; 0 is best",
+    "shares_cosine": "one less the cosine of restored and true shares; 0 is best",
+    "shares_js": "Jensen-Shannon distance of restored and true shares, to base 2; 0 is best",
 }
 """Meaning of every field of a score."""
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from labelleak import Auxiliary
-from labelleak.attacks.virtual.regression import regress, similarities
+from labelleak.attacks.virtual.regression import regress, similarities, spread_at
 from labelleak.attacks.virtual.simulation import auxiliary_samples, behavior, sketched
 from synthetic import rng
 
@@ -51,10 +51,46 @@ def test_the_regression_finds_a_linear_map(clients):
     seen = [{"fc.weight": row} for row in updates[:-1]]
     choices = similarities(seen, {"fc.weight": updates[-1]}, "fc")
     pools = torch.arange(clients) % 2
-    found = regress(choices, targets[:-1], pools, torch.ones(clients).double())
+    weights, known = torch.ones(clients).double(), torch.zeros_like(targets)
+    found = regress(choices, targets[:-1], pools, weights, known)
     assert float((found.values - targets[-1]).abs().max()) < 0.03
     assert float(found.errors.max()) < 0.03
     far = similarities(seen, {"fc.weight": updates[-1] + 5.0}, "fc")
-    assert regress(far, targets[:-1], pools, torch.ones(clients).double()).novelty > 3 * max(
-        found.novelty, 0.5
-    )
+    novelty = regress(far, targets[:-1], pools, weights, known).novelty
+    assert novelty > 3 * max(found.novelty, 0.5)
+
+
+def test_what_is_known_beforehand_is_added_to_what_is_predicted():
+    """Shares are what is known and half the update, which says nothing of the former."""
+    generator, clients = rng(4), 40
+    updates = torch.randn(clients + 1, 3, generator=generator).double()
+    known = torch.rand(clients + 1, 3, generator=generator).double()
+    shares = known + updates / 2
+    seen = [{"fc.weight": row} for row in updates[:-1]]
+    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc")
+    pools, weights = torch.arange(clients) % 2, torch.ones(clients).double()
+    found = regress(choices, shares[:-1], pools, weights, known)
+    torch.testing.assert_close(found.values, shares[-1], rtol=0, atol=1e-3)
+
+
+def test_errors_are_those_of_the_shares_that_are_asked_for():
+    """Errors are drawn whose variance is a class's own factor times ``1 + 20 s``."""
+    generator, clients = rng(5), 4000
+    shares = torch.rand(clients, 3, generator=generator).double() ** 3
+    factors = torch.tensor([1.0, 4.0, 0.25]).double()
+    variances = factors * (1 + 20 * shares)
+    squares = variances * torch.randn(clients, 3, generator=generator).double().square()
+    weights = torch.ones(clients).double()
+    for at in (0.0, 0.05, 0.8):
+        expected = factors * (1 + 20 * at)
+        found = spread_at(torch.full((3,), at).double(), squares, shares, weights)
+        torch.testing.assert_close(found, expected, rtol=0.15, atol=0)
+
+
+def test_no_share_is_taken_for_known():
+    """Errors in proportion to the shares, and a share of nothing: a tenth of the mean is left."""
+    shares = torch.rand(500, 2, generator=rng(6)).double()
+    found = spread_at(torch.zeros(2).double(), shares, shares, torch.ones(500).double())
+    assert float(found.min()) > 0.05 * float(shares.mean())
+    nothing = torch.zeros_like(shares)
+    assert spread_at(shares[0], nothing, shares, torch.ones(500).double()).tolist() == [0.0, 0.0]

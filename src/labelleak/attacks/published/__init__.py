@@ -1,6 +1,7 @@
 """Published attacks, a file for each paper; importing one enters it in the table."""
 
 from labelleak.attacks.published import (
+    decaf,
     dimitrov,
     e2egi,
     ilrg,
@@ -13,4 +14,16 @@ from labelleak.attacks.published import (
     zlg,
 )
 
-__all__ = ["dimitrov", "e2egi", "ilrg", "llbg", "llg", "rlg", "rlu", "signs", "soft_label", "zlg"]
+__all__ = [
+    "decaf",
+    "dimitrov",
+    "e2egi",
+    "ilrg",
+    "llbg",
+    "llg",
+    "rlg",
+    "rlu",
+    "signs",
+    "soft_label",
+    "zlg",
+]

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -230,19 +229,17 @@ class _Search(Stages):
 
     def estimate(self) -> Estimate:
         """What the virtual clients so far say of the real one, as shares."""
-        targets, pools = torch.stack(self.made.shares), torch.tensor(self.made.pools)
+        shares, pools = torch.stack(self.made.shares), torch.tensor(self.made.pools)
         head = self.recipe.observation.head.name or ""
         choices = similarities(self.made.changes, self.recipe.changes, head)
-        weights = torch.ones_like(targets[:, 0])
+        weights = torch.ones_like(shares[:, 0])
         if self.found is not None:
             near = float(self.found.errors.square().sum())
-            apart = (targets - self.found.values).square().sum(dim=1)
+            apart = (shares - self.found.values).square().sum(dim=1)
             weights = 1.0 / (1.0 + apart / (_NEAR**2 * near + 1e-12))
-        scale = self.recipe.scale_of_bias
-        if scale is None:
-            return regress(choices, targets, pools, weights)
-        name = f"{self.recipe.observation.head.name}.bias"
-        variates = -torch.stack([one[name] for one in self.made.changes]).double() / scale
-        found = regress(choices, targets - variates, pools, weights)
-        own = -self.recipe.changes[name].double() / scale
-        return replace(found, values=found.values + own)
+        scale, known = self.recipe.scale_of_bias, torch.zeros(len(shares) + 1, shares.shape[1])
+        if scale is not None:
+            name = f"{self.recipe.observation.head.name}.bias"
+            seen = [one[name] for one in (*self.made.changes, self.recipe.changes)]
+            known = -torch.stack(seen) / scale
+        return regress(choices, shares, pools, weights, known.double())

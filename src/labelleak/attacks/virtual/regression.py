@@ -6,12 +6,15 @@ from itertools import product
 
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import nnls
 from torch import Tensor
 
 from labelleak.attacks.virtual.simulation import BEHAVIOR
 
 # Ridges that are tried, relative to the mean squared length of an update: from none to strong.
 _RIDGES = tuple(10.0**power for power in (-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5))
+# The least squared error of a share, relative to the mean.
+_LEAST_PART = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +22,7 @@ class Estimate:
     """What the regression says of a real client.
 
     Attributes:
-        values: Estimated targets, float64, shape (classes,).
+        values: Estimated shares, float64, shape (classes,).
         errors: Their standard errors, likewise, as virtual clients of the other pool had them.
         novelty: How far the update is from all those simulated, in units of how far simulated ones
             of one pool are from those of the other.
@@ -74,11 +77,12 @@ def mean_of(tensors: Sequence[Tensor]) -> Tensor:
 
 def regress(
     choices: Sequence[Float[Tensor, "clients_and_one clients_and_one"]],
-    targets: Float[Tensor, "clients classes"],
+    shares: Float[Tensor, "clients classes"],
     pools: Int[Tensor, " clients"],
     weights: Float[Tensor, " clients"],
+    variates: Float[Tensor, "clients_and_one classes"],
 ) -> Estimate:
-    """Read a real client's target from what virtual ones show, and from their targets.
+    """Read a real client's shares from what virtual ones show, and from their shares.
 
     Choice and ridge are those under which clients of either pool are best predicted from those of
     the other. Within a pool clients share samples, and an update tells which; only another pool's
@@ -86,10 +90,13 @@ def regress(
 
     Args:
         choices: As of `similarities`.
-        targets: Of the virtual clients.
+        shares: Of the virtual clients.
         pools: 0 or 1 for each.
         weights: How much each virtual client counts, positive.
+        variates: What is known of the shares beforehand, the real client's last: the regression is
+            of the rest.
     """
+    targets = shares - variates[:-1]
     sides = [(pools == pool).nonzero()[:, 0] for pool in (0, 1)]
     best = None
     for products, ridge in product(choices, _RIDGES):
@@ -98,11 +105,11 @@ def regress(
             left[own] = targets[own] - _predicted(products, targets, weights, other, own, ridge)[0]
         spread = (weights[:, None] * left.square()).sum(dim=0) / weights.sum()
         if best is None or float(spread.sum()) < best[0]:
-            best = float(spread.sum()), products, ridge, spread
+            best = float(spread.sum()), products, ridge, left
     assert best is not None, "there are choices"
-    _, products, ridge, spread = best
+    _, products, ridge, left = best
     everyone, last = torch.arange(len(targets)), torch.tensor([len(targets)])
-    values, _ = _predicted(products, targets, weights, everyone, last, ridge)
+    values = variates[-1] + _predicted(products, targets, weights, everyone, last, ridge)[0][0]
     ratios = []
     for compared in choices:
         away = _predicted(compared, targets, weights, everyone, last, ridge)[1]
@@ -113,7 +120,43 @@ def regress(
         ratios.append(float(away[0]) / max(float(torch.cat(usual).mean()), 1e-300))
     novelty = max(*ratios, 0.0) ** 0.5
     # Farther from the known, a prediction is less sure.
-    return Estimate(values[0], max(novelty, 1.0) * spread.sqrt(), novelty)
+    spread = spread_at(values.clamp(0.0, 1.0), left.square(), shares, weights)
+    return Estimate(values, max(novelty, 1.0) * spread.sqrt(), novelty)
+
+
+def spread_at(
+    at: Float[Tensor, " classes"],
+    squares: Float[Tensor, "clients classes"],
+    shares: Float[Tensor, "clients classes"],
+    weights: Float[Tensor, " clients"],
+) -> Float[Tensor, " classes"]:
+    """Mean squared error of each class at given shares, from those of virtual clients.
+
+    The more samples a class has, the more its share is off. Squared errors are fit by ``a + b s``
+    with the share s and a, b >= 0, the same for all classes, and each class has a factor of its
+    own. The mean over the virtual clients alone would be too much for the rare classes of a client
+    and too little for the frequent ones.
+
+    Args:
+        at: Between 0 and 1.
+        squares: Squared errors of the virtual clients' shares.
+        shares: The virtual clients' shares.
+        weights: How much each virtual client counts, positive.
+    """
+    each = weights[:, None].expand_as(squares)
+    mean = float((each * squares).sum() / each.sum())
+    if mean == 0.0:
+        return torch.zeros_like(at)
+    variances, terms = torch.ones_like(squares), torch.stack([torch.ones_like(shares), shares])
+    level, slope = 1.0, 0.0
+    for _ in range(2):
+        # A squared error scatters by as much as itself.
+        part = each.sqrt() / variances
+        system = (part * terms).flatten(1).T.numpy()
+        level, slope = nnls(system, (part * squares / mean).flatten().numpy())[0]
+        variances = (level + slope * shares).clamp_min(_LEAST_PART)
+    factors = (each * squares).sum(dim=0) / (each * variances).sum(dim=0)
+    return factors * (level + slope * at).clamp_min(_LEAST_PART)
 
 
 def _predicted(

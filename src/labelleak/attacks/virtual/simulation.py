@@ -201,7 +201,7 @@ def recipe_of(
             names.append(name)
     if not names:
         raise MissingKnowledge(
-            "attack 'virtual' needs the client's whole model after training: no parameter of the "
+            "virtual clients need the client's whole model after training: no parameter of the "
             "server's model changed in it"
         )
     changes = changes_between(model, after, names)
@@ -342,7 +342,7 @@ def _check_start(observation: Observation, model: nn.Module) -> None:
     own = held.detach().to(head)
     if float((own - head).norm()) > 1e-2 * float(head.norm()):
         raise MissingKnowledge(
-            "attack 'virtual' needs the model that the client started from: its final layer has "
+            "virtual clients need the model that the client started from: its final layer has "
             "other weights than those observed before training (model.load_state_dict(before))"
         )
 

@@ -52,7 +52,7 @@ def _any(pattern: re.Pattern[str], row: Any) -> bool:
     return any(pattern.search(text) for text in row["shrunk"])
 
 
-def compared(read: Read) -> list[tuple[str, Any, dict[str, Any]]]:
+def compared(read: Read) -> list[tuple[Any, Any, dict[str, Any]]]:
     """Study, row and compared figures of every row that has such."""
     found = []
     for study in read(QUICK)["studies"]:

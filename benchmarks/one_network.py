@@ -7,7 +7,8 @@ the choice of the batches alone. This trains networks of other seeds (initial we
 the samples) for every row of `labelleak reproduce` of which nothing is known to differ, attacks as
 many batches of each, and records the figure of every network. `low` to `high` is where the figure
 of one more network is with a probability of 95 % (Student's t for a new draw). An interrupted run
-goes on from its folder (`--runs`), which keeps records and trained networks.
+goes on from its folder (`--runs`), which keeps records and trained networks; the output is
+written after every row.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def main() -> None:
             found |= {"figures": figures, "low": low, "high": high}
             rows.append(found | {"inside": low <= published <= high})
             print(f"{label}, {name}: {published} in {low:.3f} to {high:.3f}", flush=True)
-    write(given.output, __doc__, before, threads=1, networks=given.networks, rows=rows)
+        write(given.output, __doc__, before, threads=1, networks=given.networks, rows=rows)
 
 
 if __name__ == "__main__":

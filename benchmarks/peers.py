@@ -26,7 +26,6 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,30 +89,44 @@ def drawn(plan: Plan) -> list[Batch]:
     return [Batch(scene.observation, scene.batch.true_counts) for scene in scenes]
 
 
-def our_attacks(names: list[str]) -> dict[str, Attack]:
+def our_attacks() -> dict[str, Attack]:
     """Attacks of this package: their counts, or the set of classes of those that give no counts."""
 
     def restored(name: str, seen: labelleak.Observation) -> Tensor:
         found = labelleak.restore(seen, name)
         return found.present if found.counts is None else found.counts
 
-    return {name: partial(restored, name) for name in names}
+    return {name: partial(restored, name) for name in (*labelleak.list_attacks(), "auto")}
 
 
-def measure(plan: Plan, source: str, folder: Path | None, names: list[str]) -> Row:
-    """The batches' hash, and a row for every attack of a source (run in a fresh process)."""
+def measure(plans: list[Plan], source: str, folder: Path | None) -> Row:
+    """The batches' hash, and a row for every attack in every setting (run in a fresh process)."""
     torch.set_num_threads(1)
-    batches = drawn(plan)
-    digest = hashlib.sha256()
-    for batch in batches:
-        digest.update(batch.seen.gradient.weight.numpy().tobytes())
-    attacks = our_attacks(names) if folder is None else PUBLIC_CODES[source].enter(folder)
-    rows = [
-        {"setting": plan.setting, "source": source, "name": name, **tried(attack, batches, plan)}
-        for name, attack in attacks.items()
-        if name in names
-    ]
+    attacks = our_attacks() if folder is None else PUBLIC_CODES[source].enter(folder)
+    digest, rows = hashlib.sha256(), []
+    for plan in plans:
+        batches = drawn(plan)
+        for batch in batches:
+            digest.update(batch.seen.gradient.weight.numpy().tobytes())
+        for name in names_of(source, plan):
+            row = {"setting": plan.setting, "source": source, "name": name}
+            rows.append(row | tried(attacks[name], batches, plan))
+            print(shown(rows[-1]), flush=True)
     return {"digest": digest.hexdigest(), "rows": rows}
+
+
+def names_of(source: str, plan: Plan) -> list[str]:
+    """The attacks of a source that run in a setting: of ours those with a public counterpart."""
+    made_up = plan.setting in MADE_UP
+    if source != OURS:
+        code = PUBLIC_CODES[source]
+        return [name for name in code.counterparts if not (made_up and name in code.slow)]
+    theirs = (
+        PUBLIC_CODES[code].counterparts[name]
+        for code in PUBLIC_CODES
+        for name in names_of(code, plan)
+    )
+    return [*dict.fromkeys(name for name in theirs if name is not None), "auto"]
 
 
 def tried(attack: Attack, batches: list[Batch], plan: Plan) -> dict[str, Any]:
@@ -134,27 +147,6 @@ def tried(attack: Attack, batches: list[Batch], plan: Plan) -> dict[str, Any]:
         if sum(scores["seconds"]) > plan.seconds:
             break
     return {"error": None, **scores}
-
-
-def measured(plan: Plan, folders: dict[str, Path]) -> Iterator[Row]:
-    """Rows of one setting: every attack of the public codes, and ours of the same names."""
-    theirs: dict[str, list[str]] = {}
-    ours: dict[str, None] = {}
-    for source in folders:
-        code = PUBLIC_CODES[source]
-        skipped = code.slow if plan.setting in MADE_UP else ()
-        theirs[source] = [name for name in code.counterparts if name not in skipped]
-        named = (code.counterparts[name] for name in theirs[source])
-        ours |= dict.fromkeys(name for name in named if name is not None)
-    digests = set()
-    for source, folder in (*folders.items(), (OURS, None)):
-        names = [*ours, "auto"] if folder is None else theirs[source]
-        if names:
-            found = in_own_process(measure, plan, source, folder, names)
-            digests.add(found["digest"])
-            yield from found["rows"]
-    if len(digests) > 1:
-        raise SystemExit(f"{plan.setting}: the processes drew different batches")
 
 
 def shown(row: Row) -> str:
@@ -193,13 +185,15 @@ def main() -> None:
             sys.exit(f"--{name} {folder}: has no {PUBLIC_CODES[name].file}: clone {where}")
     # NumPy reads it when a process starts.
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    before, rows = load(), []
-    print(f"{'setting':<46}{'code':<11}{'attack':<16}{'right':>8}{'ms':>12}{'n':>5}")
-    for setting in given.settings:
-        plan = Plan(setting, given.batches, given.seconds, given.data_dir)
-        for row in measured(plan, folders):
-            rows.append(row)
-            print(shown(row), flush=True)
+    before, rows, digests = load(), [], set()
+    plans = [Plan(one, given.batches, given.seconds, given.data_dir) for one in given.settings]
+    print(f"{'setting':<46}{'code':<11}{'attack':<16}{'right':>8}{'ms':>12}{'n':>5}", flush=True)
+    for source, folder in (*folders.items(), (OURS, None)):
+        found = in_own_process(measure, plans, source, folder)
+        digests.add(found["digest"])
+        rows += found["rows"]
+    if len(digests) > 1:
+        sys.exit("the processes drew different batches: nothing is written")
     codes = {
         name: {"title": code.title, "address": code.address, "attacks": code.counterparts}
         | version(folders[name])

@@ -10,7 +10,6 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import fidelity_tables  # noqa: E402
 import one_network  # noqa: E402
-
 from labelleak.lab import paper  # noqa: E402
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from labelleak.lab.sources import PUBLISHED_SOURCES
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -87,8 +89,8 @@ def test_no_study_starts_after_the_end_of_the_piece(scale, pieces, tmp_path):
 
 def test_trials_without_a_record_are_counted(scale, tmp_path, monkeypatch):
     (tmp_path / "records.jsonl").write_text("")
+    monkeypatch.setattr(scale, "find_sources", lambda data_dir: PUBLISHED_SOURCES)
     few = scale.experiments("table4", None)
-    monkeypatch.setattr(scale, "experiments", lambda name, data_dir: few)
     assert scale.open_trials("table4", None, tmp_path) == sum(one.trials for one in few)
     monkeypatch.setattr(scale, "read_records", lambda path: [{"key": few[0].trial_key(0)}])
     assert scale.open_trials("table4", None, tmp_path) == sum(one.trials for one in few) - 1

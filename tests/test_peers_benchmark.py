@@ -72,7 +72,7 @@ def test_a_budget_ends_an_attack_early(benchmarks):
     seen, labels = benchmarks["restoration"].observation(10, 8, 24)
     batch = benchmarks["peers"].Batch(seen, counts_of(labels, 10))
     plan = benchmarks["peers"].Plan("made up", 3, -1.0, None)
-    attack = benchmarks["peers"].our_attacks(["ilrg"])["ilrg"]
+    attack = benchmarks["peers"].our_attacks()["ilrg"]
     assert len(benchmarks["peers"].tried(attack, [batch] * 3, plan)["seconds"]) == 1
 
 
@@ -81,6 +81,11 @@ def test_every_counterpart_is_an_attack(benchmarks):
     ours = {name for code in codes for name in code.counterparts.values()} - {None}
     assert ours <= set(labelleak.list_attacks())
     assert all(code.slow <= set(code.counterparts) for code in codes)
+    peers = benchmarks["peers"]
+    some, many = (peers.Plan(one, 1, 1.0, None) for one in (peers.RECORDED[0], *peers.MADE_UP))
+    assert set(peers.names_of(peers.OURS, some)) == {*ours, "auto"}
+    assert set(peers.names_of(peers.OURS, many)) == {*ours, "auto"} - {"rlg", "rlu"}
+    assert "RLU" not in peers.names_of("rlu", many)
 
 
 def test_a_version_is_the_commit_and_whether_code_was_changed(benchmarks, checkout):

@@ -127,7 +127,7 @@ def trainings(read: Read) -> list[str]:
                 ", ".join(row["studies"]),
                 f"{row['seconds_per_iteration']:.2g}",
                 *(f"{row[end]:,}" for end in ("first", "last")),
-                *(f"{value:.2g}" for value in hours),
+                *(f"{value:.0f}" if value >= 1 else f"{value:.2g}" for value in hours),
             ]
         )
     return table(

@@ -2,8 +2,9 @@
 
 import argparse
 import importlib
+import signal
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,20 +28,36 @@ def test_the_study_with_long_trials_is_last(scale):
     assert sorted(scale.STUDIES) == sorted(scale.paper.names())
 
 
-def test_a_piece_is_interrupted_as_by_a_key(scale, tmp_path):
-    told = tmp_path / "told"
-    program = f"""
-import pathlib, time
-try:
-    pathlib.Path({str(told)!r}).write_text("started")
-    time.sleep(60)
-except KeyboardInterrupt:
-    pathlib.Path({str(told)!r}).write_text("interrupted")
-"""
-    start = time.monotonic()
-    scale.run_piece([sys.executable, "-c", program], 1.0)
-    assert told.read_text() == "interrupted"
-    assert time.monotonic() - start < 30
+@pytest.mark.parametrize(
+    ("waits", "sent"),
+    [
+        (["ends"], []),
+        (["late", "ends"], [signal.SIGINT]),
+        (["late", "late", "ends"], [signal.SIGINT, signal.SIGKILL]),
+    ],
+)
+def test_a_piece_is_interrupted_as_by_a_key(scale, monkeypatch, waits, sent):
+    """With a process of the test's own, so that no clock decides."""
+    got, left = [], list(waits)
+
+    class Process:
+        def __init__(self, command):
+            self.command = command
+
+        def wait(self, seconds=None):
+            if left.pop(0) == "late":
+                raise subprocess.TimeoutExpired(self.command, seconds)
+
+        def send_signal(self, number):
+            got.append(number)
+
+        def kill(self):
+            got.append(signal.SIGKILL)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    scale.run_piece(["labelleak"], 600.0)
+    assert got == sent
+    assert not left
 
 
 def given(folder, **changes):

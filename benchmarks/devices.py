@@ -151,11 +151,11 @@ def defended(name: str, device: str) -> Results:
         mask = defenses.soteria_mask(network(device), inputs(5, 4).to(device), 40.0, "fc")
         return {"mask": mask, **defenses.soteria(gradients, mask, "fc.weight")}
     changed: dict[str, Callable[[], Results]] = {
-        "gaussian_noise": lambda: defenses.gaussian_noise(gradients, 1e-3, noise),
+        "gaussian_noise": lambda: defenses.gaussian_noise(gradients, 1e-3, generator=noise),
         "clip_norm": lambda: defenses.clip_norm(gradients, 0.1),
         "sparsify": lambda: defenses.sparsify(gradients, 40.0),
         "sign": lambda: defenses.sign(gradients),
-        "quantize": lambda: defenses.quantize(gradients, 4, noise),
+        "quantize": lambda: defenses.quantize(gradients, 4, generator=noise),
     }
     return changed[name]()
 

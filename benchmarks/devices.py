@@ -18,12 +18,12 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -34,7 +34,7 @@ from labelleak import defenses
 from labelleak.attacks.registry import Need
 from labelleak.audit.ceiling import moment_ceiling
 from labelleak.federated import train_locally
-from labelleak.inversion import DLG, IG, Analytic, invert
+from labelleak.inversion import DLG, IG, Analytic, LabelMode, invert
 from labelleak.lab import Batch, Experiment, Local, Network, Training, run_all
 from labelleak.lab.networks import build
 from measuring import Row, load, write
@@ -68,7 +68,7 @@ def network(device: str) -> nn.Module:
         model = nn.Sequential(layers | {"relu": nn.ReLU(), "fc": nn.Linear(FEATURES, CLASSES)})
     model = model.double().eval()
     with torch.no_grad():
-        for value in model.fc.parameters():
+        for value in model.get_submodule("fc").parameters():
             value.mul_(0.3)
     return model.to(device)
 
@@ -129,7 +129,7 @@ def captured(kind: str, device: str) -> Results:
     return {"weight": seen.gradient.weight, "bias": seen.gradient.bias, "counts": found.counts}
 
 
-def local(optimizer: str, name: str | None, device: str) -> Results:
+def local(optimizer: Literal["sgd", "adam", "adamw"], name: str | None, device: str) -> Results:
     """Two epochs of local training, and an attack on what it sends."""
     known = torch.arange(CLASSES).repeat_interleave(2)[: 4 * len(LABELS)]
     recipe = labelleak.LocalTraining(
@@ -171,10 +171,10 @@ def ceiling(device: str) -> Results:
 
 def inverted(name: str, device: str) -> Results:
     """Images from gradients."""
-    methods = {"ig": IG(20), "dlg": DLG(3), "analytic": Analytic()}
-    mode = {} if name == "analytic" else {"mode": "free" if name == "dlg" else "restored"}
+    methods: dict[str, IG | DLG | Analytic] = {"ig": IG(20), "dlg": DLG(3), "analytic": Analytic()}
+    mode: LabelMode = "free" if name == "dlg" else "restored"
     seen = observed(device, LABELS[:2])
-    found = invert(seen, methods[name], image_shape=(1, SIDE, SIDE), **mode)
+    found = invert(seen, methods[name], image_shape=(1, SIDE, SIDE), mode=mode)
     return {"images": found.images, "labels": found.labels}
 
 
@@ -204,7 +204,7 @@ def inverted_files(device: str) -> Results:
 
 
 @contextmanager
-def own_cache(folder: str):
+def own_cache(folder: str) -> Iterator[None]:
     """A cache of trained networks that is this path's alone."""
     kept = os.environ.get("LABELLEAK_CACHE")
     os.environ["LABELLEAK_CACHE"] = folder
@@ -317,7 +317,7 @@ def compared(path: Route, device: str, share: float) -> Row:
             text = str(error).splitlines()[0] if str(error) else ""
             return {"seconds": seconds, "differs": [f"{where}: {type(error).__name__}: {text}"]}
         seconds[side] = time.perf_counter() - start
-    return {"seconds": seconds, "differs": differences(*sides, device, share)}
+    return {"seconds": seconds, "differs": differences(sides[0], sides[1], device, share)}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ceiling_table import ceiling
+from fidelity_tables import FIDELITY
 from flag_tables import FLAGS
 from labelleak.lab.published_figures import published_runs
 from loss_tables import LOSSES
@@ -11,6 +12,7 @@ from markdown_tables import table, three
 from measured_tables import MEASURED
 from origins import origins
 from page_table import page_times
+from peer_tables import PEER_TABLES
 from simulated_tables import SIMULATED
 from trust_tables import TRUST, Read
 
@@ -215,9 +217,11 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "constants": origins,
     "ceiling": ceiling,
     "pages": page_times,
+    **FIDELITY,
     **FLAGS,
     **LOSSES,
     **MEASURED,
+    **PEER_TABLES,
     **SIMULATED,
     **TRUST,
 }

@@ -27,9 +27,11 @@ PINV = "numpy.linalg.pinv"
 _LONGEST = 3.0
 
 
-def observation(classes: int, features: int, batch: int) -> labelleak.Observation:
-    """An untrained head with similar, non-negative embeddings, float32."""
-    random = torch.Generator().manual_seed(classes + features + batch)
+def observation(
+    classes: int, features: int, batch: int, number: int = 0
+) -> tuple[labelleak.Observation, torch.Tensor]:
+    """An untrained head with similar, non-negative embeddings, float32; and the true labels."""
+    random = torch.Generator().manual_seed(classes + features + batch + number)
     bound = features**-0.5
     weight = torch.empty(classes, features).uniform_(-bound, bound, generator=random)
     bias = torch.empty(classes).uniform_(-bound, bound, generator=random)
@@ -40,11 +42,12 @@ def observation(classes: int, features: int, batch: int) -> labelleak.Observatio
     error = torch.softmax(embeddings @ weight.T + bias, dim=1)
     error[torch.arange(batch), labels] -= 1.0
     error /= batch
-    return labelleak.Observation(
+    seen = labelleak.Observation(
         labelleak.Head(weight, bias),
         labelleak.HeadGradient(error.T @ embeddings, error.sum(dim=0)),
         training=labelleak.LocalTraining(batch_size=batch),
     )
+    return seen, labels
 
 
 def measure(size: tuple[int, int, int], what: str) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def prepared(size: tuple[int, int, int], what: str) -> Callable[[], object]:
     if what == PINV:
         matrix = np.random.default_rng(0).standard_normal((size[0] + 1, size[0]))
         return lambda: np.linalg.pinv(matrix)
-    seen = observation(*size)
+    seen, _ = observation(*size)
     if what in BASELINES:
         assert seen.head.bias is not None
         assert seen.gradient.bias is not None
@@ -96,7 +99,7 @@ def main() -> None:
     results = []
     print(f"{'C':>5} {'m':>5} {'K':>5}  {'what':<18}{'ms':>12}{'of plain':>10}{'peak MB':>9}")
     for size in SIZES:
-        seen = observation(*size)
+        seen, _ = observation(*size)
         attacks = labelleak.list_attacks().items()
         names = [*BASELINES, PINV, *(name for name, attack in attacks if not attack.missing(seen))]
         plain = None

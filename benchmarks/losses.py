@@ -119,6 +119,10 @@ SETTINGS = (
         for also, fields in (
             ("", findings(size, training=STEPS)),
             (", auxiliary data", findings(size, training=STEPS, **AUXILIARY)),
+            (
+                ", ten times the auxiliary data",
+                findings(size, training=STEPS, auxiliary_per_class=200),
+            ),
         )
     ),
     Setting(
@@ -130,7 +134,7 @@ SETTINGS = (
     ),
     Setting(
         "bars",
-        "14 findings, 400 steps, K = 8, 2,000 batches",
+        "14 findings, 400 steps, K = 8, certificates",
         images(**findings(8, training=STEPS)),
         batches=2000,
         trained=True,

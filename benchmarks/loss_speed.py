@@ -1,4 +1,4 @@
-"""Whether the plain cross-entropy got slower when other losses came: a ratio to an earlier checkout.
+"""Whether the plain cross-entropy got slower with other losses: a ratio to an earlier checkout.
 
     python benchmarks/loss_speed.py --baseline DIR [--output results/benchmark-loss-speed.json]
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,9 +56,9 @@ def measured() -> dict[str, float]:
         labels = torch.randint(classes, (samples,), generator=random)
         seen = labelleak.capture(model.eval(), inputs, labels)
         where = f"{classes} classes"
-        found[f"capture, {where}"] = seconds(lambda: labelleak.capture(model, inputs, labels))
+        found[f"capture, {where}"] = seconds(partial(labelleak.capture, model, inputs, labels))
         for attack in ("pooled", "ilrg"):
-            found[f"{attack}, {where}"] = seconds(lambda: labelleak.restore(seen, attack))
+            found[f"{attack}, {where}"] = seconds(partial(labelleak.restore, seen, attack))
     return found
 
 

@@ -11,8 +11,8 @@ error of the mean prediction.
 samples' logits stands for their mean, without error; an attack that shrinks it toward zero may be
 right more often. `off` is the mean error of that count, and `apart` its correlation, over the
 batches, with what the classes' difference alone would make. `informed` is the share of an oracle
-that knows each class's mean residual, over all samples of the range: what auxiliary data without end
-would tell.
+that knows each class's mean residual over all samples of the range, which auxiliary data without
+end would tell.
 """
 
 import argparse

@@ -7,6 +7,10 @@ from typing import Any
 from markdown_tables import table, three
 
 RECORD = "results/benchmark-losses.json"
+SHARES = "results/benchmark-loss-shares.json"
+CAPTURES = "results/benchmark-loss-captures.json"
+# Smaller errors are written with an exponent.
+_SMALL = 1e-3
 Read = Callable[[str], Any]
 
 
@@ -36,6 +40,43 @@ def _cells(row: Any) -> list[str]:
     ]
 
 
+def shares(read: Read) -> list[str]:
+    """Shares of pixels, levels and means: how far off, and how many verdicts are silent."""
+    rows = [
+        [
+            row["title"],
+            f"{row['batches']}",
+            _short(row["error"]),
+            _short(row["worst"]),
+            three(row["within"]),
+            f"{row['refused']}",
+            three(row["unflagged"]),
+            "" if row["silent"] is None else f"{row['silent']}",
+        ]
+        for row in read(SHARES)["rows"]
+    ]
+    headings = [
+        "setting", "updates", "mean error", "largest error", "within 5 %", "refused", "unflagged",
+        "off without a flag",
+    ]  # fmt: skip
+    return table(headings, rows)
+
+
+def captures(read: Read) -> list[str]:
+    """The largest errors of a capture, by loss and precision."""
+    rows = [
+        [row["title"], f"{row['single']:.1e}", f"{row['double']:.1e}"]
+        for row in read(CAPTURES)["rows"]
+    ]
+    return table(["loss", "single precision", "double precision"], rows)
+
+
+def _short(value: float) -> str:
+    return three(value) if value == 0.0 or value >= _SMALL else f"{value:.1e}"
+
+
 LOSSES: dict[str, Callable[[Read], list[str]]] = {
-    f"losses-{group}": partial(losses, group) for group in ("bars", "tasks")
+    **{f"losses-{group}": partial(losses, group) for group in ("bars", "tasks")},
+    "losses-shares": shares,
+    "losses-captures": captures,
 }

@@ -1,6 +1,6 @@
 """What updates give away under other losses than the plain cross-entropy: bars, and tasks.
 
-    python benchmarks/losses.py [--data-dir DIR] [--only WORD] [--output FILE]
+    python benchmarks/losses.py [--data-dir DIR] [--only WORD] [--output FILE] [--kept FILE]
 
 `auto`, or the attack that a title names, sees one update after the other of every setting, and no
 label. Batches, networks and training are of the range "evaluation". Rows of the group "bars" are
@@ -22,27 +22,21 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 import labelleak
 from labelleak.errors import LabelLeakError
-from labelleak.federated import train_locally
-from labelleak.lab.definition import Experiment
-from labelleak.lab.materials import dataset_of, network_of, training_of, training_set
 from labelleak.lab.measures import coverage
-from labelleak.lab.pretraining import train
-from labelleak.lab.ranges import EVALUATION
-from labelleak.lab.trial import set_up
 from labelleak.metrics import score
 from labelleak.shares import macro_error
 from labelleak.training import LocalTraining
+from loss_scenes import Scenes, hospital, images
 from measuring import Row, load, write
 
 # Limits of a search; the longer one where samples are few enough to be proven one by one.
@@ -60,10 +54,6 @@ WEIGHED = {"kind": "cross_entropy", "class_weights": [1.0, 2.0] * 5}
 OPTIMIZERS = (("SGD", "sgd", 0.1), ("Adam", "adam", 1e-3))
 HEAVY = {"kind": "focal", "gamma": 2, "class_weights": [1.0, 2.0] * 50}
 
-Scene = tuple[labelleak.Observation, Tensor, Tensor | None]
-"""What the server sees, the true counts, and the labels' shares among the samples that a network
-was trained on."""
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -71,86 +61,11 @@ class Setting:
 
     group: str
     title: str
-    scenes: Callable[[int, str | None], Iterator[Scene]]
+    scenes: Scenes
     batches: int = BATCHES
     trained: bool = False
     seconds: float = SECONDS
     attack: str = "auto"
-
-
-def images(told: labelleak.Loss | None = None, **fields: Any) -> Callable[..., Iterator[Scene]]:
-    """Updates of an experiment; `told` is what the server takes for the loss."""
-    given = {"data": "mnist-sample", "attacks": ["auto"], "trials": 1}
-    given["network"] = {"name": "fcn-3"} if "training" in fields else FRESH
-    experiment = Experiment.model_validate(given | {"name": "a"} | fields)
-
-    def scenes(number: int, data_dir: str | None) -> Iterator[Scene]:
-        shares = None
-        if (stage := training_of(experiment)) is not None:
-            known = training_set(experiment, data_dir)
-            train(network_of(experiment), [stage], known, experiment.loss)
-            if known.label_sets is not None:
-                shares = (known.label_sets == 1).double().mean(dim=0)
-        dataset_of(experiment, experiment.data_split, data_dir)
-        for index in range(number):
-            scene = set_up(experiment, index, data_dir)
-            seen = scene.observation
-            if told is not None:
-                seen = replace(seen, loss=told)
-            yield seen, scene.batch.true_counts, shares
-
-    return scenes
-
-
-FRESH = {"name": "fcn-3", "seed": "per-trial"}
-
-
-@cache
-def patients() -> tuple[Tensor, Tensor]:
-    """Standardized measurements of 569 patients, and whether the tumor is malignant."""
-    from sklearn.datasets import load_breast_cancer
-
-    measured, benign = load_breast_cancer(return_X_y=True)
-    inputs = torch.tensor(measured, dtype=torch.float32)
-    return (inputs - inputs.mean(0)) / inputs.std(0), 1 - torch.tensor(benign)
-
-
-def hospital(
-    size: int, recipe: LocalTraining, hidden: int = 32, steps: int = 1
-) -> Callable[..., Iterator[Scene]]:
-    """Updates of a hospital with one logit; without a hidden layer it starts at zero."""
-
-    def scenes(number: int, _: str | None) -> Iterator[Scene]:
-        inputs, labels = patients()
-        for index in range(number):
-            random = torch.Generator().manual_seed(EVALUATION.derive(0, index, "patients"))
-            taken = torch.randperm(len(labels), generator=random)[: size * steps]
-            update = train_locally(
-                network(hidden, EVALUATION.derive(0, index, "weights")),
-                inputs[taken],
-                labels[taken],
-                replace(recipe, batch_size=size),
-                classes=2,
-                loss="bce",
-                seed=index,
-            )
-            model = network(hidden, EVALUATION.derive(0, index, "weights"))
-            yield update.observe(model), update.true_counts, None
-
-    return scenes
-
-
-def network(hidden: int, seed: int) -> nn.Module:
-    """One logit, of a logistic regression at zero or behind a hidden layer."""
-    width = patients()[0].shape[1]
-    if not hidden:
-        model = nn.Linear(width, 1)
-        nn.init.zeros_(model.weight)
-        nn.init.zeros_(model.bias)
-        return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
 def of_size(size: int, **fields: Any) -> dict[str, Any]:
@@ -161,6 +76,25 @@ def of_size(size: int, **fields: Any) -> dict[str, Any]:
 def findings(size: int, loss: dict[str, Any] = BCE, **fields: Any) -> dict[str, Any]:
     """Fields of a setting with 14 findings."""
     return of_size(size, loss=loss, **{"targets": FINDINGS} | fields)
+
+
+def twice(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of a network that ends in a softmax."""
+    return functional.cross_entropy(logits.softmax(dim=1), classes)
+
+
+def generalized(logits: Tensor, classes: Tensor) -> Tensor:
+    """Generalized cross-entropy (Zhang and Sabuncu, NeurIPS 2018) with their exponent."""
+    own = logits.softmax(dim=1).gather(1, classes[:, None])
+    return ((1.0 - own**0.7) / 0.7).mean()
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropies as a user writes them."""
+    return (
+        -(targets * functional.logsigmoid(logits)).mean()
+        - ((1.0 - targets) * functional.logsigmoid(-logits)).mean()
+    )
 
 
 STEP = LocalTraining("sgd", learning_rate=0.1)
@@ -186,6 +120,10 @@ SETTINGS = (
         for also, fields in (
             ("", findings(size, training=STEPS)),
             (", auxiliary data", findings(size, training=STEPS, **AUXILIARY)),
+            (
+                ", ten times the auxiliary data",
+                findings(size, training=STEPS, auxiliary_per_class=200),
+            ),
         )
     ),
     Setting(
@@ -195,14 +133,23 @@ SETTINGS = (
         **LATER,
         seconds=SEARCH,
     ),
+    Setting(
+        "bars",
+        "14 findings, 400 steps, K = 8, certificates",
+        images(**findings(8, training=STEPS)),
+        batches=2000,
+        trained=True,
+        seconds=SEARCH,
+    ),
     Setting("bars", "one logit from zero, patients, K = 48", hospital(48, STEP, hidden=0)),
     *(
         Setting(
             "bars",
-            f"one logit, untrained, digits, K = {size}",
-            images(**of_size(size, loss=BCE, targets={"positive": [1, 7]})),
+            f"one logit, untrained, digits, K = {size}{also}",
+            images(**of_size(size, loss=BCE, targets={"positive": [1, 7]}, **fields)),
         )
         for size in (64, 256)
+        for also, fields in (("", {}), (", auxiliary data", AUXILIARY))
     ),
     *(
         Setting("bars", f"one logit, untrained, patients, K = {size}", hospital(size, STEP))
@@ -220,6 +167,18 @@ SETTINGS = (
         images(**of_size(32, loss={"kind": "cross_entropy", "temperature": 3})),
     ),
     Setting("bars", "plain cross-entropy, untrained, K = 32", images(**of_size(32))),
+    *(
+        Setting("bars", f"own function: {what}, untrained, K = 32", images(own=own, **fields))
+        for what, own, fields in (
+            ("softmax twice", labelleak.Loss.custom(twice), of_size(32)),
+            ("generalized cross-entropy", labelleak.Loss.custom(generalized), of_size(32)),
+            (
+                "14 findings",
+                labelleak.Loss.custom(cross_entropies, targets="label_sets"),
+                findings(32),
+            ),
+        )
+    ),
     Setting("tasks", "breast cancer, one logit, one step of 48", hospital(48, STEP)),
     Setting(
         "tasks",
@@ -284,27 +243,44 @@ SETTINGS = (
 )
 
 
-def measured(setting: Setting, number: int, data_dir: str | None) -> Row:
-    """The figures of a row."""
-    start, rows, errors = time.process_time(), [], Counter[str]()
-    for seen, true, shares in setting.scenes(number, data_dir):
+def outcomes(setting: Setting, number: int, data_dir: str | None, kept: Path | None) -> list[Row]:
+    """Those of so many updates; those that a file keeps are not made again."""
+    found: list[Row] = []
+    if kept is not None and kept.is_file():
+        lines = map(json.loads, kept.read_text(encoding="utf-8").splitlines())
+        found = [line for line in lines if line["title"] == setting.title]
+    start = time.process_time()
+    for seen, true, shares in setting.scenes(range(len(found), number), data_dir):
+        row: Row = {"title": setting.title}
         try:
-            found = labelleak.restore(seen, setting.attack, time_limit=setting.seconds)
+            restored = labelleak.restore(seen, setting.attack, time_limit=setting.seconds)
+            row |= outcome(restored, true, seen.num_instances or 0, shares)
         except LabelLeakError as error:
-            errors[str(error)] += 1
-            continue
-        rows.append(outcome(found, true, seen.num_instances or 0, shares))
+            row["refused"] = str(error)
+        now = time.process_time()
+        row["seconds"], start = now - start, now
+        found.append(row)
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(row)}\n")
+    return found
+
+
+def measured(setting: Setting, made: list[Row]) -> Row:
+    """The figures of a row, from the outcomes of its updates."""
+    errors = Counter(row["refused"] for row in made if "refused" in row)
+    rows = [row for row in made if "refused" not in row]
     return {
         "group": setting.group,
         "title": setting.title,
         "trained": setting.trained,
-        "batches": number,
+        "batches": len(made),
         "time_limit": setting.seconds,
         "refused": dict(errors),
         **{name: mean([row[name] for row in rows]) for name in MEANS},
         **{name: sum(row[name] for row in rows) for name in ("silent", "false")},
         "spoke": dict(Counter(row["spoke"] for row in rows).most_common()),
-        "seconds": round((time.process_time() - start) / number, 3),
+        "seconds": round(statistics.fmean(row["seconds"] for row in made), 3),
     }
 
 
@@ -348,6 +324,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose titles hold this")
     parser.add_argument("--batches", type=int, help="instead of a row's own number")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--kept", type=Path, help="file of single outcomes; a run goes on from it")
     given = parser.parse_args()
     torch.set_num_threads(1)
     before, kept = load(), {}
@@ -356,7 +333,8 @@ def main() -> None:
     for setting in SETTINGS:
         if given.only not in setting.title or setting.title in kept:
             continue
-        row = measured(setting, given.batches or setting.batches, given.data_dir)
+        number = given.batches or setting.batches
+        row = measured(setting, outcomes(setting, number, given.data_dir, given.kept))
         kept[setting.title] = row
         print(
             f"{setting.title}: {json.dumps({k: row[k] for k in row if k != 'title'})}", flush=True

@@ -1,47 +1,11 @@
 """The share of pixels that a segmentation network's update gives away, on images of lesions."""
 
-import math
-
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
 
 import labelleak
 from labelleak import Flag, Loss, MissingKnowledge
-from synthetic import rng
-
-SIDE, SAMPLES = 48, 6
-
-
-def lesions(share, seed):
-    """Grainy images with one brighter disk each, and where it is."""
-    generator = rng(seed)
-    grain = torch.randn(SAMPLES, 1, SIDE, SIDE, generator=generator)
-    images = 0.9 * functional.avg_pool2d(grain, 5, 1, 2) + 0.5
-    down, across = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    masks = torch.zeros_like(images)
-    for mask in masks:
-        radius = (
-            SIDE
-            * math.sqrt(share / math.pi)
-            * (0.8 + 0.4 * float(torch.rand(1, generator=generator)))
-        )
-        middle = radius + (SIDE - 2 * radius) * torch.rand(2, generator=generator)
-        mask[0] = ((down - middle[0]) ** 2 + (across - middle[1]) ** 2 < radius**2).float()
-    return images + 0.4 * masks, masks
-
-
-def network(seed, outputs=1):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 24, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(24, outputs, 1),
-        ).eval()
+from lesions import SAMPLES, SIDE, lesions, segmenter, tissues
 
 
 def observed(model, images, targets, loss):
@@ -58,7 +22,7 @@ def observed(model, images, targets, loss):
 def test_the_share_of_lesions_is_told_within_five_percent(share):
     for seed in range(4):
         images, masks = lesions(share, 100 + seed)
-        seen = observed(network(seed), images, masks, Loss("bce", pixels=SIDE**2))
+        seen = observed(segmenter(seed), images, masks, Loss("bce", pixels=SIDE**2))
         found = labelleak.restore(seen)
         assert abs(float(found.proportions[1] / masks.mean()) - 1.0) < 0.05
         assert int(found.counts.sum()) == SAMPLES * SIDE**2
@@ -69,11 +33,11 @@ def test_the_share_of_lesions_is_told_within_five_percent(share):
 
 def test_shares_of_tissues_beside_void_pixels():
     images, masks = lesions(0.15, 7)
-    tissues = (masks[:, 0] * (1 + (images[:, 0] > 1.0))).long()
-    tissues[:, :4] = 255
+    targets = tissues(images, masks)
+    targets[:, :4] = 255
     loss = Loss(ignore_index=255, pixels=SIDE**2)
-    found = labelleak.restore(observed(network(1, 3), images, tissues, loss))
-    kept = tissues[tissues != 255]
+    found = labelleak.restore(observed(segmenter(1, 3), images, targets, loss))
+    kept = targets[targets != 255]
     expected = torch.bincount(kept, minlength=3).double() / len(kept)
     torch.testing.assert_close(found.proportions, expected, atol=0.02, rtol=0)
     assert found.counts is None
@@ -84,7 +48,7 @@ def test_several_findings_on_every_pixel():
     images, masks = lesions(0.1, 8)
     findings = torch.cat([masks, 1.0 - masks, masks * (images > 0.9)], dim=1)
     found = labelleak.restore(
-        observed(network(2, 3), images, findings, Loss("bce", pixels=SIDE**2))
+        observed(segmenter(2, 3), images, findings, Loss("bce", pixels=SIDE**2))
     )
     expected = findings.mean(dim=(0, 2, 3)).double()
     torch.testing.assert_close(found.proportions, expected, atol=0.02, rtol=0)
@@ -93,7 +57,7 @@ def test_several_findings_on_every_pixel():
 
 def test_attacks_on_single_samples_are_refused_by_name():
     images, masks = lesions(0.1, 8)
-    seen = observed(network(2), images, masks, Loss("bce", pixels=SIDE**2))
+    seen = observed(segmenter(2), images, masks, Loss("bce", pixels=SIDE**2))
     for name, attack in labelleak.list_attacks().items():
         if not attack.pixels and "cross_entropy" in attack.losses:
             with pytest.raises(

@@ -9,6 +9,7 @@ from labelleak.attacks import (  # noqa: F401
     published,
     virtual,
 )
+from labelleak.attacks.dice import dice_share
 from labelleak.attacks.dispatch import restore
 from labelleak.attacks.ordinal_levels import LevelCounts, level_counts
 from labelleak.attacks.registry import (
@@ -28,6 +29,7 @@ __all__ = [
     "LevelCounts",
     "Need",
     "combine",
+    "dice_share",
     "find_attack",
     "level_counts",
     "list_attacks",

@@ -7,8 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.checks import whole_number
-from labelleak.errors import InvalidObservation, MissingKnowledge
+from labelleak.errors import InvalidObservation
 from labelleak.projection import project_to_counts
+
+# Variance of embeddings over the square of their mean, as of those after a ReLU.
+_RATIO = 5.0
 
 
 class LevelCounts(NamedTuple):
@@ -36,8 +39,10 @@ def level_counts(
     for all of them, and the loss is the mean over samples of the thresholds' binary
     cross-entropies. So ``K db_j = sum_k sigma(z_kj) - (number of samples above level j)``. The mean
     embedding is ``dw / sum_j db_j`` if mistakes do not depend on the embeddings, as before
-    training. Counts of the levels are the differences of those above. A head with a row for every
-    threshold is read as label sets by ``loss="bce"``, with intervals.
+    training. Mistakes nearly cancel, and then a single row tells little of it: the estimate is
+    shrunk toward zero (James and Stein 1961) by what embeddings after a ReLU scatter. Counts of the
+    levels are the differences of those above. A head with a row for every threshold is read as
+    label sets by ``loss="bce"``, with intervals.
 
     Args:
         weight: Of the layer, w, shape (1, features).
@@ -51,7 +56,6 @@ def level_counts(
 
     Raises:
         InvalidObservation: Shapes do not belong together, or a number is not finite.
-        MissingKnowledge: The bias gradient sums to zero, so that there is no mean embedding.
 
     Examples:
         >>> import torch
@@ -70,13 +74,20 @@ def level_counts(
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (w, b, dw, db)):
         raise InvalidObservation("the layer or its gradient has NaN or infinite entries")
-    logits = b
-    if bool(w.any()):
-        if not float(db.sum()):
-            raise MissingKnowledge(
-                "the bias gradient sums to zero: it shows no mean embedding to predict from"
-            )
-        logits = b + w[0] @ (dw[0] / db.sum())
-    above = size * (torch.sigmoid(logits) - db)
+    total, noise = float(db.sum()), _RATIO * _mistakes(b, db) / size
+    shift = float(w[0] @ dw[0]) * total / max(total**2 + noise, 1e-300)
+    above = size * (torch.sigmoid(b + shift) - db)
     ends = torch.cat([above.new_tensor([float(size)]), above, above.new_zeros(1)])
     return LevelCounts(above, project_to_counts(ends[:-1] - ends[1:], size))
+
+
+def _mistakes(
+    biases: Float[Tensor, " thresholds"], gradient: Float[Tensor, " thresholds"]
+) -> float:
+    """Mean square of a sample's residuals' sum, if no embedding matters: its distance in levels."""
+    predicted = torch.sigmoid(biases)
+    above = (predicted - gradient).clamp(0.0, 1.0)
+    # A sample at level l is above l thresholds: its squares follow from the shares above each.
+    levels = torch.arange(1.0, 2.0 * len(above), 2.0).to(above)
+    middle = predicted.sum()
+    return max(float(levels @ above - 2.0 * middle * above.sum() + middle**2), 0.0)

@@ -34,6 +34,7 @@ def estimates(apart, error):
         doubt=0.0,
         signal=1.0,
         has_learned=False,
+        expected=1.0,
     )
     return seen, pooled
 

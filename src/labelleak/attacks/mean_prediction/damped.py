@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from scipy.special import chdtri
 from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.cost import check_pooling
 from labelleak.attacks.diagnosis import proven_classes
 from labelleak.attacks.evidence import bias_gradient, instances
+from labelleak.attacks.mean_prediction.mean_logits import mean_logits
 from labelleak.attacks.mean_prediction.pooled import pooled_prediction
 from labelleak.attacks.mean_prediction.raw_counts import raw_counts
 from labelleak.attacks.registry import Gives, Need, register
@@ -23,6 +25,8 @@ from labelleak.restoration import Restoration
 # by more than those of a random batch, it has less.
 _MOST, _HALF = 0.5, 4
 _EXCESS = 1.0
+# Logits of two classes are no longer than those of all but this share of heads as initialized.
+_UNLEARNED = 1e-3
 # Samples may pull so much more than each of them can: rounding, or noise.
 _MARGIN = 1.05
 # Sizes of entries that differ by less are one size.
@@ -43,7 +47,9 @@ def damped(observation: Observation, *, time_limit: float | None = None) -> Rest
 
     ``n = K (p - db)`` needs the mean prediction p. The mean embedding that the rows of the gradient
     show is then one of mistakes, and its p is too sure of what is wrong. An even p, which is what
-    LLBG comes to, leaves out that networks favor some classes. In between is better than both.
+    LLBG comes to, leaves out that networks favor some classes. In between is better than both. Two
+    classes leave no rows to compare, and a head may pass for one that has learned by chance: theirs
+    is the pooled one, but no surer than that of a head as it is initialized.
 
     A class that the bias gradient proves has at least one sample. A gradient that is larger than
     so many samples can make it is brought to the size that a batch drawn at random would have.
@@ -70,16 +76,33 @@ def damped(observation: Observation, *, time_limit: float | None = None) -> Rest
     if pull(observation) > _MARGIN:
         observation = scaled(observation, 1.0 / moment(observation))
     pooled = pooled_prediction(observation)
-    share = _MOST * (classes - 2) / (classes - 2 + _HALF)
-    even = torch.full_like(pooled.probabilities, 1.0 / classes)
-    # In units of the variance of counts drawn at random.
-    excess = total * float((pooled.probabilities - even).square().sum())
-    prediction = torch.lerp(even, pooled.probabilities, share / (1.0 + _EXCESS * excess))
+    if classes == 2:
+        prediction = _limited(observation, pooled.probabilities)
+    else:
+        share = _MOST * (classes - 2) / (classes - 2 + _HALF)
+        even = torch.full_like(pooled.probabilities, 1.0 / classes)
+        # In units of the variance of counts drawn at random.
+        excess = total * float((pooled.probabilities - even).square().sum())
+        prediction = torch.lerp(even, pooled.probabilities, share / (1.0 + _EXCESS * excess))
     gradient = pooled.bias_gradient[:, None]
     raw = raw_counts(observation, prediction[:, None], gradient, total, size)[:, 0]
     proven = proven_classes(observation, observation.scale)
     found = conclude(observation, torch.where(proven, raw.clamp_min(1.0), raw), total)
     return replace(found, raw=raw)
+
+
+def _limited(
+    observation: Observation, probabilities: Float[Tensor, " classes"]
+) -> Float[Tensor, " classes"]:
+    """The mean prediction of two classes with its logits brought to where chance explains them."""
+    bias = observation.head.bias
+    offset = torch.zeros_like(probabilities) if bias is None else bias.double()
+    found = mean_logits(observation)
+    away = probabilities.clamp_min(1e-12).log() - offset
+    away = away - away.mean()
+    most = math.sqrt(float(chdtri(1, _UNLEARNED))) * found.expected
+    factor = min(1.0, most / max(float(away.norm()), 1e-300))
+    return torch.softmax(offset + factor * away, dim=0)
 
 
 def moment(observation: Observation) -> float:

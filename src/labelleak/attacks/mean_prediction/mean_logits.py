@@ -1,5 +1,6 @@
 """Logits of the batch's mean embedding, with replicates that show their error."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,8 @@ class MeanLogits(NamedTuple):
         signal: Share of the estimate's squared length that its own error does not explain, from 0
             to 1.
         has_learned: Whether embeddings lie along the head's rows: see `_has_learned`.
+        expected: Length of the logits, less the bias, that a head as it is initialized gives this
+            mean embedding.
     """
 
     logits: Float[Tensor, " classes"]
@@ -59,6 +62,7 @@ class MeanLogits(NamedTuple):
     doubt: float
     signal: float
     has_learned: bool
+    expected: float
 
 
 def mean_logits(
@@ -109,6 +113,7 @@ def mean_logits(
         if observation.classes == 2:
             variance = before.error**2
     length = max(float(embeddings[:, 0].square().sum()), 1e-300)
+    squares = _squares(head.weight)
     offset = 0.0 if head.bias is None else head.bias.double()[:, None]
     return MeanLogits(
         (center + offset)[:, 0],
@@ -119,12 +124,19 @@ def mean_logits(
         embeddings[:, 0],
         scatter.doubt,
         max(0.0, 1.0 - variance / length),
-        _has_learned(head.weight, center, deviations, embeddings),
+        _has_learned(squares, center, deviations, embeddings),
+        math.sqrt(squares / head.features * length),
     )
 
 
+def _squares(weight: Float[Tensor, "classes features"]) -> float:
+    """Sum of squares of a head's weight, less what all classes have in common."""
+    squares = sum(float(rows.double().square().sum()) for rows in row_blocks(weight))
+    return squares - float(class_sums(weight).square().sum()) / len(weight)
+
+
 def _has_learned(
-    weight: Float[Tensor, "classes features"],
+    squares: float,
     center: Float[Tensor, "classes 1"],
     deviations: Float[Tensor, "classes replicates"],
     embeddings: Float[Tensor, "features estimates"],
@@ -137,17 +149,15 @@ def _has_learned(
     times larger. Two classes leave no residuals, but for them the mean embedding shows it, if less
     clearly.
     """
-    classes, features = weight.shape
+    classes = len(center)
     logits, vectors = (
         (deviations, embeddings[:, 1:]) if classes > 2 else (center, embeddings[:, :1])
     )
-    squares = sum(float(rows.double().square().sum()) for rows in row_blocks(weight))
-    squares -= float(class_sums(weight).square().sum()) / classes
     products = vectors.T @ vectors
     length = float(products.trace())
     if not length:
         return False
-    expected = length * squares / features
+    expected = length * squares / len(embeddings)
     # Every independent direction among the vectors gives classes - 1 logits to compare.
     directions = length**2 / float(products.square().sum())
     freedom = (classes - 1) * directions

@@ -179,10 +179,10 @@ def metric(name: str) -> Metric:
 
     Args:
         name: ``ATTACK.leacc``, ``.lnacc``, ``.irec``, ``.accuracy`` or ``.exact`` of any attack or
-            baseline; of an attack ``.above_guess``, ``.certified``, ``.coverage``, ``.macro_error``,
-            ``.shares_linf``, ``.shares_cosine``, ``.shares_js`` and ``.seconds``, too;
-            ``ilrg.instances_C`` of the published class C of table 5, or a
-            measure such as ``a1_mse``.
+            baseline; of an attack ``.above_guess``, ``.certified``, ``.coverage``,
+            ``.macro_error``, ``.shares_linf``, ``.shares_cosine``, ``.shares_js`` and ``.seconds``,
+            too; ``ilrg.instances_C`` of the published class C of table 5; or a measure such as
+            ``a1_mse``.
 
     Returns:
         The metric.

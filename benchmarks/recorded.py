@@ -47,9 +47,9 @@ SOURCES = {
     "cifar100": Source("tiny-imagenet-100"),
     "imagenet": Source("imagenet", "test", replacement=True),
 }
-# A training of 40 minutes, inversions of 20 minutes, and the largest forward passes.
+# A training of half an hour, inversions of 20 minutes, and the largest forward passes.
 SLOW = (
-    "12 epochs on all images",
+    "epochs on 25,000 images",
     "ResNet-18 on CIFAR-100, untrained, K = 16, labels",
     "ResNet-152 on ImageNet",
     "ResNet-101 on ImageNet",

@@ -175,8 +175,8 @@ def levels(index: int, *, zero: bool) -> Outcome:
     logits = body(index, None)(inputs) @ weight.T + biases
     above = (level[:, None] > torch.arange(LEVELS - 1)).float()
     each = functional.binary_cross_entropy_with_logits(logits, above, reduction="none")
-    sent = torch.autograd.grad(each.sum(dim=1).mean(), [weight, biases])
-    found = level_counts(weight, biases, *sent, SIZE).counts
+    of_weight, of_biases = torch.autograd.grad(each.sum(dim=1).mean(), [weight, biases])
+    found = level_counts(weight, biases, of_weight, of_biases, SIZE).counts
     true = torch.bincount(level, minlength=LEVELS)
     return Outcome(float((found - true).abs().double().mean()) / SIZE, torch.equal(found, true))
 

@@ -100,3 +100,19 @@ def test_a_row_that_never_falls_has_no_sample():
     found = restore(replace(seen, gradient=HeadGradient(weight, seen.gradient.bias)), "damped")
     assert int(found.counts[2]) == 0
     assert float(found.raw[2]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_two_classes_and_one_feature_are_no_signs():
+    """Their entries have one size each in any gradient, which tells more than signs."""
+    seen = untrained(2, 1, 24, spread=0.5).observe()
+    assert torch.equal(restore(seen, "damped").counts, restore(doubled(seen), "damped").counts)
+
+
+def doubled(seen):
+    """The same with its feature split in two halves of different weight."""
+    gradient, head = seen.gradient, seen.head
+    parts = torch.tensor([[0.6, 0.8]]).double()
+    weight, own = gradient.weight @ parts, head.weight @ parts
+    return replace(
+        seen, gradient=HeadGradient(weight, gradient.bias), head=replace(head, weight=own)
+    )

@@ -143,14 +143,19 @@ def counts_of_signs(observation: Observation) -> Float[Tensor, " classes"]:
     quantiles = torch.special.ndtri((negative + 0.5) / (alive + 1.0))
     quantiles = quantiles - quantiles.mean()
     if not bool((negative > 0).all()):
-        return total / classes * (1.0 - quantiles / quantiles.min().clamp_max(-1e-12))
-    scatter = math.sqrt(total * (1.0 - 1.0 / classes)) / quantiles.norm().clamp_min(1e-12)
-    return total / classes + scatter * quantiles
+        factor = -total / classes / quantiles.min().clamp_max(-1e-12)
+    else:
+        factor = math.sqrt(total * (1.0 - 1.0 / classes)) / quantiles.norm().clamp_min(1e-12)
+    counts: Tensor = total / classes + factor * quantiles
+    return counts
 
 
 def _shows_signs_only(observation: Observation) -> bool:
     """Whether all entries of bias and weight gradient have one size each, or are zero."""
     gradient = observation.gradient
+    if gradient.weight.shape[1] == 1:
+        # Of two classes and one feature they always have.
+        return False
     assert gradient.bias is not None, "the attack needs it"
     sizes = (tensor.abs() for tensor in (gradient.bias, gradient.weight))
     seen = [(float(size.max()), float(size[size > 0].min())) for size in sizes if size.any()]

@@ -54,7 +54,8 @@ def test_a_client_is_predicted_from_all_others():
         torch.testing.assert_close(variances[own], left.diagonal(), rtol=1e-6, atol=1e-8)
 
 
-def test_of_very_many_classes_some_are_used():
-    rows, targets, shares = clients(40, 500, 0.1, 5)
+def test_of_very_many_classes_some_are_used(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_ROWS", 240)
+    rows, targets, shares = clients(40, 90, 0.1, 5)
     found = module.regress_rows(rows, targets, shares, rows[0])
-    assert found.values.shape == (500,)
+    assert found.values.shape == (90,)

@@ -256,6 +256,7 @@ LATE = (Flag.TIME_LIMIT,)
         (estimated([2.0] * 4, LATE), CELLS, False, Verdict.INCONCLUSIVE),
         (estimated([1.5] * 4, LATE), CELLS, True, Verdict.INCONCLUSIVE),
         (estimated([0.1] * 4, LATE), Rule("accuracy", 1.0), True, Verdict.INCONCLUSIVE),
+        (estimated([0.1] * 4, LATE), Rule("exact"), False, Verdict.INCONCLUSIVE),
     ],
 )
 def test_a_time_limit_doubts_what_was_missed_and_not_what_was_found(found, rule, labels, verdict):

@@ -1,7 +1,9 @@
 """Audits with samples of the server's own, of one kept update and of a folder of them."""
 
+import importlib
 import json
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -141,6 +143,27 @@ def test_a_command_goes_on_where_it_stopped(folder, counted):
     assert len(counted) == 7
     audit("--attack", "ilrg", "--head", "3", "--output", "records")
     assert len(counted) == 10
+
+
+def test_a_loss_of_a_module_that_was_changed_is_another_question(folder, counted, monkeypatch):
+    """As the next command would find it, in a process of its own."""
+    source = (
+        "import torch, labelleak\n\n"
+        "def loss():\n"
+        "    return labelleak.Loss.custom(torch.nn.functional.cross_entropy)\n"
+    )
+    module = folder / "changed_loss.py"
+    module.write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    options = ("--attack", "pooled", "--loss", "changed_loss:loss", "--output", "records")
+    audit(*options)
+    audit(*options)
+    assert len(counted) == 3
+    module.write_text(source.replace("cross_entropy", "multi_margin_loss"), encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "changed_loss")
+    importlib.invalidate_caches()
+    audit(*options)
+    assert len(counted) == 6
 
 
 def test_one_damaged_update_does_not_keep_the_others_from_a_verdict(folder):

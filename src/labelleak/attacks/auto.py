@@ -45,6 +45,8 @@ def automatic(
     diagnosis: Diagnosis,
     time_limit: float = TIME_LIMIT,
     now: Callable[[], float] = time.monotonic,
+    *,
+    simulates: bool = True,
 ) -> Restoration:
     """Run what the observation allows and take what can be trusted most.
 
@@ -61,6 +63,7 @@ def automatic(
         diagnosis: What its gradient shows by itself.
         time_limit: Seconds, positive.
         now: Reads the clock, in seconds.
+        simulates: Whether the observation's model is one that a client could train by its recipe.
 
     Returns:
         What the attack that spoke restored.
@@ -71,7 +74,7 @@ def automatic(
         # No pixel is found by itself, and shares are far from even: the rest assumes them to be.
         found = run_attack(observation, "pooled")
         return doubted(observation, found, is_treated=diagnosis.is_treated)
-    if observation.local_steps > 1 and time_limit >= SIMULATING:
+    if simulates and observation.local_steps > 1 and time_limit >= SIMULATING:
         simulated = _attempt_simulation(observation, _SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             return doubted(observation, simulated, is_treated=diagnosis.is_treated)

@@ -70,6 +70,12 @@ def restore(
             "under a mean squared error there are no labels to count: mean_targets(observation) "
             "gives the batch's mean target"
         )
+    plain = observation.loss.temperature == 1.0
+    if not plain and attack != "auto" and find_attack(attack).models_optimizer:
+        raise MissingKnowledge(
+            f"attack {attack!r} trains the client's model, and knows no temperature of its loss: "
+            "use another one"
+        )
     observation = at_unit_temperature(observation)
     diagnosis = diagnose(observation)
     total, certain = observation.num_instances, int(diagnosis.certain.sum())
@@ -81,7 +87,7 @@ def restore(
     if attack == "auto":
         if hyper_parameters:
             raise ValueError("attack 'auto' takes no hyper-parameters: name the attack to set them")
-        found = automatic(observation, diagnosis, time_limit or TIME_LIMIT)
+        found = automatic(observation, diagnosis, time_limit or TIME_LIMIT, simulates=plain)
     else:
         if time_limit is not None and _heeds_time(attack):
             hyper_parameters = {**hyper_parameters, "time_limit": time_limit}

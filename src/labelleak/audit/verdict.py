@@ -172,7 +172,9 @@ def _proof_is_over(found: Restoration, rule: Rule) -> bool:
 
 
 def _without_labels(found: Restoration, rule: Rule, expected: dict[str, Any] | None) -> Judgment:
-    restored, doubts = _restored(found), _doubts_of_finding(found)
+    restored = _restored(found)
+    # Under a limit, what was missed counts.
+    doubts = (_doubts if rule.has_limit else _doubts_of_finding)(found)
     if found.certified and rule.has_limit and _proof_is_over(found, rule):
         return Verdict.OVER_THRESHOLD, f"{restored}; the limit is {rule.limit}"
     if rule.measure == "small-cells":

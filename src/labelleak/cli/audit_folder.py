@@ -41,8 +41,8 @@ def audit_folder(
         update: The folder, as `update.update`.
         labels: A folder with ``NAME.txt`` for ``NAME.safetensors``, or None.
         output: A folder for the records, ``NAME.safetensors.json``, made if it is not there. An
-            update whose record is there already, of the same files and options, is not audited
-            again. None: nothing is written.
+            update whose record is there already, of the same files, options and code, is not
+            audited again. None: nothing is written.
         output_format: ``"json"`` for a record a line, or ``"table"`` for a verdict a line.
 
     Returns:
@@ -140,6 +140,7 @@ def _record_of(
     more = {
         "asked": repr((request, replace(update, update=Path()), labels, __version__)),
         "sha256": {str(path): _digest(path) for path in read},
+        "code": request.code(),
     }
     if place is not None and (known := _known(place, more)) is not None:
         return known, False
@@ -153,7 +154,7 @@ def _digest(path: Path) -> str:
 
 
 def _known(place: Path, more: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an earlier command, if it is of the same files, options and version."""
+    """The record of an earlier command, if it is of the same files, options, code and version."""
     from labelleak.audit.record import read_record
 
     # What an index names may have changed.

@@ -48,6 +48,20 @@ class AuditRequest:
         others = (labels, self.rule.prior, self.client.data, self.auxiliary)
         return update.inputs(self.loss, *others)
 
+    def code(self) -> list[str]:
+        """Hashes of other people's code that an audit runs: attack, loss and network."""
+        from labelleak.attacks import find_attack
+        from labelleak.plugins import find_plugin, plugin_names
+
+        plugins, loss = [], self.loss.loss or ""
+        if self.attack != "auto":
+            plugins.append(find_attack(self.attack).plugin)
+        if ":" in loss or loss in plugin_names("losses"):
+            plugins.append(find_plugin("losses", loss))
+        if self.client.model is not None:
+            plugins.append(find_plugin("networks", self.client.model))
+        return [plugin.code for plugin in plugins if plugin is not None]
+
     def source(self, update: UpdateOptions) -> dict[str, Any]:
         """What was told, for the record."""
         source = {**told(update), "kind": update.holds(self.training)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from labelleak import Flag, LocalTraining, restore, score
+from labelleak import Flag, LocalTraining, Loss, restore, score
 from labelleak.attacks.virtual import MadeUpClients
 from labelleak.errors import MissingKnowledge
 from labelleak.federated import train_locally
@@ -132,6 +132,15 @@ def test_auto_simulates_where_there_is_a_minute():
     _, seen = client(LocalTraining(learning_rate=0.1, batch_size=20))
     assert restore(seen, time_limit=60.0).attack == "synthetic"
     assert restore(seen, time_limit=59.0).attack != "synthetic"
+
+
+def test_a_temperature_is_not_trained_with():
+    """The head alone would be trained at a rate of its own."""
+    _, seen = client(LocalTraining(learning_rate=0.1, batch_size=20))
+    seen = replace(seen, loss=Loss(temperature=3.0))
+    with pytest.raises(MissingKnowledge, match="knows no temperature"):
+        restore(seen, "synthetic")
+    assert restore(seen, time_limit=60.0).attack != "synthetic"
 
 
 def test_inputs_whose_shape_nobody_knows():

@@ -35,7 +35,8 @@ from labelleak.attacks.exact.search import Evidence, SampleSearch
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 
-# Rounds in a row that may find nothing: where all were found, the first round found some.
+# Rounds in a row that may find nothing: where all were found, the first round found some. Without a
+# direction that could be a sample, a single round ends it.
 _PATIENCE_AT_FIRST, _PATIENCE = 2, 12
 # Behind a smooth activation: starts of descents at a time, their steps, and times in a row that may
 # find nothing: at first, where the activation may be another one, and once any is found.

@@ -124,9 +124,8 @@ def counts_of_signs(observation: Observation) -> Float[Tensor, " classes"]:
     """Real-valued counts from the signs of the weight gradient.
 
     An entry of row c is about normal over the features, of a mean that falls with the samples of c.
-    Features that lower the logits, as those of tanh may, are turned by the signs of the bias. A row
-    without a falling entry has no sample, which tells the scale of the others. Without such a row
-    the counts scatter as those of a batch drawn at random.
+    Features that lower the logits, as those of tanh may, are turned by the signs of the bias. Signs
+    do not tell the scale: the counts scatter as those of a batch drawn at random.
 
     Args:
         observation: With a gradient of signs.
@@ -142,11 +141,8 @@ def counts_of_signs(observation: Observation) -> Float[Tensor, " classes"]:
     negative = (alive - signs @ turned) / 2
     quantiles = torch.special.ndtri((negative + 0.5) / (alive + 1.0))
     quantiles = quantiles - quantiles.mean()
-    if not bool((negative > 0).all()):
-        factor = -total / classes / quantiles.min().clamp_max(-1e-12)
-    else:
-        factor = math.sqrt(total * (1.0 - 1.0 / classes)) / quantiles.norm().clamp_min(1e-12)
-    counts: Tensor = total / classes + factor * quantiles
+    scatter = math.sqrt(total * (1.0 - 1.0 / classes)) / quantiles.norm().clamp_min(1e-12)
+    counts: Tensor = total / classes + scatter * quantiles
     return counts
 
 

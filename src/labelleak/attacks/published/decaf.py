@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.cost import check_room
 from labelleak.attacks.evidence import instances
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.published.rlu import least_squares_on_simplex
@@ -63,8 +64,8 @@ def decaf(observation: Observation, *, seed: int = 0) -> Restoration:
         Real-valued and integer counts.
 
     Raises:
-        MissingKnowledge: A class has no auxiliary sample, the model is not the one before training,
-            the final layer was not trained, or its head is one logit.
+        MissingKnowledge: There are too many classes, a class has no auxiliary sample, the model is
+            not the one before training, the final layer was not trained, or its head is one logit.
         InvalidObservation: The model cannot be trained on the samples.
     """
     if observation.is_one_logit:
@@ -72,6 +73,7 @@ def decaf(observation: Observation, *, seed: int = 0) -> Restoration:
             "attack 'decaf' needs a head of two logits or more: one logit is read as two classes, "
             "which train otherwise"
         )
+    check_room(observation, "decaf")
     total, auxiliary = instances(observation), auxiliary_of(observation)
     recipe = recipe_of(observation, one_class_samples(auxiliary), None)
     layer = [name for name in recipe.names if name.rpartition(".")[0] == observation.head.name]

@@ -102,7 +102,7 @@ def outside(read: Read) -> list[str]:
 
 
 def one_network(read: Read) -> list[str]:
-    """Published figures of one network beside those of many that were trained alike."""
+    """Published figures of one network beside those of many, trained alike, on the same batches."""
     record = read(NETWORKS)
     counts: dict[str, list[int]] = {}
     for row in record["rows"]:
@@ -112,7 +112,7 @@ def one_network(read: Read) -> list[str]:
         for title, (inside, outside) in counts.items()
     ]
     number = record["networks"]
-    headings = ["figure", "stages", f"inside the 95 % interval of {number} networks", "outside"]
+    headings = ["figure", "stages", f"inside the 95 % interval of {number} networks on the same batches", "outside"]
     return table(headings, lines)
 
 

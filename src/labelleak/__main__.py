@@ -3,7 +3,8 @@
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # `labelleak` does not import from the current folder either: it may hold a stranger's files.
+    # Modules that a grid or an option names are not looked for in the current folder, as by
+    # `labelleak`. What was imported until here was: `python -P -m labelleak` leaves that out, too.
     del sys.path[0]
 
 from labelleak.cli.entry import main

@@ -28,6 +28,18 @@ def test_one_prediction_for_all_pixels_gives_the_share_exactly(share, offset):
     )
 
 
+@pytest.mark.parametrize("offset", [-2.0, 0.3, 2.0])
+def test_all_pixels_are_read_from_single_precision(offset):
+    """Rounding takes such a gradient to either side of the largest that there is."""
+    images, masks = lesions(0.1, 1)
+    model = segmenter(0)
+    torch.nn.init.zeros_(model[-1].weight)
+    torch.nn.init.constant_(model[-1].bias, offset)
+    found = dice_share(*step(model, images, torch.ones_like(masks)))
+    assert found == pytest.approx(1.0, rel=1e-4)
+    assert found <= 1.0
+
+
 @pytest.mark.parametrize(("share", "off"), [(0.05, 0.3), (0.2, 0.15)])
 def test_the_share_of_an_untrained_network_is_nearly_right(share, off):
     for seed in range(6):

@@ -16,6 +16,7 @@ from labelleak import LocalTraining
 from labelleak.attacks import restore
 from labelleak.federated import train_locally
 from labelleak.observation import Auxiliary
+from own_plugins import written
 from synthetic import rng
 
 CLASSES, INPUTS, SAMPLES = 4, 6, 40
@@ -113,6 +114,27 @@ def test_virtual_clients_serve_every_update_of_a_folder(folder):
     ]
     over = any(one["verdict"] == "over threshold" for one in records)
     assert done.status == (1 if over else 3)
+
+
+COUNTED_LOSS = """
+from torch.nn import functional
+from labelleak import Loss
+
+made = []
+
+def cross_entropy():
+    made.append(Loss.custom(lambda logits, labels: functional.cross_entropy(logits, labels)))
+    return made[-1]
+"""
+
+
+def test_a_loss_of_a_module_is_made_once_for_all_updates(tmp_path):
+    with written(tmp_path, "counted_loss_of_a_test", COUNTED_LOSS) as module:
+        done = audit("--attack", "pooled", "--loss", f"{module}:cross_entropy")
+        assert done.err == ""
+        assert len(sys.modules[module].made) == 1
+    assert "not audited" not in done.out
+    assert len(done.out.splitlines()) >= 3
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""No file of the current folder is imported, however the command line is started."""
+"""A module that a grid names is not looked for in the current folder, unless it is named."""
 
 import os
 import subprocess

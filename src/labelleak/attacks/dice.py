@@ -7,6 +7,9 @@ from torch import Tensor
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
 
+# A gradient in single precision may lie so much beyond the largest of this loss, relatively.
+_ROUNDING = 1e-5
+
 
 def dice_share(bias: Tensor, bias_gradient: Tensor) -> float:
     """The share of the pixels to be segmented, from one step under a Dice loss of the whole batch.
@@ -51,10 +54,10 @@ def dice_share(bias: Tensor, bias_gradient: Tensor) -> float:
     p = float(torch.sigmoid(b))
     squared = -float(db) / max(2.0 * p * (1.0 - p), 1e-300)
     # The largest share there is, 1, has the gradient of u = 1 / (1 + p).
-    if not 0.0 <= squared <= (1.0 / (1.0 + p)) ** 2:
+    if not 0.0 <= squared <= (1.0 + _ROUNDING) / (1.0 + p) ** 2:
         raise MissingKnowledge(
             "the bias gradient is none of a batch Dice loss whose pixels all have the prediction "
             "of the head's bias: another loss, or a network that has learned"
         )
     u = math.sqrt(squared)
-    return p * u / (1.0 - u)
+    return min(p * u / (1.0 - u), 1.0)

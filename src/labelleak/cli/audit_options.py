@@ -257,7 +257,7 @@ class UpdateOptions:
             self.before,
             self.update,
             kind=self.holds(training),
-            loss=loss.make(),
+            loss=loss.made,
             training=training.make(),
             instances=training.instances,
             head=self.head,

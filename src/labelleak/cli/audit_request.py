@@ -115,7 +115,7 @@ class AuditRequest:
 
         model = self._model(update.before)
         more: dict[str, Any] = {
-            "loss": self.loss.make(),
+            "loss": self.loss.made,
             "training": self.training.make(),
             "instances": self.training.instances,
             "auxiliary": self._samples,

@@ -1,6 +1,7 @@
 """The options that tell of a client's loss."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -131,8 +132,9 @@ class LossOptions:
         given = (self.class_weights, self.positive_weights, self.label_weights)
         return [path for path in given if path is not None]
 
-    def make(self) -> "Loss":
-        """The client's loss."""
+    @cached_property
+    def made(self) -> "Loss":
+        """The client's loss; made once, so that every update of a command has the same object."""
         from labelleak.loss import Loss
         from labelleak.loss_plugins import plugged_loss
         from labelleak.updates.class_weights import read_class_weights

@@ -112,8 +112,8 @@ def one_network(read: Read) -> list[str]:
         for title, (inside, outside) in counts.items()
     ]
     number = record["networks"]
-    headings = ["figure", "stages", f"inside the 95 % interval of {number} networks on the same batches", "outside"]
-    return table(headings, lines)
+    interval = f"inside the 95 % interval of {number} networks on the same batches"
+    return table(["figure", "stages", interval, "outside"], lines)
 
 
 def trainings(read: Read) -> list[str]:

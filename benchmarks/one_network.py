@@ -7,9 +7,8 @@ the choice of the batches alone. This trains networks of other seeds (initial we
 the samples) for every row of `labelleak reproduce` of which nothing is known to differ, attacks the
 same batches on each, and records the figure of every network. `low` to `high` is where the figure
 of one more network on the same batches is with a probability of 95 % (Student's t for a new draw);
-a published figure is of other batches, which this leaves out. An interrupted run
-goes on from its folder (`--runs`), which keeps records and trained networks; the output is
-written after every row.
+a published figure is of other batches, which this leaves out. An interrupted run goes on from its
+folder (`--runs`), which keeps records and trained networks; the output is written after every row.
 """
 
 import argparse

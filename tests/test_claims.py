@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
+import claims
+import measured_tables
+import origins
 
-import claims  # noqa: E402
-import measured_tables  # noqa: E402
-import origins  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

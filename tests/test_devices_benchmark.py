@@ -1,24 +1,10 @@
 """The benchmark of devices: what counts as the same, and that a path which differs is named."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+import devices
 import labelleak
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def devices():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("devices")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.mark.parametrize(
@@ -36,24 +22,24 @@ def devices():
         ("exact", "auto", False),
     ],
 )
-def test_what_is_the_same(devices, one, other, same):
+def test_what_is_the_same(one, other, same):
     assert devices.agree(one, other, 1e-5) is same
 
 
-def test_a_result_on_another_device_is_named(devices):
+def test_a_result_on_another_device_is_named():
     here, there = {"a": torch.ones(1), "b": 1}, {"a": torch.ones(1), "c": 1}
     found = devices.differences(here, there, "meta", 1e-6)
     assert found == ["a: is on cpu", "b: on one side only", "c: on one side only"]
 
 
-def test_a_path_that_fails_is_a_difference(devices):
+def test_a_path_that_fails_is_a_difference():
     def path(device):
         raise RuntimeError(f"no kernel on {device}\nmore")
 
     assert devices.compared(path, "cpu", 1e-6)["differs"] == ["cpu: RuntimeError: no kernel on cpu"]
 
 
-def test_every_attack_is_a_path_and_those_of_a_kind_agree_on_the_cpu(devices, monkeypatch, capsys):
+def test_every_attack_is_a_path_and_those_of_a_kind_agree_on_the_cpu(monkeypatch, capsys):
     names = devices.paths()
     assert {f"attack {name}" for name in labelleak.list_attacks()} <= set(names)
     only = ["attack ilrg", "capture focal", "training, adamw", "defense", "ceiling"]
@@ -65,7 +51,7 @@ def test_every_attack_is_a_path_and_those_of_a_kind_agree_on_the_cpu(devices, mo
 
 
 @pytest.mark.parametrize("device", ["meta", "mps"])
-def test_a_device_that_the_package_does_not_offer_is_refused(devices, monkeypatch, capsys, device):
+def test_a_device_that_the_package_does_not_offer_is_refused(monkeypatch, capsys, device):
     monkeypatch.setattr(sys, "argv", ["devices.py", "--device", device])
     with pytest.raises(SystemExit) as ended:
         devices.main()
@@ -74,7 +60,7 @@ def test_a_device_that_the_package_does_not_offer_is_refused(devices, monkeypatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_is_one_line(devices, monkeypatch):
+def test_no_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["devices.py", "--device", "cuda"])
     with pytest.raises(SystemExit, match="no CUDA GPU here"):
         devices.main()

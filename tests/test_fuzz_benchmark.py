@@ -1,27 +1,15 @@
 """The fuzzing benchmark: made-up observations, what is judged wrong, and that a run resumes."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def fuzz():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("fuzz")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+import fuzz
 
 
 @pytest.mark.parametrize("mode", ["truth", "lie", "limits", "whole", "whole-lie"])
-def test_a_seed_makes_the_same_observation_every_time(fuzz, mode):
+def test_a_seed_makes_the_same_observation_every_time(mode):
     first, again = fuzz.MODES[mode](3), fuzz.MODES[mode](3)
     assert first.facts == again.facts
     assert torch.equal(first.observation.gradient.weight, again.observation.gradient.weight)
@@ -29,7 +17,7 @@ def test_a_seed_makes_the_same_observation_every_time(fuzz, mode):
         assert first.observation.batch_size in (None, int(first.counts.sum()))
 
 
-def test_more_than_there_is_is_judged_wrong(fuzz):
+def test_more_than_there_is_is_judged_wrong():
     made = fuzz.truth(700074)
     found = fuzz.labelleak.restore(made.observation, "exact")
     assert fuzz.judged(made, found)["too_high"] == 0
@@ -37,7 +25,7 @@ def test_more_than_there_is_is_judged_wrong(fuzz):
     assert fuzz.judged(fewer, found)["too_high"] == int(found.certain.sum()) > 0
 
 
-def test_a_run_resumes_where_it_was_cut_off(fuzz, tmp_path, monkeypatch):
+def test_a_run_resumes_where_it_was_cut_off(tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     row = {"seed": 0, "limit": 2.0, "refused": "no", "seconds": 0.1, "late": False}
     rows.write_text(json.dumps(row) + "\n" + '{"seed": 1, "lim')

@@ -2,15 +2,13 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
+import fidelity_tables
+import one_network
+from labelleak.lab import paper
 
-import fidelity_tables  # noqa: E402
-import one_network  # noqa: E402
-from labelleak.lab import paper  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 def test_one_more_figure_is_inside_as_often_as_it_says():

@@ -1,31 +1,18 @@
 """Pieces of the paper's own scale: interrupted at the end of their time, and taken up again."""
 
 import argparse
-import importlib
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+import paper_scale
 from labelleak.lab.sources import PUBLISHED_SOURCES
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
-
-@pytest.fixture(scope="module")
-def scale():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("paper_scale")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-def test_the_study_with_long_trials_is_last(scale):
-    assert scale.STUDIES[-1] == "figure4"
-    assert sorted(scale.STUDIES) == sorted(scale.paper.names())
+def test_the_study_with_long_trials_is_last():
+    assert paper_scale.STUDIES[-1] == "figure4"
+    assert sorted(paper_scale.STUDIES) == sorted(paper_scale.paper.names())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +23,7 @@ def test_the_study_with_long_trials_is_last(scale):
         (["late", "late", "ends"], [signal.SIGINT, signal.SIGKILL]),
     ],
 )
-def test_a_piece_is_interrupted_as_by_a_key(scale, monkeypatch, waits, sent):
+def test_a_piece_is_interrupted_as_by_a_key(monkeypatch, waits, sent):
     """With a process of the test's own, so that no clock decides."""
     got, left = [], list(waits)
 
@@ -55,7 +42,7 @@ def test_a_piece_is_interrupted_as_by_a_key(scale, monkeypatch, waits, sent):
             got.append(signal.SIGKILL)
 
     monkeypatch.setattr(subprocess, "Popen", Process)
-    scale.run_piece(["labelleak"], 600.0)
+    paper_scale.run_piece(["labelleak"], 600.0)
     assert got == sent
     assert not left
 
@@ -67,7 +54,7 @@ def given(folder, **changes):
 
 
 @pytest.fixture
-def pieces(scale, monkeypatch):
+def pieces(monkeypatch):
     """Studies of three trials, of which a piece makes two, and the commands that were run."""
     made, commands = {"table3": 0, "table4": 0}, []
 
@@ -76,18 +63,18 @@ def pieces(scale, monkeypatch):
         name = command[command.index("reproduce") + 1]
         made[name] = min(3, made[name] + 2)
 
-    monkeypatch.setattr(scale, "open_trials", lambda name, *_: 3 - made[name])
-    monkeypatch.setattr(scale, "run_piece", run_piece)
+    monkeypatch.setattr(paper_scale, "open_trials", lambda name, *_: 3 - made[name])
+    monkeypatch.setattr(paper_scale, "run_piece", run_piece)
     return commands
 
 
-def test_a_run_goes_on_until_every_study_is_whole(scale, pieces, tmp_path, capsys):
-    assert scale.run(given(tmp_path)) == 1
+def test_a_run_goes_on_until_every_study_is_whole(pieces, tmp_path, capsys):
+    assert paper_scale.run(given(tmp_path)) == 1
     assert "table3: 1 trials to go" in capsys.readouterr().out
-    assert scale.run(given(tmp_path)) == 0
+    assert paper_scale.run(given(tmp_path)) == 0
     assert "table4: whole" in capsys.readouterr().out
     assert len(pieces) == 4
-    assert scale.run(given(tmp_path)) == 0
+    assert paper_scale.run(given(tmp_path)) == 0
     assert len(pieces) == 4
     assert pieces[0][-6:] == [
         "--device",
@@ -99,15 +86,15 @@ def test_a_run_goes_on_until_every_study_is_whole(scale, pieces, tmp_path, capsy
     ]
 
 
-def test_no_study_starts_after_the_end_of_the_piece(scale, pieces, tmp_path):
-    assert scale.run(given(tmp_path, minutes=0.0)) == 1
+def test_no_study_starts_after_the_end_of_the_piece(pieces, tmp_path):
+    assert paper_scale.run(given(tmp_path, minutes=0.0)) == 1
     assert pieces == []
 
 
-def test_trials_without_a_record_are_counted(scale, tmp_path, monkeypatch):
+def test_trials_without_a_record_are_counted(tmp_path, monkeypatch):
     (tmp_path / "records.jsonl").write_text("")
-    monkeypatch.setattr(scale, "find_sources", lambda data_dir: PUBLISHED_SOURCES)
-    few = scale.experiments("table4", None)
-    assert scale.open_trials("table4", None, tmp_path) == sum(one.trials for one in few)
-    monkeypatch.setattr(scale, "read_records", lambda path: [{"key": few[0].trial_key(0)}])
-    assert scale.open_trials("table4", None, tmp_path) == sum(one.trials for one in few) - 1
+    monkeypatch.setattr(paper_scale, "find_sources", lambda data_dir: PUBLISHED_SOURCES)
+    few = paper_scale.experiments("table4", None)
+    assert paper_scale.open_trials("table4", None, tmp_path) == sum(one.trials for one in few)
+    monkeypatch.setattr(paper_scale, "read_records", lambda path: [{"key": few[0].trial_key(0)}])
+    assert paper_scale.open_trials("table4", None, tmp_path) == sum(one.trials for one in few) - 1

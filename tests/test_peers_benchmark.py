@@ -1,17 +1,18 @@
 """The benchmark beside public codes: what a checkout is, its answers, and the same batches."""
 
-import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import labelleak
+import peer_tables
+import peers
+import public_codes
+import restoration
 from labelleak.metrics import accuracy, counts_of
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 # A public code of a test's own, by the interface of iLRG's: it knows no other answer than this.
 METHODS = """
 import torch
@@ -30,16 +31,6 @@ def svd_infer(columns, num_classes, gt_k, epsilon):
 """
 
 
-@pytest.fixture(scope="module")
-def benchmarks():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        names = ("peers", "public_codes", "restoration", "peer_tables")
-        yield {name: importlib.import_module(name) for name in names}
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout of a made-up iLRG; nothing of it stays in this process."""
@@ -50,47 +41,45 @@ def checkout(tmp_path, monkeypatch):
     sys.modules.pop("methods", None)
 
 
-def test_a_public_code_answers_by_its_own_functions(benchmarks, checkout):
-    seen, labels = benchmarks["restoration"].observation(10, 8, 24)
-    attacks = benchmarks["public_codes"].ILRG.enter(checkout)
+def test_a_public_code_answers_by_its_own_functions(checkout):
+    seen, labels = restoration.observation(10, 8, 24)
+    attacks = public_codes.ILRG.enter(checkout)
     assert attacks["iLRG"](seen).tolist() == [24, *[0] * 9]
     rows = seen.gradient.weight.sum(dim=1) < 0
     assert torch.equal(attacks["iDLG"](seen), rows)
     assert attacks["GI"](seen).nonzero()[:, 0].tolist() == [1]
-    plan = benchmarks["peers"].Plan("made up", 1, 1.0, None)
-    batch = benchmarks["peers"].Batch(seen, counts_of(labels, 10))
-    row = benchmarks["peers"].tried(attacks["iLRG"], [batch, batch], plan)
+    plan = peers.Plan("made up", 1, 1.0, None)
+    batch = peers.Batch(seen, counts_of(labels, 10))
+    row = peers.tried(attacks["iLRG"], [batch, batch], plan)
     assert row["error"] is None
     right = accuracy(torch.tensor([24, *[0] * 9]), batch.counts)
     assert row["accuracy"] == [right, right]
-    assert benchmarks["peers"].tried(attacks["iDLG"], [batch], plan)["accuracy"] == [None]
-    failed = benchmarks["peers"].tried(attacks["RLG"], [batch], plan)
+    assert peers.tried(attacks["iDLG"], [batch], plan)["accuracy"] == [None]
+    failed = peers.tried(attacks["RLG"], [batch], plan)
     assert failed == {"error": "ModuleNotFoundError: No module named 'no_such_package_here'"}
 
 
-def test_a_budget_ends_an_attack_early(benchmarks):
-    seen, labels = benchmarks["restoration"].observation(10, 8, 24)
-    batch = benchmarks["peers"].Batch(seen, counts_of(labels, 10))
-    plan = benchmarks["peers"].Plan("made up", 3, -1.0, None)
-    attack = benchmarks["peers"].our_attacks()["ilrg"]
-    assert len(benchmarks["peers"].tried(attack, [batch] * 3, plan)["seconds"]) == 1
+def test_a_budget_ends_an_attack_early():
+    seen, labels = restoration.observation(10, 8, 24)
+    batch = peers.Batch(seen, counts_of(labels, 10))
+    plan = peers.Plan("made up", 3, -1.0, None)
+    attack = peers.our_attacks()["ilrg"]
+    assert len(peers.tried(attack, [batch] * 3, plan)["seconds"]) == 1
 
 
-def test_every_counterpart_is_an_attack(benchmarks):
-    codes = benchmarks["public_codes"].PUBLIC_CODES.values()
+def test_every_counterpart_is_an_attack():
+    codes = public_codes.PUBLIC_CODES.values()
     ours = {name for code in codes for name in code.counterparts.values()} - {None}
     assert ours <= set(labelleak.list_attacks())
     assert all(code.slow <= set(code.counterparts) for code in codes)
-    peers = benchmarks["peers"]
     some, many = (peers.Plan(one, 1, 1.0, None) for one in (peers.RECORDED[0], *peers.MADE_UP))
     assert set(peers.names_of(peers.OURS, some)) == {*ours, "auto"}
     assert set(peers.names_of(peers.OURS, many)) == {*ours, "auto"} - {"rlg", "rlu"}
     assert "RLU" not in peers.names_of("rlu", many)
 
 
-def test_a_version_is_the_commit_and_whether_code_was_changed(benchmarks, checkout):
-    version = benchmarks["public_codes"].version
-    assert version(checkout) == {"commit": None, "changed": False}
+def test_a_version_is_the_commit_and_whether_code_was_changed(checkout):
+    assert public_codes.version(checkout) == {"commit": None, "changed": False}
 
     def git(*words):
         options = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -105,30 +94,30 @@ def test_a_version_is_the_commit_and_whether_code_was_changed(benchmarks, checko
     git("init")
     git("add", ".")
     git("commit", "-m", "all")
-    assert version(checkout) == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    assert public_codes.version(checkout) == {"commit": git("rev-parse", "HEAD"), "changed": False}
     (checkout / "methods.py").write_text("")
-    assert version(checkout)["changed"]
+    assert public_codes.version(checkout)["changed"]
 
 
-def test_a_folder_that_is_no_checkout_is_one_line(benchmarks, tmp_path, monkeypatch):
+def test_a_folder_that_is_no_checkout_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["peers.py", "--llbg", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"has no src/attacks/base_attack\.py: clone https"):
-        benchmarks["peers"].main()
+        peers.main()
     monkeypatch.setattr(sys, "argv", ["peers.py"])
     with pytest.raises(SystemExit, match="no checkout is named"):
-        benchmarks["peers"].main()
+        peers.main()
 
 
-def test_made_up_batches_are_the_same_in_every_process(benchmarks):
-    plan = benchmarks["peers"].Plan(next(iter(benchmarks["peers"].MADE_UP)), 2, 1.0, None)
-    first, again = benchmarks["peers"].drawn(plan), benchmarks["peers"].drawn(plan)
+def test_made_up_batches_are_the_same_in_every_process():
+    plan = peers.Plan(next(iter(peers.MADE_UP)), 2, 1.0, None)
+    first, again = peers.drawn(plan), peers.drawn(plan)
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.seen.gradient.weight, other.seen.gradient.weight)
         assert int(one.counts.sum()) == one.seen.batch_size
     assert not torch.equal(first[0].counts, first[1].counts)
 
 
-def test_tables_compare_the_batches_of_both(benchmarks):
+def test_tables_compare_the_batches_of_both():
     def row(source, name, seconds, right):
         found = {"setting": "s, K = 24", "source": source, "name": name, "error": None}
         return found | {"seconds": seconds, "accuracy": right, "leacc": [0.5] * len(right)}
@@ -141,9 +130,8 @@ def test_tables_compare_the_batches_of_both(benchmarks):
         {**row("ilrg", "C", [], []), "error": "no"},
         row("labelleak", "rlg", [1.0], [None]),
     ]
-    tables = benchmarks["peer_tables"]
-    speed = tables.speed(lambda path: {"codes": codes, "rows": rows})[2:]
+    speed = peer_tables.speed(lambda path: {"codes": codes, "rows": rows})[2:]
     assert speed == ["| iLRG: A | `ilrg` | 0.33 (1 of 3) |", "| iLRG: C | `rlg` | error |"]
-    scores = tables.accuracy(lambda path: {"codes": codes, "rows": rows})[2:]
+    scores = peer_tables.accuracy(lambda path: {"codes": codes, "rows": rows})[2:]
     assert scores[0].endswith("| 0.750 / 1.000 |")
     assert "0.500 LeAcc / –" in scores[1]

@@ -1,5 +1,7 @@
 """The benchmark of devices: what counts as the same, and that a path which differs is named."""
 
+import sys
+
 import pytest
 import torch
 

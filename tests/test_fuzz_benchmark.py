@@ -1,6 +1,7 @@
 """The fuzzing benchmark: made-up observations, what is judged wrong, and that a run resumes."""
 
 import json
+import sys
 
 import pytest
 import torch

@@ -152,7 +152,15 @@ def _shows_signs_only(observation: Observation) -> bool:
     if gradient.weight.shape[1] == 1:
         # Of two classes and one feature they always have.
         return False
-    assert gradient.bias is not None, "the attack needs it"
-    sizes = (tensor.abs() for tensor in (gradient.bias, gradient.weight))
-    seen = [(float(size.max()), float(size[size > 0].min())) for size in sizes if size.any()]
-    return bool(seen) and all(largest <= _ONE_SIZE * least for largest, least in seen)
+    bias, weight = gradient.bias, gradient.weight
+    assert bias is not None, "the attack needs it"
+    # The bias first: it nearly always answers, without a pass over the weight.
+    alike = _have_one_size(bias) and _have_one_size(weight)
+    return alike and bool(bias.any() or weight.any())
+
+
+def _have_one_size(entries: Tensor) -> bool:
+    """Whether all entries that are not zero have one size."""
+    sizes = entries.abs()
+    sizes = sizes[sizes > 0]
+    return not len(sizes) or float(sizes.max()) <= _ONE_SIZE * float(sizes.min())

@@ -51,13 +51,13 @@ class AuditRequest:
     def code(self) -> list[str]:
         """Hashes of other people's code that an audit runs: attack, loss and network."""
         from labelleak.attacks import find_attack
-        from labelleak.plugins import find_plugin, plugin_names
+        from labelleak.plugins import find_plugin
 
-        plugins, loss = [], self.loss.loss or ""
+        plugins = []
         if self.attack != "auto":
             plugins.append(find_attack(self.attack).plugin)
-        if ":" in loss or loss in plugin_names("losses"):
-            plugins.append(find_plugin("losses", loss))
+        if self.loss.is_plugin:
+            plugins.append(find_plugin("losses", str(self.loss.loss)))
         if self.client.model is not None:
             plugins.append(find_plugin("networks", self.client.model))
         return [plugin.code for plugin in plugins if plugin is not None]

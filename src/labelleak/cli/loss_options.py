@@ -27,7 +27,7 @@ class _LossName(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no suc
         """The name, unless there is no such loss."""
         from labelleak.plugins import plugin_names
 
-        if ":" in value or value in plugin_names("losses"):
+        if value not in _KINDS and (":" in value or value in plugin_names("losses")):
             return str(value)
         return str(super().convert(value, param, ctx))
 
@@ -132,6 +132,11 @@ class LossOptions:
         given = (self.class_weights, self.positive_weights, self.label_weights)
         return [path for path in given if path is not None]
 
+    @property
+    def is_plugin(self) -> bool:
+        """Whether the loss is of another package or module."""
+        return self.loss is not None and self.loss not in _KINDS
+
     @cached_property
     def made(self) -> "Loss":
         """The client's loss; made once, so that every update of a command has the same object."""
@@ -152,6 +157,6 @@ class LossOptions:
             if path is not None:
                 told[name] = read_class_weights(path, name.replace("_", " "))
         given = {name: value for name, value in told.items() if value is not None}
-        if self.loss is not None and self.loss not in _KINDS:
-            return plugged_loss(self.loss, given)
+        if self.is_plugin:
+            return plugged_loss(str(self.loss), given)
         return Loss(self.loss or "cross_entropy", **given)  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from labelleak.attacks import restore
-from labelleak.attacks.estimates import Estimate, counts_are_sure, judged
+from labelleak.attacks.estimates import Estimate, counts_are_sure, judged, outweighing
 from labelleak.observation import HeadGradient
+from labelleak.projection import project_to_counts
+from labelleak.training import LocalTraining
 from synthetic import one_embedding
 
 EVEN = one_embedding(10, 30, 24)
@@ -67,3 +69,51 @@ def test_errors_of_a_treated_gradient_are_told_by_whole_counts_alone():
     near = replace(found, raw=raw, standard_errors=torch.full_like(raw, 0.1))
     assert counts_are_sure(batch.observe(), near, is_treated=False)
     assert not counts_are_sure(batch.observe(), near, is_treated=True)
+
+
+def told(attack, counts, prediction):
+    """An observation, and an attack's estimate without errors under which this is predicted."""
+    total = int(counts.sum())
+    gradient = HeadGradient(SEEN.gradient.weight, prediction - counts / total)
+    observation = replace(SEEN, gradient=gradient, training=LocalTraining(batch_size=total))
+    found = replace(
+        restore(SEEN, "pooled"),
+        attack=attack,
+        raw=counts,
+        standard_errors=None,
+        counts=project_to_counts(counts, total),
+    )
+    return observation, Estimate(found, math.inf)
+
+
+EVENLY = torch.full((10,), 0.1).double()
+FAVORED = torch.tensor([0.14, 0.06] * 5).double()
+UNEVEN = torch.tensor([200, 150, 100, 60, 50, 40, 20, 10, 5, 5]).double()
+
+
+def test_uneven_counts_of_a_network_that_learns_in_the_local_steps_are_told():
+    observation, one = told("pooled", UNEVEN, FAVORED)
+    assert outweighing(observation, [one]) is one
+    with_errors = replace(one, found=replace(one.found, standard_errors=torch.ones(10).double()))
+    assert outweighing(observation, [with_errors]) is None
+    observation, other = told("ilrg", UNEVEN, FAVORED)
+    assert outweighing(observation, [other]) is None
+
+
+def test_counts_that_scatter_as_a_favor_would_make_them_are_not():
+    """Wrong by all of the favor, even counts look like it."""
+    observation, one = told("pooled", 640 * FAVORED, FAVORED)
+    assert outweighing(observation, [one]) is None
+    much = torch.tensor([0.55, *[0.05] * 9]).double()
+    observation, one = told("pooled", UNEVEN, much)
+    assert outweighing(observation, [one]) is None
+
+
+def test_of_a_small_favor_the_smaller_is_nearest_to_the_truth():
+    nearly = EVENLY + torch.tensor([0.005, -0.005] * 5).double()
+    even = torch.full((10,), 64.0).double()
+    observation, one = told("calibrated", even, nearly)
+    worse = replace(one, found=replace(one.found, attack="pooled", raw=even + 10 * FAVORED - 1))
+    assert outweighing(observation, [worse, one]) is one
+    observation, one = told("calibrated", even, FAVORED)
+    assert outweighing(observation, [one]) is None

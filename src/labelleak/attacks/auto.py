@@ -12,7 +12,7 @@ from torch import Tensor
 from labelleak.attacks.certainty import TRUSTED
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
-from labelleak.attacks.estimates import Estimate, counts_are_sure, doubted, judged
+from labelleak.attacks.estimates import Estimate, counts_are_sure, doubted, judged, outweighing
 from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.multi_label.label_auto import automatic_labels
 from labelleak.attacks.posterior import expected_counts
@@ -222,6 +222,9 @@ def _fallback(
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
+    outweighing_one = outweighing(observation, estimates)
+    if outweighing_one is not None:
+        return replace(outweighing_one, error=math.inf)
     # With very many classes their mean prediction is even, and computing it takes the time twice.
     found = attempt_attack(observation, "damped") if budget.has_room else None
     found = found or attempt_attack(observation, "llbg")

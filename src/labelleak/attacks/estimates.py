@@ -1,6 +1,7 @@
 """How far an estimate of the counts may be off, judged without the true counts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,10 @@ _FLAT = 0.85
 # Down to this perplexity, an estimate is believed if its counts are whole and chance does not
 # explain it: untrained networks whose embeddings are far from zero favor some classes, too.
 _UNEVEN = 0.5
+# Down to this perplexity, counts without errors are weighed against what the mean prediction
+# favors. Networks that learn in the local steps favor classes less than trained ones do.
+_LEARNING = 0.75
+_OF_EVEN_PREDICTIONS = ("pooled", "calibrated")
 # Counts are sure if they are all right with this probability, given their errors.
 _SURE = 0.95
 # Largest credible distance of each single count from a whole one, in its own errors, and a margin.
@@ -70,6 +75,39 @@ class Estimate:
     def rank(self) -> tuple[float, float]:
         """Sorts estimates, the best first; equal where only rounding differs."""
         return max(self.error, _SAME_ERROR), max(self.distance, _SAME_ERROR)
+
+
+def outweighing(observation: Observation, estimates: Sequence[Estimate]) -> Estimate | None:
+    """The estimate without errors whose counts tell more than they may be off, if there is one.
+
+    A network that learns in the local steps favors classes in the end, and how much of that an
+    attack reads wrongly nobody knows: up to all of it. Where counts scatter by more than twice as
+    much, the batch is uneven, and `pooled` sees it best, since it reads the mean prediction from
+    the gradient. Where the favor is less than batches drawn at random scatter, counts are nearer to
+    the truth than even ones.
+
+    Args:
+        observation: What the attacks saw.
+        estimates: What `pooled` and `calibrated` found, among others.
+    """
+    classes, total = observation.classes, observation.num_instances
+    if total is None or not observation.has_bias:
+        return None
+    by_chance = (classes - 1) / total
+    nearest: tuple[float, Estimate | None] = (by_chance, None)
+    for one in estimates:
+        raw, errors = one.found.raw, one.found.standard_errors
+        if raw is None or errors is not None or one.found.attack not in _OF_EVEN_PREDICTIONS:
+            continue
+        evenness = _evenness(observation, one.found)
+        # A perplexity of exp(H) / C stands for about this mean square of relative deviations.
+        favored = 2.0 * (1.0 - evenness)
+        scatter = float((raw * classes / total - 1.0).square().mean())
+        is_uneven = evenness > _LEARNING and scatter > 2.0 * favored + by_chance
+        if one.found.attack == "pooled" and is_uneven:
+            return one
+        nearest = min(nearest, (favored, one), key=lambda pair: pair[0])
+    return nearest[1]
 
 
 def judged(observation: Observation, found: Restoration) -> Estimate:

@@ -5,6 +5,7 @@ LABELLEAK_TEST_CLOCK, how many times faster the clock runs (default 1). At 5, th
 five times slower.
 """
 
+import gc
 import os
 import time
 
@@ -39,6 +40,12 @@ if (speed := float(os.environ.get("LABELLEAK_TEST_CLOCK", "1"))) != 1.0:
     # Before the package is imported: `now=time.monotonic` is a default argument there.
     _run_faster("monotonic", speed)
     _run_faster("perf_counter", speed)
+
+
+def pytest_collection_finish():
+    """Thousands of collected tests stay: the garbage collector does not go through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

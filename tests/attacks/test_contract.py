@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from labelleak.attacks import list_attacks, restore
+from labelleak.attacks import likelihood, list_attacks, restore
 from labelleak.attacks.registry import Gives, Need
 from labelleak.errors import MissingKnowledge
 from labelleak.loss import Loss
@@ -117,8 +117,18 @@ def needs_of(name):
     return () if name == "auto" else list_attacks()[name].needs
 
 
-# What is checked here does not need many virtual clients.
-FEWER = {"synthetic": {"trainings": 24}}
+# What is checked here needs neither many virtual clients nor many entries of a covariance.
+FEWER = {
+    "synthetic": {"trainings": 24},
+    "virtual": {"trainings": 12},
+    "likelihood": {"directions": 0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_iterations(monkeypatch):
+    """Nor the very maximum of the likelihood."""
+    monkeypatch.setattr(likelihood, "_ITERATIONS", 20)
 
 
 def run(name, seen):
@@ -279,7 +289,8 @@ def test_renaming_the_classes_renames_the_result(name, seed):
 @every_attack
 def test_a_summed_loss_gives_what_the_mean_gives(name):
     found = run(name, client(name).observe(loss=Loss(reduction="sum")))
-    assert_same(found, usual(name), tolerance=1e-3)
+    # A sum that is taken for a mean is five times as large; virtual clients train in rounded steps.
+    assert_same(found, usual(name), tolerance=1e-2)
 
 
 def state_of(seen):

@@ -91,7 +91,7 @@ def test_the_batch_size_shows_where_all_counts_are_whole(attack):
 def test_without_a_bias_the_model_tells_how_long_the_mean_embedding_is():
     """The weight gradient does not tell the length, and whole numbers alone tell too little."""
     errors = {"pooled": 0, "calibrated": 0}
-    for seed in range(3):
+    for seed in range(2):
         model = lenet(seed)
         model.fc.bias = None
         gradients, counts = client(model, 100, seed)
@@ -101,7 +101,7 @@ def test_without_a_bias_the_model_tells_how_long_the_mean_embedding_is():
             errors[attack] += int((found.counts - counts).abs().sum())
             assert found.standard_errors is None
             assert ll.Flag.NO_BIAS in found.flags
-    # Measured are 20 and 298, and 72 and 710 over eight seeds.
+    # Over eight seeds they are 72 and 710.
     assert errors["calibrated"] < 0.3 * errors["pooled"]
     with pytest.raises(ll.MissingKnowledge):
         ll.restore(seen, "ilrg")

@@ -60,7 +60,7 @@ def test_a_need_that_is_not_declared_is_none(name):
     if name in ("pooled", "calibrated"):
         # Without a bias gradient the batch size gives the scale; either will do.
         observation = replace(observation, training=LocalTraining(batch_size=4))
-    few = {"trainings": 24} if name == "synthetic" else {}
+    few = {"virtual": {"trainings": 12}, "synthetic": {"trainings": 24}}.get(name, {})
     assert restore(observation, name, **few).attack == name
 
 

@@ -337,7 +337,7 @@ def test_local_steps_count_towards_the_batch_size():
 @pytest.mark.parametrize("attack", list_attacks())
 def test_an_attack_that_models_the_steps_is_not_said_to_take_them_for_one(attack):
     needs = {*list_attacks()[attack].needs, Need.BATCH_SIZE} - {Need.ONE_SAMPLE}
-    seen = SMALL.observe_for(needs)
+    seen = untrained(6, 12, 6).observe_for(needs)
     training = LocalTraining(learning_rate=0.05, batch_size=seen.batch_size, steps=2)
     observation = replace(seen, training=training)
     if Need.ONE_SAMPLE in list_attacks()[attack].needs:
@@ -348,7 +348,7 @@ def test_an_attack_that_models_the_steps_is_not_said_to_take_them_for_one(attack
         with pytest.raises(MissingKnowledge, match="one local step"):
             restore(observation, attack)
         return
-    few = {"trainings": 24} if attack == "synthetic" else {}
+    few = {"virtual": {"trainings": 12}, "synthetic": {"trainings": 24}}.get(attack, {})
     flags = restore(observation, attack, **few).flags
     models = ("rlu", "decaf", "likelihood", "dimitrov", "virtual", "synthetic")
     assert (Flag.SEVERAL_STEPS in flags) is (attack not in models)

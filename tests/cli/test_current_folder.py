@@ -39,5 +39,6 @@ def test_a_module_beside_a_grid_is_found_only_where_its_folder_is_named(tmp_path
 
     beside = compare()
     assert (beside.returncode, "there is no module 'stranger' in" in beside.stderr) == (2, True)
-    named = compare("--module-dir", ".")
-    assert (named.returncode, "RuntimeError: it ran (stranger.py" in named.stderr) == (2, True)
+    if start == [SCRIPT]:  # the folders that are named are the same for both
+        named = compare("--module-dir", ".")
+        assert (named.returncode, "RuntimeError: it ran (stranger.py" in named.stderr) == (2, True)

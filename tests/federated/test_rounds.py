@@ -171,14 +171,14 @@ def test_several_processes_write_whole_lines(tmp_path):
         "                  'within', 'so', policy={}))\n"
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter]) for letter in "xyz"
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter]) for letter in "xy"
     ]
-    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert [process.wait(120) for process in running] == [0, 0]
     found = read_rounds(tmp_path)
-    for letter in "xyz":
+    for letter in "xy":
         rounds = [entry["round"] for entry in found if entry["label"] == letter * 5000]
         assert rounds == list(range(30))
-    assert len(found) == 90
+    assert len(found) == 60
 
 
 def test_several_threads_write_whole_lines(tmp_path):

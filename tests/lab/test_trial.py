@@ -87,10 +87,9 @@ def test_a_record_is_one_line_of_json_that_says_what_was_run():
         assert set(entry) == {"counts", "rounded", "certified", "flags", "error"}
 
 
-@pytest.mark.parametrize("network", ["fcn-3", "lenet5"])
-def test_the_same_trial_gives_the_same_record_whatever_ran_before(network):
+def test_the_same_trial_gives_the_same_record_whatever_ran_before():
     e = experiment(
-        attacks=ATTACKS, network=Network(name=network), measures=("cossim", "approximations")
+        attacks=ATTACKS, network=Network(name="lenet5"), measures=("cossim", "approximations")
     )
     first = run_trial(e, 1)
     torch.manual_seed(1)

@@ -95,14 +95,14 @@ def test_a_bias_that_is_frozen(client, name, value):
     observation = observe(model, sent, batch_size=SIZE)
     assert not observation.has_bias
     try:
-        found = restore(observation, name, time_limit=1.0)
+        found = restore(observation, name, time_limit=0.2)
     except MissingKnowledge:
         return
     assert Flag.NO_BIAS in found.flags
 
 
 @pytest.mark.parametrize("name", ["auto", *list_attacks()])
-@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e-37, 1e-20, 1e20, 1e37, 1e150, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e-37, 1e37, 1e150, 1e300])
 @pytest.mark.parametrize("part", ["gradient", "weight alone", "bias alone", "head", "both"])
 def test_entries_of_any_size_are_counted_or_refused(part, scale, name):
     """In one line, and in double precision, whose squares overflow."""

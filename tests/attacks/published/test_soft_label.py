@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labelleak.attacks import restore
@@ -44,6 +44,8 @@ def check(observation, target, embedding, **options):
     )
 
 
+# An example takes a tenth of a second, and twenty seeds and sizes show what a hundred do.
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10**6),
     classes=st.integers(5, 30),
@@ -55,6 +57,7 @@ def test_smoothed_labels(seed, classes, epsilon):
     check(observation, target, embedding)
 
 
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), classes=st.integers(6, 30), share=st.floats(0.55, 0.9))
 def test_mixed_up_labels(seed, classes, share):
     target = mixed(classes, seed % classes, (seed + 1) % classes, share)

@@ -155,13 +155,15 @@ def test_the_same_update_gives_the_same_answer():
 
 
 @pytest.mark.parametrize(("seconds", "speaks"), [(60.0, True), (59.0, False)])
-def test_auto_simulates_only_where_there_is_a_minute(seconds, speaks):
+def test_auto_simulates_only_where_there_is_a_minute(seconds, speaks, monkeypatch):
+    monkeypatch.setattr("labelleak.attacks.virtual.attack._MOST", 32)
     _, seen = client(ONE_EPOCH)
     found = restore(seen, time_limit=seconds)
     assert (found.attack == "virtual") is speaks
 
 
-def test_auto_does_not_believe_simulations_of_other_data():
+def test_auto_does_not_believe_simulations_of_other_data(monkeypatch):
+    monkeypatch.setattr("labelleak.attacks.virtual.attack._MOST", 32)
     _, seen = client(ONE_EPOCH, shift=3.0)
     assert restore(seen, time_limit=60.0).attack != "virtual"
 

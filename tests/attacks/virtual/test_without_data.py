@@ -1,5 +1,6 @@
 """Virtual clients on made-up classes, against clients that train on classes of another kind."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -54,11 +55,12 @@ def simulate(seen, **options):
 @cache
 def usual():
     update, seen = client()
-    return update, seen, simulate(seen)
+    shared = MadeUpClients()
+    return update, seen, simulate(seen, shared=shared), shared
 
 
 def test_five_epochs_need_no_samples():
-    update, seen, found = usual()
+    update, seen, found, _ = usual()
     assert accuracy(found, update) > 0.85
     assert accuracy(found, update) > accuracy(restore(seen, "pooled"), update) + 0.1
     assert int(found.counts.sum()) == SAMPLES
@@ -66,7 +68,7 @@ def test_five_epochs_need_no_samples():
 
 
 def test_errors_are_those_that_there_are():
-    update, _, found = usual()
+    update, _, found, _ = usual()
     off = (found.raw - update.true_counts) / found.standard_errors
     assert float(off.square().mean().sqrt()) < 2.5
     assert float(found.standard_errors.max()) < SAMPLES / 4
@@ -81,9 +83,7 @@ def test_adam_has_no_control_variate():
 
 
 def test_clients_of_a_round_share_virtual_clients():
-    _, seen, _ = usual()
-    shared = MadeUpClients()
-    simulate(seen, shared=shared)
+    shared = deepcopy(usual()[3])
     other, seen = client(seed=50)
     found = simulate(seen, shared=shared, trainings=24)
     assert len(shared.rows) == 120
@@ -94,13 +94,13 @@ def test_clients_of_a_round_share_virtual_clients():
 
 
 def test_the_same_update_gives_the_same_answer():
-    _, seen, _ = usual()
+    seen = usual()[1]
     one, again = (simulate(seen, trainings=24) for _ in range(2))
     assert torch.equal(one.counts, again.counts)
 
 
 def test_a_time_limit_ends_it_with_a_flag():
-    _, seen, _ = usual()
+    seen = usual()[1]
     clock, trained = iter(range(10_000)), []
     found = restore(
         seen,
@@ -115,7 +115,7 @@ def test_a_time_limit_ends_it_with_a_flag():
 
 @pytest.mark.parametrize("after", [5, 30])
 def test_an_interrupt_keeps_what_is_known(after):
-    _, seen, _ = usual()
+    seen = usual()[1]
 
     def interrupt(number, _):
         if number == after:
@@ -128,7 +128,8 @@ def test_an_interrupt_keeps_what_is_known(after):
     assert Flag.TIME_LIMIT in restore(seen, "synthetic", progress=interrupt).flags
 
 
-def test_auto_simulates_where_there_is_a_minute():
+def test_auto_simulates_where_there_is_a_minute(monkeypatch):
+    monkeypatch.setattr("labelleak.attacks.virtual.without_data._MOST", 24)
     _, seen = client(LocalTraining(learning_rate=0.1, batch_size=20))
     assert restore(seen, time_limit=60.0).attack == "synthetic"
     assert restore(seen, time_limit=59.0).attack != "synthetic"

@@ -123,8 +123,10 @@ def _guessed(
     spaces = torch.linalg.qr(scaled[orders[:, :shared]].mT, mode="complete").Q[..., shared:]
     others = scaled[orders[:, shared:]] @ spaces
     solved = _orthogonal(others.reshape(-1, own, own + 1), generator)
-    directions = (solved.reshape(len(orders), turns, own + 1) @ spaces.mT).flatten(0, 1)
-    return directions[torch.isfinite(directions).all(dim=1)]
+    spread = solved.reshape(len(orders), turns, own + 1) @ spaces.mT
+    directions: Tensor = spread.flatten(0, 1)
+    finite: Tensor = directions[torch.isfinite(directions).all(dim=1)]
+    return finite
 
 
 def _orthogonal(

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from labelleak.numerics import (
     product_of_low_rank,
     root_mean_square,
     solve_square,
+    sums_of_rows,
 )
 from labelleak.observation import HeadGradient
 from labelleak.updates import observe_update
@@ -169,6 +172,14 @@ def test_one_entry_that_is_finer_makes_a_gradient_fine():
     assert machine_epsilon(weight) == EPSILON[torch.half]
     weight[-1, -1] += 2.0**-40
     assert machine_epsilon(weight) == EPSILON[torch.float64]
+
+
+def test_the_sums_of_rows_are_those_of_double_precision():
+    """Of many blocks of rows, with a row that cancels in single precision."""
+    matrix = torch.randn(700, 300, generator=rng())
+    matrix[3, :3] = torch.tensor([1e8, 1.0, -1e8])
+    expected = torch.tensor([math.fsum(row) for row in matrix.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(sums_of_rows(matrix), expected, rtol=1e-9, atol=1e-6)
 
 
 def test_the_root_mean_square_by_hand():

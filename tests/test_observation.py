@@ -237,6 +237,11 @@ def test_rounding_is_that_of_the_dtype_unless_given():
     assert HeadGradient(weight, rounding=0.25).rounding == 0.25
 
 
+def test_the_size_of_a_gradient_is_that_of_a_typical_entry():
+    for rounding in (math.nan, 0.1):
+        assert HeadGradient(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), rounding=rounding).size == 2.5
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_implied_rounding_covers_that_of_a_real_gradient(dtype):
     exact = untrained(20, 30, 8).gradient()

@@ -11,7 +11,7 @@ _EPSILON = torch.finfo(torch.float64).eps
 # Floating-point formats that are read, coarsest first.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # Entries converted at once, few enough for a processor's cache.
-_BLOCK = 2**18
+_BLOCK = 2**16
 
 
 class Solution(NamedTuple):
@@ -139,6 +139,11 @@ def root_mean_square(tensor: Tensor) -> float:
     return math.hypot(*norms) / math.sqrt(max(tensor.numel(), 1))
 
 
+def sums_of_rows(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
+    """Sum of every row, in double precision; the conversion stays in the processor's cache."""
+    return torch.cat([part.sum(dim=1, dtype=torch.float64) for part in row_blocks(matrix)])
+
+
 def perplexity(probabilities: Float[Tensor, " classes"]) -> float:
     """Number of classes that an even distribution of the same entropy would have.
 
@@ -173,9 +178,13 @@ def row_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     return torch.split(tensor, 1 + _BLOCK * len(tensor) // max(tensor.numel(), 1))
 
 
-def implied_rounding(tensor: Tensor) -> float:
+def implied_rounding(tensor: Tensor, size: float | None = None) -> float:
     """Rounding error of an entry that its format implies: a few epsilons of a typical entry.
 
     That is what sums of products leave, in the unit of the entries.
+
+    Args:
+        tensor: Any entries.
+        size: Their `root_mean_square`, where it is at hand.
     """
-    return 4 * machine_epsilon(tensor) * root_mean_square(tensor)
+    return 4 * machine_epsilon(tensor) * (root_mean_square(tensor) if size is None else size)

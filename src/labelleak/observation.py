@@ -19,7 +19,7 @@ from labelleak.checks import (
 from labelleak.displays import facts_html, observation_facts
 from labelleak.errors import InvalidObservation
 from labelleak.loss import Loss
-from labelleak.numerics import implied_rounding
+from labelleak.numerics import implied_rounding, root_mean_square
 from labelleak.training import LocalTraining
 
 # Counts are computed in float64, which holds every integer below this one.
@@ -88,6 +88,7 @@ class HeadGradient:
 
     Attributes:
         has_weight: Whether the gradient of the weight was sent.
+        size: Root mean square of the weight's entries.
 
     Raises:
         InvalidObservation: The shapes do not belong together, a value is NaN, infinite or outside
@@ -104,6 +105,7 @@ class HeadGradient:
     rounding: float = math.nan
     zeros_are_sent: bool = False
     has_weight: bool = field(init=False, default=True)
+    size: float = field(init=False, default=math.nan)
 
     def __post_init__(self) -> None:
         check_layer("gradient", self.weight, self.bias)
@@ -118,8 +120,9 @@ class HeadGradient:
                 "the head's gradient is zero everywhere: nothing was sent for this layer "
                 "(is it frozen, or is the update the model itself?)"
             )
+        object.__setattr__(self, "size", root_mean_square(self.weight))
         if math.isnan(self.rounding):
-            object.__setattr__(self, "rounding", implied_rounding(self.weight))
+            object.__setattr__(self, "rounding", implied_rounding(self.weight, self.size))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Flags that a gradient raises by itself."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -62,6 +63,34 @@ def test_nothing_is_suspected_of_a_gradient_as_it_is(classes, size, scale, dtype
     for seed in range(3):
         batch = untrained(classes, 64, size, seed, scale=scale, spread=1.0)
         assert not diagnose(batch.observe(dtype=dtype)).is_treated
+
+
+@pytest.mark.parametrize("defense", [None, "sparsify 5 %", "sparsify 80 %", "8 bits", "16 bits"])
+def test_a_part_of_a_large_gradient_shows_what_the_whole_does(defense):
+    """More entries than are looked at, a third of the features inactive."""
+    batch = untrained(300, 600, 16, dtype=torch.float32)
+    batch.embeddings[:, ::3] = 0.0
+    seen = batch.observe(dtype=torch.float32)
+    seen = seen if defense is None else defenses.defend(seen, DEFENSES[defense])
+    zeros = seen.gradient.weight == 0
+    assert zeros.all(dim=0).sum() >= 200
+    # Columns in another order in memory.
+    turned = HeadGradient(seen.gradient.weight.T.contiguous().T, seen.gradient.bias)
+    for one in (seen, replace(seen, gradient=turned)):
+        assert diagnose(one).is_treated == (defense is not None)
+
+
+def test_zeros_in_a_few_rows_of_a_large_gradient_are_seen():
+    batch = untrained(300, 600, 16, dtype=torch.float32)
+    gradient = batch.gradient(torch.float32)
+    for rows, treated in ((1, False), (12, True)):
+        weight = gradient.weight.clone()
+        # Another row takes what they had, so that the sums stay zero.
+        weight[0, ::2] += weight[5 : 5 + rows, ::2].sum(dim=0)
+        weight[5 : 5 + rows, ::2] = 0.0
+        found = diagnose(batch.observe(HeadGradient(weight, gradient.bias), dtype=torch.float32))
+        assert found.sums_are_zero
+        assert found.is_treated == treated
 
 
 def test_a_difference_of_weights_is_not_pruned_where_it_is_too_small():

@@ -1,5 +1,6 @@
 """What a gradient shows by itself, whatever attack reads it: computed once per observation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ _MOST_STEPS = 1 << 15
 _FEWEST_ENTRIES = 32
 # Entries to look at first: those of a gradient without a grid have more levels than a grid.
 _TELLING = 1 << 17
+# Entries, spread over a large gradient, that show whether zeros are those of inactive features.
+_SPREAD = 1 << 12
 # Margins below the least entry of an absent class, for certainty: in standard deviations of the
 # noise, and as a share of the largest entry for rounding.
 _DEVIATIONS = 6.0
@@ -61,7 +64,7 @@ def diagnose(observation: Observation) -> Diagnosis:
     # An adaptive optimizer alone explains all of it.
     treated = observation.training.is_sgd and (
         (not undisturbed and not _decayed(observation, sums))
-        or _pruned(weight, observation.gradient.rounding)
+        or _pruned(weight, sums, observation.gradient.rounding)
         or any(_on_a_grid(tensor) for tensor in (weight, bias) if tensor is not None)
     )
     raised = {
@@ -101,27 +104,35 @@ def gradient_noise(
 
 def _sums_are_zero(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
     """Whether the gradient sums to zero over the classes, but for rounding."""
-    weight, bias = observation.gradient.weight, observation.gradient.bias
-    rounding = observation.gradient.rounding
-    if _off_zero(sums, weight, rounding):
+    gradient, bias = observation.gradient, observation.gradient.bias
+    if _off_zero(sums, gradient.weight, gradient.size, lambda: gradient.rounding):
         return False
     # The rounding of a difference of weights is about that of a difference of biases.
     return bias is None or not _off_zero(
-        class_sums(bias[:, None]), bias, max(rounding, implied_rounding(bias))
+        class_sums(bias[:, None]),
+        bias,
+        root_mean_square(bias),
+        lambda: max(gradient.rounding, implied_rounding(bias)),
     )
 
 
-def _off_zero(sums: Float[Tensor, " features"], gradient: Tensor, rounding: float) -> bool:
-    """Whether sums over the classes are more than rounding errors of that size leave.
+def _off_zero(
+    sums: Float[Tensor, " features"],
+    gradient: Tensor,
+    size: float,
+    rounding: Callable[[], float],
+) -> bool:
+    """Whether sums over the classes are more than rounding errors leave.
 
     For independent noise of one size in every entry, the norm of the sums relative to that of the
     gradient is the share of the noise.
     """
-    size = root_mean_square(gradient)
     if not size:
         return False
     share = float(sums.norm()) / size / float(gradient.numel() ** 0.5)
-    return share > max(_SUM_TOLERANCE, min(rounding / size, _ROUNDED_SUM_TOLERANCE))
+    if share <= _SUM_TOLERANCE:
+        return False
+    return share > min(rounding() / size, _ROUNDED_SUM_TOLERANCE)
 
 
 def _decayed(observation: Observation, sums: Float[Tensor, " features"]) -> bool:
@@ -139,13 +150,17 @@ def _decayed(observation: Observation, sums: Float[Tensor, " features"]) -> bool
     return float(left.norm()) <= _UNDECAYED * float(sums.norm())
 
 
-def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
+def _pruned(
+    weight: Float[Tensor, "classes features"], sums: Float[Tensor, " features"], rounding: float
+) -> bool:
     """Whether entries were set to zero.
 
     An inactive feature leaves a column of zeros, and a class without any probability a row. Other
     zeros are underflow or pruning. With underflow, the smallest entries that are left are about as
     large as a rounding error.
     """
+    if _zeros_are_inactive_features(weight, sums):
+        return False
     zeros = weight.numel() - int(torch.count_nonzero(weight))
     if not zeros:
         return False
@@ -165,24 +180,49 @@ def _pruned(weight: Float[Tensor, "classes features"], rounding: float) -> bool:
     return least > 4.0 * rounding
 
 
+def _zeros_are_inactive_features(
+    weight: Float[Tensor, "classes features"], sums: Float[Tensor, " features"]
+) -> bool:
+    """Whether all zeros stand in columns of zeros, as far as a part of a large gradient shows.
+
+    A percent of zeros elsewhere would be seen about forty times in that part.
+    """
+    classes, features = weight.shape
+    if weight.numel() <= _SPREAD:
+        zeros = weight == 0
+        return torch.equal(zeros.any(dim=0).expand_as(zeros), zeros)
+    places = torch.arange(_SPREAD, device=weight.device)
+    # Every row in turn, and columns by the golden ratio, which come to lie evenly.
+    rows = places * classes // _SPREAD
+    columns = (places * 0.618033988749895 % 1.0 * features).long().clamp_max(features - 1)
+    zeros = weight[rows, columns] == 0
+    empty = torch.zeros_like(sums, dtype=torch.bool).index_fill(0, columns[zeros], True)
+    return torch.equal(empty[columns], zeros) and not bool(sums[empty].any())
+
+
 def _on_a_grid(tensor: Tensor) -> bool:
     """Whether all entries are small multiples of one step: signs, or a quantization grid.
 
     The step is the least magnitude that occurs, or the least difference of two magnitudes.
     """
-    # A few rows nearly always suffice; all of a large head would double the memory.
-    for part in (tensor[: 1 + _TELLING * len(tensor) // tensor.numel()], tensor):
-        magnitudes = part[part != 0].abs()
-        levels = torch.unique(magnitudes).double()
-        if len(levels) > _MOST_STEPS:
-            return False
-    if magnitudes.numel() < _FEWEST_ENTRIES:
+    if tensor.numel() < _FEWEST_ENTRIES:
         return False
-    steps = torch.cat([levels[:1], levels.diff()])
+    # A few rows nearly always suffice; all of a large head would double the memory.
+    rows = 1 + _TELLING * len(tensor) // tensor.numel()
+    if _has_many_levels(tensor[:rows]):
+        return False
+    if rows < len(tensor) and len(torch.unique(tensor[:rows].abs())) > 1 + _MOST_STEPS:
+        return False
+    magnitudes = tensor.abs().flatten().sort().values.double()
+    largest = float(magnitudes[-1])
+    steps = magnitudes.diff(prepend=magnitudes.new_zeros(1))
     # Levels that differ by rounding only are equal.
-    steps = steps[steps > 1e-5 * float(levels[-1])]
-    step = float(steps.min())
-    if float(levels[-1]) > 1.01 * _MOST_STEPS * step:
+    apart = steps[steps > 1e-5 * largest]
+    if not largest or largest > 1.01 * _MOST_STEPS * float(apart.min()):
+        return False
+    step = float(apart.min())
+    levels = magnitudes[steps > 0]
+    if len(levels) > _MOST_STEPS or int(torch.count_nonzero(magnitudes)) < _FEWEST_ENTRIES:
         return False
     # The least difference is a rough step: larger and larger levels refine it.
     for reach in (30.0, 1e3, 4e4):
@@ -198,6 +238,18 @@ def _on_a_grid(tensor: Tensor) -> bool:
     # Half precision itself is a grid near its smallest numbers.
     half = torch.finfo(torch.float16)
     return step > 2.0 * half.smallest_normal * half.eps or machine_epsilon(tensor) < half.eps
+
+
+def _has_many_levels(tensor: Tensor) -> bool:
+    """Whether entries certainly have more magnitudes than a grid: they differ in their last bits.
+
+    In single precision, which makes magnitudes equal and never different.
+    """
+    if tensor.numel() <= _MOST_STEPS:
+        return False
+    last_bits = tensor.flatten().float().view(torch.int32) & (_TELLING - 1)
+    found = torch.bincount(last_bits, minlength=_TELLING)
+    return int(torch.count_nonzero(found)) > _MOST_STEPS
 
 
 def _certain_classes(
@@ -232,8 +284,10 @@ def proven_classes(
     if gradient.bias is None or loss.is_multi_label or loss.kind in CUSTOM:
         return torch.zeros(classes, dtype=torch.bool, device=gradient.weight.device)
     bias = gradient.bias.double() / scale
-    weights = loss.weights(classes, bias)
-    bound = loss.label_smoothing / classes * weights / loss.divisor_weights(classes, bias).min()
+    bound: Tensor | float = 0.0
+    if loss.label_smoothing:
+        weights, divisors = loss.weights(classes, bias), loss.divisor_weights(classes, bias)
+        bound = loss.label_smoothing / classes * weights / divisors.min()
     noise = gradient_noise(gradient.weight, sums) / scale
     proven: Tensor = bias < -bound - _DEVIATIONS * noise - _ROUNDING_SHARE * bias.abs().max()
     return proven

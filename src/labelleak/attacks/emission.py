@@ -53,9 +53,12 @@ def emit_labels(
     # Relative to the least of all, small steps are not lost beside large evidence.
     left -= left.min()
     rest = total - len(certain)
-    many = _below_a_level(left, -impact, rest)
-    counts += many
-    _emit_one_by_one(counts, left - many * impact, impact, rest - int(many.sum()))
+    if rest > max(len(left), _FEW):
+        many = _below_a_level(left, -impact, rest)
+        counts += many
+        left -= many * impact
+        rest -= int(many.sum())
+    _emit_one_by_one(counts, left, impact, rest)
     return Restoration(
         present=counts > 0,
         counts=counts,
@@ -105,7 +108,7 @@ def _below_a_level(
         int64, shape (classes,); no class whose step is not positive is among them.
     """
     rising = steps > 0
-    if number <= len(evidence) or not bool(rising.any()):
+    if not bool(rising.any()):
         return torch.zeros(evidence.shape, dtype=torch.int64, device=evidence.device)
     steps = torch.where(rising, steps, torch.inf)
     highest = evidence + torch.where(rising, steps * number, 0.0)

@@ -1,16 +1,16 @@
 """What several attacks read from an observation: its gradient, at the scale of a mean loss."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.errors import MissingKnowledge
+from labelleak.numerics import sums_of_rows
 from labelleak.observation import Observation
 
 
 def row_sums(observation: Observation) -> Float[Tensor, " classes"]:
     """Sum of every row of the weight gradient of a mean loss, float64."""
-    return observation.gradient.weight.sum(dim=1, dtype=torch.float64) / mean_divisor(observation)
+    return sums_of_rows(observation.gradient.weight) / mean_divisor(observation)
 
 
 def bias_gradient(observation: Observation) -> Float[Tensor, " classes"]:

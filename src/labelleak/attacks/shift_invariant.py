@@ -3,7 +3,7 @@
 import torch
 
 from labelleak.errors import InvalidObservation
-from labelleak.numerics import implied_rounding, root_mean_square
+from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -32,8 +32,8 @@ def nothing_given_away(observation: Observation) -> Restoration:
         )
     if gradient.bias is not None:
         found = float(gradient.bias.double().abs().max())
-        rounding = max(gradient.rounding, implied_rounding(gradient.weight))
-        allowed = max(_ROUNDING * rounding, _SHARE * root_mean_square(gradient.weight))
+        rounding = max(gradient.rounding, implied_rounding(gradient.weight, gradient.size))
+        allowed = max(_ROUNDING * rounding, _SHARE * gradient.size)
         if found > allowed:
             raise InvalidObservation(
                 "the bias has a gradient, and under Cox's partial likelihood it has none: the loss "

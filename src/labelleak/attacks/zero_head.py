@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
-from labelleak.numerics import machine_epsilon, root_mean_square
+from labelleak.numerics import machine_epsilon
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -82,8 +82,8 @@ def proven_within(found: Restoration, error: float) -> Restoration:
 def relative_rounding(observation: Observation) -> float:
     """Rounding error of a residual, relative to it: that of the format, and of the weights sent."""
     gradient = observation.gradient
-    own, size = _ROUNDING * machine_epsilon(gradient.weight), root_mean_square(gradient.weight)
-    return max(own, gradient.rounding / size) if size else own
+    own = _ROUNDING * machine_epsilon(gradient.weight)
+    return max(own, gradient.rounding / gradient.size) if gradient.size else own
 
 
 def _largest_residual(observation: Observation) -> float:

@@ -52,7 +52,7 @@ def defend(observation: Observation, defense: Defense) -> Observation:
         )
     defended = _as_read(observation, dict(defense(as_sent(observation))))
     # The rounding errors made before the defense remain, scaled as the defense scales.
-    before = root_mean_square(observation.gradient.weight)
+    before = observation.gradient.size
     rows = defended[weight].flatten(1)
     shrinkage = min(1.0, root_mean_square(rows) / before) if before else 1.0
     gradient = HeadGradient(

@@ -218,7 +218,7 @@ def observe_head_difference(
     seen = observe_head_update(before, after, layer, training, **fields)
     weight = difference.get(parameter_name(layer, "weight"))
     epsilon = 0.0 if weight is None else machine_epsilon(weight)
-    rounding = 4 * epsilon * root_mean_square(seen.gradient.weight)
+    rounding = 4 * epsilon * seen.gradient.size
     gradient = replace(seen.gradient, rounding=seen.gradient.rounding + rounding)
     return replace(seen, gradient=gradient)
 

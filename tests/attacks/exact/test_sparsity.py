@@ -1,5 +1,6 @@
 """Sparse directions of a low-rank factor."""
 
+import pytest
 import torch
 from exact_batches import FLOAT, trained
 
@@ -8,16 +9,27 @@ from labelleak.attacks.exact.sparsity import have_no_other, sparse_directions
 from synthetic import rng
 
 
-def test_sparse_directions_are_the_samples():
-    made = trained(30, 100, 6, relu=True)
-    factors = factorize(made.observe(), 6, rng())
+def found_and_true(size):
+    """Absolute cosines of the directions of one round and the samples of a batch."""
+    made = trained(30, 100, size, relu=True)
+    factors = factorize(made.observe(), size, rng())
     found = sparse_directions(
-        factors.right[:-1], factors.noise / factors.values, torch.eye(6, dtype=FLOAT), rng()
+        factors.right[:-1], factors.noise / factors.values, torch.eye(size, dtype=FLOAT), rng()
     )
     images = torch.nn.functional.normalize(found @ factors.right[:-1].T, dim=1)
-    truth = torch.nn.functional.normalize(made.embeddings, dim=1)
-    hits = (images @ truth.T).abs() > 1 - 1e-9
-    assert hits.any(dim=0).all()
+    return (images @ torch.nn.functional.normalize(made.embeddings, dim=1).T).abs()
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_sparse_directions_are_the_samples(size):
+    assert (found_and_true(size) > 1 - 1e-9).any(dim=0).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_of_few_samples_nothing_but_samples_is_found(size):
+    hits = found_and_true(size) > 1 - 1e-9
+    assert len(hits)
+    assert hits.any(dim=1).all()
 
 
 def test_zeros_that_two_samples_share_single_out_neither():

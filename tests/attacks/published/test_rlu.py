@@ -79,6 +79,32 @@ def test_least_squares_on_the_simplex_against_a_general_solver(seed):
     torch.testing.assert_close(found, torch.from_numpy(general.x), rtol=0, atol=1e-4)
 
 
+def test_the_shares_solve_the_equations_of_the_paper():
+    """A z = -db with A_jj = sum of S[j, n] over n != j, and A_jn = -S[n, j], of a sure network."""
+    batch, _ = prototypes(5, 12, 24, 3, scale=2.0)
+    inputs = torch.rand(60, 12, generator=rng(4)).double()
+    labels = torch.arange(60) % 5
+    probabilities = torch.softmax(inputs @ batch.weight.T, dim=1)
+    mistakes = torch.zeros(5, 5).double()
+    for one in range(5):
+        mean = probabilities[labels == one].mean(dim=0)
+        for other in range(5):
+            if other != one:
+                mistakes[one, one] += mean[other]
+                mistakes[other, one] -= mean[other]
+    found = restore(observed(batch, Auxiliary(inputs, labels)), "rlu")
+    right = -batch.gradient().bias
+    general = minimize(
+        lambda shares: 1e2 * float(((mistakes @ torch.from_numpy(shares) - right) ** 2).sum()),
+        torch.full((5,), 0.2).numpy(),
+        bounds=[(0.0, 1.0)] * 5,
+        constraints=[{"type": "eq", "fun": lambda shares: shares.sum() - 1.0}],
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
+    torch.testing.assert_close(found.raw, 24 * torch.from_numpy(general.x), rtol=0, atol=1e-2)
+    assert float(found.raw.max()) > 6
+
+
 def test_least_squares_on_the_simplex_by_hand():
     """The corner nearest to (2, 0), and the middle of the edge."""
     matrix = torch.eye(2, dtype=torch.float64)

@@ -28,7 +28,6 @@ from labelleak.attacks.exact.logit_gradient import logit_gradients
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.search import Evidence, SampleSearch
 from labelleak.attacks.exact.starts import draw_starts, typical_length
-from labelleak.numerics import root_mean_square
 from labelleak.observation import Observation
 
 # Rounds of guessed zeros in a row that may find nothing.
@@ -175,8 +174,7 @@ class HeadSearch(SampleSearch):
     def _rounding(self) -> float:
         """Typical rounding error of one entry of the gradient."""
         gradient = self._observation.gradient
-        typical = root_mean_square(gradient.weight)
-        return max(gradient.rounding, tolerances.ARITHMETIC * typical)
+        return max(gradient.rounding, tolerances.ARITHMETIC * gradient.size)
 
     @property
     def _features(self) -> Float[Tensor, "features rank"]:

@@ -14,6 +14,8 @@ from labelleak.attacks.exact import tolerances
 
 # Guesses of one round: between these numbers, and no more than so many entries in memory.
 _FEWEST_GUESSES, _MOST_GUESSES, _ENTRIES = 64, 4096, 4_000_000
+# So many guesses at most have the first half of their rows in common.
+_TURNS = 16
 # Every guess is tried on so many rows, and of each size of error so many are compared and kept.
 _SCREENED, _COMPARED, _KEPT = 512, 768, 48
 _REFINEMENTS = 3
@@ -56,8 +58,7 @@ def sparse_directions(
     screen = rows[order[:_SCREENED]]
     affordable = _ENTRIES // (len(rows) + rank * rank)
     batch = max(_FEWEST_GUESSES, min(_MOST_GUESSES, affordable))
-    guesses = torch.rand(batch, len(rows), generator=generator).topk(unknown - 1, dim=1).indices
-    directions = _orthogonal((rows @ space)[guesses.to(rows.device)], generator) @ space.T
+    directions = _guessed(rows @ space, batch, generator) @ space.T
     zeros = _zeros(screen, errors, directions).sum(dim=1)
     # A mixture's entries are continuous: hardly any is zero beyond those it was made from.
     enough = min(rank - 1, len(screen) - 1) + max(3, rank // 4, len(screen) // 50)
@@ -104,18 +105,41 @@ def have_no_other(
     return single
 
 
+def _guessed(
+    rows: Float[Tensor, "entries unknown"], number: int, generator: torch.Generator
+) -> Float[Tensor, "guesses unknown"]:
+    """Unit vectors orthogonal to so many rows each that nothing else is.
+
+    A random order of the rows gives many guesses. They have its first rows in common, to which the
+    space orthogonal is computed once, and take turns with the others.
+    """
+    entries, unknown = rows.shape
+    shared = (unknown - 1) // 2
+    own = unknown - 1 - shared
+    turns = min(_TURNS, (entries - shared) // own)
+    orders = torch.rand(-(-number // turns), entries, generator=generator)
+    orders = orders.topk(shared + turns * own, dim=1).indices.to(rows.device)
+    scaled = torch.nn.functional.normalize(rows, dim=1)
+    spaces = torch.linalg.qr(scaled[orders[:, :shared]].mT, mode="complete").Q[..., shared:]
+    others = scaled[orders[:, shared:]] @ spaces
+    solved = _orthogonal(others.reshape(-1, own, own + 1), generator)
+    spread = solved.reshape(len(orders), turns, own + 1) @ spaces.mT
+    directions: Tensor = spread.flatten(0, 1)
+    finite: Tensor = directions[torch.isfinite(directions).all(dim=1)]
+    return finite
+
+
 def _orthogonal(
     rows: Float[Tensor, "guesses less rank"], generator: torch.Generator
-) -> Float[Tensor, "solved rank"]:
-    """Unit vectors orthogonal to rank - 1 rows each."""
+) -> Float[Tensor, "guesses rank"]:
+    """Unit vectors orthogonal to rank - 1 rows each, not finite where there are several."""
     guesses, _, rank = rows.shape
-    scaled = torch.nn.functional.normalize(rows, dim=2)
     extra = torch.randn(guesses, 1, rank, generator=generator, dtype=rows.dtype).to(rows.device)
     right = rows.new_zeros(guesses, rank, 1)
     right[:, -1] = 1.0
-    solved, failed = torch.linalg.solve_ex(torch.cat([scaled, extra], dim=1), right)
+    solved, failed = torch.linalg.solve_ex(torch.cat([rows, extra], dim=1), right)
     solved = torch.nn.functional.normalize(solved[..., 0], dim=1)
-    return solved[(failed == 0) & torch.isfinite(solved).all(dim=1)]
+    return torch.where(failed[:, None] == 0, solved, torch.nan)
 
 
 def _zeros(
@@ -125,10 +149,10 @@ def _zeros(
 ) -> Tensor:
     """Which entries of each vector are zero within their error; bool (directions, entries)."""
     noise = (directions * errors).norm(dim=1, keepdim=True)
-    products = directions @ rows.T
+    sizes = (directions @ rows.T).abs_()
     # Where errors outweigh the vector itself, everything would pass for zero.
-    above: Tensor = products.abs().amax(dim=1, keepdim=True) > _ABOVE_ERRORS * noise
-    zeros: Tensor = above & (products.abs() <= tolerances.ZERO * noise)
+    above: Tensor = sizes.amax(dim=1, keepdim=True) > _ABOVE_ERRORS * noise
+    zeros: Tensor = above & (sizes <= tolerances.ZERO * noise)
     return zeros
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.numerics import sums_of_rows
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration
 
@@ -41,7 +42,7 @@ def idlg(observation: Observation, *, variant: Variant = "extended") -> Restorat
         ValueError: No variant of that name.
     """
     _check_variant(variant)
-    score = observation.gradient.weight.sum(dim=1, dtype=torch.float64)
+    score = sums_of_rows(observation.gradient.weight)
     if variant == "original":
         return restore_set(observation, _smallest(score, 1))
     return restore_set(observation, score < 0)

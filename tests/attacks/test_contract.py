@@ -289,7 +289,7 @@ def test_renaming_the_classes_renames_the_result(name, seed):
 @every_attack
 def test_a_summed_loss_gives_what_the_mean_gives(name):
     found = run(name, client(name).observe(loss=Loss(reduction="sum")))
-    # Virtual clients train, in rounded steps; a sum that is taken for a mean is five times as large.
+    # Virtual clients train, in rounded steps; a sum taken for a mean is five times as large.
     trains = name in ("virtual", "synthetic")
     assert_same(found, usual(name), tolerance=1e-2 if trains else 1e-3)
 

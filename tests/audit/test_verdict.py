@@ -92,23 +92,28 @@ def test_only_an_accuracy_over_the_threshold_ends_with_one():
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        (restored(RIGHT), "ilrg restored 6 labels of 3 classes, not compared with true ones"),
+        (
+            restored(RIGHT),
+            "attack ilrg restored 6 labels of 3 classes, not compared with true ones",
+        ),
         (
             restored([0, 1, 0, 0], present=[1], certified=True),
-            "ilrg restored 1 label of 1 class, and they are proven: they rebuild the gradient",
+            "attack ilrg restored 1 label of 1 class, and they are proven: they rebuild the "
+            "gradient",
         ),
         (
             restored(RIGHT, flags=(Flag.UNKNOWN_BATCH_SIZE,)),
-            "ilrg restored 6 labels of 3 classes, or each of them equally often, not compared with "
-            "true ones",
+            "attack ilrg restored 6 labels of 3 classes, or each of them equally often, not "
+            "compared with true ones",
         ),
         (
             restored(proportions=torch.tensor([0.3, 0.2, 0.0, 0.5])),
-            "ilrg restored the share of each: 3 classes, not compared with true labels",
+            "attack ilrg restored the share of each: 3 classes, not compared with true labels",
         ),
         (
             restored(present=[2]),
-            "ilrg restored which classes are present: 1 class, not compared with true labels",
+            "attack ilrg restored which classes are present: 1 class, not compared with true "
+            "labels",
         ),
     ],
 )
@@ -213,7 +218,11 @@ def estimated(errors, flags=()):
         (estimated([1.5] * 4, DOUBTFUL), Verdict.INCONCLUSIVE, "(flag sums_not_zero)"),
         (estimated([1.5] * 4, (Flag.COUNTS_NOT_SURE,)), Verdict.AUDITED, "tells none"),
         (restored(RIGHT), Verdict.INCONCLUSIVE, "gives no errors"),
-        (restored(RIGHT, certified=True), Verdict.OVER_THRESHOLD, "that 4 of the 4"),
+        (
+            restored(RIGHT, certified=True),
+            Verdict.OVER_THRESHOLD,
+            "that all 4 classes that the rule hides",
+        ),
         (restored(SET), Verdict.INCONCLUSIVE, "gives no errors"),
         (restored(TWO_WRONG, certified=True, flags=MISFIT), Verdict.OVER_THRESHOLD, "is proven"),
     ],

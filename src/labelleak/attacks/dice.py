@@ -7,9 +7,9 @@ from torch import Tensor
 
 from labelleak.errors import InvalidObservation, MissingKnowledge
 
-# A gradient may lie so much beyond the largest of this loss, relatively: a sum over 14,000 pixels one
-# by one, in single precision as on processors without vector instructions, is off by 6e-5, one over
-# millions by more.
+# A gradient may lie so much beyond the largest of this loss, relatively: a sum over 14,000 pixels
+# one by one, in single precision as on processors without vector instructions, is off by 6e-5, one
+# over millions by more.
 _ROUNDING = 1e-2
 
 

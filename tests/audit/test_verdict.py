@@ -142,12 +142,17 @@ def test_a_doubt_is_the_reason_where_there_are_no_true_labels():
     ("counts", "flags", "threshold", "reason"),
     [
         (RIGHT, (), None, "no limit was set, so this is a finding, not a pass or a failure"),
-        (RIGHT, (), 0.5, "100.0% of what the guess leaves open, above the limit of 50.0%"),
+        (
+            RIGHT,
+            (),
+            0.5,
+            "100.0% of the labels (a guess without the update gets 66.7%), above the limit",
+        ),
         (
             TWO_WRONG,
             (),
             0.7,
-            "ilrg restored 66.7% of the labels, where a guess without the update gets",
+            "ilrg restored 66.7% of the labels (a guess without the update gets 66.7%), at",
         ),
         (TWO_WRONG, (), 0.7, "at or under the limit of 70.0%; a stronger attack may"),
         (TWO_WRONG, DOUBTFUL, 0.7, "failure proves nothing here (flag sums_not_zero)"),
@@ -177,6 +182,14 @@ def test_an_advantage_is_what_a_guess_leaves_open(counts, threshold, verdict):
     scored = score(found, TRUTH)
     assert scored.guess == pytest.approx((1.5 + 1 + 0 + 1.5) / 6)
     assert judge(found, scored, Rule("advantage", threshold))[0] is verdict
+
+
+def test_a_limit_of_accuracy_is_not_told_beside_the_advantage():
+    found = restored(RIGHT)
+    scored = score(found, TRUTH)
+    told = "100.0% of what the guess leaves open"
+    assert f"{told}, above" in judge(found, scored, Rule("advantage", 0.5))[1]
+    assert told not in judge(found, scored, Rule("accuracy", 0.5))[1]
 
 
 def test_even_counts_that_are_proven_are_over_though_a_guess_has_them_too():

@@ -74,7 +74,7 @@ def judge(
         if not rule.has_limit and not found.unreliable:
             return Verdict.AUDITED, f"{_restored(found)}; no verdict of an audit is proof of safety"
         return Verdict.INCONCLUSIVE, f"{_who(found)} restored no counts here, and so has no score"
-    restored = _share(found, scored)
+    restored = _share(found, scored, rule)
     if rule.measure == "exact":
         if scored.exact:
             return Verdict.OVER_THRESHOLD, f"{_who(found)} restored all counts exactly"
@@ -98,7 +98,7 @@ def judge(
 
 def _who(found: Restoration) -> str:
     """The subject of a sentence about what was restored."""
-    return "all that was restored" if found.attack == "combined" else f"attack {found.attack}"
+    return "their combination" if found.attack == "combined" else f"attack {found.attack}"
 
 
 def _measured(scored: Score, rule: Rule) -> float | None:
@@ -106,11 +106,14 @@ def _measured(scored: Score, rule: Rule) -> float | None:
     return scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
 
 
-def _share(found: Restoration, scored: Score) -> str:
+def _share(found: Restoration, scored: Score, rule: Rule) -> str:
     """What share of the labels is right, and how much of that a guess would get."""
     text = f"{_who(found)} restored {scored.accuracy:.1%} of the labels"
     if scored.guess is None or scored.relative_advantage is None:
         return text
+    if rule.measure == "accuracy" and rule.threshold is not None:
+        # What the limit is of comes last, and is not to be taken for the advantage.
+        return f"{text} (a guess without the update gets {scored.guess:.1%})"
     text = f"{text}, where a guess without the update gets {scored.guess:.1%}"
     if scored.relative_advantage <= 0.0:
         return f"{text}: no advantage"

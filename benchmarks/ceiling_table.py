@@ -16,3 +16,18 @@ def ceiling(read: Callable[[str], Any]) -> list[str]:
         means = row["mean"]
         rows.append([setting, *(three(means[name]) for name in ("guess", *_ATTACKS, "ceiling"))])
     return table(["setting", "guess", *(f"`{name}`" for name in _ATTACKS), "ceiling"], rows)
+
+
+def ceiling_rows(read: Callable[[str], Any]) -> list[str]:
+    """Settings of the leaderboard that were held against the ceiling, and the exceptions."""
+    rows = read("results/benchmark-ceiling-rows.json")["rows"]
+    held = [(row["name"], name, one) for row in rows for name, one in row["excess"].items()]
+    over = [
+        f"`{name}` by {three(one['mean'])} ({setting})"
+        for setting, name, one in held
+        if one["mean"] > one["error"]
+    ]
+    return [
+        f"Held against it: {len(rows)} settings, {len(held)} means of an attack in a setting. "
+        f"Above it by more than the standard error: {', '.join(over) or 'none'}."
+    ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ceiling_table import ceiling
+from ceiling_table import ceiling, ceiling_rows
 from fidelity_tables import FIDELITY
 from flag_tables import FLAGS
 from labelleak.lab.published_figures import published_runs
@@ -216,6 +216,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "figure4": figure4,
     "constants": origins,
     "ceiling": ceiling,
+    "ceiling-rows": ceiling_rows,
     "pages": page_times,
     **FIDELITY,
     **FLAGS,

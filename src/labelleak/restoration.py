@@ -44,8 +44,8 @@ class Flag(Enum):
     )
     NO_BIAS = "the head has no bias gradient: attacks on the weight alone are weaker"
     NO_WEIGHT = (
-        "only the gradient of the head's bias was sent: the counts follow from a rule of thumb for "
-        "how much one sample weighs"
+        "of the head only the bias has a gradient, as the weight's was not sent or is zero: the "
+        "counts follow from a rule of thumb for how much one sample weighs"
     )
     TOTAL_DOES_NOT_FIT = (
         "the restored counts do not add up to the batch size before they are made to: "

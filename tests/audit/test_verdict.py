@@ -92,23 +92,28 @@ def test_only_an_accuracy_over_the_threshold_ends_with_one():
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        (restored(RIGHT), "ilrg restored 6 labels of 3 classes, not compared with true ones"),
+        (
+            restored(RIGHT),
+            "attack ilrg restored 6 labels of 3 classes, not compared with true ones",
+        ),
         (
             restored([0, 1, 0, 0], present=[1], certified=True),
-            "ilrg restored 1 label of 1 class, and they are proven: they rebuild the gradient",
+            "attack ilrg restored 1 label of 1 class, and they are proven: they rebuild the "
+            "gradient",
         ),
         (
             restored(RIGHT, flags=(Flag.UNKNOWN_BATCH_SIZE,)),
-            "ilrg restored 6 labels of 3 classes, or each of them equally often, not compared with "
-            "true ones",
+            "attack ilrg restored 6 labels of 3 classes, or each of them equally often, not "
+            "compared with true ones",
         ),
         (
             restored(proportions=torch.tensor([0.3, 0.2, 0.0, 0.5])),
-            "ilrg restored the share of each: 3 classes, not compared with true labels",
+            "attack ilrg restored the share of each: 3 classes, not compared with true labels",
         ),
         (
             restored(present=[2]),
-            "ilrg restored which classes are present: 1 class, not compared with true labels",
+            "attack ilrg restored which classes are present: 1 class, not compared with true "
+            "labels",
         ),
     ],
 )
@@ -137,12 +142,17 @@ def test_a_doubt_is_the_reason_where_there_are_no_true_labels():
     ("counts", "flags", "threshold", "reason"),
     [
         (RIGHT, (), None, "no limit was set, so this is a finding, not a pass or a failure"),
-        (RIGHT, (), 0.5, "100.0% of what the guess leaves open, above the limit of 50.0%"),
+        (
+            RIGHT,
+            (),
+            0.5,
+            "100.0% of the labels (a guess without the update gets 66.7%), above the limit",
+        ),
         (
             TWO_WRONG,
             (),
             0.7,
-            "ilrg restored 66.7% of the labels, where a guess without the update gets",
+            "ilrg restored 66.7% of the labels (a guess without the update gets 66.7%), at",
         ),
         (TWO_WRONG, (), 0.7, "at or under the limit of 70.0%; a stronger attack may"),
         (TWO_WRONG, DOUBTFUL, 0.7, "failure proves nothing here (flag sums_not_zero)"),
@@ -172,6 +182,14 @@ def test_an_advantage_is_what_a_guess_leaves_open(counts, threshold, verdict):
     scored = score(found, TRUTH)
     assert scored.guess == pytest.approx((1.5 + 1 + 0 + 1.5) / 6)
     assert judge(found, scored, Rule("advantage", threshold))[0] is verdict
+
+
+def test_a_limit_of_accuracy_is_not_told_beside_the_advantage():
+    found = restored(RIGHT)
+    scored = score(found, TRUTH)
+    told = "100.0% of what the guess leaves open"
+    assert f"{told}, above" in judge(found, scored, Rule("advantage", 0.5))[1]
+    assert told not in judge(found, scored, Rule("accuracy", 0.5))[1]
 
 
 def test_even_counts_that_are_proven_are_over_though_a_guess_has_them_too():
@@ -213,7 +231,11 @@ def estimated(errors, flags=()):
         (estimated([1.5] * 4, DOUBTFUL), Verdict.INCONCLUSIVE, "(flag sums_not_zero)"),
         (estimated([1.5] * 4, (Flag.COUNTS_NOT_SURE,)), Verdict.AUDITED, "tells none"),
         (restored(RIGHT), Verdict.INCONCLUSIVE, "gives no errors"),
-        (restored(RIGHT, certified=True), Verdict.OVER_THRESHOLD, "that 4 of the 4"),
+        (
+            restored(RIGHT, certified=True),
+            Verdict.OVER_THRESHOLD,
+            "that all 4 classes that the rule hides",
+        ),
         (restored(SET), Verdict.INCONCLUSIVE, "gives no errors"),
         (restored(TWO_WRONG, certified=True, flags=MISFIT), Verdict.OVER_THRESHOLD, "is proven"),
     ],

@@ -70,11 +70,11 @@ def run_target(target):
 
 
 def check_extras(install, package):
-    """The checkout itself, or extras that the package has."""
+    """The checkout itself, with or without extras that the package has, or extras alone."""
     assert install == "install"
     if package == ".":
         return
-    extras = re.fullmatch(r"labelleak\[(.+)\]", package)[1].split(",")
+    extras = re.fullmatch(r"(?:labelleak|\.)\[(.+)\]", package)[1].split(",")
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(extras) <= set(known["optional-dependencies"])
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from labelleak.cli.verdicts import count_bar, print_record
+from labelleak.cli.verdicts import count_bar, print_advice, print_record
 
 RECORD = {
     "attack": "pooled", "classes": 3, "features": 5, "head": "fc", "batch_size": 12,
@@ -18,12 +18,12 @@ RECORD = {
 
 @pytest.fixture
 def shown():
-    def show(record, *, terminal=False):
+    def show(record, *, terminal=False, printed=print_record):
         target = Console(
             width=120, file=io.StringIO(), markup=False, no_color=True, force_terminal=terminal,
             highlight=False, legacy_windows=False,
         )  # fmt: skip
-        print_record(record, target)
+        printed(record, target)
         return target.file.getvalue()
 
     return show
@@ -57,6 +57,45 @@ def test_a_limit_is_asked_for_where_there_is_none(shown):
     of_guess = shown(RECORD | {"threshold": None, "verdict": "audited", "measure": "advantage"})
     assert "--measure advantage --threshold 0.5" in " ".join(of_guess.split())
     assert "give your own labels" in shown(RECORD | {"true_counts": None, "score": None})
+
+
+def test_a_remedy_says_what_to_type(shown):
+    flag = RECORD["flags"][0] | {"options": "--time-limit"}
+    assert "no_bias: send it along (--time-limit)" in shown(RECORD | {"flags": [flag]})
+
+
+def test_the_scores_of_papers_come_with_their_meaning(shown):
+    score = RECORD["score"] | {"lnacc": 0.5, "small_cells_told": 2.0}
+    text = " ".join(shown(RECORD | {"score": score}).split())
+    assert "LnAcc 0.500 (share of the classes with the right number)" in text
+    assert "small cells" not in text
+    hidden = shown(RECORD | {"score": score, "measure": "small-cells"})
+    assert "small cells told 2\n" in hidden
+
+
+@pytest.mark.parametrize(
+    ("measure", "advantage", "titles"),
+    [
+        ("small-cells", 0.5, ["told", "restored"]),
+        ("advantage", 0.5, ["restored", "advantage"]),
+        # Of label sets nobody has a guess.
+        ("accuracy", None, ["restored"]),
+    ],
+)
+def test_changes_are_told_by_what_is_judged(shown, measure, advantage, titles):
+    change = {
+        "name": "noise", "setting": "Gaussian", "cosine": 0.9, "epsilon": 3.0, "accuracy": 0.7,
+        "advantage": advantage, "told": 4, "verdict": "inconclusive",
+    }  # fmt: skip
+    advice = {
+        "audit": RECORD | {"measure": measure}, "summary": "s", "changes": [change], "untried": [],
+    }  # fmt: skip
+    text = shown(advice, printed=print_advice)
+    header = next(line for line in text.splitlines() if "cosine" in line)
+    assert header.replace("\N{BOX DRAWINGS HEAVY VERTICAL}", " ").split() == [
+        "change", "how", "far", "cosine", "epsilon", *titles, "verdict",
+    ]  # fmt: skip
+    assert all(f"\n{title}: " in text for title in (*titles, "cosine", "epsilon", "inconclusive"))
 
 
 def test_bars_are_drawn_on_a_terminal_alone(shown):

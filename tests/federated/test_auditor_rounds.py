@@ -97,7 +97,7 @@ def test_a_policy_of_all_rounds_judges_what_is_known_in_all(auditor, tmp_path):
     assert alone.verdict != "over"
     in_all = audit(auditor("refuse", **limit, across_rounds=True), update, 2)
     assert (in_all.record.verdict, in_all.send) == ("over", False)
-    assert in_all.reason.startswith("rounds 1 and 2 together: combined restored 100.0%")
+    assert in_all.reason.startswith("rounds 1 and 2 together: their combination restored 100.0%")
 
 
 def test_a_policy_of_all_rounds_refuses_where_records_were_touched(auditor, tmp_path):

@@ -62,5 +62,12 @@ def test_changes_that_pass_are_named(record, document):
     assert "48 instead of 24: within the limit; 90 % of the direction" in text
 
 
+def test_it_says_what_to_do_without_options_of_a_command(record, document):
+    record["flags"][0] |= {"remedy": "send it along", "options": "--head"}
+    text = text_of(document, record)
+    assert "send it along" in text
+    assert "--head" not in text
+
+
 def test_it_fits_a_phone(record, overflow):
     assert overflow(officer_page(record), 390) == 390

@@ -89,6 +89,29 @@ def test_changes_stand_below_the_verdict_with_their_price(record, document, over
     assert overflow(page, 390) == 390
 
 
+def test_what_small_cells_a_change_leaves_is_told_under_that_rule(record, document):
+    changes = [
+        change | {"told": told} for change, told in zip(ADVICE["changes"], (3, None), strict=True)
+    ]
+    record |= {"measure": "small-cells", "score": record["score"] | {"small_cells_told": 4}}
+    text = document(audit_page(record, [], advice=ADVICE | {"changes": changes})).text
+    assert "as it is 1.000 4 " in text
+    assert "noise Gaussian, ε = 1.5e5 0.995 3 1.000 over" in text
+
+
+def test_distances_of_shares_are_columns_only_without_counts(record, document):
+    record["score"] |= {"shares_linf": 0.02, "shares_cosine": 0.01, "shares_js": 0.1}
+    title = "largest error of a share"
+    assert title not in document(audit_page(record, [])).text
+    record["score"] |= {"accuracy": None}
+    assert title in document(audit_page(record, [])).text
+
+
+def test_nothing_that_was_observed_stands_twice(record):
+    told = audit_page(record | {"source": {"kind": "gradients", "batch_size": 24}}, [])
+    assert told.count("<dt>Batch size</dt>") == 1
+
+
 def test_flags_come_with_what_to_do(record, document):
     record["flags"][0]["remedy"] = "send the bias along"
     text = document(audit_page(record, [])).text

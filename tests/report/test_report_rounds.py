@@ -344,3 +344,12 @@ def test_many_clients_and_rounds(made, browse):
 @pytest.mark.parametrize("width", [320, 1200])
 def test_pages_fit_the_screen(several, overflow, width):
     assert overflow(rounds_page(several), width) <= width
+
+
+def test_a_column_that_no_audit_fills_is_left_out(made, browse):
+    shown = browse(rounds_page([made(framework="", epsilon=None)]))
+    head = re.search(r'<table id="audits"[^>]*>.*?</thead>', shown, re.DOTALL)[0]
+    titles = re.sub("<[^>]*>", " ", head).split()
+    assert "accuracy" in titles
+    assert not {"framework", "\N{GREEK SMALL LETTER EPSILON}"} & set(titles)
+    assert "framework" in re.sub("<[^>]*>", " ", browse(rounds_page([made()]))).split()

@@ -60,12 +60,12 @@ class Advice:
                 "own errors (give --labels to judge the changes)"
             )
         if best is None:
-            unproven = [one.name for one in self.changes if one.verdict == "inconclusive"]
-            rest = f" ({', '.join(dict.fromkeys(unproven))})" if unproven else ""
+            doubtful = [one.name for one in self.changes if one.verdict == "inconclusive"]
+            named = ", ".join(dict.fromkeys(doubtful))
+            rest = f"{len(doubtful)} are inconclusive ({named}); " if doubtful else ""
             return (
-                "no change that was tried brings this update within the limit without a doubt; "
-                f"under the limit without a proof are {len(unproven)} of them{rest}, and what "
-                "bounds every attack is differential privacy with a small epsilon"
+                "no change that was tried is sure to keep this update within the limit; "
+                f"{rest}what bounds every attack is differential privacy with a small epsilon"
             )
         kept = "" if best.cosine is None else f", with a cosine of {best.cosine:.2f} to the plain"
         return (

@@ -41,8 +41,9 @@ class Ceiling:
 
     Examples:
         >>> Ceiling(0.71, 0.05, 9, 640).text
-        'An attack that knows only moments gets 71.0% of the labels at best here (+- 5.0% from \
-batch to batch); exact, which looks at single samples, can pass that.'
+        'An attack that knows only moments (mean and spread of what samples of a class add to the \
+gradient) gets 71.0% of the labels at best here (+- 5.0% from batch to batch); exact, which looks \
+at single samples, can pass that.'
     """
 
     accuracy: float
@@ -54,8 +55,9 @@ batch to batch); exact, which looks at single samples, can pass that.'
     def text(self) -> str:
         """The ceiling in one sentence."""
         text = (
-            f"An attack that knows only moments gets {self.accuracy:.1%} of the labels at best "
-            f"here (+- {self.spread:.1%} from batch to batch)"
+            "An attack that knows only moments (mean and spread of what samples of a class add to "
+            f"the gradient) gets {self.accuracy:.1%} of the labels at best here (+- "
+            f"{self.spread:.1%} from batch to batch)"
         )
         if self.accuracy > _ALL:
             return f"{text}."

@@ -28,7 +28,7 @@ class AuditRecord:
         rounded: Counts before the attack made them sum to the number of instances, or None.
         proportions: Restored share per class, where there are no counts; else None.
         certified: Whether the counts are proven.
-        flags: Name and text of every flag, and what to do about it.
+        flags: Name and text of every flag, what to do about it, and options for that.
         true_counts: The auditor's own counts, or None.
         score: Metrics of ``counts`` against ``true_counts``, or None.
         score_rounded: Metrics of ``rounded``, which published figures are of, or None.

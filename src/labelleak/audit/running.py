@@ -12,7 +12,7 @@ from labelleak.attacks import restore
 from labelleak.audit.fit import flag_misfit
 from labelleak.audit.judging import judged_by
 from labelleak.audit.record import AuditRecord
-from labelleak.audit.remedies import REMEDIES
+from labelleak.audit.remedies import told_flag
 from labelleak.audit.rule import Measure, Rule
 from labelleak.errors import InvalidObservation
 from labelleak.guess import checked_prior
@@ -103,10 +103,7 @@ def audit_observation(
         rounded=_listed(found.rounded),
         proportions=None if found.counts is not None else _listed(found.proportions),
         certified=found.certified,
-        flags=[
-            {"name": flag.name.lower(), "text": flag.text, "remedy": REMEDIES[flag]}
-            for flag in found.flags
-        ],
+        flags=[told_flag(flag) for flag in found.flags],
         true_counts=_listed(true_counts),
         score=None if judged.scored is None else judged.scored.as_dict(),
         score_rounded=None if rounded is None else rounded.as_dict(),

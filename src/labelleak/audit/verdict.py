@@ -73,11 +73,11 @@ def judge(
     if scored.accuracy is None:
         if not rule.has_limit and not found.unreliable:
             return Verdict.AUDITED, f"{_restored(found)}; no verdict of an audit is proof of safety"
-        return Verdict.INCONCLUSIVE, f"{found.attack} restored no counts here, and so has no score"
-    restored = _share(found, scored)
+        return Verdict.INCONCLUSIVE, f"{_who(found)} restored no counts here, and so has no score"
+    restored = _share(found, scored, rule)
     if rule.measure == "exact":
         if scored.exact:
-            return Verdict.OVER_THRESHOLD, f"{found.attack} restored all counts exactly"
+            return Verdict.OVER_THRESHOLD, f"{_who(found)} restored all counts exactly"
         return _low(found, f"{restored}, and not every count")
     value = _measured(scored, rule)
     assert value is not None, "there are counts"
@@ -96,16 +96,24 @@ def judge(
     return _low(found, f"{restored}, at or under the limit of {rule.threshold:.1%}")
 
 
+def _who(found: Restoration) -> str:
+    """The subject of a sentence about what was restored."""
+    return "their combination" if found.attack == "combined" else f"attack {found.attack}"
+
+
 def _measured(scored: Score, rule: Rule) -> float | None:
     """What the threshold is for; None without counts."""
     return scored.accuracy if rule.measure == "accuracy" else scored.relative_advantage
 
 
-def _share(found: Restoration, scored: Score) -> str:
+def _share(found: Restoration, scored: Score, rule: Rule) -> str:
     """What share of the labels is right, and how much of that a guess would get."""
-    text = f"{found.attack} restored {scored.accuracy:.1%} of the labels"
+    text = f"{_who(found)} restored {scored.accuracy:.1%} of the labels"
     if scored.guess is None or scored.relative_advantage is None:
         return text
+    if rule.measure == "accuracy" and rule.threshold is not None:
+        # What the limit is of comes last, and is not to be taken for the advantage.
+        return f"{text} (a guess without the update gets {scored.guess:.1%})"
     text = f"{text}, where a guess without the update gets {scored.guess:.1%}"
     if scored.relative_advantage <= 0.0:
         return f"{text}: no advantage"
@@ -130,17 +138,19 @@ def _by_cells(found: Restoration, told: int | None, hidden: int, rule: Rule) -> 
     them = f"the {'one class' if one else f'{hidden} classes'} that the rule hides ({rare})"
     if told is None:
         return Verdict.INCONCLUSIVE, (
-            f"{found.attack} gives no errors for its counts here, so that nobody can say what it "
+            f"{_who(found)} gives no errors for its counts here, so that nobody can say what it "
             f"tells of {them}"
         )
     if told:
         which = them if one else f"{told} of {them}"
+        if told == hidden and not one:
+            which = f"all {hidden} classes that the rule hides ({rare})"
         return Verdict.OVER_THRESHOLD, (
-            f"{found.attack} tells with confidence that {which} {'is' if told == 1 else 'are'} "
+            f"{_who(found)} tells with confidence that {which} {'is' if told == 1 else 'are'} "
             "that small"
         )
     doubts = _doubts(found, Flag.COUNTS_NOT_SURE)
-    text = f"{found.attack} tells {'nothing' if one else 'none'} of {them} with confidence"
+    text = f"{_who(found)} tells {'nothing' if one else 'none'} of {them} with confidence"
     if doubts:
         return Verdict.INCONCLUSIVE, f"{text}, but its failure proves nothing here ({doubts})"
     return Verdict.AUDITED, f"{text}; a stronger attack may tell more"
@@ -151,12 +161,12 @@ def _misfit(found: Restoration, scored: Score, rule: Rule) -> Judgment:
     reason = Flag.LABELS_DO_NOT_FIT.text
     if found.certified and _proof_is_over(found, rule):
         return Verdict.OVER_THRESHOLD, (
-            f"{found.attack} restored all labels that were trained on, which is proven; {reason}"
+            f"{_who(found)} restored all labels that were trained on, which is proven; {reason}"
         )
     value = _measured(scored, rule)
     if rule.threshold is not None and value is not None and value > rule.threshold:
         return Verdict.OVER_THRESHOLD, (
-            f"{found.attack} restored {scored.accuracy:.1%} of the labels given, above the limit "
+            f"{_who(found)} restored {scored.accuracy:.1%} of the labels given, above the limit "
             f"of {rule.threshold:.1%}; {reason}"
         )
     return Verdict.INCONCLUSIVE, f"there is no score to judge by: {reason}"
@@ -199,14 +209,14 @@ def _cells_without_labels(found: Restoration, rule: Rule) -> Judgment:
     bounds = count_bounds(found)
     if bounds is None:
         return Verdict.INCONCLUSIVE, (
-            f"{found.attack} gives no errors for its counts here, so that nobody can say which of "
+            f"{_who(found)} gives no errors for its counts here, so that nobody can say which of "
             "them it tells"
         )
     few, none = small_cells(bounds, rule.floor)
     told, rare = int((few | none).sum()), f"fewer than {rule.floor} samples, or none"
     doubts = (_doubts_of_finding if told else _doubts)(found, Flag.COUNTS_NOT_SURE)
     classes = "class" if told == 1 else "classes"
-    text = f"by its own errors {found.attack} tells {told or 'no'} {classes} with {rare}"
+    text = f"by its own errors {_who(found)} tells {told or 'no'} {classes} with {rare}"
     if doubts:
         return Verdict.INCONCLUSIVE, f"{text}; that is not to be relied on ({doubts})"
     if told:
@@ -246,11 +256,11 @@ def _restored(found: Restoration) -> str:
     classes = f"{present} {'class' if present == 1 else 'classes'}"
     if found.counts is None:
         what = "which classes are present" if found.proportions is None else "the share of each"
-        return f"{found.attack} restored {what}: {classes}, not compared with true labels"
+        return f"{_who(found)} restored {what}: {classes}, not compared with true labels"
     amount = int(found.counts.sum())
     labels = f"{amount} {'label' if amount == 1 else 'labels'} of {classes}"
     if Flag.UNKNOWN_BATCH_SIZE in found.flags:
         labels = f"{labels}, or each of them equally often"
     if found.certified:
-        return f"{found.attack} restored {labels}, and they are proven: they rebuild the gradient"
-    return f"{found.attack} restored {labels}, not compared with true ones"
+        return f"{_who(found)} restored {labels}, and they are proven: they rebuild the gradient"
+    return f"{_who(found)} restored {labels}, not compared with true ones"

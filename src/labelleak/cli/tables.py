@@ -60,8 +60,7 @@ def print_scores(records: Sequence[Mapping[str, Any]], target: Console) -> None:
     """
     table = Table(
         title="Attacks on the same update",
-        caption=f"{SCORES['leacc']}: {MEANINGS['leacc']}; {SCORES['lnacc']}: {MEANINGS['lnacc']}; "
-        f"{NONE}: the attack tells a set only",
+        caption=f"{SCORES['recall']}: {MEANINGS['recall']}; {NONE}: the attack tells a set only",
         caption_justify="left",
     )
     table.add_column("attack")

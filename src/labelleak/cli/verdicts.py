@@ -1,6 +1,6 @@
 """An audit in a terminal: the verdict, then why, then what to do, then the counts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
@@ -8,11 +8,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from labelleak.report.text import SCORES, class_rows, number, what_to_do
+from labelleak.report.text import (
+    CHANGES,
+    INCONCLUSIVE,
+    MEANINGS,
+    SCORES,
+    class_rows,
+    figures_of_changes,
+    number,
+    what_to_do,
+)
 
 _MOST_CLASSES = 40
 _MOST_DO = 6
-_SCORES = ("accuracy", "guess", "relative_advantage", "exact", "leacc", "lnacc", "recall")
+_SCORES = ("accuracy", "guess", "relative_advantage", "exact")
+_OF_PAPERS = ("leacc", "lnacc")
 _LONGEST_BAR = 36
 
 # No verdict is green, as none says that the labels are safe.
@@ -41,12 +51,20 @@ def print_record(record: Mapping[str, Any], target: Console) -> None:
     target.print(_observed(record))
     target.print(_counts_table(record, target))
     if record["score"]:
-        scores = [
-            f"{SCORES[key]} {number(record['score'][key])}"
-            for key in _SCORES
-            if record["score"].get(key) is not None
-        ]
-        target.print(f"Score: {', '.join(scores)}")
+        target.print(f"Score: {', '.join(_scores(record))}")
+
+
+def _scores(record: Mapping[str, Any]) -> Iterator[str]:
+    """Title and figure of what is judged by; of the papers' scores with their meaning."""
+    for key in SCORES:
+        value = record["score"].get(key)
+        if value is None:
+            continue
+        if key in _SCORES or key in _OF_PAPERS:
+            meaning = f" ({MEANINGS[key]})" if key in _OF_PAPERS else ""
+            yield f"{SCORES[key]} {number(value)}{meaning}"
+        elif key == "small_cells_told" and record.get("measure") == "small-cells":
+            yield f"{SCORES[key]} {value:.0f}"
 
 
 def _verdict_line(title: str, record: Mapping[str, Any]) -> Text:
@@ -127,15 +145,11 @@ def print_advice(advice: Mapping[str, Any], target: Console) -> None:
     """
     target.print(_verdict_line("As it is", advice["audit"]))
     target.print(Text.assemble(("Advice: ", "bold"), advice["summary"]))
-    table = Table(
-        caption="cosine: how much of the update is left, 1 is all; epsilon: of one release at "
-        "delta 1e-5, if every update is clipped to the length of this one; advantage: share of "
-        "what a guess leaves open that is restored",
-        caption_justify="left",
-    )
+    figures = figures_of_changes(advice["changes"], advice["audit"].get("measure"))
+    table = Table()
     for title in ("change", "how far"):
         table.add_column(title, overflow="fold")
-    for title in ("cosine", "epsilon", "restored", "advantage"):
+    for title in ("cosine", "epsilon", *figures.values()):
         table.add_column(title, justify="right")
     table.add_column("verdict")
     for change in advice["changes"]:
@@ -145,10 +159,12 @@ def print_advice(advice: Mapping[str, Any], target: Console) -> None:
             change["setting"],
             number(change["cosine"]),
             number(change["epsilon"], fixed=False),
-            number(change["accuracy"]),
-            number(change["advantage"]),
+            *(number(change[key], fixed=key != "told") for key in figures),
             Text("within" if verdict == "audited" else verdict, style=_STYLES.get(verdict, "")),
         )
     target.print(table)
+    for key, title in {"cosine": "cosine", "epsilon": "epsilon", **figures}.items():
+        target.print(f"{title}: {CHANGES[key]}")
+    target.print(f"inconclusive: {INCONCLUSIVE}")
     for one in advice["untried"]:
         target.print(f"Not tried: {one['name']}: {one['why']}")

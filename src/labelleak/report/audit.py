@@ -4,7 +4,15 @@ from typing import Any
 
 from labelleak.report.charts import counts_chart
 from labelleak.report.pages import render
-from labelleak.report.text import MEANINGS, SCORES, class_rows, what_to_do
+from labelleak.report.text import (
+    CHANGES,
+    INCONCLUSIVE,
+    MEANINGS,
+    SCORES,
+    class_rows,
+    figures_of_changes,
+    what_to_do,
+)
 
 _MOST_BARS = 60
 # Scores that are those of the update, follow from others, or are told by the verdict.
@@ -42,7 +50,7 @@ def audit_page(
         rows=rows,
         chart=counts_chart(charted) if charted else None,
         left_out=len(rows) - len(charted),
-        metrics={key: title for key, title in SCORES.items() if key not in _ELSEWHERE},
+        metrics=_columns(scored),
         meanings=MEANINGS,
         description=description,
         command=command,
@@ -50,13 +58,28 @@ def audit_page(
         todo=what_to_do(record, tried=advice is not None),
         advice=advice,
         plain=_figures(record),
+        figures=figures_of_changes(advice["changes"] if advice else [], record.get("measure")),
+        meanings_of_changes=CHANGES,
+        inconclusive=INCONCLUSIVE,
     )
 
 
+def _columns(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Titles of the scores to show; distances of shares only where there are no counts."""
+    scores = [one["score"] for one in records if one["score"]]
+    counted = any(score.get("accuracy") is not None for score in scores)
+    return {
+        key: title
+        for key, title in SCORES.items()
+        if key not in _ELSEWHERE and not (counted and key.startswith("shares_"))
+    }
+
+
 def _figures(record: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy and advantage of the update as it is; by the attack's own account without labels."""
+    """What is told of the update as it is; by the attack's own account without labels."""
     figures = record["score"] or record.get("expected") or {}
     return {
         "accuracy": figures.get("accuracy"),
         "advantage": figures.get("relative_advantage"),
+        "told": figures.get("small_cells_told"),
     }

@@ -34,7 +34,7 @@ def officer_page(record: dict[str, Any], advice: dict[str, Any] | None = None) -
         floor=record.get("floor", 10),
         measure=record.get("measure", "accuracy"),
         public=record.get("prior") is not None,
-        todo=what_to_do(record, tried=advice is not None),
+        todo=what_to_do(record, tried=advice is not None, options=False),
         passed=[one for one in (advice or {}).get("changes", []) if one["verdict"] == "audited"],
         advice=advice,
     )

@@ -48,6 +48,9 @@ def _environment() -> Environment:
     )
     environment.filters["metric"] = lambda value: typeset(text.number(value))
     environment.filters["figure"] = lambda value: typeset(text.number(value, fixed=False))
+    environment.filters["told_as"] = lambda value, key: typeset(
+        text.number(value, fixed=key != "told")
+    )
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}%"
     environment.filters["typeset"] = typeset
     environment.filters["short_verdict"] = lambda verdict: _SHORT_VERDICTS.get(verdict, verdict)

@@ -40,6 +40,20 @@ MEANINGS = {
 }
 """Meaning of every field of a score."""
 
+CHANGES = {
+    "cosine": "how much of the update is left: 1 is the same direction, 0 is nothing of it",
+    "epsilon": "of differential privacy for this one release, at delta 0.00001, if every update is "
+    "clipped to the length of this one. About 1 is strong, more than 10 is weak, and thousands "
+    "bound nothing",
+    "accuracy": "share of the labels that the attack still restores",
+    "advantage": "share of what a guess without the update leaves open that is restored",
+    "told": "classes with few samples, or none, that are told as such with confidence",
+}
+"""Meaning of the figures of a change, as in an advice."""
+
+INCONCLUSIVE = "under the limit, but for a reason that a better attack need not fail for"
+"""Meaning of that verdict on a change."""
+
 NONE = "-"
 """The text where there is no value."""
 
@@ -139,12 +153,15 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def what_to_do(record: Mapping[str, Any], *, tried: bool = False) -> list[str]:
+def what_to_do(
+    record: Mapping[str, Any], *, tried: bool = False, options: bool = True
+) -> list[str]:
     """What a reader can do about an audit: a sentence each, the most useful first.
 
     Args:
         record: An audit record, schema ``labelleak/audit/1``.
         tried: Whether changes of the update have been tried already.
+        options: Whether to say what to type.
 
     Returns:
         Clauses without a full stop. Those about flags begin with the flag's name.
@@ -152,7 +169,8 @@ def what_to_do(record: Mapping[str, Any], *, tried: bool = False) -> list[str]:
     advice = []
     if record["verdict"] == "over threshold" and not tried:
         advice.append(
-            "labelleak advise tries changes on this very update, and says what each costs and buys"
+            "labelleak advise, with the options of this audit, tries changes on this very update, "
+            "and says what each costs and buys"
         )
     known = record["true_counts"] is not None
     shares = record.get("measure", "accuracy") in ("accuracy", "advantage")
@@ -162,15 +180,39 @@ def what_to_do(record: Mapping[str, Any], *, tried: bool = False) -> list[str]:
             "passed where at most half of what a guess leaves open is restored; above it the exit "
             "status is 1"
             if record.get("measure") == "advantage"
-            else "set a limit with --threshold, and this becomes a verdict"
+            else "set a limit, and this becomes a verdict: --threshold 0.5 is passed where at most "
+            "half of the labels are restored; above it the exit status is 1"
         )
     if not known:
-        advice.append("give your own labels (--labels) to see how much of this is right")
+        advice.append("give your own labels (--labels labels.txt) to see how much of this is right")
     remedies: dict[str, list[str]] = {}
     for flag in record["flags"]:
         if flag.get("remedy"):
-            remedies.setdefault(flag["remedy"], []).append(flag["name"])
+            typed = f" ({flag['options']})" if options and flag.get("options") else ""
+            remedies.setdefault(f"{flag['remedy']}{typed}", []).append(flag["name"])
     return [*advice, *(f"{', '.join(names)}: {text}" for text, names in remedies.items())]
+
+
+def figures_of_changes(changes: Iterable[Mapping[str, Any]], measure: str | None) -> dict[str, str]:
+    """Titles of the figures that tell what a change buys: the ones that some change has.
+
+    Args:
+        changes: Those of an advice, schema ``labelleak/advice/1``.
+        measure: What is judged; None where a record is older than the measures.
+
+    Examples:
+        >>> figures_of_changes([{"accuracy": 0.5, "advantage": None, "told": 2}], "small-cells")
+        {'told': 'told', 'accuracy': 'restored'}
+    """
+    titles = {"accuracy": "restored", "advantage": "advantage"}
+    if measure == "small-cells":
+        titles = {"told": "told", "accuracy": "restored"}
+    changes = list(changes)
+    return {
+        key: title
+        for key, title in titles.items()
+        if any(change.get(key) is not None for change in changes)
+    }
 
 
 def advice_in(content: object) -> dict[str, Any] | None:

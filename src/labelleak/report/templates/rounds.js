@@ -256,12 +256,14 @@ function cellAt(event) {
 
 // ---- the table
 
+// Columns that are left out where no audit has a value.
+const OPTIONAL = new Set(["framework", "known", "epsilon"]);
 const COLUMNS = [
   ["round", "round"], ["client", "client"], ["label", "label"], ["framework", "framework"],
   ["attack", "attack"], ["verdict", "verdict"], ["action", "action"], ["accuracy", "accuracy"], ["advantage", "advantage"],
   ["known", "known so far"],
   ["exact", "exact"], ["restored", "labels restored"], ["epsilon", "ε"], ["flags", "flags"],
-].filter(([name]) => name !== "known" || audits.some((audit) => audit.known !== null));
+].filter(([name]) => !OPTIONAL.has(name) || audits.some((audit) => audit[name] !== null && audit[name] !== ""));
 const FIGURES = new Set(["round", "accuracy", "advantage", "known", "epsilon"]);
 
 function cell(audit, name, title) {

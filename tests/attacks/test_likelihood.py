@@ -7,7 +7,8 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from labelleak.attacks import restore
-from labelleak.attacks.likelihood import Moments, _moments, _way, probable_shares
+from labelleak.attacks.likelihood import Moments, _moments, probable_shares
+from labelleak.attacks.sample_vectors import _way
 from labelleak.errors import MissingKnowledge
 from labelleak.federated import train_locally
 from labelleak.metrics import score

@@ -25,10 +25,11 @@ def test_the_list_has_the_papers_own_comparison_first_and_ours_last():
     assert names.index("llg") < names.index("rlu") < names.index("exact")
     # Other tests may have registered attacks of their own, which come last.
     first = names.index("exact")
-    assert names[first : first + 8] == [
+    assert names[first : first + 9] == [
         "exact",
         "virtual",
         "synthetic",
+        "virtual-batches",
         "likelihood",
         "calibrated",
         "pooled",

@@ -34,6 +34,8 @@ SIMULATING = 60.0
 _SEARCHING = 0.8
 _LEAST_SEARCH = 0.2
 _CONFIRMING = 2.0
+# Attacks on auxiliary samples, the best first: of one step, of several steps, of any classes.
+_OF_AUXILIARY = ("virtual-batches", "likelihood", "rlu")
 # Root mean square error of the counts below which no further estimate is needed.
 _PRECISE = 0.08
 # Standard errors between two estimates of a count that chance does not explain.
@@ -108,7 +110,8 @@ def automatic(
     # Judged as the attack has them: at another scale, another mean prediction belongs to them.
     at_scale = observation if best.factor == 1.0 else scaled(observation, best.factor)
     sure = counts_are_sure(at_scale, found, is_treated=diagnosis.is_treated)
-    found = found if sure else _expected(found)
+    # Virtual batches are drawn about even ones, so that what they say is expected already.
+    found = found if sure or found.attack == "virtual-batches" else _expected(found)
     flags = found.flags if budget.allows_pooling else _hurried(found).flags
     if _contradicted(best, estimates):
         flags = (*flags, Flag.ATTACKS_DISAGREE)
@@ -159,8 +162,8 @@ def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
         if _worthwhile(observation, found[0]) and budget.allows_calibrated:
             found.append(_judged_attempt(observation, "calibrated"))
         if observation.auxiliary is not None:
-            likelihood = _judged_attempt(observation, "likelihood")
-            found.append(likelihood or _judged_attempt(observation, "rlu"))
+            attempts = (_judged_attempt(observation, attack) for attack in _OF_AUXILIARY)
+            found.append(next((one for one in attempts if one is not None), None))
     return [_rescaled(observation, one) for one in found if one is not None]
 
 
@@ -212,7 +215,7 @@ def _fallback(
 ) -> Estimate | None:
     """The best estimate if it is credible, else that of an attack that assumes less."""
     credible = best is not None and best.is_credible
-    by_mistakes = (one for one in estimates if one.found.attack in ("likelihood", "rlu"))
+    by_mistakes = (one for one in estimates if one.found.attack in _OF_AUXILIARY)
     mistakes = next(by_mistakes, None)
     if mistakes is not None and (not credible or observation.local_steps > 1):
         return mistakes

@@ -84,14 +84,14 @@ def outweighing(observation: Observation, estimates: Sequence[Estimate]) -> Esti
     attack reads wrongly nobody knows: up to all of it. Where counts scatter by more than twice as
     much, the batch is uneven, and `pooled` sees it best, since it reads the mean prediction from
     the gradient. Where the favor is less than batches drawn at random scatter, counts are nearer to
-    the truth than even ones.
+    the truth than even ones. Two classes show too little of either.
 
     Args:
         observation: What the attacks saw.
         estimates: What `pooled` and `calibrated` found, among others.
     """
     classes, total = observation.classes, observation.num_instances
-    if total is None or not observation.has_bias:
+    if total is None or not observation.has_bias or classes == 2:
         return None
     by_chance = (classes - 1) / total
     nearest: tuple[float, Estimate | None] = (by_chance, None)

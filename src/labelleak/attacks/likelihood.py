@@ -10,21 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
-from labelleak.attacks.evidence import (
-    bias_gradient,
-    instances,
-    mean_divisor,
-)
+from labelleak.attacks.evidence import instances
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.multi_label.label_likelihood import likely_labels
-from labelleak.attacks.probe import (
-    Probe,
-    class_means,
-    contributions,
-    principal_directions,
-    probe,
-)
+from labelleak.attacks.probe import class_means
 from labelleak.attacks.registry import Gives, Need, register
+from labelleak.attacks.sample_vectors import sample_vectors
 from labelleak.errors import MissingKnowledge
 from labelleak.loss import MULTI_LABEL
 from labelleak.observation import Observation
@@ -194,60 +185,12 @@ def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 def _moments(
     observation: Observation, directions: int
 ) -> tuple[Moments, Float[Tensor, " entries"]]:
-    """Moments of the auxiliary samples' vectors along the way, and the same vector of the update.
-
-    The last class's entries are left out: all classes' together are zero.
-    """
-    gradient, auxiliary = observation.gradient, auxiliary_of(observation)
-    classes = observation.classes
-    way = _way(observation)
-    first = way[0][1].embeddings
-    middle, axes, sizes = principal_directions(first, directions)
-    axes = axes.T / (sizes / len(first) ** 0.5)
-    labels = auxiliary.labels.to(first.device)
-    vectors = sum(
-        share
-        * contributions(
-            observation.loss.residual(seen.logits, labels), (seen.embeddings - middle) @ axes
-        )
-        for share, seen in way
-    )
-    assert isinstance(vectors, Tensor)
-    means = class_means(vectors, labels, classes)
+    """Moments of the auxiliary samples' vectors, and the same vector of the update."""
+    vectors, labels, seen, weights = sample_vectors(observation, directions)
+    means = class_means(vectors, labels, observation.classes)
     centered = vectors - means[labels]
     covariances = torch.stack(
-        [centered[labels == label].T.cov(correction=1) for label in range(classes)]
-    ).reshape(classes, vectors.shape[1], -1)
-    bias = bias_gradient(observation)
-    weight = (gradient.weight.double() / mean_divisor(observation) - bias[:, None] * middle) @ axes
-    seen_here = torch.cat([bias[:, None], weight], dim=1)[:-1].flatten()
-    weights = observation.loss.divisor_weights(observation.classes, bias)
-    samples = torch.bincount(labels, minlength=classes).double()
-    return Moments(means, covariances, samples, weights), seen_here
-
-
-def _way(observation: Observation) -> list[tuple[float, Probe]]:
-    """Auxiliary samples at the models of the way, and the share of the steps each stands for.
-
-    Step s of S is at s/S of the way. The first, the middle and the last of them have the mean of
-    all for whatever is quadratic along the way.
-    """
-    inputs = auxiliary_of(observation).inputs
-    start = probe(observation, inputs)
-    steps, after, model = observation.local_steps, observation.after, observation.model
-    if steps == 1 or after is None or model is None:
-        return [(1.0, start)]
-    before = model.state_dict()
-
-    def at(place: float) -> Probe:
-        state = {
-            name: torch.lerp(value, after[name].to(value), place)
-            if name in after and value.is_floating_point()
-            else value
-            for name, value in before.items()
-        }
-        return probe(observation, inputs, state)
-
-    end = (steps - 1) / steps
-    outer = (steps + 1) / (6 * (steps - 1))
-    return [(outer, start), (1 - 2 * outer, at(end / 2)), (outer, at(end))]
+        [centered[labels == label].T.cov(correction=1) for label in range(observation.classes)]
+    ).reshape(observation.classes, vectors.shape[1], -1)
+    samples = torch.bincount(labels, minlength=observation.classes).double()
+    return Moments(means, covariances, samples, weights), seen

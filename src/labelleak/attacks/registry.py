@@ -146,7 +146,8 @@ _ORDER = (
     "ilrg", "rlg", "gradinversion", "idlg",
     "zlg", "zlg-plus", "llg", "llg-star", "llg-plus", "dimitrov", "e2egi", "llbg", "llbg-aux",
     "ebi", "soft-label", "rlu", "decaf",
-    "exact", "virtual", "synthetic", "likelihood", "calibrated", "pooled", "damped", "mbi",
+    "exact", "virtual", "synthetic", "virtual-batches", "likelihood", "calibrated", "pooled",
+    "damped", "mbi",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from markdown_tables import table, three
 RECORD = "results/benchmark-losses.json"
 SHARES = "results/benchmark-loss-shares.json"
 CAPTURES = "results/benchmark-loss-captures.json"
+SPEED = "results/benchmark-loss-speed.json"
 # Smaller errors are written with an exponent.
 _SMALL = 1e-3
 Read = Callable[[str], Any]
@@ -71,6 +72,15 @@ def captures(read: Read) -> list[str]:
     return table(["loss", "single precision", "double precision"], rows)
 
 
+def speed(read: Read) -> list[str]:
+    """Processor time of the plain cross-entropy, beside that of an earlier commit."""
+    rows = [
+        [row["title"], f"{row['milliseconds']:.1f}", f"{row['ratio']:.2f}"]
+        for row in read(SPEED)["rows"]
+    ]
+    return table(["task", "milliseconds", "of the earlier time"], rows)
+
+
 def _short(value: float) -> str:
     return three(value) if value == 0.0 or value >= _SMALL else f"{value:.1e}"
 
@@ -79,4 +89,5 @@ LOSSES: dict[str, Callable[[Read], list[str]]] = {
     **{f"losses-{group}": partial(losses, group) for group in ("bars", "tasks")},
     "losses-shares": shares,
     "losses-captures": captures,
+    "losses-speed": speed,
 }

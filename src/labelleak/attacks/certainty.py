@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from labelleak.projection import project_to_counts
@@ -23,7 +23,9 @@ _LEAST_ERROR = 1e-3
 
 
 def probability_right(
-    raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int
+    raw: Float[Tensor, " classes"],
+    errors: Float[Tensor, " classes"],
+    counts: Int[Tensor, " classes"],
 ) -> float:
     """Probability that the feasible counts nearest to estimates are the true ones.
 
@@ -32,9 +34,8 @@ def probability_right(
     Args:
         raw: Real-valued counts, float64, shape (classes,).
         errors: Their standard errors, likewise.
-        total: Number of instances.
+        counts: Those nearest counts, int64, likewise.
     """
-    counts = project_to_counts(raw, total)
     variances = errors.clamp_min(_LEAST_ERROR).square()
     own = (raw - counts).square()
     # Log odds of the next count above and below, which is never below zero.
@@ -70,7 +71,12 @@ def distance_from_feasible(raw: Float[Tensor, " classes"], total: int) -> float:
 
     Feasible are whole counts, non-negative and of the right sum.
     """
-    return float((raw - project_to_counts(raw, total)).square().mean().sqrt())
+    return distance_between(raw, project_to_counts(raw, total))
+
+
+def distance_between(raw: Float[Tensor, " classes"], counts: Int[Tensor, " classes"]) -> float:
+    """Root mean square distance of estimates from counts."""
+    return float((raw - counts).square().mean().sqrt())
 
 
 def distance_of_told(found: Restoration) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from labelleak.attacks.certainty import (
     agrees,
     are_whole,
+    distance_between,
     distance_from_feasible,
     distance_of_told,
     probability_right,
@@ -110,7 +111,9 @@ def outweighing(observation: Observation, estimates: Sequence[Estimate]) -> Esti
     return nearest[1]
 
 
-def judged(observation: Observation, found: Restoration) -> Estimate:
+def judged(
+    observation: Observation, found: Restoration, *, distance: float | None = None
+) -> Estimate:
     """How far an estimate may be off.
 
     Standard errors are believed if the mean prediction is even and the counts are as near to
@@ -120,6 +123,7 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
     Args:
         observation: What the attack saw.
         found: Its estimate, with real-valued counts.
+        distance: That from feasible counts, where it is known.
     """
     raw, errors = found.raw, found.standard_errors
     assert raw is not None, "an attack that estimates counts"
@@ -129,7 +133,8 @@ def judged(observation: Observation, found: Restoration) -> Estimate:
         # Shares have no distance from whole numbers: a sure set goes first, then standard errors.
         order = 2.0 * (Flag.SET_NOT_SURE in found.flags) + float(errors is None)
         return Estimate(found, math.inf, order, even)
-    distance = distance_from_feasible(raw, total)
+    if distance is None:
+        distance = distance_from_feasible(raw, total)
     whole = are_whole(found)
     if errors is None:
         of_told = max(distance, distance_of_told(found))
@@ -162,19 +167,19 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     if not observation.has_bias and observation.classes == 2:
         # Some length of the mean embedding makes two counts whole, whatever they are.
         return False
-    estimate = judged(observation, found)
+    counts = project_to_counts(found.raw, int(found.counts.sum()))
+    if not torch.equal(found.counts, counts):
+        return False
+    estimate = judged(observation, found, distance=distance_between(found.raw, counts))
     errors = found.standard_errors
     # A single row shows nothing of its scale: what was clipped has counts that are wrong, too.
     if errors is None or is_treated or observation.is_one_logit:
         errors = torch.full_like(found.raw, max(estimate.distance, distance_of_told(found)))
         if not are_whole(found):
             return False
-    total = int(found.counts.sum())
-    if not torch.equal(found.counts, project_to_counts(found.raw, total)):
-        return False
     if observation.loss.kind == "custom" and not _all_near(found.raw, found.counts, errors):
         return False
-    return estimate.is_credible and probability_right(found.raw, errors, total) > _SURE
+    return estimate.is_credible and probability_right(found.raw, errors, counts) > _SURE
 
 
 def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:

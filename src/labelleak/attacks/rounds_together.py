@@ -86,7 +86,7 @@ def combine(restorations: Sequence[Restoration]) -> Restoration:
     flags = {flag for one in known for flag in one.flags} - {Flag.COUNTS_NOT_SURE}
     if apart > _APART:
         flags.add(Flag.ATTACKS_DISAGREE)
-    if probability_right(raw, errors, total) <= _SURE or Flag.ATTACKS_DISAGREE in flags:
+    if probability_right(raw, errors, counts) <= _SURE or Flag.ATTACKS_DISAGREE in flags:
         flags.add(Flag.COUNTS_NOT_SURE)
     return replace(
         Restoration(present=counts > 0, counts=counts, raw=raw, standard_errors=errors),

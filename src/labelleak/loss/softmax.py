@@ -34,8 +34,14 @@ def softmax_residual(
     told: Told, predictions: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"]
 ) -> Float[Tensor, "samples classes"]:
     """Derivative of each sample's loss by its logits, of which the softmax is known."""
-    targets = softmax_targets(told, labels, predictions.shape[1], predictions)
-    found = (predictions * targets.sum(dim=1, keepdim=True) - targets) / told.temperature
+    if told.class_weights is None and not told.label_smoothing:
+        # One-hot targets, whose mass is 1: no table of them is made.
+        found = predictions.scatter_add(1, labels[:, None], -torch.ones_like(predictions[:, :1]))
+    else:
+        targets = softmax_targets(told, labels, predictions.shape[1], predictions)
+        found = predictions * targets.sum(dim=1, keepdim=True) - targets
+    if told.temperature != 1.0:
+        found = found / told.temperature
     if told.gamma:
         found = found * focal_weights(predictions, labels, told.gamma)[:, None]
     return found

@@ -64,6 +64,16 @@ def test_a_head_that_turned_toward_its_embeddings_has_learned(classes, turned):
     assert told >= 18 if turned else told <= 1
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_are_all_the_same_have_learned_nothing(seed):
+    """Their squares less those of their mean are zero up to rounding, of either sign."""
+    batch = untrained(2 + seed % 4, 60, 8, seed)
+    batch.weight = batch.weight[:1].expand_as(batch.weight).clone()
+    found = mean_logits(batch.observe())
+    assert not found.has_learned
+    assert found.expected == 0.0
+
+
 def test_the_embedding_is_shrunk_by_what_its_error_explains():
     """Embeddings that are zero on average: least squares makes them too long."""
     shorter = 0

@@ -94,6 +94,29 @@ def test_a_head_without_a_bias():
     check(observation, target, embedding)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-6])
+def test_a_head_that_tells_little_of_the_embedding_but_its_biases_differ(scale):
+    target = smoothed(8, 2, 0.1)
+    observation, embedding = one_sample(target, scale=scale)
+    check(observation, target, embedding)
+
+
+@pytest.mark.parametrize("rows", [0.0, 3.0])
+def test_a_head_that_predicts_all_classes_alike_tells_no_length(rows):
+    error = torch.full((6, 1), 1 / 6) - torch.eye(6)[:, 2:3]
+    gradient = HeadGradient(error * torch.ones(5))
+    seen = Observation(Head(torch.full((6, 5), rows)), gradient, **told(batch_size=1))
+    with pytest.raises(MissingKnowledge, match="predicts all the same"):
+        restore(seen, "soft-label")
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(2, "smoothing"), (3, "mixup")])
+def test_too_few_classes_to_be_the_same(classes, kind):
+    observation, _ = one_sample(smoothed(classes, 1, 0.1))
+    with pytest.raises(MissingKnowledge, match=f"needs {classes + 1} classes"):
+        restore(observation, "soft-label", kind=kind)
+
+
 @pytest.mark.parametrize("knowledge", [{}, {"batch_size": 1, "local_steps": 2}])
 def test_one_sample_it_must_be(knowledge):
     with pytest.raises(MissingKnowledge, match="a batch of one sample"):

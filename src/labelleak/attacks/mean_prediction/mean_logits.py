@@ -31,6 +31,8 @@ _LEAST_SIGNAL = 0.25
 # A head that has not learned passes for one that has with this probability. Of two classes a single
 # number tells: more pass, so that fewer that have learned are missed.
 _BY_CHANCE, _BY_CHANCE_OF_TWO = 1e-3, 0.1
+# Relative, of sums of squares in double precision: less is left where all rows are the same.
+_ROUNDING = 1e-12
 
 
 class MeanLogits(NamedTuple):
@@ -132,7 +134,8 @@ def mean_logits(
 def _squares(weight: Float[Tensor, "classes features"]) -> float:
     """Sum of squares of a head's weight, less what all classes have in common."""
     squares = sum(float(rows.double().square().sum()) for rows in row_blocks(weight))
-    return squares - float(class_sums(weight).square().sum()) / len(weight)
+    rest = squares - float(class_sums(weight).square().sum()) / len(weight)
+    return rest if rest > _ROUNDING * squares else 0.0
 
 
 def _has_learned(
@@ -153,17 +156,25 @@ def _has_learned(
     logits, vectors = (
         (deviations, embeddings[:, 1:]) if classes > 2 else (center, embeddings[:, :1])
     )
-    products = vectors.T @ vectors
-    length = float(products.trace())
-    if not length:
+    length = float(vectors.square().sum())
+    if not length * squares:
         return False
-    expected = length * squares / len(embeddings)
-    # Every independent direction among the vectors gives classes - 1 logits to compare.
-    directions = length**2 / float(products.square().sum())
+    size, expected = float(logits.square().sum()), length * squares / len(embeddings)
+    # Sums of rows have no more directions than there are rows: the product is often not needed.
+    if size <= _most_by_chance(classes, min(classes, *vectors.shape)) * expected:
+        return False
+    directions = length**2 / float((vectors.T @ vectors).square().sum())
+    return size > _most_by_chance(classes, directions) * expected
+
+
+def _most_by_chance(classes: int, directions: float) -> float:
+    """Mean square of logits, relative to the expected one, that a head passes for learned above.
+
+    Every independent direction among the vectors gives classes - 1 logits to compare.
+    """
     freedom = (classes - 1) * directions
     chance = _BY_CHANCE if classes > 2 else _BY_CHANCE_OF_TWO
-    most = float(chdtri(freedom, chance)) / freedom
-    return float(logits.square().sum()) > most * expected
+    return float(chdtri(freedom, chance)) / freedom
 
 
 def shrunk(observation: Observation, found: MeanLogits) -> MeanLogits:

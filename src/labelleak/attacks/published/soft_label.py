@@ -1,5 +1,6 @@
 """The soft label of a single sample: smoothed, mixed up or hard."""
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -14,9 +15,12 @@ from labelleak.restoration import Restoration
 
 Kind = Literal["smoothing", "mixup"]
 
-# Lengths of the embedding to try, in units of one over the norm of a row of the head. Beyond them
-# the head's predictions are certain or uniform.
-_SPAN, _GRID, _CANDIDATES, _REFINEMENTS = (1e-4, 1e4), 2000, 8, 60
+# Lengths of the embedding to try, in units of the gradient's, which is |p - y| lengths: none is
+# below one over the root of 2. Beyond logits that far apart predictions are certain.
+_SHORTEST, _LEAST_END, _MOST_END, _CERTAIN = 0.5, 5.0, 1e16, 1e4
+_GRID, _CANDIDATES, _REFINEMENTS = 2000, 8, 60
+# Of a sum of entries of the head, in double precision.
+_ROUNDING = 1e-12
 # Targets of all lengths together, which take about a second; fewer lengths are too far apart.
 _MOST_TARGETS, _LEAST_GRID = 1 << 24, 32
 
@@ -51,7 +55,8 @@ def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restora
         ``class_embeddings``: the sample's embedding, the same for every class.
 
     Raises:
-        MissingKnowledge: More classes than there is time for.
+        MissingKnowledge: More classes than there is time for, fewer than two that can be the same,
+            or a head that predicts the same for all of them: every length leaves a label.
         ValueError: No such kind.
     """
     if kind not in get_args(Kind):
@@ -62,21 +67,42 @@ def soft_label(observation: Observation, *, kind: Kind = "smoothing") -> Restora
             f"attack 'soft-label' tries many lengths for all classes: {observation.classes} are "
             f"more than {most} (use 'pooled' or 'llbg')"
         )
+    apart = 1 if kind == "smoothing" else 2
+    if observation.classes < apart + 2:
+        raise MissingKnowledge(
+            f"attack 'soft-label' needs {apart + 2} classes to tell one label from another: of "
+            f"{observation.classes}, embeddings of any length leave one (use 'pooled' or 'llbg')"
+        )
     gradient, head = observation.gradient.weight.double(), observation.head
     direction = gradient[torch.linalg.vector_norm(gradient, dim=1).argmax()]
     direction = direction / torch.linalg.vector_norm(direction)
+    factors = gradient @ direction
+    unit = torch.linalg.vector_norm(factors)
     slope = head.weight.double() @ direction
     bias = torch.zeros_like(slope) if head.bias is None else head.bias.double()
-    model = _Line(gradient @ direction, slope, bias, 1 if kind == "smoothing" else 2)
+    if _same(slope, head.weight) and _same(bias, bias):
+        raise MissingKnowledge(
+            "attack 'soft-label' needs a head that predicts some classes rather than others: this "
+            "one predicts all the same, and embeddings of any length leave a label (use 'pooled')"
+        )
+    model = _Line(factors / unit, slope * unit, bias, apart)
     length = model.best()
     label = model.targets(length.reshape(1))[0]
     found = conclude(observation, label, 1)
-    embeddings = (length * direction).expand(observation.classes, -1)
+    embeddings = (length * unit * direction).expand(observation.classes, -1)
     return Restoration(**{**vars(found), "rounded": None, "class_embeddings": embeddings})
 
 
+def _same(values: Float[Tensor, " classes"], parts: Float[Tensor, "..."]) -> bool:
+    """Whether sums of such parts differ by rounding only."""
+    return bool(values.max() - values.min() <= _ROUNDING * parts.abs().max())
+
+
 class _Line:
-    """Targets as a function of the embedding's length on its line, and how uneven they are."""
+    """Targets as a function of the embedding's length on its line, and how uneven they are.
+
+    Lengths are in units of the factors, whose norm is 1.
+    """
 
     def __init__(
         self,
@@ -85,8 +111,7 @@ class _Line:
         bias: Float[Tensor, " classes"],
         apart: int,
     ) -> None:
-        self._factors, self._slope, self._bias = factors, slope, bias
-        self._apart = min(apart, len(factors) - 1)
+        self._factors, self._slope, self._bias, self._apart = factors, slope, bias, apart
 
     def targets(self, lengths: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths classes"]:
         """Prediction less the factors over the length."""
@@ -102,15 +127,16 @@ class _Line:
         )
         # The largest ones replaced, not subtracted: the others may differ by rounding only.
         apart_from = targets.scatter(1, apart.indices, mean.expand_as(apart.indices)) - mean
-        error = self._factors.square().sum() / lengths.square()
-        return apart_from.square().sum(dim=1) / (targets.shape[1] - self._apart) / error
+        return (apart_from * lengths[:, None]).square().sum(dim=1) / (
+            targets.shape[1] - self._apart
+        )
 
     def best(self) -> Float[Tensor, ""]:
         """The length of least unevenness: a grid on both sides of zero, then its best minima."""
-        unit = 1.0 / float(self._slope.std().clamp_min(torch.finfo(torch.float64).tiny))
-        low, high = (torch.tensor(end * unit, dtype=torch.float64).log() for end in _SPAN)
+        spread = self._slope.std().clamp_min(_CERTAIN / _MOST_END)
+        longest = max(_CERTAIN / float(spread), _LEAST_END)
         grid = min(_GRID, _MOST_TARGETS // (2 * len(self._slope)))
-        logs = torch.linspace(float(low), float(high), grid, dtype=torch.float64)
+        logs = torch.linspace(math.log(_SHORTEST), math.log(longest), grid, dtype=torch.float64)
         logs = logs.to(self._slope.device)
         sides = torch.tensor([1.0, -1.0]).to(logs)
         values = torch.stack([self.unevenness(side * logs.exp()) for side in sides])

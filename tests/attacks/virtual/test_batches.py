@@ -140,7 +140,7 @@ def test_the_loss_is_taken_into_account(loss):
 
 def test_what_cannot_be_told_is_refused():
     batch, auxiliary = learned([8] * CLASSES, 0)
-    with pytest.raises(MissingKnowledge, match="single step"):
+    with pytest.raises(MissingKnowledge, match="one local step"):
         restore(observed(batch, auxiliary, local_steps=2), "virtual-batches")
     once = Auxiliary(auxiliary.inputs[:CLASSES], auxiliary.labels[:CLASSES])
     with pytest.raises(MissingKnowledge, match="two auxiliary samples"):

@@ -70,8 +70,7 @@ def virtual_batches(observation: Observation, *, seed: int = 0) -> Restoration:
     """
     if observation.local_steps > 1:
         raise MissingKnowledge(
-            "attack 'virtual-batches' is one of a single step (use virtual, which trains, or "
-            "likelihood)"
+            "attack 'virtual-batches' is of one local step (use virtual, which trains, or likelihood)"
         )
     total, classes = instances(observation), observation.classes
     if classes > _MOST_CLASSES or classes * total > _MOST_ENTRIES:
@@ -84,8 +83,14 @@ def virtual_batches(observation: Observation, *, seed: int = 0) -> Restoration:
         raise MissingKnowledge(
             "attack 'virtual-batches' needs two auxiliary samples of every class"
         )
+    # With the last class's entries, so that no class is another than the rest.
+    vectors, seen = (
+        torch.cat([one, -one.sum(dim=-1, keepdim=True)], dim=-1).cpu()
+        for one in (known.vectors, known.seen)
+    )
+    known = known._replace(vectors=vectors, seen=seen)
     made = _made(known, canonical_order(observation), total, seed)
-    shares, errors = _read(made, known.seen.cpu())
+    shares, errors = _read(made, seen)
     return conclude(observation, total * shares, total, standard_errors=total * errors)
 
 
@@ -112,7 +117,7 @@ def _made(known: SampleVectors, order: Int[Tensor, " classes"], total: int, seed
     drawn = [_drawn(source, (each, classes), total, one) for one in _CONCENTRATIONS]
     counts[:, order] = torch.from_numpy(np.concatenate(drawn))
     pools = torch.arange(batches) % 2
-    vectors, labels = known.vectors.cpu(), known.labels.cpu()
+    vectors, labels = known.vectors, known.labels.cpu()
     means = torch.zeros(batches, vectors.shape[1], dtype=vectors.dtype)
     for label in order.tolist():
         own = vectors[labels == label]

@@ -70,7 +70,7 @@ def virtual_batches(observation: Observation, *, seed: int = 0) -> Restoration:
     """
     if observation.local_steps > 1:
         raise MissingKnowledge(
-            "attack 'virtual-batches' is of one local step (use virtual, which trains, or likelihood)"
+            "attack 'virtual-batches' is of one local step (use virtual or likelihood)"
         )
     total, classes = instances(observation), observation.classes
     if classes > _MOST_CLASSES or classes * total > _MOST_ENTRIES:

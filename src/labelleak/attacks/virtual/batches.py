@@ -22,7 +22,7 @@ from labelleak.restoration import Restoration
 _CONCENTRATIONS, _EACH = (math.inf, 10.0, 3.0, 1.0, 0.3), 4_000
 # Most sums of entries for all batches of a concentration, a second for all of them; most classes,
 # for which that leaves batches enough; and most classes times samples: 200 MB.
-_MOST_SUMS, _MOST_CLASSES, _MOST_ENTRIES = 10**7, 100, 10**6
+_MOST_SUMS, _MOST_CLASSES, _MOST_ENTRIES = 10_000_000, 100, 1_000_000
 # Share of the batches that are near the observed one, what those count that are not, and ridges of
 # both regressions.
 _NEAR, _FAR_WEIGHT, _FIRST_RIDGE, _RIDGE = 0.05, 0.1, 1e-3, 0.1

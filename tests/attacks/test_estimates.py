@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from labelleak.attacks import restore
+from labelleak.attacks.certainty import are_whole
 from labelleak.attacks.estimates import Estimate, counts_are_sure, judged, outweighing
 from labelleak.observation import HeadGradient
 from labelleak.projection import project_to_counts
+from labelleak.restoration import Flag
 from labelleak.training import LocalTraining
-from synthetic import one_embedding
+from synthetic import Batch, one_embedding
 
 EVEN = one_embedding(10, 30, 24)
 SEEN = EVEN.observe()
@@ -30,6 +32,19 @@ def test_counts_without_standard_errors_are_believed_where_they_are_whole():
     assert judged(SEEN, found).error < 1e-6
     shifted = replace(found, raw=found.raw + torch.linspace(-0.5, 0.5, 10).double())
     assert judged(SEEN, shifted).error == math.inf
+
+
+def test_whole_mistakes_of_a_network_that_is_certain_prove_no_counts():
+    """Nine samples of one class that are taken for another are seen, and no sample that is not."""
+    centers = 10.0 * torch.eye(5).double()
+    labels = torch.tensor([0] * 5 + [1] * 10 + [2] * 4 + [3] * 9 + [4] * 12)
+    taken = torch.where(labels == 3, 2, labels)
+    batch = Batch(centers, torch.zeros(5).double(), centers[taken], labels)
+    found = restore(batch.observe(), "ilrg")
+    assert are_whole(found)
+    assert not torch.equal(found.counts, batch.counts)
+    assert judged(batch.observe(), found).error == math.inf
+    assert Flag.COUNTS_NOT_SURE in restore(batch.observe(), time_limit=0.2).flags
 
 
 def test_a_mean_prediction_of_few_classes_is_not_even():

@@ -151,6 +151,8 @@ def can_run(experiment):
     names = {name for name, attack in list_attacks().items() if set(attack.needs) <= known}
     if experiment.local is not None or experiment.batch.size >= CLASSES[experiment.data]:
         names.remove("exact")
+    if experiment.local is not None:
+        names.discard("virtual-batches")
     if experiment.network.name in ("vgg16", "resnet18"):
         names.remove("calibrated")
     return names

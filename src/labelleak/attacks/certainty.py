@@ -97,6 +97,13 @@ def are_whole(found: Restoration) -> bool:
     return distance_of_told(found) < by_chance(int(_told(found).sum()) - 1)
 
 
+def nearly_whole(values: Float[Tensor, " classes"]) -> bool:
+    """Whether numbers of sum zero, less those near zero, are whole beyond what chance explains."""
+    told = values[values.abs() > _ABSENT]
+    distance = float((told - told.round()).square().mean().sqrt()) if len(told) else 0.0
+    return distance < by_chance(len(told) - 1)
+
+
 def _told(found: Restoration) -> Bool[Tensor, " classes"]:
     assert found.raw is not None, "an attack that estimates counts"
     return (found.raw.abs() > _ABSENT) | found.present

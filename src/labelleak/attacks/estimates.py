@@ -13,6 +13,7 @@ from labelleak.attacks.certainty import (
     distance_between,
     distance_from_feasible,
     distance_of_told,
+    nearly_whole,
     probability_right,
 )
 from labelleak.attacks.multi_label.label_counts import label_counts_are_sure
@@ -118,7 +119,8 @@ def judged(
 
     Standard errors are believed if the mean prediction is even and the counts are as near to
     feasible ones as the errors claim. Without standard errors, the distance from feasible counts is
-    the error, if chance does not explain so small a distance.
+    the error, if neither chance nor whole mistakes of a network that is certain explain so small a
+    distance.
 
     Args:
         observation: What the attack saw.
@@ -135,7 +137,7 @@ def judged(
         return Estimate(found, math.inf, order, even)
     if distance is None:
         distance = distance_from_feasible(raw, total)
-    whole = are_whole(found)
+    whole = are_whole(found) and not _mistakes_are_whole(observation, total)
     if errors is None:
         of_told = max(distance, distance_of_told(found))
         return Estimate(found, of_told if whole else math.inf, of_told)
@@ -172,8 +174,14 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
         return False
     estimate = judged(observation, found, distance=distance_between(found.raw, counts))
     errors = found.standard_errors
-    # A single row shows nothing of its scale: what was clipped has counts that are wrong, too.
-    if errors is None or is_treated or observation.is_one_logit:
+    # A single row shows nothing of its scale: what was clipped has counts that are wrong, too. And
+    # whole counts alone show that auxiliary data, batch size and loss are the client's.
+    if (
+        errors is None
+        or is_treated
+        or observation.is_one_logit
+        or found.attack == "virtual-batches"
+    ):
         errors = torch.full_like(found.raw, max(estimate.distance, distance_of_told(found)))
         if not are_whole(found):
             return False
@@ -205,6 +213,16 @@ def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -
     if counts_are_sure(observation, found, is_treated=is_treated):
         return found
     return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
+
+
+def _mistakes_are_whole(observation: Observation, total: int) -> bool:
+    """Whether counts are whole for any attack, right or wrong, as the mistakes ``K * db`` are.
+
+    A network that is certain of every sample makes a whole number of mistakes, and says nothing of
+    the samples that it is right about: attacks add these to any class.
+    """
+    bias = observation.gradient.bias
+    return bias is not None and nearly_whole(total * bias.double() / observation.scale)
 
 
 def _evenness(observation: Observation, found: Restoration) -> float:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +74,16 @@ def test_rows_that_are_all_the_same_have_learned_nothing(seed):
     found = mean_logits(batch.observe())
     assert not found.has_learned
     assert found.expected == 0.0
+
+
+@pytest.mark.parametrize("turned", [0.0, 4.0])
+def test_embeddings_whose_fourth_power_underflows_tell_the_same(turned):
+    batch = untrained(4, 60, 16, 1)
+    batch.embeddings = batch.embeddings + turned * batch.weight[batch.labels]
+    plain = batch.gradient()
+    tiny = replace(plain, weight=1e-90 * plain.weight, rounding=1e-90 * plain.rounding)
+    assert mean_logits(batch.observe()).has_learned == bool(turned)
+    assert mean_logits(batch.observe(tiny)).has_learned == bool(turned)
 
 
 def test_the_embedding_is_shrunk_by_what_its_error_explains():

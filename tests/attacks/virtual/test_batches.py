@@ -54,6 +54,21 @@ def test_a_cut_is_a_sum_of_so_many_vectors():
     assert bool(((sums[3] - 50).abs() < 35).all())
 
 
+@pytest.mark.parametrize(
+    ("samples", "longest", "ring"),
+    [(50, 8, 3200), (500, 8, 4000), (5000, 8, 5000), (50, 2000, 8000)],
+)
+def test_a_ring_is_no_longer_than_it_need_be(samples, longest, ring):
+    class Source(np.random.Generator):
+        def permutation(self, order):
+            assert len(order) == ring
+            return super().permutation(order)
+
+    source = Source(np.random.PCG64(0))
+    sums = _cuts(source, torch.ones(samples, 1).double(), torch.tensor([longest]))
+    assert sums.tolist() == [[longest]]
+
+
 def test_batches_have_the_mean_of_their_samples():
     batch, auxiliary = learned([8] * CLASSES, 0)
     known = sample_vectors(observed(batch, auxiliary), 0)
@@ -94,9 +109,13 @@ def test_the_regression_is_a_ridge_of_standardized_entries():
     middle = part @ means
     units = (part @ (means - middle).square()).sqrt()
     other = Ridge(alpha=0.1).fit((means - middle) / units, shares, sample_weight=part)
-    asked = torch.randn(3, 4, generator=generator).double()
+    asked = 0.5 * (means[:3] + means[3:6])
     expected = torch.from_numpy(other.predict((asked - middle) / units))
     torch.testing.assert_close(fit(asked), expected)
+    # Entries count no further than those of the batches that have any weight.
+    fit = _fit(made, weights * (torch.arange(50) < 25), 0.1)
+    most = means[:25].amax(dim=0)
+    torch.testing.assert_close(fit(most[None] + 9.0), fit(most[None]))
 
 
 @pytest.mark.parametrize(("concentration", "gain"), [(math.inf, -0.02), (0.5, 0.07)])
@@ -113,6 +132,28 @@ def test_counts_are_nearer_than_a_guess_and_errors_hold(concentration, gain):
     # 40 seeds give .88 and .70 beside .88 and .57, and .99 and .94 of the intervals.
     assert np.mean(ours) > np.mean(even) + gain
     assert np.mean(inside) >= 0.88
+
+
+def test_entries_that_hardly_any_auxiliary_sample_has_tell_little():
+    """Of few samples a regression takes a mistake that none of them makes for millions."""
+    ours, even = [], []
+    for seed in range(6):
+        counts = drawn(seed, math.inf)
+        batch, auxiliary = learned(counts, seed, each=10, sure=10.0)
+        found = restore(observed(batch, auxiliary), "virtual-batches")
+        assert float(found.standard_errors.max()) <= 40
+        ours.append(score(found, counts).accuracy)
+        even.append(float(counts.clamp(max=8).sum()) / 40)
+    assert np.mean(ours) > np.mean(even) - 0.15
+
+
+def test_many_batches_that_are_the_same_are_all_near():
+    """Of one sample of five classes, a fifth of the batches has the same gradient."""
+    batch, auxiliary = learned([0, 1, 1, 0, 0], 1, spread=0.0)
+    found = restore(observed(batch, auxiliary, batch_size=1), "virtual-batches")
+    # The gradient is that of half a sample of each.
+    torch.testing.assert_close(found.raw[1:3], torch.full((2,), 0.5).double(), atol=0.1, rtol=0.0)
+    assert Flag.COUNTS_NOT_SURE in found.flags
 
 
 def test_auto_takes_them_and_does_not_call_them_sure():

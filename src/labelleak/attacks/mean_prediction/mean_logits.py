@@ -163,7 +163,8 @@ def _has_learned(
     # Sums of rows have no more directions than there are rows: the product is often not needed.
     if size <= _most_by_chance(classes, min(classes, *vectors.shape)) * expected:
         return False
-    directions = length**2 / float((vectors.T @ vectors).square().sum())
+    vectors = vectors / length**0.5  # whose fourth power may underflow
+    directions = 1.0 / float((vectors.T @ vectors).square().sum())
     return size > _most_by_chance(classes, directions) * expected
 
 

@@ -26,9 +26,11 @@ _MOST_SUMS, _MOST_CLASSES, _MOST_ENTRIES = 10_000_000, 100, 1_000_000
 # Share of the batches that are near the observed one, what those count that are not, and ridges of
 # both regressions.
 _NEAR, _FAR_WEIGHT, _FIRST_RIDGE, _RIDGE = 0.05, 0.1, 1e-3, 0.1
-# How often each auxiliary sample stands in the ring of samples that batches are cut from, and how
-# many times as long as the longest cut a ring is at least.
-_PICKS, _LONGEST = 64, 4
+# Distances are the same below this difference, relatively, which is rounding.
+_SAME = 1e-9
+# How often each auxiliary sample stands in the ring of samples that batches are cut from, unless it
+# is then longer than it need be, and how many times as long as the longest cut it is at least.
+_PICKS, _RING, _LONGEST = 64, 4_000, 4
 
 
 @register(
@@ -57,7 +59,7 @@ def virtual_batches(observation: Observation, *, seed: int = 0) -> Restoration:
 
     Args:
         observation: Of one step; needs the bias and its gradient, the batch size, the model and
-            auxiliary data with two samples of every class, better 100. Label smoothing and class
+            auxiliary data with two samples of every class, better 100: of very few, errors are too small. Label smoothing and class
             weights are taken into account.
         seed: Of what is drawn; anything from 0.
 
@@ -151,7 +153,8 @@ def _cuts(
     takes the same time for any number.
     """
     longest = int(numbers.max()) if len(numbers) else 0
-    times = max(_PICKS, -(-_LONGEST * longest // len(vectors)))
+    times = min(_PICKS, -(-_RING // len(vectors)))
+    times = max(times, -(-_LONGEST * longest // len(vectors)))
     ring = source.permutation(np.repeat(np.arange(len(vectors)), times))
     row = vectors[torch.from_numpy(np.concatenate([ring, ring[:longest]]))]
     sums = torch.cat([torch.zeros_like(row[:1]), row.cumsum(dim=0)])
@@ -188,8 +191,9 @@ def _nearness(made: _Batches, seen: Float[Tensor, " entries"]) -> Float[Tensor, 
     predicted = fit(made.means)
     spread = (predicted - made.shares).square().mean(dim=0).clamp_min(1e-300)
     distances = ((predicted - fit(seen[None])).square() / spread).sum(dim=1)
-    # Where all are the same, all are near.
-    farthest = distances.kthvalue(int(_NEAR * len(distances))).values + 1e-300
+    # Many that are the same may be the nearest: all of them are near.
+    farthest = distances.kthvalue(int(_NEAR * len(distances))).values
+    farthest = (1.0 + _SAME) * farthest + 1e-300
     return (1.0 - distances / farthest).clamp_min(0.0)
 
 
@@ -207,14 +211,19 @@ def _read_among(
 
 
 class _Fit(NamedTuple):
-    """Shares as a linear function of the gradient."""
+    """Shares as a linear function of the gradient, whose entries count no further than was seen.
 
+    An entry that all batches had at zero, nearly, says nothing where another batch has it at one.
+    """
+
+    least: Float[Tensor, " entries"]
+    most: Float[Tensor, " entries"]
     middle: Float[Tensor, " entries"]
     mean: Float[Tensor, " classes"]
     slopes: Float[Tensor, "entries classes"]
 
     def __call__(self, means: Float[Tensor, "batches entries"]) -> Float[Tensor, "batches classes"]:
-        return self.mean + (means - self.middle) @ self.slopes
+        return self.mean + (means.clamp(self.least, self.most) - self.middle) @ self.slopes
 
 
 def _fit(made: _Batches, weights: Float[Tensor, " batches"], ridge: float) -> _Fit:
@@ -227,4 +236,6 @@ def _fit(made: _Batches, weights: Float[Tensor, " batches"], ridge: float) -> _F
     products = (scaled.T * weights) @ scaled
     products.diagonal().add_(ridge)
     across = (scaled.T * weights) @ (made.shares - mean)
-    return _Fit(middle, mean, torch.linalg.solve(products, across) / units[:, None])
+    seen = made.means[weights > 0.0]
+    least, most = seen.amin(dim=0), seen.amax(dim=0)
+    return _Fit(least, most, middle, mean, torch.linalg.solve(products, across) / units[:, None])

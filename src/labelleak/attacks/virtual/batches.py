@@ -59,8 +59,8 @@ def virtual_batches(observation: Observation, *, seed: int = 0) -> Restoration:
 
     Args:
         observation: Of one step; needs the bias and its gradient, the batch size, the model and
-            auxiliary data with two samples of every class, better 100: of very few, errors are too small. Label smoothing and class
-            weights are taken into account.
+            auxiliary data with two samples of every class, better 100: of very few, errors are too
+            small. Label smoothing and class weights are taken into account.
         seed: Of what is drawn; anything from 0.
 
     Returns:

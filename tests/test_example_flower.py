@@ -123,4 +123,4 @@ def test_all_that_was_started_is_ended(tmp_path):
     state = subprocess.run(
         ["ps", "-o", "stat=", "-p", child], capture_output=True, text=True, check=False
     ).stdout
-    assert state.strip() in ("", "Z")  # gone, or waiting for its new parent to notice
+    assert state.strip()[:1] in ("", "Z")  # gone, or waiting for its new parent to notice

@@ -76,7 +76,7 @@ def test_rounds_are_combined_and_scored(tmp_path):
     wrong = sum(abs(one - other) for one, other in zip(found.counts, TRUE, strict=True)) / 2
     assert found.score["accuracy"] == pytest.approx(1 - wrong / 60)
     assert (found.rounds, found.left_out, found.verdict) == ([1, 2], [], "over")
-    assert found.reason.startswith("rounds 1 and 2 together: combined restored ")
+    assert found.reason.startswith("rounds 1 and 2 together: their combination restored ")
     json.dumps(found.as_dict(), allow_nan=False)
 
 

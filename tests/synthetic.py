@@ -155,6 +155,9 @@ def untrained(classes, features, size, seed=0, *, spread=0.1, scale=0.5, dtype=t
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     embeddings = (randn(features) + spread * randn(size, features)).relu()
+    if not bool(embeddings.any()):
+        # Of few features all may be inactive, and then the weight has no gradient.
+        embeddings[:, 0] = 1.0
     return Batch(
         (scale * randn(classes, features) / features**0.5).to(dtype).double(),
         (0.05 * randn(classes)).to(dtype).double(),

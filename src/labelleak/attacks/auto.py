@@ -225,9 +225,9 @@ def _fallback(
         return Estimate(proven, math.inf) if proven.attack == "rlg" else best
     if credible:
         return best
-    outweighing_one = outweighing(observation, estimates)
-    if outweighing_one is not None:
-        return replace(outweighing_one, error=math.inf)
+    told = outweighing(observation, estimates)
+    if told is not None:
+        return told
     # With very many classes their mean prediction is even, and computing it takes the time twice.
     found = attempt_attack(observation, "damped") if budget.has_room else None
     found = found or attempt_attack(observation, "llbg")

@@ -16,6 +16,7 @@ hence other networks and batches, and other images.
 import argparse
 import json
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -240,9 +241,14 @@ def after_steps(
     return labelleak.observe_update(known, before, after, training=training, **given)
 
 
+def start_worker() -> None:
+    """One thread, and limits of processor time: what else the machine does changes nothing."""
+    torch.set_num_threads(1)
+    time.monotonic = time.process_time
+
+
 def measured(seed: int, where: Range) -> Row:
     """What the audit says of a seed's update, beside the truth."""
-    torch.set_num_threads(1)
     one = drawn(seed)
     seen, true = observed(one, where)
     row: Row = {**one._asdict()}
@@ -285,7 +291,7 @@ def recorded(path: Path, where: Range, number: int) -> Iterable[Row]:
     missing = [seed for seed in wanted if seed not in rows]
     with (
         path.open("a", encoding="utf-8") as file,
-        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(2, get_context("spawn"), initializer=start_worker) as pool,
     ):
         for done, row in enumerate(pool.map(partial(measured, where=where), missing), 1):
             rows[row["seed"]] = row

@@ -25,7 +25,7 @@ import torch
 import labelleak
 from measuring import Row, load, write
 
-TURNS, REPETITIONS = 9, 30
+TURNS, REPETITIONS = 9, 100
 # Classes, features and samples.
 HEADS = ((10, 300, 64), (100, 512, 64), (1000, 512, 256))
 

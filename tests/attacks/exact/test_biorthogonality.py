@@ -34,6 +34,17 @@ def test_refining_makes_samples_more_exact_while_others_are_missing():
     assert torch.equal(refined.inverse_weights, blurred.inverse_weights)
 
 
+def test_samples_that_run_away_stay_where_they_were():
+    stray = some(5)
+    # Nothing on the bias: no scale makes an input of it.
+    last = FACTORS.right[-1]
+    flat = FACTORS.directions[:, 0] - last * (FACTORS.directions[:, 0] @ last) / last.square().sum()
+    stray.inputs[0] = FACTORS.right @ flat
+    refined = refine_together(FACTORS, stray, endless())
+    assert bool(torch.isfinite(refined.inputs).all())
+    assert torch.equal(refined.inputs[0], stray.inputs[0])
+
+
 def test_it_follows_its_own_derivatives():
     """The normal equations in closed form against differences of the residuals."""
     noise = torch.linspace(0.1, 0.5, 5, dtype=FLOAT)

@@ -61,7 +61,8 @@ def refine_together(factors: HeadFactors, samples: Samples, clock: Clock) -> Sam
     affordable = unknowns <= _MOST_UNKNOWNS and unknowns * factors.left.shape[0] <= _MOST_SLOPES
     if not unknowns or not affordable or clock.is_over:
         return samples
-    start = factors.on_bias(samples.inputs @ factors.right)
+    found = samples.inputs @ factors.right
+    start = factors.on_bias(found)
     _, allowed = _of_samples(factors, samples)
     directions = logit_directions(factors.logits(start), samples.labels)
     noise = factors.noise * ((directions @ factors.left) / factors.values).norm(dim=1)
@@ -73,8 +74,11 @@ def refine_together(factors: HeadFactors, samples: Samples, clock: Clock) -> Sam
         / (allowed + tolerances.LEAST_ERROR)
         / samples.inverse_weights[:, None],
     )
-    points, _ = minimize(problem, start[None], steps=_STEPS, clock=clock)
-    return Samples(points[0] @ factors.right.T, samples.labels, samples.inverse_weights)
+    [points], _ = minimize(problem, start[None], steps=_STEPS, clock=clock)
+    # Whatever moves by more than its own length, or out of all numbers, is not the same any more.
+    near = (points - found).norm(dim=1) <= found.norm(dim=1)
+    inputs = torch.where(near[:, None], points @ factors.right.T, samples.inputs)
+    return Samples(inputs, samples.labels, samples.inverse_weights)
 
 
 @dataclass(frozen=True)

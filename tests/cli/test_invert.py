@@ -185,6 +185,8 @@ def test_what_does_not_fit_is_one_line(invert, tmp_path, changes, message):
         ({"method": "analytic", "iterations": "3"}, "analytic has no iterations"),
         ({"method": "dlg", "learning_rate": "1"}, "dlg has no learning_rate"),
         ({"learning_rate": "-1"}, "it must be positive"),
+        ({"seed": "-1"}, "-1 is not in the range 0<=x<=9223372036854775807"),
+        ({"seed": str(2**64)}, "18446744073709551616 is not in the range"),
     ],
 )
 def test_wrong_usage_is_told(invert, changes, message):

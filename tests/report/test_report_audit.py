@@ -83,8 +83,8 @@ def test_changes_stand_below_the_verdict_with_their_price(record, document, over
     page = audit_page(record, [], advice=ADVICE)
     text = document(page).text
     assert "The cheapest change that is within the limit: batch size." in text
-    assert "noise Gaussian, ε = 1.5e5 0.995 1.000 1.000 over" in text
-    assert "head kept local not sent – – – in doubt" in text
+    assert "noise Gaussian, ε = 150,000 0.995 1.000 1.000 over" in text
+    assert "head kept local not sent – – – incon\N{SOFT HYPHEN}clusive" in text
     assert "a later round: it needs the model" in text
     assert overflow(page, 390) == 390
 
@@ -96,7 +96,7 @@ def test_what_small_cells_a_change_leaves_is_told_under_that_rule(record, docume
     record |= {"measure": "small-cells", "score": record["score"] | {"small_cells_told": 4}}
     text = document(audit_page(record, [], advice=ADVICE | {"changes": changes})).text
     assert "as it is 1.000 4 " in text
-    assert "noise Gaussian, ε = 1.5e5 0.995 3 1.000 over" in text
+    assert "noise Gaussian, ε = 150,000 0.995 3 1.000 over" in text
 
 
 def test_distances_of_shares_are_columns_only_without_counts(record, document):

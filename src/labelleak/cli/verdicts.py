@@ -15,6 +15,7 @@ from labelleak.report.text import (
     SCORES,
     class_rows,
     figures_of_changes,
+    grouped,
     number,
     what_to_do,
 )
@@ -158,7 +159,7 @@ def print_advice(advice: Mapping[str, Any], target: Console) -> None:
             change["name"],
             change["setting"],
             number(change["cosine"]),
-            number(change["epsilon"], fixed=False),
+            grouped(change["epsilon"]),
             *(number(change[key], fixed=key != "told") for key in figures),
             Text("within" if verdict == "audited" else verdict, style=_STYLES.get(verdict, "")),
         )

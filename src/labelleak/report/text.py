@@ -43,8 +43,8 @@ MEANINGS = {
 CHANGES = {
     "cosine": "how much of the update is left: 1 is the same direction, 0 is nothing of it",
     "epsilon": "of differential privacy for this one release, at delta 0.00001, if every update is "
-    "clipped to the length of this one. About 1 is strong, more than 10 is weak, and thousands "
-    "bound nothing",
+    "clipped to the length of this one (of its final layer, where only that was read). About 1 is "
+    "strong, more than 10 is weak, and thousands bound nothing",
     "accuracy": "share of the labels that the attack still restores",
     "advantage": "share of what a guess without the update leaves open that is restored",
     "told": "classes with few samples, or none, that are told as such with confidence",
@@ -85,6 +85,19 @@ def number(value: float | bool | None, *, fixed: bool = True, signed: bool = Fal
         return "0.000" if fixed else "0"
     mantissa, _, exponent = (text if signed else text.removeprefix("+")).partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def grouped(value: float | None) -> str:
+    """Format a positive figure of any size for a reader: three digits, and no powers of ten.
+
+    Args:
+        value: The figure, infinite or not; None where there is none.
+
+    Examples:
+        >>> grouped(15073397.7), grouped(0.8234), grouped(7.9999999)
+        ('15,100,000', '0.823', '8')
+    """
+    return NONE if value is None else f"{float(f'{value:.3g}'):,.15g}"
 
 
 def scores_of_all_batches(

@@ -18,7 +18,7 @@ def test_true_and_restored_counts_stand_side_by_side(record):
 
 def test_the_verdict_comes_first(record, document):
     text = document(audit_page(record, [])).text
-    assert text.index("95.8 % of the private labels were restored") < text.index("Audited.")
+    assert text.index("95.8% of the private labels were restored") < text.index("Audited.")
     assert "All private labels were restored" not in text
     record["score"] |= {"exact": True, "accuracy": 1.0}
     text = document(audit_page(record, [])).text
@@ -41,7 +41,7 @@ def test_a_set_has_no_numbers_and_no_chart(record):
 def test_without_a_batch_size_there_are_shares(record):
     shares = [0.455, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.045]
     page = audit_page(record | {"counts": None, "proportions": shares, "batch_size": None}, [])
-    assert [found for *_, found in _rows(page)][:3] == ["45.5 %", "0.0 %", "50.0 %"]
+    assert [found for *_, found in _rows(page)][:3] == ["45.5%", "0.0%", "50.0%"]
     assert "<dt>Batch size</dt><dd>unknown</dd>" in page
 
 
@@ -126,4 +126,4 @@ def test_intervals_are_drawn_and_told(record, document):
     intervals = [[max(0.0, count - 1.5), count + 1.5] for count in record["counts"]]
     page = audit_page(record | {"intervals": intervals}, [])
     assert "9.5 to 12.5" in document(page).text
-    assert "95 % interval" not in document(audit_page(record, [])).text
+    assert "95% interval" not in document(audit_page(record, [])).text

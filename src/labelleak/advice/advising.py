@@ -59,7 +59,7 @@ class Advice:
         if self.plain.true_counts is None:
             return (
                 "without labels nothing here is measured: what would be told is by the attack's "
-                "own errors (give --labels to judge the changes)"
+                "own standard errors (give --labels to judge the changes)"
             )
         if best is None:
             doubtful = [one.name for one in self.changes if one.verdict == "inconclusive"]

@@ -73,7 +73,7 @@ def _defenses(plain: Observation) -> Iterator[tuple[str, str, defenses.Defense, 
     yield "clipping", f"to {_CLIPPED_TO:.0%} of its length", clip, None
     for percent in _SPARSIFIED:
         sparse = partial(defenses.sparsify, percent=percent)
-        yield "sparsification", f"the largest {100 - percent:g} % of the entries", sparse, None
+        yield "sparsification", f"the largest {100 - percent:g}% of the entries", sparse, None
     for bits in _BITS:
         yield "quantization", f"{bits} bits", partial(defenses.quantize, bits=bits), None
     yield "quantization", "signs alone", defenses.sign, None

@@ -57,6 +57,7 @@ def _environment() -> Environment:
     environment.filters["told_as"] = lambda value, key: typeset(
         text.number(value, fixed=key != "told")
     )
+    environment.filters["share"] = lambda share: f"{share:.1%}"
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}%"
     environment.filters["typeset"] = typeset
     environment.filters["short_verdict"] = lambda verdict: _SHORT_VERDICTS.get(verdict, verdict)

@@ -146,8 +146,8 @@ def _known(record: dict[str, Any]) -> str:
     after = f"After round {record['round']} the server knows"
     if share is None:
         return f"{after} what no score says: {known['reason']}"
-    own = "" if known["score"] else ", by the attack's own errors"
-    return f"{after} {100 * share:.1f} % of the labels{own}: {known['reason']}"
+    own = "" if known["score"] else ", by the attack's own standard errors"
+    return f"{after} {share:.1%} of the labels{own}: {known['reason']}"
 
 
 def _flag(flag: dict[str, str]) -> str:

@@ -54,6 +54,9 @@ CHANGES = {
 INCONCLUSIVE = "under the limit, but for a reason that a better attack need not fail for"
 """Meaning of that verdict on a change."""
 
+INTERVAL = "holds the true number 19 times in 20, by the attack's own standard errors"
+"""Meaning of the interval of a count or share."""
+
 NONE = "-"
 """The text where there is no value."""
 
@@ -131,7 +134,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         A row for each class that is in the batch or was found; for every class, if there are at
         most 20. Its keys: ``label``; the counts ``true`` and ``restored``, None where they are not
         known; ``text``, what was restored, as a count, a share or whether the class is present;
-        and ``wrong``, whether the counts differ; ``interval``, the 95 % interval of a count in
+        and ``wrong``, whether the counts differ; ``interval``, the 95% interval of a count in
         words or empty, and ``low`` and ``high``, its ends, which are the count where there is none.
     """
     true, counts, shares = record["true_counts"], record["counts"], record["proportions"]
@@ -145,7 +148,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if counts:
             text = str(counts[label])
         elif shares:
-            text = f"{100 * shares[label]:.1f} %"
+            text = f"{100 * shares[label]:.1f}%"
         else:
             text = "present" if label in present else NONE
         low = high = float(counts[label]) if counts else 0.0
@@ -188,16 +191,18 @@ def what_to_do(
     known = record["true_counts"] is not None
     shares = record.get("measure", "accuracy") in ("accuracy", "advantage")
     if known and shares and record["threshold"] is None:
+        by_guess = record.get("measure") == "advantage"
+        half = "at most half of " + ("what a guess leaves open" if by_guess else "the labels")
+        typed = f"{'--measure advantage ' if by_guess else ''}--threshold 0.5"
         advice.append(
-            "set a limit, and this becomes a verdict: --measure advantage --threshold 0.5 is "
-            "passed where at most half of what a guess leaves open is restored; above it the exit "
-            "status is 1"
-            if record.get("measure") == "advantage"
-            else "set a limit, and this becomes a verdict: --threshold 0.5 is passed where at most "
-            "half of the labels are restored; above it the exit status is 1"
+            f"set a limit, and this becomes a verdict: {typed} lets {half} be restored; above it "
+            "the exit status is 1"
+            if options
+            else f"set a limit, and this becomes a verdict: {half}, for example"
         )
     if not known:
-        advice.append("give your own labels (--labels labels.txt) to see how much of this is right")
+        given = " (--labels labels.txt)" if options else ""
+        advice.append(f"give the site's own labels{given} to see how much of this is right")
     remedies: dict[str, list[str]] = {}
     for flag in record["flags"]:
         if flag.get("remedy"):

@@ -33,7 +33,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const percent = (share, digits = 1) => (share === null ? "–" : `${(100 * share).toFixed(digits)} %`);
+const percent = (share, digits = 1) => (share === null ? "–" : `${(100 * share).toFixed(digits)}%`);
 const plain = (value) => (value === null || value === "" ? "–" : `${value}`);
 const short = (number) => (number === null ? "–" : `${Number(number.toPrecision(3))}`);
 const named = (text) => text || "(none)";
@@ -253,7 +253,7 @@ function drawCell(pen, audit, [x, y, width, height], color) {
     if (width >= 40 && height >= 16) {
       pen.textAlign = "center";
       pen.fillStyle = share > 0.6 ? color("paper") : color("ink");
-      const text = audit.accuracy === null ? (audit.certified ? "proven" : "?") : `${Math.round(100 * share)} %`;
+      const text = audit.accuracy === null ? (audit.certified ? "proven" : "?") : `${Math.round(100 * share)}%`;
       pen.fillText(text, x + width / 2, y + height / 2 + 1);
     }
   }

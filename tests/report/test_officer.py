@@ -38,6 +38,8 @@ def test_label_sets_have_fewer_or_more_labels_than_records(record, document):
         ({"measure": "advantage", "limit": "at most 50.0% of it"}, "at most 50.0% of it"),
         ({"certified": True}, "the numbers are proven"),
         ({"score": None, "true_counts": None}, "the site's labels were not given"),
+        ({"score": None, "true_counts": None}, "never shown the site's own labels."),
+        ({}, "never shown the site's own labels: they were used afterward only"),
         ({"seconds": 0.02}, "found in less than a second"),
         ({"seconds": 61.7}, "found in 61.7 seconds"),
         ({"ceiling": {"text": "At best 71%."}}, "At best 71%."),

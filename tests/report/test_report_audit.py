@@ -122,8 +122,14 @@ def test_flags_come_with_what_to_do(record, document):
     assert "labelleak advise" not in document(audit_page(over, [], advice=ADVICE)).text
 
 
+def test_the_limit_stands_with_what_was_observed(record, document):
+    limit = "at most 25.0% of the labels"
+    assert f"Limit {limit}" in document(audit_page(record | {"limit": limit}, [])).text
+
+
 def test_intervals_are_drawn_and_told(record, document):
     intervals = [[max(0.0, count - 1.5), count + 1.5] for count in record["counts"]]
     page = audit_page(record | {"intervals": intervals}, [])
     assert "9.5 to 12.5" in document(page).text
+    assert "95% interval: holds the true number 19 times in 20" in document(page).text
     assert "95% interval" not in document(audit_page(record, [])).text

@@ -177,6 +177,27 @@ def test_the_table_shows_what_was_found(several, browse):
     assert "ε spent, by round" in shown
 
 
+def test_lines_that_coincide_take_turns_and_others_do_not(made, browse):
+    twins = [made(number, client, 0.5) for number in (1, 2) for client in ("a", "b")]
+    shown = browse(rounds_page([*twins, *(made(number, "c", 0.2) for number in (1, 2))]))
+    chart = shown[shown.index('aria-label="Share of the labels restored') :].partition("</svg>")[0]
+    dashes = re.findall(r'stroke-dasharray="([^"]*)" stroke-dashoffset="([^"]*)"', chart)
+    assert dashes == [("12 12", "0"), ("12 12", "-12"), ("none", "0")]
+
+
+def test_a_limit_that_not_all_policies_have_says_so(made, browse):
+    other = made(1, "b")
+    other["policy"] |= {"measure": "small-cells", "threshold": None}
+    assert "the limit of some policies, 50.0%" in browse(rounds_page([made(1, "a"), other]))
+
+
+def test_an_audit_that_let_an_update_pass_does_not_say_that_it_was_sent(made, browse):
+    first, second = (made(1, "a", label=label) for label in ("before", "after"))
+    first["action"], second["action"] = "sent", "refused"
+    actions = [row[6] for row in table_of(browse(rounds_page([first, second])))]
+    assert sorted(actions) == ["let pass", "refused"]
+
+
 def test_an_advantage_has_a_chart_of_its_own_with_its_limit(made, browse):
     records = [made(number, "a") for number in (1, 2)]
     for record in records:

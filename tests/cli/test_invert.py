@@ -85,7 +85,7 @@ def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
     with Image.open(io.BytesIO((tmp_path / "images.png").read_bytes())) as picture:
         assert picture.size == (2 * 30 + 2, 30 + 2)
     page = tmp_path / "report.html"
-    told = re.findall(r"off by (\d+) % <span>PSNR", page.read_text(encoding="utf-8"))
+    told = re.findall(r"off by (\d+)% <span>PSNR", page.read_text(encoding="utf-8"))
     errors = sorted(10 ** (-psnr / 20) for psnr in record["score"]["psnr"])
     assert told == [f"{100 * error:.0f}" for error in errors]
     # It holds the true images.

@@ -37,7 +37,7 @@ def main() -> None:
     defenses: dict[str, Defense] = {
         "as it is": dict,
         "with noise of 0.01": partial(gaussian_noise, std=0.01, generator=noise),
-        "with the smallest 80 % zeroed": partial(sparsify, percent=80.0, scope="tensor"),
+        "with the smallest 80% zeroed": partial(sparsify, percent=80.0, scope="tensor"),
     }
     truth = counts_of(labels, digits.classes)
     for name, defense in defenses.items():

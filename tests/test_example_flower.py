@@ -50,12 +50,12 @@ def test_the_app_shows_what_a_defense_buys(tmp_path, defense):
         train_config=ConfigRecord({"lr": 0.1}),
     )
     records = read_rounds(tmp_path / "records")
-    restored = {"sent": [], "trained": []}
+    restored = {"to send": [], "trained": []}
     for record in records:
         restored[record["label"]].append(record["audit"]["score"]["accuracy"])
     assert restored["trained"] == [1.0, 1.0, 1.0]
-    assert (restored["sent"] == restored["trained"]) == (defense == "none")
-    epsilons = {record["epsilon"] for record in records if record["label"] == "sent"}
+    assert (restored["to send"] == restored["trained"]) == (defense == "none")
+    epsilons = {record["epsilon"] for record in records if record["label"] == "to send"}
     assert epsilons == {50.0 if defense == "local-dp" else None}
 
 
@@ -76,7 +76,7 @@ def finished(tmp_path, example):
     for site, line in enumerate(("1 aa\n", "1 bb\n1 b2\n", "1 cc\n")):
         (tmp_path / f"site-{site}.txt").write_text(line + "2 later\n")
     records = [
-        {"round": 1, "client": f"partition-{site}", "label": "sent", "action": action}
+        {"round": 1, "client": f"partition-{site}", "label": "to send", "action": action}
         for site, action in enumerate(("warned", "sent", "refused"))
     ]
 

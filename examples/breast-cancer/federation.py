@@ -71,7 +71,7 @@ def line(record: dict[str, Any]) -> str:
     elif audit["intervals"] is not None:
         low, high = audit["intervals"][1]
         low, high = max(low, 0.0), min(high, audit["samples"])
-        found += f", {low:.0f} to {high:.0f} with 95 % confidence"
+        found += f", {low:.0f} to {high:.0f} with 95% confidence"
     else:
         found += ", unsure"
     site = NAMES[int(record["client"].removeprefix("partition-"))]

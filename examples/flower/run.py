@@ -34,9 +34,12 @@ DEFENSES = ("none", "local-dp", "sparsification")
 # Seconds, with much to spare: other work may go on beside it.
 START_LIMIT = 180
 RUN_LIMIT = 1200
+# What an audit did with an update; the next one may still refuse what it let pass.
+DONE = {"sent": "let pass", "warned": "warned", "refused": "refused"}
 
 REFUSING = """\
 action = "refuse"
+measure = "advantage"
 threshold = 0.5
 records = {records}
 """
@@ -68,7 +71,7 @@ def main() -> int:
                     policy.write_text(REFUSING.format(records=json.dumps(str(out / "records"))))
                 config = f'defense="{defense}" epsilon={options.epsilon} out="{out}"'
                 run(config, options.simulation, environment, logs)
-                problems += report(out, options.refuse)
+                problems += report(out, options.refuse, options.out is not None)
     for problem in problems:
         print("PROBLEM:", problem)
     print(f"{len(problems)} problems" if problems else "all as it must be")
@@ -190,7 +193,7 @@ def run(
         sys.exit(f"the run failed: {error}")
 
 
-def report(out: Path, refuse: int | None) -> list[str]:
+def report(out: Path, refuse: int | None, kept: bool) -> list[str]:
     """Print the sites' records; what is wrong with them beside what the server received."""
     server = json.loads((out / "server.json").read_text())
     records = read_rounds(out / "records")
@@ -200,8 +203,10 @@ def report(out: Path, refuse: int | None) -> list[str]:
         share = f"{score['accuracy']:.0%}" if score else "-"
         print(
             f"{record['round']:<6} {record['client']:<12} {record['label']:<8} {share:>15}  "
-            f"{record['action']}: {shorten(record['reason'], 90)}"
+            f"{DONE[record['action']]}: {shorten(record['reason'], 90)}"
         )
+    if kept:
+        print(f"labelleak report {out / 'records'}   # the same as a page")
     print("accuracy of the global model after each round:", *server["accuracy"].values())
     problems = [] if len(server["arrived"]) == ROUNDS else [f"rounds: {list(server['arrived'])}"]
     for number, arrived in server["arrived"].items():
@@ -222,7 +227,7 @@ def problems_of(
         # not show signs of life in time: there may be several, of which at most one arrives.
         lines = (out / f"site-{site}.txt").read_text().splitlines()
         ready = {line.split()[1] for line in lines if line.split()[0] == str(number)}
-        about = (number, f"partition-{site}", "sent")
+        about = (number, f"partition-{site}", "to send")
         actions = {
             record["action"]
             for record in records

@@ -40,7 +40,7 @@ def draw(axes: Axes, runs: list[dict[str, Any]]) -> None:
     epsilons = [mean(run["steps"]["epsilon"][-1] for run in point) for point in points]
     shares, errors = zip(*(summary(point) for point in points), strict=True)
     axes.errorbar(
-        epsilons, shares, errors, marker="o", markersize=4, color=BLUE, label="DP-SGD, 95 %"
+        epsilons, shares, errors, marker="o", markersize=4, color=BLUE, label="DP-SGD, 95%"
     )
     clipped = [run for run in runs if run["noise_multiplier"] == 0.0 and run["max_grad_norm"]]
     plain = [run for run in runs if run["noise_multiplier"] == 0.0 and not run["max_grad_norm"]]
@@ -59,7 +59,7 @@ def draw(axes: Axes, runs: list[dict[str, Any]]) -> None:
 
 
 def summary(runs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean share of the labels restored, and half the width of its 95 % interval."""
+    """Mean share of the labels restored, and half the width of its 95% interval."""
     shares = [share for run in runs for share in run["steps"]["restored"]]
     return mean(shares), 1.96 * stdev(shares) / math.sqrt(len(shares))
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from labelleak.advice.privacy import gaussian_epsilon
+from labelleak.advice.privacy import gaussian_epsilon, noise_for
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 3.0, 10.0])
@@ -27,3 +27,10 @@ def test_less_noise_is_less_private():
     assert gaussian_epsilon(1e-7) == math.inf
     # Above any epsilon this noise keeps the promise of a large delta.
     assert gaussian_epsilon(10.0, 0.5) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [1e-2, 1.0, 8.0, 1e4])
+def test_noise_for_an_epsilon_has_that_epsilon(epsilon):
+    noise = noise_for(epsilon)
+    assert gaussian_epsilon(noise) == pytest.approx(epsilon, rel=1e-6)
+    assert gaussian_epsilon(0.99 * noise) > epsilon

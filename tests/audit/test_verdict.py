@@ -326,4 +326,4 @@ def test_without_labels_a_share_cannot_be_measured_and_is_expected():
     found = estimated([0.5] * 4)
     judged, reason = judge(found, None, Rule("advantage", 0.5), expected=expected_score(found))
     assert judged is Verdict.INCONCLUSIVE
-    assert "by the attack's own errors 86.7% of them are right" in reason
+    assert "by the attack's own standard errors 86.7% of them are expected to be right" in reason

@@ -35,6 +35,7 @@ def test_changes_are_shown_with_price_and_gain(run_advise, files, tmp_path):
     done = run_advise(*client, "--output", output, "--time-limit", "0.2")
     assert (done.status, done.err) == (1, "")
     assert done.out.startswith("As it is: over threshold")
+    assert "Limit: at most 50.0% of what a guess leaves open (--measure and" in done.out
     assert "Gaussian, 0.1 times a typical entry" in done.out
     advice = json.loads(output.read_text())
     assert advice["schema"] == "labelleak/advice/1"

@@ -85,7 +85,7 @@ def test_pictures_and_record_are_written_and_scored(invert, tmp_path):
     with Image.open(io.BytesIO((tmp_path / "images.png").read_bytes())) as picture:
         assert picture.size == (2 * 30 + 2, 30 + 2)
     page = tmp_path / "report.html"
-    told = re.findall(r"off by (\d+) % <span>PSNR", page.read_text(encoding="utf-8"))
+    told = re.findall(r"off by (\d+)% <span>PSNR", page.read_text(encoding="utf-8"))
     errors = sorted(10 ** (-psnr / 20) for psnr in record["score"]["psnr"])
     assert told == [f"{100 * error:.0f}" for error in errors]
     # It holds the true images.
@@ -185,6 +185,8 @@ def test_what_does_not_fit_is_one_line(invert, tmp_path, changes, message):
         ({"method": "analytic", "iterations": "3"}, "analytic has no iterations"),
         ({"method": "dlg", "learning_rate": "1"}, "dlg has no learning_rate"),
         ({"learning_rate": "-1"}, "it must be positive"),
+        ({"seed": "-1"}, "-1 is not in the range 0<=x<=9223372036854775807"),
+        ({"seed": str(2**64)}, "18446744073709551616 is not in the range"),
     ],
 )
 def test_wrong_usage_is_told(invert, changes, message):

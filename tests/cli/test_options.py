@@ -6,7 +6,7 @@ import click
 import pytest
 
 from labelleak.cli.group import command_group
-from labelleak.cli.options import PathOption, attack_option, gathered, option
+from labelleak.cli.options import PathOption, Seconds, attack_option, gathered, option
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,22 @@ def test_an_attack_that_is_not_known_is_refused_with_those_that_are():
     assert run(main, "--attack", "ilrg") == "ilrg"
     with pytest.raises(click.BadParameter, match="no attack named 'irlg': choose auto, ilrg,"):
         run(main, "--attack", "irlg")
+
+
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "-inf"])
+def test_what_is_no_number_of_seconds_is_refused(value):
+    with pytest.raises(click.BadParameter, match=f"^'?{value}"):
+        Seconds().convert(value, None, None)
+
+
+def test_every_time_limit_is_one():
+    context = click.Context(command_group)
+    commands = [
+        command_group.get_command(context, name) for name in command_group.list_commands(context)
+    ]
+    limits = [one for each in commands for one in each.params if one.name == "time_limit"]
+    assert len(limits) == 3
+    assert all(isinstance(one.type, Seconds) for one in limits)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs POSIX")

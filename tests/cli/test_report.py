@@ -40,7 +40,7 @@ def run(tmp_path):
         "title": "Mine: a grid",
         "source": "",
         "scale": None,
-        "interval": "95 %",
+        "interval": "95%",
         "metrics": [],
         "panels": [],
         "rows": [],

@@ -96,7 +96,7 @@ def test_a_study_says_first_what_agrees_and_explains_its_intervals_once(terminal
     for explained in (False, True):
         print_study(summary, terminal, explained=explained)
     text = " ".join(terminal.file.getvalue().split())
-    assert text.startswith(f"{study.title}. 1 of 2 published figures are inside our 95 % interval.")
+    assert text.startswith(f"{study.title}. 1 of 2 published figures are inside our 95% interval.")
     assert text.count("Student's t") == 1
 
 

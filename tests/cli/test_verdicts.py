@@ -56,7 +56,7 @@ def test_a_limit_is_asked_for_where_there_is_none(shown):
     assert "set a limit" not in shown(RECORD)
     of_guess = shown(RECORD | {"threshold": None, "verdict": "audited", "measure": "advantage"})
     assert "--measure advantage --threshold 0.5" in " ".join(of_guess.split())
-    assert "give your own labels" in shown(RECORD | {"true_counts": None, "score": None})
+    assert "give the site's own labels" in shown(RECORD | {"true_counts": None, "score": None})
 
 
 def test_a_remedy_says_what_to_type(shown):
@@ -110,7 +110,7 @@ def test_a_record_of_before_the_measures_is_shown(shown):
     old["flags"] = [{"name": "no_bias", "text": "there is no bias"}]
     text = shown(old)
     assert "Score: accuracy 0.917, exact no" in text
-    assert "95 % interval" not in text
+    assert "95% interval" not in text
 
 
 @pytest.mark.parametrize(

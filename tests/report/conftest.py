@@ -68,7 +68,7 @@ _STUDY = {
     "schema": "labelleak/study/1",
     "source": "a paper",
     "scale": "quick",
-    "interval": "95 % interval of the mean",
+    "interval": "95% interval of the mean",
     "panels": [],
     "omitted": [],
     "environment": {"labelleak": "0.1.0", "cores": 2, "gpu": None},

@@ -115,7 +115,7 @@ def test_a_cell_leads_to_what_is_behind_it(compared, document):
     told = " ".join(re.sub(r"<.*?>", " ", row).split())
     # Accuracy, its error, trials, advantage over the even guess, LeAcc, flags.
     assert told == "ilrg 0.250 0.050 50 −0.250 0.994 no_bias 7"
-    assert "95 % interval 0.150 to 0.250" in row
+    assert "95% interval 0.150 to 0.250" in row
     assert "--at:25.00%;--low:15.00%;--high:25.00%;--guess:50.00%" in row
     assert "auto took ilrg 50 times." in parsed.text
     assert "set only" in parsed.text

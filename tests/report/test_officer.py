@@ -15,7 +15,7 @@ def test_it_says_who_looks_what_was_done_and_how_far_it_goes(record, document):
     ):
         assert heading in text
     assert "made of 24 records" in text
-    assert "96 % of the labels" in text
+    assert "95.8% of the labels" in text
     assert "no_bias" in text
     assert "no proof of safety" in text
 
@@ -38,7 +38,11 @@ def test_label_sets_have_fewer_or_more_labels_than_records(record, document):
         ({"measure": "advantage", "limit": "at most 50.0% of it"}, "at most 50.0% of it"),
         ({"certified": True}, "the numbers are proven"),
         ({"score": None, "true_counts": None}, "the site's labels were not given"),
-        ({"ceiling": {"text": "At best 71 %."}}, "At best 71 %."),
+        ({"score": None, "true_counts": None}, "never shown the site's own labels."),
+        ({}, "never shown the site's own labels: they were used afterward only"),
+        ({"seconds": 0.02}, "found in less than a second"),
+        ({"seconds": 61.7}, "found in 61.7 seconds"),
+        ({"ceiling": {"text": "At best 71%."}}, "At best 71%."),
     ],
 )
 def test_every_record_is_told_in_words(record, document, changes, words):
@@ -59,14 +63,16 @@ def test_changes_that_pass_are_named(record, document):
     advice = {"summary": "the cheapest change is a larger batch", "changes": [change]}
     text = text_of(document, record, advice=advice)
     assert "The cheapest change is a larger batch." in text
-    assert "48 instead of 24: within the limit; 90 % of the direction" in text
+    assert "48 instead of 24: within the limit; with a cosine of 0.90" in text
 
 
 def test_it_says_what_to_do_without_options_of_a_command(record, document):
     record["flags"][0] |= {"remedy": "send it along", "options": "--head"}
     text = text_of(document, record)
     assert "send it along" in text
-    assert "--head" not in text
+    assert "set a limit" in text
+    assert "--" not in text
+    assert "--" not in text_of(document, record | {"score": None, "true_counts": None})
 
 
 def test_it_fits_a_phone(record, overflow):

@@ -18,7 +18,7 @@ def test_true_and_restored_counts_stand_side_by_side(record):
 
 def test_the_verdict_comes_first(record, document):
     text = document(audit_page(record, [])).text
-    assert text.index("95.8 % of the private labels were restored") < text.index("Audited.")
+    assert text.index("95.8% of the private labels were restored") < text.index("Audited.")
     assert "All private labels were restored" not in text
     record["score"] |= {"exact": True, "accuracy": 1.0}
     text = document(audit_page(record, [])).text
@@ -41,7 +41,7 @@ def test_a_set_has_no_numbers_and_no_chart(record):
 def test_without_a_batch_size_there_are_shares(record):
     shares = [0.455, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.045]
     page = audit_page(record | {"counts": None, "proportions": shares, "batch_size": None}, [])
-    assert [found for *_, found in _rows(page)][:3] == ["45.5 %", "0.0 %", "50.0 %"]
+    assert [found for *_, found in _rows(page)][:3] == ["45.5%", "0.0%", "50.0%"]
     assert "<dt>Batch size</dt><dd>unknown</dd>" in page
 
 
@@ -83,8 +83,8 @@ def test_changes_stand_below_the_verdict_with_their_price(record, document, over
     page = audit_page(record, [], advice=ADVICE)
     text = document(page).text
     assert "The cheapest change that is within the limit: batch size." in text
-    assert "noise Gaussian, ε = 1.5e5 0.995 1.000 1.000 over" in text
-    assert "head kept local not sent – – – in doubt" in text
+    assert "noise Gaussian, ε = 150,000 0.995 1.000 1.000 over" in text
+    assert "head kept local not sent – – – incon\N{SOFT HYPHEN}clusive" in text
     assert "a later round: it needs the model" in text
     assert overflow(page, 390) == 390
 
@@ -96,7 +96,7 @@ def test_what_small_cells_a_change_leaves_is_told_under_that_rule(record, docume
     record |= {"measure": "small-cells", "score": record["score"] | {"small_cells_told": 4}}
     text = document(audit_page(record, [], advice=ADVICE | {"changes": changes})).text
     assert "as it is 1.000 4 " in text
-    assert "noise Gaussian, ε = 1.5e5 0.995 3 1.000 over" in text
+    assert "noise Gaussian, ε = 150,000 0.995 3 1.000 over" in text
 
 
 def test_distances_of_shares_are_columns_only_without_counts(record, document):
@@ -122,8 +122,14 @@ def test_flags_come_with_what_to_do(record, document):
     assert "labelleak advise" not in document(audit_page(over, [], advice=ADVICE)).text
 
 
+def test_the_limit_stands_with_what_was_observed(record, document):
+    limit = "at most 25.0% of the labels"
+    assert f"Limit {limit}" in document(audit_page(record | {"limit": limit}, [])).text
+
+
 def test_intervals_are_drawn_and_told(record, document):
     intervals = [[max(0.0, count - 1.5), count + 1.5] for count in record["counts"]]
     page = audit_page(record | {"intervals": intervals}, [])
     assert "9.5 to 12.5" in document(page).text
-    assert "95 % interval" not in document(audit_page(record, [])).text
+    assert "95% interval: holds the true number 19 times in 20" in document(page).text
+    assert "95% interval" not in document(audit_page(record, [])).text

@@ -32,7 +32,7 @@ def test_ours_interval_published_and_difference_stand_in_a_row(table):
 def test_the_summary_counts_what_is_inside(table, figure, document):
     text = document(study_page([table, figure], "Run")).text
     # Table: 2 inside, 1 outside, 1 not run. Figure: 0.95 and 0.37 and 0.8 within 0.05; one single.
-    assert "5 of 6 published figures are inside our 95 % interval." in text
+    assert "5 of 6 published figures are inside our 95% interval." in text
     assert "2 more could not be compared" in text
     assert "Table 1: untrained stand-in data 2 of 3 1" in text
     assert "Figure 3: batch size 3 of 3 1" in text

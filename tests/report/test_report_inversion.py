@@ -40,13 +40,13 @@ def test_the_best_pictures_are_first_and_beside_the_true_ones(inversion, picture
     page = inversion_page(inversion, pictures, pictures[::-1], flat=0.3)
     text = document(page).text
     # 100, 10 and 0 percent of error would be 0, 20 and infinitely many decibels.
-    assert re.findall(r"(\d{3}): off by (\d+) %", page) == [
+    assert re.findall(r"(\d{3}): off by (\d+)%", page) == [
         ("001", "0"),
         ("002", "10"),
         ("000", "32"),
     ]
-    assert "3 images were found. A pixel is off by 14 % of the range" in text
-    assert "A picture of one color, which shows nothing, is off by 30 %." in text
+    assert "3 images were found. A pixel is off by 14% of the range" in text
+    assert "A picture of one color, which shows nothing, is off by 30%." in text
     assert page.count("image-rendering: pixelated") == 1
     assert [a["alt"].split(" as ")[0] for tag, a in document(page).tags if tag == "img"] == [
         "image 2", "image 2", "image 3", "image 3", "image 1", "image 1"

@@ -114,7 +114,7 @@ def test_the_headline_says_the_gravest_first(several, made, document):
     text = document(rounds_page(several)).text
     assert "9 audits of 2 clients in 3 rounds" in text
     assert "3 of 9 audits found more than the policy allows." in text
-    assert "The worst: 90.0 % of the labels, client a, round 1, before." in text
+    assert "The worst: 90.0% of the labels, client a, round 1, before." in text
     assert "true counts: treat it as you treat the labels" in text
     failed = several[-1]
     assert "1 of 2 audits failed" in rounds_page([failed, made(accuracy=0.1)])
@@ -168,13 +168,34 @@ def test_the_table_shows_what_was_found(several, browse):
     rows = table_of(shown)
     assert len(rows) == 9
     assert rows[0] == [
-        *("1", "a", "before", "flower", "ilrg", "over", "warned", "90.0 %", "–", "no"),
+        *("1", "a", "before", "flower", "ilrg", "over", "warned", "90.0%", "–", "no"),
         *("24 in 3 classes", "–", "no_bias"),
     ]
     assert [row[11] for row in rows if row[2] == "after"] == ["1.5", "3", "4.5"]
     assert "9 of 9 audits" in shown
-    assert "the policy's limit, 50.0 %" in shown
+    assert "the policy's limit, 50.0%" in shown
     assert "ε spent, by round" in shown
+
+
+def test_lines_that_coincide_take_turns_and_others_do_not(made, browse):
+    twins = [made(number, client, 0.5) for number in (1, 2) for client in ("a", "b")]
+    shown = browse(rounds_page([*twins, *(made(number, "c", 0.2) for number in (1, 2))]))
+    chart = shown[shown.index('aria-label="Share of the labels restored') :].partition("</svg>")[0]
+    dashes = re.findall(r'stroke-dasharray="([^"]*)" stroke-dashoffset="([^"]*)"', chart)
+    assert dashes == [("12 12", "0"), ("12 12", "-12"), ("none", "0")]
+
+
+def test_a_limit_that_not_all_policies_have_says_so(made, browse):
+    other = made(1, "b")
+    other["policy"] |= {"measure": "small-cells", "threshold": None}
+    assert "the limit of some policies, 50.0%" in browse(rounds_page([made(1, "a"), other]))
+
+
+def test_an_audit_that_let_an_update_pass_does_not_say_that_it_was_sent(made, browse):
+    first, second = (made(1, "a", label=label) for label in ("before", "after"))
+    first["action"], second["action"] = "sent", "refused"
+    actions = [row[6] for row in table_of(browse(rounds_page([first, second])))]
+    assert sorted(actions) == ["let pass", "refused"]
 
 
 def test_an_advantage_has_a_chart_of_its_own_with_its_limit(made, browse):
@@ -183,8 +204,8 @@ def test_an_advantage_has_a_chart_of_its_own_with_its_limit(made, browse):
         record["audit"]["score"]["relative_advantage"] = 0.25 * record["round"]
         record["policy"] |= {"measure": "advantage", "threshold": 0.3}
     shown = browse(rounds_page(records))
-    assert [row[8] for row in table_of(shown)] == ["25.0 %", "50.0 %"]
-    assert "the policy's limit, 30.0 %" in shown
+    assert [row[8] for row in table_of(shown)] == ["25.0%", "50.0%"]
+    assert "the policy's limit, 30.0%" in shown
     assert 'aria-label="Advantage over a guess, by round"' in shown
     assert 'aria-label="Advantage over a guess, by round"' not in browse(rounds_page([made()]))
 
@@ -207,10 +228,10 @@ def test_what_is_known_after_each_round_stands_beside_the_round_alone(made, brow
     records.append(made(2, accuracy=0.55, known=known_after(2, 0.8)))
     shown = browse(rounds_page(records), "document.querySelector('#audits td button').click()")
     assert [row[7:10] for row in table_of(shown)] == [
-        ["60.0 %", "–", "60.0 %"],
-        ["55.0 %", "–", "80.0 %"],
+        ["60.0%", "–", "60.0%"],
+        ["55.0%", "–", "80.0%"],
     ]
-    assert "After round 1 the server knows 60.0 % of the labels: 1 rounds together" in shown
+    assert "After round 1 the server knows 60.0% of the labels: 1 rounds together" in shown
     assert 'aria-label="Share of the labels known after each round"' in shown
     plain = browse(rounds_page([made()]))
     assert 'aria-label="Share of the labels known after each round"' not in plain
@@ -219,7 +240,8 @@ def test_what_is_known_after_each_round_stands_beside_the_round_alone(made, brow
 def test_what_is_known_without_labels_or_not_at_all_is_said(made):
     own = known_after(2, 0.7, score=None, expected={"accuracy": 0.7})
     texts = data_of(rounds_page([made(known=own)]))["texts"]
-    assert any("knows 70.0 % of the labels, by the attack's own errors: " in one for one in texts)
+    told = "knows 70.0% of the labels, by the attack's own standard errors: "
+    assert any(told in one for one in texts)
     failed = known_after(2, 0.7, score=None, reason="the earlier records do not serve")
     row = data_of(rounds_page([made(known=failed)]))
     assert row["rows"][0][23] is None

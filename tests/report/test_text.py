@@ -45,7 +45,7 @@ def test_counts_stand_beside_the_true_ones():
 
 def test_shares_and_sets_are_words():
     shares = class_rows(record(proportions=[0.0, 0.25, 0.0, 0.75], true_counts=[0, 1, 0, 3]))
-    assert [row["text"] for row in shares] == ["0.0 %", "25.0 %", "0.0 %", "75.0 %"]
+    assert [row["text"] for row in shares] == ["0.0%", "25.0%", "0.0%", "75.0%"]
     assert not any(row["wrong"] for row in shares)
     assert [row["text"] for row in class_rows(record())] == ["-", "present", "-", "present"]
 

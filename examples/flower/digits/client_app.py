@@ -25,7 +25,7 @@ def audit_sent(message: Message, context: Context, call_next: Next) -> Message:
     private = context.run_config["defense"] == "local-dp"
     audit = LeakageAudit(
         Policy(records=records_folder(context)),
-        label="sent",
+        label="to send",
         epsilon=float(context.run_config["epsilon"]) if private else None,
         delta=DELTA if private else None,
     )

@@ -17,6 +17,8 @@ from labelleak.audit.running import audit_observation, checked_rule
 from labelleak.observation import Observation
 
 SCHEMA = "labelleak/advice/1"
+# A larger epsilon is said to be weak beside every figure.
+_WEAKEST_BOUND = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Advice:
         if self.plain.true_counts is None:
             return (
                 "without labels nothing here is measured: what would be told is by the attack's "
-                "own errors (give --labels to judge the changes)"
+                "own standard errors (give --labels to judge the changes)"
             )
         if best is None:
             doubtful = [one.name for one in self.changes if one.verdict == "inconclusive"]
@@ -66,12 +68,23 @@ class Advice:
             return (
                 "no change that was tried is sure to keep this update within the limit; "
                 f"{rest}what bounds every attack is differential privacy with a small epsilon"
+                f"{self._price_of_privacy}"
             )
         kept = "" if best.cosine is None else f", with a cosine of {best.cosine:.2f} to the plain"
         return (
             f"the cheapest change that is within the limit: {best.name}, {best.setting}{kept}; "
             "measured on this update, and on no other"
         )
+
+    @property
+    def _price_of_privacy(self) -> str:
+        """What the least noise that bounds every attack leaves of this update."""
+        bounding = [one for one in self.changes if one.epsilon and one.epsilon <= _WEAKEST_BOUND]
+        if not bounding:
+            return ""
+        least = max(bounding, key=lambda one: one.epsilon or 0.0)
+        left = max(0.0, least.cosine or 0.0)
+        return f"; noise for epsilon {least.epsilon:.3g} leaves a cosine of {left:.2f} here"
 
     def as_dict(self) -> dict[str, Any]:
         """The advice as plain data, schema ``labelleak/advice/1``."""
@@ -154,7 +167,10 @@ def advise(
         tried.append(one)
         _tell(progress)
     if client is None or true_counts is None:
-        why = "they need the model and the data behind the update, and its labels"
+        why = (
+            "they need the model and the data behind the update, and its labels (--model, --data "
+            "and --labels)"
+        )
         tried.append(Untried(RETRAINED, why))
     else:
         for one in retrainings(judging, client, true_counts):

@@ -1,6 +1,7 @@
 """Epsilon of noise: the exact account of one release by the Gaussian mechanism."""
 
 import math
+from collections.abc import Callable
 
 DELTA = 1e-5
 """The probability with which epsilon may fail."""
@@ -32,13 +33,38 @@ def gaussian_epsilon(noise_multiplier: float, delta: float = DELTA) -> float:
     """
     if _delta_of(_MOST, noise_multiplier) > delta:
         return math.inf
+    return _least(lambda epsilon: _delta_of(epsilon, noise_multiplier) <= delta)
+
+
+def noise_for(epsilon: float, delta: float = DELTA) -> float:
+    """The least noise with which one release has an epsilon.
+
+    Args:
+        epsilon: Positive.
+        delta: Between 0 and 1.
+
+    Returns:
+        The standard deviation of the noise relative to the length of the vector, positive.
+
+    References:
+        As of `gaussian_epsilon`, the inverse of which this is.
+
+    Examples:
+        >>> round(noise_for(1.0), 3)
+        3.731
+    """
+    return _least(lambda multiplier: _delta_of(epsilon, multiplier) <= delta)
+
+
+def _least(is_enough: Callable[[float], bool]) -> float:
+    """The least positive number that is enough, where every larger one is."""
     low, high = 0.0, _MOST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if _delta_of(middle, noise_multiplier) > delta:
-            low = middle
-        else:
+        if is_enough(middle):
             high = middle
+        else:
+            low = middle
     return high
 
 

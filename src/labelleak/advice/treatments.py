@@ -10,12 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from labelleak import defenses
-from labelleak.advice.privacy import gaussian_epsilon
+from labelleak.advice.privacy import gaussian_epsilon, noise_for
 from labelleak.advice.trials import Change, Judging, Untried, sent_tensors
 from labelleak.observation import Observation
 
 # Standard deviations of the noise, relative to a typical entry of the update.
 _NOISE = (0.01, 0.1, 1.0)
+# Epsilon of the noise that bounds what any attack can tell: weak protection, and strong.
+_EPSILONS = (8.0, 1.0)
 _CLIPPED_TO = 0.1
 _SPARSIFIED = (90.0, 99.0)
 _BITS = (8, 4)
@@ -57,19 +59,21 @@ def _defenses(plain: Observation) -> Iterator[tuple[str, str, defenses.Defense, 
         squares += float(tensor.double().square().sum())
         entries += tensor.numel()
     length, typical = math.sqrt(squares), math.sqrt(squares / entries)
-    for share in _NOISE:
+    # What bounds the whole vector is many times a typical entry in every one of its entries.
+    bounding = (noise_for(epsilon) * math.sqrt(entries) for epsilon in _EPSILONS)
+    for share in (*_NOISE, *bounding):
         noise = partial(
             defenses.gaussian_noise,
             std=share * typical,
             generator=torch.Generator().manual_seed(_SEED),
         )
         epsilon = gaussian_epsilon(share * typical / length)
-        yield "noise", f"Gaussian, {share:g} times a typical entry", noise, epsilon
+        yield "noise", f"Gaussian, {share:.3g} times a typical entry", noise, epsilon
     clip = partial(defenses.clip_norm, max_norm=_CLIPPED_TO * length)
     yield "clipping", f"to {_CLIPPED_TO:.0%} of its length", clip, None
     for percent in _SPARSIFIED:
         sparse = partial(defenses.sparsify, percent=percent)
-        yield "sparsification", f"the largest {100 - percent:g} % of the entries", sparse, None
+        yield "sparsification", f"the largest {100 - percent:g}% of the entries", sparse, None
     for bits in _BITS:
         yield "quantization", f"{bits} bits", partial(defenses.quantize, bits=bits), None
     yield "quantization", "signs alone", defenses.sign, None

@@ -205,7 +205,7 @@ def _without_labels(found: Restoration, rule: Rule, expected: dict[str, Any] | N
 
 
 def _cells_without_labels(found: Restoration, rule: Rule) -> Judgment:
-    """What an attack says of small classes, by its own errors alone."""
+    """What an attack says of small classes, by its own standard errors alone."""
     bounds = count_bounds(found)
     if bounds is None:
         return Verdict.INCONCLUSIVE, (
@@ -216,7 +216,7 @@ def _cells_without_labels(found: Restoration, rule: Rule) -> Judgment:
     told, rare = int((few | none).sum()), f"fewer than {rule.floor} samples, or none"
     doubts = (_doubts_of_finding if told else _doubts)(found, Flag.COUNTS_NOT_SURE)
     classes = "class" if told == 1 else "classes"
-    text = f"by its own errors {_who(found)} tells {told or 'no'} {classes} with {rare}"
+    text = f"by its own standard errors {_who(found)} tells {told or 'no'} {classes} with {rare}"
     if doubts:
         return Verdict.INCONCLUSIVE, f"{text}; that is not to be relied on ({doubts})"
     if told:
@@ -245,8 +245,8 @@ def _by_own_errors(expected: dict[str, Any] | None) -> str:
     if expected is None or expected["by"] == "certificate":
         return ""
     return (
-        f"; by the attack's own errors {expected['accuracy']:.1%} of them are right, where a guess "
-        f"gets {expected['guess']:.1%}"
+        f"; by the attack's own standard errors {expected['accuracy']:.1%} of them are expected to "
+        f"be right, where a guess gets {expected['guess']:.1%}"
     )
 
 

@@ -10,6 +10,7 @@ from labelleak.cli.console import deliver, progress_bar
 from labelleak.cli.loss_options import LossOptions
 from labelleak.cli.options import (
     PathOption,
+    Seconds,
     attack_option,
     format_option,
     gathered,
@@ -29,7 +30,7 @@ _FILE = PathOption("file")
 @attack_option("One of `labelleak attacks`.")
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=Seconds(),
     metavar="SECONDS",
     default=1.0,
     show_default=True,

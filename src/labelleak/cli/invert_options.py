@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from labelleak.inversion import LabelMode, Method
 
 _FILE = PathOption("file")
+# As many as torch's generators tell apart.
+_MOST_SEED = 2**63 - 1
 
 
 def _parse_shape(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, int, int]:
@@ -233,7 +235,7 @@ class SearchOptions:
         int,
         option(
             "--seed",
-            type=int,
+            type=click.IntRange(min=0, max=_MOST_SEED),
             default=0,
             show_default=True,
             help="Seed of the noise that the search starts from.",

@@ -1,5 +1,6 @@
 """Options that several commands share, and a decorator that gathers options in one object."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial, wraps
@@ -74,6 +75,23 @@ class PathOption(click.Path):
         if kind not in ("", "a file", "a folder"):
             self.fail(f"{one_line(str(path))!r} is {kind}, and no file", param, ctx)
         return path
+
+
+class Seconds(click.FloatRange):
+    """A positive number of seconds."""
+
+    def __init__(self) -> None:
+        """Take any number above zero."""
+        super().__init__(min=0.0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, unless it is NaN: that is outside of no range."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 def attack_option(text: str) -> Callable[[Command], Command]:
@@ -159,7 +177,7 @@ def time_limit_option(command: Command) -> Command:
     """The option ``--time-limit SECONDS``, passed on as `time_limit`."""
     return click.option(
         "--time-limit",
-        type=click.FloatRange(min=0.0, min_open=True),
+        type=Seconds(),
         metavar="SECONDS",
         help="Time after which the attacks auto, exact, virtual and synthetic end their search, "
         "some time after; ilrg, rlg, pooled and damped refuse what would take longer. Default: 10 "

@@ -40,7 +40,7 @@ def reproduce_command(
 ) -> int:
     """Run a table or figure of the iLRG paper, or all of them.
 
-    The paper is Ma et al., ICLR 2023. Every result has its 95 % interval, the published figure and
+    The paper is Ma et al., ICLR 2023. Every result has its 95% interval, the published figure and
     the difference beside it. Another data set stands in for one that is missing, where there is
     one. Whatever is replaced, shrunk or left out is listed.
 

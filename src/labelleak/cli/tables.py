@@ -22,7 +22,7 @@ _COMPARED = {
     "exact": SCORES["exact"],
 }
 _COMPARED_IF_MEASURED = {"certified": "proven", "coverage": "coverage", "seconds": "s"}
-# Of so many trials their range is an interval of the median at 95 %, whatever their distribution
+# Of so many trials their range is an interval of the median at 95%, whatever their distribution
 # (1 - 2 / 2**n); of fewer a mean has none that does not rest on an assumed one.
 _FEWEST_TRIALS = 6
 # Columns of a terminal that has room for an interval.
@@ -99,7 +99,7 @@ def print_comparison(summary: Mapping[str, Any], target: Console) -> None:
             target.print(Text.assemble((row["label"], "bold"), f", {row['trials']} trials"))
             target.print(table)
         target.print(
-            "Means over trials; after the accuracy half of its 95 % interval, from "
+            "Means over trials; after the accuracy half of its 95% interval, from "
             f"{_FEWEST_TRIALS} trials on. LeAcc, LnAcc and IRec are of counts before their sum is "
             "repaired, as published."
         )
@@ -163,7 +163,7 @@ def print_study(summary: Mapping[str, Any], target: Console, *, explained: bool 
     table = Table()
     table.add_column("setting", overflow="fold")
     table.add_column("metric")
-    for heading in ("ours", "95 % interval", "published", "difference"):
+    for heading in ("ours", "95% interval", "published", "difference"):
         table.add_column(heading, justify="right")
     for row in summary["rows"]:
         label = row["label"]
@@ -194,7 +194,7 @@ def _agreement(summary: Mapping[str, Any]) -> str:
     held = [cell["inside"] for cell in cells if cell["inside"] is not None]
     if not held:
         return "No published figure has an interval of ours to be held to."
-    return f"{held.count(True)} of {len(held)} published figures are inside our 95 % interval."
+    return f"{held.count(True)} of {len(held)} published figures are inside our 95% interval."
 
 
 def _shown(

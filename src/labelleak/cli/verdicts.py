@@ -11,10 +11,12 @@ from rich.text import Text
 from labelleak.report.text import (
     CHANGES,
     INCONCLUSIVE,
+    INTERVAL,
     MEANINGS,
     SCORES,
     class_rows,
     figures_of_changes,
+    grouped,
     number,
     what_to_do,
 )
@@ -50,6 +52,8 @@ def print_record(record: Mapping[str, Any], target: Console) -> None:
     target.print()
     target.print(_observed(record))
     target.print(_counts_table(record, target))
+    if record.get("intervals") and record["counts"]:
+        target.print(f"95% interval: {INTERVAL}")
     if record["score"]:
         target.print(f"Score: {', '.join(_scores(record))}")
 
@@ -98,7 +102,7 @@ def _counts_table(record: Mapping[str, Any], target: Console) -> Table:
     table.add_column("restored share" if share else "restored", justify="right")
     sure = any(row["interval"] for row in rows)
     if sure:
-        table.add_column("95 % interval", justify="right")
+        table.add_column("95% interval", justify="right")
     drawn = bool(target.is_terminal and record["counts"])
     if drawn:
         table.add_column("restored, and its interval" if sure else "restored", no_wrap=True)
@@ -144,6 +148,8 @@ def print_advice(advice: Mapping[str, Any], target: Console) -> None:
         target: Where to print.
     """
     target.print(_verdict_line("As it is", advice["audit"]))
+    if limit := advice["audit"].get("limit"):
+        target.print(f"Limit: {limit} (--measure and --threshold set another)")
     target.print(Text.assemble(("Advice: ", "bold"), advice["summary"]))
     figures = figures_of_changes(advice["changes"], advice["audit"].get("measure"))
     table = Table()
@@ -158,7 +164,7 @@ def print_advice(advice: Mapping[str, Any], target: Console) -> None:
             change["name"],
             change["setting"],
             number(change["cosine"]),
-            number(change["epsilon"], fixed=False),
+            grouped(change["epsilon"]),
             *(number(change[key], fixed=key != "told") for key in figures),
             Text("within" if verdict == "audited" else verdict, style=_STYLES.get(verdict, "")),
         )

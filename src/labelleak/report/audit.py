@@ -7,6 +7,7 @@ from labelleak.report.pages import render
 from labelleak.report.text import (
     CHANGES,
     INCONCLUSIVE,
+    INTERVAL,
     MEANINGS,
     SCORES,
     class_rows,
@@ -54,6 +55,7 @@ def audit_page(
         meanings=MEANINGS,
         description=description,
         command=command,
+        interval=INTERVAL,
         intervals=any(row["interval"] for row in rows),
         todo=what_to_do(record, tried=advice is not None),
         advice=advice,

@@ -13,7 +13,7 @@ MEASURES = {
     "lnacc": "share of the classes with the right count, before the sum is repaired",
     "leacc": "share of the classes rightly told present or absent",
     "certified": "share of the batches whose counts are proven",
-    "coverage": "share of the true counts inside the attack's 95 % intervals; 0.95 is right",
+    "coverage": "share of the true counts inside the attack's 95% intervals; 0.95 is right",
 }
 """What a cell of the map can show, the first at the start; with its meaning."""
 

@@ -20,7 +20,12 @@ from labelleak.errors import LabelLeakError, UnreadableFile
 from labelleak.report import text
 
 NONE = "\N{EN DASH}"
-_SHORT_VERDICTS = {"over threshold": "over", "audited": "within", "inconclusive": "in doubt"}
+# On a phone the longest one may break.
+_SHORT_VERDICTS = {
+    "over threshold": "over",
+    "audited": "within",
+    "inconclusive": "incon\N{SOFT HYPHEN}clusive",
+}
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -48,9 +53,11 @@ def _environment() -> Environment:
     )
     environment.filters["metric"] = lambda value: typeset(text.number(value))
     environment.filters["figure"] = lambda value: typeset(text.number(value, fixed=False))
+    environment.filters["grouped"] = text.grouped
     environment.filters["told_as"] = lambda value, key: typeset(
         text.number(value, fixed=key != "told")
     )
+    environment.filters["share"] = lambda share: f"{share:.1%}"
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}%"
     environment.filters["typeset"] = typeset
     environment.filters["short_verdict"] = lambda verdict: _SHORT_VERDICTS.get(verdict, verdict)

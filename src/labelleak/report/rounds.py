@@ -14,6 +14,9 @@ VERDICTS = {
 }
 """Meaning of every verdict of a round, the gravest first."""
 
+# What a record calls sent was not refused by that audit, and may have been by the next.
+_ACTIONS = {"sent": "let pass"}
+
 
 def rounds_page(
     records: list[dict[str, Any]],
@@ -61,6 +64,8 @@ def _page(records: list[dict[str, Any]], title: str, most_classes: int) -> str:
         first=min(record["time"] for record in records),
         last=max(record["time"] for record in records),
         versions=sorted({record["version"] for record in records}),
+        known=any(record.get("known") for record in records),
+        spent=any(record["epsilon"] is not None for record in records),
         private=any((record["audit"] or {}).get("true_counts") for record in records),
         detailed=detailed,
         data=embedded({"texts": list(texts), "rows": rows}),
@@ -94,7 +99,7 @@ def _row(record: dict[str, Any], texts: dict[str, int], detailed: bool) -> list[
         number(record["label"]),
         number(record["framework"]),
         number(record["verdict"]),
-        number(record["action"]),
+        number(_ACTIONS.get(record["action"], record["action"])),
         number(audit.get("attack") or policy["attack"]),
         None if accuracy is None else round(accuracy, 4),
         _score(record, "exact"),
@@ -141,8 +146,8 @@ def _known(record: dict[str, Any]) -> str:
     after = f"After round {record['round']} the server knows"
     if share is None:
         return f"{after} what no score says: {known['reason']}"
-    own = "" if known["score"] else ", by the attack's own errors"
-    return f"{after} {100 * share:.1f} % of the labels{own}: {known['reason']}"
+    own = "" if known["score"] else ", by the attack's own standard errors"
+    return f"{after} {share:.1%} of the labels{own}: {known['reason']}"
 
 
 def _flag(flag: dict[str, str]) -> str:

@@ -43,8 +43,8 @@ MEANINGS = {
 CHANGES = {
     "cosine": "how much of the update is left: 1 is the same direction, 0 is nothing of it",
     "epsilon": "of differential privacy for this one release, at delta 0.00001, if every update is "
-    "clipped to the length of this one. About 1 is strong, more than 10 is weak, and thousands "
-    "bound nothing",
+    "clipped to the length of this one (of its final layer, where only that was read). About 1 is "
+    "strong, more than 10 is weak, and thousands bound nothing",
     "accuracy": "share of the labels that the attack still restores",
     "advantage": "share of what a guess without the update leaves open that is restored",
     "told": "classes with few samples, or none, that are told as such with confidence",
@@ -53,6 +53,9 @@ CHANGES = {
 
 INCONCLUSIVE = "under the limit, but for a reason that a better attack need not fail for"
 """Meaning of that verdict on a change."""
+
+INTERVAL = "holds the true number 19 times in 20, by the attack's own standard errors"
+"""Meaning of the interval of a count or share."""
 
 NONE = "-"
 """The text where there is no value."""
@@ -87,6 +90,19 @@ def number(value: float | bool | None, *, fixed: bool = True, signed: bool = Fal
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
+def grouped(value: float | None) -> str:
+    """Format a positive figure of any size for a reader: three digits, and no powers of ten.
+
+    Args:
+        value: The figure, infinite or not; None where there is none.
+
+    Examples:
+        >>> grouped(15073397.7), grouped(0.8234), grouped(7.9999999)
+        ('15,100,000', '0.823', '8')
+    """
+    return NONE if value is None else f"{float(f'{value:.3g}'):,.15g}"
+
+
 def scores_of_all_batches(
     metrics: Mapping[str, Any], attack: str, names: Iterable[str]
 ) -> dict[str, Any]:
@@ -118,7 +134,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         A row for each class that is in the batch or was found; for every class, if there are at
         most 20. Its keys: ``label``; the counts ``true`` and ``restored``, None where they are not
         known; ``text``, what was restored, as a count, a share or whether the class is present;
-        and ``wrong``, whether the counts differ; ``interval``, the 95 % interval of a count in
+        and ``wrong``, whether the counts differ; ``interval``, the 95% interval of a count in
         words or empty, and ``low`` and ``high``, its ends, which are the count where there is none.
     """
     true, counts, shares = record["true_counts"], record["counts"], record["proportions"]
@@ -132,7 +148,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if counts:
             text = str(counts[label])
         elif shares:
-            text = f"{100 * shares[label]:.1f} %"
+            text = f"{100 * shares[label]:.1f}%"
         else:
             text = "present" if label in present else NONE
         low = high = float(counts[label]) if counts else 0.0
@@ -175,16 +191,18 @@ def what_to_do(
     known = record["true_counts"] is not None
     shares = record.get("measure", "accuracy") in ("accuracy", "advantage")
     if known and shares and record["threshold"] is None:
+        by_guess = record.get("measure") == "advantage"
+        half = "at most half of " + ("what a guess leaves open" if by_guess else "the labels")
+        typed = f"{'--measure advantage ' if by_guess else ''}--threshold 0.5"
         advice.append(
-            "set a limit, and this becomes a verdict: --measure advantage --threshold 0.5 is "
-            "passed where at most half of what a guess leaves open is restored; above it the exit "
-            "status is 1"
-            if record.get("measure") == "advantage"
-            else "set a limit, and this becomes a verdict: --threshold 0.5 is passed where at most "
-            "half of the labels are restored; above it the exit status is 1"
+            f"set a limit, and this becomes a verdict: {typed} lets {half} be restored; above it "
+            "the exit status is 1"
+            if options
+            else f"set a limit, and this becomes a verdict: {half}, for example"
         )
     if not known:
-        advice.append("give your own labels (--labels labels.txt) to see how much of this is right")
+        given = " (--labels labels.txt)" if options else ""
+        advice.append(f"give the site's own labels{given} to see how much of this is right")
     remedies: dict[str, list[str]] = {}
     for flag in record["flags"]:
         if flag.get("remedy"):

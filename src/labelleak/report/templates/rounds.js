@@ -7,6 +7,8 @@ const TEXTS = ["client", "label", "framework", "verdict", "action", "attack", "r
 const GRAVITY = ["within", "inconclusive", "failed", "over"];
 const PAGE = 100;
 const MOST_LINES = 8;
+// Length of a dash, where lines lie on one another.
+const TURN = 12;
 const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#8c6bb1"];
 
 const content = JSON.parse(document.getElementById("data").textContent);
@@ -31,7 +33,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const percent = (share, digits = 1) => (share === null ? "–" : `${(100 * share).toFixed(digits)} %`);
+const percent = (share, digits = 1) => (share === null ? "–" : `${(100 * share).toFixed(digits)}%`);
 const plain = (value) => (value === null || value === "" ? "–" : `${value}`);
 const short = (number) => (number === null ? "–" : `${Number(number.toPrecision(3))}`);
 const named = (text) => text || "(none)";
@@ -93,10 +95,17 @@ function seriesOf(among, value) {
   }));
 }
 
+// The limits of one measure, and whose they are: sites may be judged by different ones.
+function limitsIn(name, among) {
+  const limits = distinct(name, among);
+  const held = limits.filter((limit) => limit !== null);
+  return [held, held.length < limits.length ? "the limit of some policies" : "the policy's limit"];
+}
+
 // One color for a series in all charts.
 const colorOf = (name, names) => COLORS[names.indexOf(name) % COLORS.length];
 
-function lineChart(title, series, rounds, top, limits, write, height, names) {
+function lineChart(title, series, rounds, top, [limits, whose], write, height, names) {
   // As wide as it is shown, so that text has its own size on a phone, too.
   const width = Math.min(1000, Math.max(320, byId("lines").clientWidth || 1000));
   const [left, right, up, down] = [56, 16, 12, 30];
@@ -121,7 +130,11 @@ function lineChart(title, series, rounds, top, limits, write, height, names) {
       chart.append(element("path", { fill: color, "fill-opacity": 0.18,
         d: `M${edge.map(([round, value]) => `${x(round)} ${y(value)}`).join("L")}Z` }));
     }
+    // Lines that lie on one another take turns, so that each is seen.
+    const same = series.filter((other) => JSON.stringify(other.points) === JSON.stringify(points));
+    const turn = same.findIndex((other) => other.name === name);
     chart.append(element("path", { fill: "none", stroke: color, "stroke-width": 2,
+      "stroke-dasharray": same.length > 1 ? `${TURN} ${TURN * (same.length - 1)}` : "none", "stroke-dashoffset": -TURN * turn,
       d: `M${points.map((point) => `${x(point.round)} ${y(point.middle)}`).join("L")}` }));
     if (points.length <= 40) {
       points.forEach((point) => chart.append(element("circle", { cx: x(point.round), cy: y(point.middle), r: 3.5, fill: color },
@@ -130,7 +143,7 @@ function lineChart(title, series, rounds, top, limits, write, height, names) {
   });
   limits.forEach((limit) => chart.append(
     element("line", { x1: left, x2: width - right, y1: y(limit), y2: y(limit), stroke: "var(--over)", "stroke-width": 1.5, "stroke-dasharray": "7 5" }),
-    element("text", { x: width - right, y: y(limit) - 5, "text-anchor": "end", class: "limit" }, `the policy's limit, ${percent(limit)}`)));
+    element("text", { x: width - right, y: y(limit) - 5, "text-anchor": "end", class: "limit" }, `${whose}, ${percent(limit)}`)));
   return chart;
 }
 
@@ -143,24 +156,22 @@ function drawLines(among) {
     place.replaceChildren(element("p", {}, among.length ? "No shares: there are no true labels to compare with here." : "No audits."));
     return;
   }
-  const limits = distinct("limit", among).filter((limit) => limit !== null);
   const legend = element("p", { class: "legend" }, ...names.map((name) => element("span", {},
     element("i", { style: `background: ${colorOf(name, names)}` }), name)));
-  place.replaceChildren(legend, lineChart("Share of the labels restored, by round", shares, rounds, 1, limits, percent, 300, names));
+  place.replaceChildren(legend, lineChart("Share of the labels restored, by round", shares, rounds, 1, limitsIn("limit", among), percent, 300, names));
   const gained = seriesOf(among, "advantage");
   if (gained.length) {
-    const held = distinct("advantageLimit", among).filter((limit) => limit !== null);
     place.append(element("h3", {}, "Share of what a guess without the update leaves open, by round"),
-      lineChart("Advantage over a guess, by round", gained, rounds, 1, held, percent, 240, names));
+      lineChart("Advantage over a guess, by round", gained, rounds, 1, limitsIn("advantageLimit", among), percent, 240, names));
   }
   if (known.length) {
     place.append(element("h3", {}, "Share of the labels known after each round, from all rounds so far"),
-      lineChart("Share of the labels known after each round", known, rounds, 1, [], percent, 240, names));
+      lineChart("Share of the labels known after each round", known, rounds, 1, [[]], percent, 240, names));
   }
   if (spent.length) {
     const top = Math.max(...spent.flatMap(({ points }) => points.map((point) => point.high))) || 1;
     place.append(element("h3", {}, "ε spent, by round"),
-      lineChart("epsilon spent, by round", spent, rounds, top, [], short, 180, names));
+      lineChart("epsilon spent, by round", spent, rounds, top, [[]], short, 180, names));
   }
 }
 
@@ -242,7 +253,7 @@ function drawCell(pen, audit, [x, y, width, height], color) {
     if (width >= 40 && height >= 16) {
       pen.textAlign = "center";
       pen.fillStyle = share > 0.6 ? color("paper") : color("ink");
-      const text = audit.accuracy === null ? (audit.certified ? "proven" : "?") : `${Math.round(100 * share)} %`;
+      const text = audit.accuracy === null ? (audit.certified ? "proven" : "?") : `${Math.round(100 * share)}%`;
       pen.fillText(text, x + width / 2, y + height / 2 + 1);
     }
   }
@@ -259,7 +270,7 @@ function cellAt(event) {
 // Columns that are left out where no audit has a value.
 const OPTIONAL = new Set(["framework", "known", "epsilon"]);
 const COLUMNS = [
-  ["round", "round"], ["client", "client"], ["label", "label"], ["framework", "framework"],
+  ["round", "round"], ["client", "client"], ["label", "audit"], ["framework", "framework"],
   ["attack", "attack"], ["verdict", "verdict"], ["action", "action"], ["accuracy", "accuracy"], ["advantage", "advantage"],
   ["known", "known so far"],
   ["exact", "exact"], ["restored", "labels restored"], ["epsilon", "ε"], ["flags", "flags"],

@@ -6,8 +6,8 @@ Clients hold 640 samples of Fashion-MNIST, their classes uneven (Dirichlet, 0.3)
 of Flower's quick start on batches of 32. Rounds are those of a federation of ten such clients
 (FedAvg). Clients' data are drawn from the training split, the server's from the test split. The
 clients of a row share model and recipe, so they share virtual clients: the first trains up to 60,
-each other adds up to 24, or 16 where they train for five epochs. What the output file has of a
-client already is not measured again, and the file is written after every client.
+each other adds up to 24. What the output file has of a client already is not measured again, and
+the file is written after every client.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from labelleak.restoration import Restoration
 from measuring import Row, load, write
 
 CLASSES, SAMPLES, BATCH, CLIENTS, CONCENTRATION = 10, 640, 32, 10, 0.3
-# Virtual clients that the first client of a row trains at most.
-FIRST = 60
+# Virtual clients that the first client of a row trains at most, and each other.
+FIRST, OTHERS = 60, 24
 BESIDE = ("auto", "likelihood", "rlu", "decaf")
 
 
@@ -67,7 +67,6 @@ class Setting:
         round: Number of the federation's round, from 1.
         pretrained: Steps of ordinary training in place of rounds.
         auxiliary: The server's samples of each class.
-        others: Virtual clients that each client but the first adds at most.
         like: The row whose network and clients these are; empty for those of its own.
     """
 
@@ -76,7 +75,6 @@ class Setting:
     round: int = 1
     pretrained: int = 0
     auxiliary: int = 200
-    others: int = 24
     like: str = ""
 
 
@@ -87,15 +85,15 @@ ONE = {"optimizer": "sgd", "learning_rate": 0.05}
 SETTINGS = (
     Setting("quick start, round 1", QUICK_START),
     Setting("quick start, round 2", QUICK_START, round=2),
-    Setting("five epochs, round 1", FIVE, others=16),
+    Setting("five epochs, round 1", FIVE),
     Setting("quick start, round 5", QUICK_START, round=5),
     Setting("Adam, untrained", ADAM),
     Setting("quick start, round 3", QUICK_START, round=3),
-    Setting("five epochs, round 2", FIVE, round=2, others=16),
+    Setting("five epochs, round 2", FIVE, round=2),
     Setting("quick start, round 4", QUICK_START, round=4),
     Setting("Adam, trained", ADAM, pretrained=400),
     Setting("one epoch, trained", ONE, pretrained=400),
-    Setting("five epochs, 20 auxiliary samples a class", FIVE, auxiliary=20, others=16),
+    Setting("five epochs, 20 auxiliary samples a class", FIVE, auxiliary=20),
     *(
         Setting(f"{row}, {number} a class", QUICK_START, round=place, auxiliary=number, like=row)
         for place, row in ((1, "quick start, round 1"), (2, "quick start, round 2"))
@@ -199,7 +197,7 @@ def one_client(
         known = len(shared.pools)
         more: dict[str, Any] = {
             "shared": shared,
-            "trainings": federation.setting.others if known else FIRST,
+            "trainings": OTHERS if known else FIRST,
         }
         found = labelleak.restore(seen, name, **(more if name == "virtual" else {}))
         spoke = found.attack if name == "auto" else spoke

@@ -2,9 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from labelleak import Auxiliary
+from labelleak import Auxiliary, LocalTraining
 from labelleak.attacks.virtual.regression import regress, similarities, spread_at
-from labelleak.attacks.virtual.simulation import auxiliary_samples, behavior, sketched
+from labelleak.attacks.virtual.simulation import (
+    _batches,
+    auxiliary_samples,
+    behavior,
+    sketched,
+)
+from labelleak.federated import train_locally
 from synthetic import rng
 
 
@@ -29,6 +35,34 @@ def test_pools_share_no_sample():
         assert torch.equal(inputs[:, 0].long() % 3, own)
     seen = [set(inputs[:, 0].tolist()) for inputs, _ in drawn]
     assert not seen[0] & seen[1]
+
+
+def test_counts_do_not_change_what_is_drawn_first():
+    labels = torch.arange(3).repeat(10)
+    held = auxiliary_samples(Auxiliary(torch.arange(30.0)[:, None], labels), 3)
+    one, other = (
+        held(torch.tensor(counts), 0, rng(3))[0].split(counts) for counts in ([8, 4, 0], [5, 4, 3])
+    )
+    assert torch.equal(one[0][:5], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+def test_counts_do_not_change_the_order_of_samples_that_stay():
+    """All batches together are the order of an epoch."""
+    model, recipe = nn.Linear(4, 2), LocalTraining(learning_rate=0.1, batch_size=8, epochs=2)
+    own, labels = torch.randn(40, 4, generator=rng(5)), torch.arange(40) % 2
+    seen = train_locally(model, own, labels, recipe, classes=2).observe(model)
+    orders = []
+    for counts in ((30, 10), (25, 15)):
+        labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+        batches = _batches(seen, labels, rng(4))
+        assert sorted(map(len, batches)) == [8] * 10
+        epochs = torch.cat(batches).split(40)
+        assert all(torch.equal(order.sort().values, torch.arange(40)) for order in epochs)
+        assert not torch.equal(*epochs)
+        # Samples of the first class that both have, by their place in it.
+        orders.append(torch.cat([order[order < 25] for order in epochs]))
+    assert torch.equal(*orders)
 
 
 def test_behavior_is_the_mean_log_probability_by_class():

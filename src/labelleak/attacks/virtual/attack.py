@@ -50,6 +50,8 @@ _MOST, _MOST_OF_OTHERS = 120, 24
 _FIRST, _STAGE = 32, 16
 # Fewest virtual clients that an answer can rest on.
 _FEWEST = 12
+# Virtual clients of a pool, one after the other, with the same random numbers.
+_ALIKE = 3
 # Concentrations of the shares of the first stage about an estimate, and about nothing.
 _ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
 # A virtual client this many times as far off as the error counts half.
@@ -98,6 +100,9 @@ def virtual_clients(
     batch, so the bias alone says how far the shares are from the mean prediction of the training.
     The regression is of that prediction, which differs less between clients than shares do (a
     control variate).
+
+    A few virtual clients each have samples and their order in common, but for what their counts
+    demand (common random numbers): what differs in their updates then comes of the counts.
 
     Every other auxiliary sample of a class is in one of two pools, and a virtual client has those
     of one. Errors are those of predicting clients of one pool from those of the other.
@@ -182,6 +187,7 @@ class _Search(Stages):
     ) -> None:
         super().__init__()
         self.recipe, self.total, self.start, self.made = recipe, total, start, made
+        self._seed = seed
         self.found: Estimate | None = None
         made.are_of(recipe)
         self._source = np.random.default_rng([seed, len(made.pools)])
@@ -200,8 +206,10 @@ class _Search(Stages):
         counts = torch.zeros(len(center), dtype=torch.int64)
         counts[self._order] = drawn_counts(center, concentration, self.total, self._source)
         number = len(self.made.pools)
-        changes = self.recipe.run(counts, number % 2, int(self._source.integers(2**31)))
-        self.made.add(changes, counts.double() / self.total, number % 2)
+        pool, group = number % 2, number // (2 * _ALIKE)
+        alike = np.random.default_rng([self._seed, group, pool])
+        changes = self.recipe.run(counts, pool, int(alike.integers(2**31)))
+        self.made.add(changes, counts.double() / self.total, pool)
         self.trained += 1
         if number + 1 >= _FIRST and (self.trained - _FIRST) % _STAGE == 0:
             self._look()

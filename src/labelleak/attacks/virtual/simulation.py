@@ -112,7 +112,7 @@ class Recipe:
             torch.manual_seed(seed)
             with torch.device("cpu"):
                 inputs, labels = self.samples(counts, pool, generator)
-                batches = _batches(self.observation, len(labels), generator)
+                batches = _batches(self.observation, labels.cpu(), generator)
             local = deepcopy(self.model)
             like = next(local.parameters())
             inputs = inputs.to(like) if inputs.is_floating_point() else inputs.to(device)
@@ -276,16 +276,19 @@ def sketched(values: Float[Tensor, " entries"]) -> Float[Tensor, " kept"]:
 
 
 def auxiliary_samples(auxiliary: Auxiliary, classes: int) -> Samples:
-    """Draws from the server's own with replacement, every other one of a class in a pool."""
+    """Draws from the server's own with replacement, every other one of a class in a pool.
+
+    What is drawn first of a class is the same whatever the counts are.
+    """
     by_class = [(auxiliary.labels == label).nonzero()[:, 0].cpu() for label in range(classes)]
 
     def draw(
         counts: Int[Tensor, " classes"], pool: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        chosen = []
+        chosen, total = [], int(counts.sum())
         for own, number in zip(by_class, counts.tolist(), strict=True):
             mine = own[pool::2] if len(own) > 1 else own
-            chosen.append(mine[torch.randint(len(mine), (number,), generator=generator)])
+            chosen.append(mine[torch.randint(len(mine), (total,), generator=generator)[:number]])
         places = torch.cat(chosen).to(auxiliary.labels.device)
         return auxiliary.inputs[places.to(auxiliary.inputs.device)], auxiliary.labels[places]
 
@@ -322,14 +325,23 @@ def canonical_order(observation: Observation) -> Int[Tensor, " classes"]:
     return key.cpu().argsort(stable=True)
 
 
-def _batches(observation: Observation, samples: int, generator: torch.Generator) -> list[Tensor]:
-    """Samples of every step: each epoch in another order, a smaller last one if steps allow it."""
+def _batches(
+    observation: Observation, labels: Int[Tensor, " samples"], generator: torch.Generator
+) -> list[Tensor]:
+    """Samples of every step: each epoch in another order, a smaller last one if steps allow it.
+
+    The first samples of a class have the same places in the order whatever the counts are.
+    """
     size, steps = observation.batch_size, observation.local_steps
     assert size is not None, "a need of the attack"
     each = steps // observation.training.epochs
     batches: list[Tensor] = []
     while len(batches) < steps:
-        order = torch.randperm(samples, generator=generator)
+        places = torch.empty(len(labels))
+        for label in range(observation.classes):
+            own = labels == label
+            places[own] = torch.rand(len(labels), generator=generator)[: int(own.sum())]
+        order = places.argsort(stable=True)
         batches += torch.split(order, size)[: min(each, steps - len(batches))]
     return batches
 

@@ -3,10 +3,11 @@
     python .ci/extras.py [--python python3.12] [--extras cli report] [--ends oldest newest]
         [--output results/extras.json] [--keep torch]
 
-The package is installed once for each end of the ranges in `pyproject.toml`, and every extra into
-an environment of its own on top of that, so that none finds what another has brought. A few lines
-then use what the extra is for. The oldest versions are the lower bounds themselves, but of those
-named by `--keep`; the newest are those of `constraints.txt`. Results are added to those of other
+The package's wheel is installed once for each end of the ranges in `pyproject.toml`, and every
+extra into an environment of its own on top of that, so that none finds what another has brought. A
+few lines then use what the extra is for. The oldest versions are the lower bounds themselves, but
+of those named by `--keep`; the newest, and those kept, are those of `constraints.txt`. What these
+packages need in turn is the newest that they accept. Results are added to those of other
 interpreters and extras in the file.
 """
 
@@ -60,9 +61,10 @@ for split in ("train", "val"):
         folder.mkdir(parents=True)
         Image.new("L", (8, 8), 3).save(folder / "1.png")
 assert len(own.load("folder:digits", data_dir=".")) == 2
-rows = {"input_ids": [[1, 2, 3]] * 4, "label": [0, 1, 0, 1]}
-datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk("words")
-assert len(own.load("hf:words", data_dir=".")) == 4
+for name, column in ("input_ids", [1, 2, 3]), ("image", Image.new("L", (8, 8), 3)):
+    rows = datasets.Dataset.from_dict({name: [column] * 4, "label": [0, 1, 0, 1]})
+    datasets.DatasetDict({"train": rows}).save_to_disk(name)
+    assert len(own.load(f"hf:{name}", data_dir=".")) == 4
 """,
     "experiments": f"{GRID}    run(workers=2)",
     "dask": f"""{GRID}    from distributed import LocalCluster
@@ -122,8 +124,7 @@ def main() -> None:
         found = {(row["python"], row["end"], row["extra"]): row for row in rows}
     for end in given.ends:
         with tempfile.TemporaryDirectory() as name:
-            write_constraints(end, given.keep, Path(name))
-            for row in tried(given.python, end, given.extras, Path(name)):
+            for row in tried(given.python, end, given.keep, given.extras, Path(name)):
                 found[row["python"], row["end"], row["extra"]] = row
                 print(f"python {row['python']}, {end}, {row['extra']}: {row['result']}", flush=True)
                 if given.output is not None:
@@ -131,14 +132,17 @@ def main() -> None:
                     given.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def tried(python: str, end: str, names: list[str], folder: Path):
+def tried(python: str, end: str, kept: list[str], names: list[str], folder: Path):
     """For each extra what its versions are, and how its lines ended."""
+    wheel = built(folder)
     base = environment(python, folder / "base")
     number = run([base, "-c", "import platform; print(platform.python_version())"]).stdout.strip()
     place = run([base, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
-    failed = installed(base, PROJECT["dependencies"], folder)
+    failed = installed(base, [wheel], constraints(end, kept, PROJECT["dependencies"], folder))
     for extra in names:
         row = {"python": number, "end": end, "extra": extra}
+        if end == "oldest":
+            row["kept"] = kept
         if failed:
             yield {**row, "result": failed, "versions": {}}
             continue
@@ -146,43 +150,52 @@ def tried(python: str, end: str, names: list[str], folder: Path):
         of_own = run([own, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
         Path(of_own.stdout.strip(), "base.pth").write_text(place.stdout)
         needed = [one for part in NEEDS.get(extra, (extra,)) for one in EXTRAS.get(part, ())]
-        result = installed(own, needed, folder) if needed else ""
+        wanted = [*PROJECT["dependencies"], *needed]
+        limits = constraints(end, kept, wanted, folder)
+        result = installed(own, [*needed, wheel], limits) if needed else ""
         if not result:
             script = folder / extra / "use.py"
             script.write_text(USES[extra], encoding="utf-8")
             result = last_line(run([own, script], script.parent)) or "works"
-        wanted = [*PROJECT["dependencies"], *needed]
         yield {**row, "result": result, "versions": versions(own, [name_of(one) for one in wanted])}
 
 
+def built(folder: Path) -> Path:
+    """The package's wheel."""
+    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder])
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 def environment(python: str, folder: Path) -> Path:
-    """A new virtual environment; its interpreter."""
-    run([python, "-m", "venv", folder])
+    """A new virtual environment, which the pip of this one fills; its interpreter."""
+    run([python, "-m", "venv", "--without-pip", folder])
     return folder / "bin" / "python"
 
 
 def name_of(requirement: str) -> str:
     """Name of the package that a requirement is about."""
-    return requirement.partition(">")[0]
+    return requirement.partition(">")[0].partition("==")[0]
 
 
-def write_constraints(end: str, kept: list[str], folder: Path) -> None:
-    """The versions of one end, as constraints for pip."""
+def constraints(end: str, kept: list[str], wanted: list[str], folder: Path) -> Path:
+    """The versions of one end of what is wanted, as a file of constraints for pip."""
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if end == "oldest":
-        every = [*PROJECT["dependencies"], *(one for names in EXTRAS.values() for one in names)]
-        lowest = {
-            one.partition(",")[0].replace(">=", "==") for one in every if name_of(one) not in kept
-        }
-        lowest |= {line for line in text.splitlines() if line.partition("==")[0] in kept}
-        text = "\n".join(sorted(lowest))
-    (folder / "constraints.txt").write_text(text, encoding="utf-8")
+        # A bound of an extra takes the place of the package's own.
+        lowest = {name_of(one): one.partition(",")[0].replace(">=", "==") for one in wanted}
+        lowest |= {name: line for line in text.splitlines() if (name := name_of(line)) in kept}
+        text = "\n".join(lowest.values())
+    path = folder / "constraints.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
-def installed(python: Path, needed: list[str], folder: Path) -> str:
-    """Install the package and what is needed beside it; why that failed, or nothing."""
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    return last_line(run([*pip, "--constraint", folder / "constraints.txt", *needed, ROOT]))
+def installed(python: Path, needed: list[object], limits: Path) -> str:
+    """Install packages; why that failed, or nothing."""
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-compile"]
+    pip += ["--quiet", "--disable-pip-version-check"]
+    return last_line(run([*pip, "--constraint", limits, *needed]))
 
 
 def last_line(done: subprocess.CompletedProcess) -> str:
@@ -195,7 +208,8 @@ def versions(python: Path, names: list[str]) -> dict[str, str]:
     """The versions that an environment has of some packages."""
     code = (
         "import sys, json, importlib.metadata as m\n"
-        "have = {d.name.lower(): d.version for d in m.distributions()}\n"
+        # The first on the path is the one that is imported.
+        "have = {d.name.lower(): d.version for d in reversed([*m.distributions()])}\n"
         "print(json.dumps({n: have.get(n) for n in sys.argv[1:]}))"
     )
     return json.loads(run([python, "-c", code, *names]).stdout)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ceiling_table import ceiling, ceiling_rows
+from extras_table import extras_tried
 from fidelity_tables import FIDELITY
 from flag_tables import FLAGS
 from labelleak.lab.published_figures import published_runs
@@ -218,6 +219,7 @@ TABLES: dict[str, Callable[[Read], list[str]]] = {
     "ceiling": ceiling,
     "ceiling-rows": ceiling_rows,
     "pages": page_times,
+    "extras": extras_tried,
     **FIDELITY,
     **FLAGS,
     **LOSSES,

@@ -18,7 +18,7 @@ from labelleak.projection import project_to_counts
 def shared_shift(observation: Observation, *, sharpness: float = 1.0) -> Restoration:
     """Take softmax(sharpness * bias) for every sample's prediction p.
 
-    The bias gradient is p - n / K on average over the batch, so that n = K * (p - gradient).
+    The bias gradient of a mean loss is p - n / K, so that n = K * (p - gradient).
     """
     bias, gradient = observation.head.bias, observation.gradient.bias
     size = observation.num_instances
@@ -26,6 +26,6 @@ def shared_shift(observation: Observation, *, sharpness: float = 1.0) -> Restora
     assert gradient is not None, "needs has been checked"
     assert size is not None, "needs has been checked"
     prediction = torch.softmax(sharpness * bias.double(), dim=0)
-    estimate = size * (prediction - gradient.double())
-    counts = project_to_counts(estimate, size)
+    mean_gradient = gradient.double() / observation.scale  # which is K under a summed loss
+    counts = project_to_counts(size * (prediction - mean_gradient), size)
     return Restoration(present=counts > 0, counts=counts)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from labelleak import Auxiliary, Flag, LocalTraining, Loss, observe_update, restore, score
-from labelleak.attacks.virtual import Simulations
+from labelleak.attacks.virtual import Simulations, attack
 from labelleak.errors import InvalidObservation, MissingKnowledge
 from labelleak.federated import train_locally
 from synthetic import rng
@@ -128,7 +128,8 @@ def test_clients_of_a_round_share_virtual_clients():
     assert len(shared.pools) == 12, "those of another recipe are forgotten"
 
 
-def test_a_client_to_whom_enough_are_lent_adds_few():
+def test_a_client_to_whom_enough_are_lent_adds_fewer(monkeypatch):
+    monkeypatch.setattr(attack, "_MOST_OF_OTHERS", 14)
     shared, trained = Simulations(), []
     _, seen = client(ONE_EPOCH, seed=30)
     simulate(seen, shared=shared, trainings=12)
@@ -136,8 +137,8 @@ def test_a_client_to_whom_enough_are_lent_adds_few():
         lent.extend(lent * 4)
     _, seen = client(ONE_EPOCH, seed=40)
     simulate(seen, shared=shared, trainings=None, progress=lambda n, _: trained.append(n))
-    assert trained[-1] == 24
-    assert len(shared.pools) == 84
+    assert trained[-1] == 14
+    assert len(shared.pools) == 74
 
 
 def test_data_of_another_kind_are_flagged():

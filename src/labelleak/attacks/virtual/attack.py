@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 # Most virtual clients of one real client: of the first of a round, and of another one, to which
 # those of others are lent.
-_MOST, _MOST_OF_OTHERS = 120, 24
+_MOST, _MOST_OF_OTHERS = 120, 60
 # Virtual clients of the first stage, and of each later one.
 _FIRST, _STAGE = 32, 16
 # Fewest virtual clients that an answer can rest on.
@@ -113,7 +113,7 @@ def virtual_clients(
         time_limit: Seconds, positive; None for 60, or 60 virtual clients where they take longer,
             those of others among them.
         trainings: Most virtual clients that are trained for this client, at least 12; None for 120,
-            or 24 where there are 60 of others.
+            or 60 where there are 60 of others.
         seed: Of what is drawn; anything from 0.
         shared: Virtual clients of other real clients of the round, to use and to add to.
         progress: Called after each virtual client with their number and the share of labels that

@@ -15,6 +15,8 @@ from labelleak.attacks.virtual.simulation import BEHAVIOR
 _RIDGES = tuple(10.0**power for power in (-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5))
 # The least squared error of a share, relative to the mean.
 _LEAST_PART = 0.1
+# The least squared error with all virtual clients, relative to that with those of one pool.
+_LEAST_FALL = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,8 @@ def regress(
 
     Choice and ridge are those under which clients of either pool are best predicted from those of
     the other. Within a pool clients share samples, and an update tells which; only another pool's
-    errors are those of fresh samples.
+    errors are those of fresh samples. The real client is predicted from both pools, hence better:
+    errors are extrapolated to that number of virtual clients.
 
     Args:
         choices: As of `similarities`.
@@ -119,9 +122,34 @@ def regress(
         ]
         ratios.append(float(away[0]) / max(float(torch.cat(usual).mean()), 1e-300))
     novelty = max(*ratios, 0.0) ** 0.5
+    quarters = torch.zeros_like(left)
+    for own, other in (sides, sides[::-1]):
+        for half in other.tensor_split(2):
+            predicted, _ = _predicted(products, targets, weights, half, own, ridge)
+            quarters[own] += (targets[own] - predicted).square() / 2
+    squares = left.square() * _fall(left.square(), quarters, weights)
     # Farther from the known, a prediction is less sure.
-    spread = spread_at(values.clamp(0.0, 1.0), left.square(), shares, weights)
+    spread = spread_at(values.clamp(0.0, 1.0), squares, shares, weights)
     return Estimate(values, max(novelty, 1.0) * spread.sqrt(), novelty)
+
+
+def _fall(
+    halves: Float[Tensor, "clients classes"],
+    quarters: Float[Tensor, "clients classes"],
+    weights: Float[Tensor, " clients"],
+) -> float:
+    """Squared errors with all virtual clients, relative to those with half of them.
+
+    Errors fall as ``a + b / n`` with their number n. Those with a quarter of them say how fast.
+
+    Args:
+        halves: Squared errors where half of the virtual clients, one pool, are known.
+        quarters: Likewise where half of a pool is.
+        weights: How much each virtual client counts, positive.
+    """
+    half, quarter = (float((weights[:, None] * one).sum()) for one in (halves, quarters))
+    fall = 1.0 - (quarter - half) / (2.0 * half) if half > 0.0 else 1.0
+    return min(max(fall, _LEAST_FALL), 1.0)
 
 
 def spread_at(

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from labelleak import Auxiliary, LocalTraining
-from labelleak.attacks.virtual.regression import regress, similarities, spread_at
+from labelleak.attacks.virtual.regression import _fall, regress, similarities, spread_at
 from labelleak.attacks.virtual.simulation import (
     _batches,
     auxiliary_samples,
@@ -105,6 +105,19 @@ def test_what_is_known_beforehand_is_added_to_what_is_predicted():
     pools, weights = torch.arange(clients) % 2, torch.ones(clients).double()
     found = regress(choices, shares[:-1], pools, weights, known)
     torch.testing.assert_close(found.values, shares[-1], rtol=0, atol=1e-3)
+
+
+def test_errors_are_those_of_all_virtual_clients():
+    """Errors of variance ``a + b / n`` from clients of one pool, against what the law says."""
+    generator, weights = rng(7), torch.ones(20_000).double()
+    for level, slope, expected in ((1.0, 0.0, 1.0), (1.0, 30.0, 1.5 / 2.0), (0.0, 60.0, 0.5)):
+        halves, quarters = (
+            (level + slope / n) * torch.randn(20_000, 1, generator=generator).double().square()
+            for n in (30, 15)
+        )
+        assert abs(_fall(halves, quarters, weights) - expected) < 0.03
+    nothing = torch.zeros(4, 1).double()
+    assert _fall(nothing, nothing, torch.ones(4).double()) == 1.0
 
 
 def test_errors_are_those_of_the_shares_that_are_asked_for():

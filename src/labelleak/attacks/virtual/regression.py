@@ -15,8 +15,6 @@ from labelleak.attacks.virtual.simulation import BEHAVIOR
 _RIDGES = tuple(10.0**power for power in (-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5))
 # The least squared error of a share, relative to the mean.
 _LEAST_PART = 0.1
-# The least squared error with all virtual clients, relative to that with those of one pool.
-_LEAST_FALL = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +138,8 @@ def _fall(
 ) -> float:
     """Squared errors with all virtual clients, relative to those with half of them.
 
-    Errors fall as ``a + b / n`` with their number n. Those with a quarter of them say how fast.
+    Errors fall as ``a + b / n`` with their number n, so by half at most. Those with a quarter of
+    them say how fast.
 
     Args:
         halves: Squared errors where half of the virtual clients, one pool, are known.
@@ -149,7 +148,7 @@ def _fall(
     """
     half, quarter = (float((weights[:, None] * one).sum()) for one in (halves, quarters))
     fall = 1.0 - (quarter - half) / (2.0 * half) if half > 0.0 else 1.0
-    return min(max(fall, _LEAST_FALL), 1.0)
+    return min(max(fall, 0.5), 1.0)
 
 
 def spread_at(

@@ -32,7 +32,7 @@ from virtual_clients import (
     BATCH,
     CLASSES,
     CLIENTS,
-    FIRST,
+    MOST,
     QUICK_START,
     SAMPLES,
     QuickStart,
@@ -79,7 +79,7 @@ def one_audit(
     """What is restored of one client in one round."""
     update = federation.train(number, client)
     seen = update.observe(federation.model, auxiliary=labelleak.Auxiliary(*server))
-    trainings = OTHERS if shared.pools else FIRST
+    trainings = OTHERS if shared.pools else MOST
     found = labelleak.restore(seen, "virtual", shared=shared, trainings=trainings)
     other = labelleak.restore(seen, "likelihood")
     assert found.raw is not None

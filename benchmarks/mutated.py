@@ -7,10 +7,9 @@ File N of a format is always the same. It is read in a child process the way the
 an adapter reads it, and must be read or refused by one of the project's own errors. A fault is any
 other exception, a child that dies or hangs, a read of more than 10 seconds of processor time, or
 code that ran: an audit hook watches for programs, connections, unpickled names and compiled text,
-and some of the pickles that are mutated would make a file. The output says for each format how
-many files were read; the same command goes on from there. `array` is an array inside an .npz,
-packed again with right checksums, since a bare .npy is refused by its name. Exit status 1: there
-was a fault.
+and some of the pickles that are mutated would make a file. The output says how many files of each
+format were read; the same command goes on from there. `array` is an array inside an .npz, packed
+again with right checksums, since a bare .npy is refused. Exit status 1: there was a fault.
 """
 
 import argparse
@@ -52,7 +51,7 @@ from labelleak.training import LocalTraining
 from labelleak.updates import read_observation
 
 ROOT = Path(__file__).parents[1]
-SLOW = 10.0  # seconds of processor time: what else the machine does slows no read
+SLOW = 10.0  # seconds of the processor: what else the machine does slows no read
 HANGS = 60.0
 STARTS = 600.0  # imports, on a busy machine
 KEPT_FAULTS = 20

@@ -59,9 +59,10 @@ class Stages(ABC):
 
     @property
     def has_settled(self) -> bool:
-        """Whether more virtual clients hardly tell more."""
+        """Whether more virtual clients hardly tell more; not known of a few."""
         done = self.wrong
-        return len(done) > _PATIENCE and done[-1] > _GAIN * done[-1 - _PATIENCE]
+        waited = self.trained >= TRAININGS and len(done) > _PATIENCE
+        return waited and done[-1] > _GAIN * done[-1 - _PATIENCE]
 
     def is_over(self, trainings: int) -> bool:
         """Whether there are enough virtual clients, or more of them are in vain."""

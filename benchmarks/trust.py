@@ -27,6 +27,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+if __name__ == "__mp_main__":
+    # Attacks in a worker read the processor's clock, whatever else the machine is doing. They take
+    # it where they are defined, so it has to be there before they are imported.
+    time.monotonic = time.process_time
+
 import torch
 from torch import Tensor, nn
 
@@ -241,14 +246,9 @@ def after_steps(
     return labelleak.observe_update(known, before, after, training=training, **given)
 
 
-def start_worker() -> None:
-    """One thread, and limits of processor time: what else the machine does changes nothing."""
-    torch.set_num_threads(1)
-    time.monotonic = time.process_time
-
-
 def measured(seed: int, where: Range) -> Row:
     """What the audit says of a seed's update, beside the truth."""
+    torch.set_num_threads(1)
     one = drawn(seed)
     seen, true = observed(one, where)
     row: Row = {**one._asdict()}
@@ -291,7 +291,7 @@ def recorded(path: Path, where: Range, number: int) -> Iterable[Row]:
     missing = [seed for seed in wanted if seed not in rows]
     with (
         path.open("a", encoding="utf-8") as file,
-        ProcessPoolExecutor(2, get_context("spawn"), initializer=start_worker) as pool,
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
     ):
         for done, row in enumerate(pool.map(partial(measured, where=where), missing), 1):
             rows[row["seed"]] = row

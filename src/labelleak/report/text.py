@@ -148,7 +148,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if counts:
             text = str(counts[label])
         elif shares:
-            text = f"{100 * shares[label]:.1f}%"
+            text = f"{shares[label]:.1%}"
         else:
             text = "present" if label in present else NONE
         low = high = float(counts[label]) if counts else 0.0

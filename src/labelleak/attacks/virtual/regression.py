@@ -99,10 +99,11 @@ def regress(
     """
     targets = shares - variates[:-1]
     sides = [(pools == pool).nonzero()[:, 0] for pool in (0, 1)]
+    turns = (sides, sides[::-1])
     best = None
     for products, ridge in product(choices, _RIDGES):
         left = torch.zeros_like(targets)
-        for own, other in (sides, sides[::-1]):
+        for own, other in turns:
             left[own] = targets[own] - _predicted(products, targets, weights, other, own, ridge)[0]
         spread = (weights[:, None] * left.square()).sum(dim=0) / weights.sum()
         if best is None or float(spread.sum()) < best[0]:
@@ -115,17 +116,16 @@ def regress(
     for compared in choices:
         away = _predicted(compared, targets, weights, everyone, last, ridge)[1]
         usual = [
-            _predicted(compared, targets, weights, other, own, ridge)[1]
-            for own, other in (sides, sides[::-1])
+            _predicted(compared, targets, weights, other, own, ridge)[1] for own, other in turns
         ]
         ratios.append(float(away[0]) / max(float(torch.cat(usual).mean()), 1e-300))
     novelty = max(*ratios, 0.0) ** 0.5
-    quarters = torch.zeros_like(left)
-    for own, other in (sides, sides[::-1]):
+    squares, quarters = left.square(), torch.zeros_like(left)
+    for own, other in turns:
         for half in other.tensor_split(2):
             predicted, _ = _predicted(products, targets, weights, half, own, ridge)
             quarters[own] += (targets[own] - predicted).square() / 2
-    squares = left.square() * _fall(left.square(), quarters, weights)
+    squares = squares * _fall(squares, quarters, weights)
     # Farther from the known, a prediction is less sure.
     spread = spread_at(values.clamp(0.0, 1.0), squares, shares, weights)
     return Estimate(values, max(novelty, 1.0) * spread.sqrt(), novelty)

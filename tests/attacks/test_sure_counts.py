@@ -12,6 +12,7 @@ from labelleak.attacks.certainty import (
     TRUSTED,
     agrees,
     by_chance,
+    contradicts,
     distance_from_feasible,
     probability_right,
 )
@@ -67,3 +68,23 @@ def test_larger_errors_make_counts_less_probable(seed, classes, error):
     assert 0.0 < other <= one <= 1.0
     assert distance_from_feasible(raw, int(counts.sum())) == 0.0
     assert agrees(distance_from_feasible(raw, int(counts.sum())), errors)
+
+
+@pytest.mark.parametrize("classes", [4, 10, 100])
+def test_estimates_seldom_contradict_the_counts_that_they_are_of(classes):
+    counts = torch.full((classes,), 7)
+    noise = 2.0 * torch.randn(4000, classes, generator=rng(1)).double()
+    told = [contradicts(counts + one, torch.full((classes,), 2.0), counts) for one in noise]
+    assert sum(told) <= 8
+
+
+def test_one_count_far_away_contradicts_and_so_do_many_that_are_less_so():
+    counts, errors = torch.full((100,), 7), torch.full((100,), 2.0).double()
+    one = counts.double()
+    one[3] += 0.5 + 5.0 * 2.0
+    assert contradicts(one, errors, counts)
+    signs = torch.tensor([1.0, -1.0]).double().repeat(50)
+    assert contradicts(counts + signs * (0.5 + 1.4 * 2.0), errors, counts)
+    assert not contradicts(counts + signs * (0.5 + 1.0 * 2.0), errors, counts)
+    # Counts that were rounded may be half a sample off.
+    assert not contradicts(counts + 0.5 * signs, torch.full((100,), 1e-6).double(), counts)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.certainty import TRUSTED
+from labelleak.attacks.certainty import TRUSTED, contradicts
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import Estimate, counts_are_sure, doubted, judged, outweighing
@@ -38,8 +38,6 @@ _CONFIRMING = 2.0
 _OF_AUXILIARY = ("virtual-batches", "likelihood", "rlu")
 # Root mean square error of the counts below which no further estimate is needed.
 _PRECISE = 0.08
-# Standard errors between two estimates of a count that chance does not explain.
-_APART = 4.0
 
 
 def automatic(
@@ -54,6 +52,7 @@ def automatic(
 
     After several local steps `virtual` has the word, or `synthetic` without auxiliary data, where
     it has what it needs and a minute's time, and the update is like those that it simulated.
+    Counts that are not sure are drawn toward even ones as far as their errors ask for.
 
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued
@@ -79,7 +78,8 @@ def automatic(
     if simulates and observation.local_steps > 1 and time_limit >= SIMULATING:
         simulated = _attempt_simulation(observation, _SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
-            return doubted(observation, simulated, is_treated=diagnosis.is_treated)
+            found = doubted(observation, simulated, is_treated=diagnosis.is_treated)
+            return _expected(found) if Flag.COUNTS_NOT_SURE in found.flags else found
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)
@@ -322,8 +322,9 @@ def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
         if not best.is_credible:
             if not torch.equal(other.found.counts, counts):
                 return True
-        elif other.is_credible:
+        # Errors of auxiliary samples hold whether or not the mean prediction is even.
+        elif other.is_credible or (errors is not None and other.found.attack in _OF_AUXILIARY):
             own = errors if errors is not None else torch.full_like(raw, other.distance)
-            if bool(((raw - counts).abs() > 0.5 + _APART * own).any()):
+            if contradicts(raw, own, counts):
                 return True
     return False

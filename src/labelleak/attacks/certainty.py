@@ -4,6 +4,7 @@ import math
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.special import chdtrc, ndtr
 from torch import Tensor
 
 from labelleak.projection import project_to_counts
@@ -64,6 +65,27 @@ def agrees(distance: float, errors: Float[Tensor, " classes"]) -> bool:
     """
     claimed = float(errors.square().mean().sqrt())
     return distance < _CREDIBLE_ERRORS * claimed + _CREDIBLE_MARGIN
+
+
+def contradicts(
+    raw: Float[Tensor, " classes"],
+    errors: Float[Tensor, " classes"],
+    counts: Int[Tensor, " classes"],
+) -> bool:
+    """Whether estimates differ from counts by more than chance explains.
+
+    Either the largest difference tells it, or all of them together. Counts may be rounded, so that
+    half a sample is no difference.
+
+    Args:
+        raw: Real-valued counts, float64, shape (classes,).
+        errors: Their standard errors, likewise.
+        counts: What another attack counted, int64, likewise.
+    """
+    apart = ((raw - counts).abs() - 0.5).clamp_min(0.0) / errors.clamp_min(_LEAST_ERROR)
+    largest = 2.0 * len(raw) * ndtr(-float(apart.max()))
+    together = chdtrc(len(raw) - 1, float(apart.square().sum()))
+    return bool(min(largest, together) < _CHANCE / 2)
 
 
 def distance_from_feasible(raw: Float[Tensor, " classes"], total: int) -> float:

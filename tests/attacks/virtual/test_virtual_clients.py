@@ -163,6 +163,22 @@ def test_auto_simulates_only_where_there_is_a_minute(seconds, speaks, monkeypatc
     assert (found.attack == "virtual") is speaks
 
 
+def test_auto_knows_no_less_than_a_guess(monkeypatch):
+    """What virtual clients say of an even batch is drawn toward it as far as their errors ask."""
+    monkeypatch.setattr("labelleak.attacks.virtual.attack._MOST", 32)
+    labels, model = torch.arange(CLASSES).repeat(SAMPLES // CLASSES), network()
+    drawn = samples(labels, 12)
+    with torch.random.fork_rng(devices=[]):
+        update = train_locally(model, drawn, labels, FIVE_EPOCHS, classes=CLASSES)
+    seen = update.observe(model, auxiliary=auxiliary())
+    found, plain = restore(seen, time_limit=60.0), simulate(seen)
+    assert found.attack == "virtual"
+    torch.testing.assert_close(found.raw, plain.raw)
+    even = torch.full((CLASSES,), SAMPLES / CLASSES)
+    assert bool(((found.counts - even).abs() <= (plain.counts - even).abs()).all())
+    assert accuracy(found, update) > accuracy(plain, update)
+
+
 def test_auto_does_not_believe_simulations_of_other_data(monkeypatch):
     monkeypatch.setattr("labelleak.attacks.virtual.attack._MOST", 32)
     _, seen = client(ONE_EPOCH, shift=3.0)

@@ -131,6 +131,7 @@ def test_a_slow_search_tells_every_iteration(digits):
         {"learning_rate": -1.0},
         {"learning_rate": math.inf},
         {"total_variation": -1.0},
+        {"total_variation": 1e308},
     ],
 )
 def test_impossible_settings_are_refused(settings):

@@ -21,6 +21,7 @@ _DROPS = (3 / 8, 5 / 8, 7 / 8)
 _TELL_EVERY = 25
 _TELL_AFTER = 0.5  # seconds
 _LBFGS_STEPS = 20
+_MOST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ class IG:
 
     def __post_init__(self) -> None:
         _check_positive(self, "iterations", "learning_rate", "restarts")
-        if not 0.0 <= self.total_variation < math.inf:
-            raise ValueError(f"total_variation {self.total_variation}: it is at least 0")
+        if not 0.0 <= self.total_variation <= _MOST:
+            raise ValueError(
+                f"total_variation {self.total_variation}: it is at least 0, and finite in single "
+                "precision"
+            )
 
     def iterate(self, task: Task, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """Move the images, and the logits of soft labels, in place; yield each distance before."""

@@ -3,7 +3,8 @@
     python benchmarks/virtual_clients.py [--data-dir DIR] [--output FILE]
 
 Clients hold 640 samples of Fashion-MNIST, their classes uneven (Dirichlet, 0.3), and train the CNN
-of Flower's quick start on batches of 32. Rounds are those of a federation of ten such clients
+of Flower's quick start on batches of 32; or images of 100 classes of Tiny-ImageNet at 32 x 32
+pixels, and LeNet-5. Rounds are those of a federation of ten such clients
 (FedAvg). Clients' data are drawn from the training split, the server's from the test split. The
 clients of a row share model and recipe, so they share virtual clients, of which each trains up to
 60. What the output file has of a client already is not measured again, and the file is written
@@ -29,11 +30,15 @@ from labelleak.attacks.virtual import Simulations
 from labelleak.federated import train_locally
 from labelleak.federated.local_training import LocalUpdate
 from labelleak.lab.datasets import load as load_data
+from labelleak.lab.networks import build
 from labelleak.lab.ranges import RANGES, Range
 from labelleak.restoration import Restoration
 from measuring import Row, load, write
 
-CLASSES, SAMPLES, BATCH, CLIENTS, CONCENTRATION = 10, 640, 32, 10, 0.3
+SAMPLES, BATCH, CLIENTS, CONCENTRATION = 640, 32, 10, 0.3
+# Classes of the data, which are 10 or 100.
+FASHION, HUNDRED = "fashion-mnist", "tiny-imagenet-100"
+CLASSES = 10
 # Virtual clients that a client trains at most.
 MOST = 60
 # Seconds, so that no clock ends it sooner.
@@ -70,6 +75,7 @@ class Setting:
         pretrained: Steps of ordinary training in place of rounds.
         auxiliary: The server's samples of each class.
         like: The row whose network and clients these are; empty for those of its own.
+        data: Where samples are from.
     """
 
     name: str
@@ -78,6 +84,12 @@ class Setting:
     pretrained: int = 0
     auxiliary: int = 200
     like: str = ""
+    data: str = FASHION
+
+    @property
+    def classes(self) -> int:
+        """Number of the data's classes."""
+        return 100 if self.data == HUNDRED else CLASSES
 
 
 QUICK_START: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
@@ -96,6 +108,8 @@ SETTINGS = (
     Setting("Adam, trained", ADAM, pretrained=400),
     Setting("one epoch, trained", ONE, pretrained=400),
     Setting("five epochs, 20 auxiliary samples a class", FIVE, auxiliary=20),
+    Setting("100 classes, one epoch", ONE, auxiliary=25, data=HUNDRED),
+    Setting("100 classes, five epochs", FIVE, auxiliary=25, data=HUNDRED),
     *(
         Setting(f"{row}, {number} a class", QUICK_START, round=place, auxiliary=number, like=row)
         for place, row in ((1, "quick start, round 1"), (2, "quick start, round 2"))
@@ -105,17 +119,19 @@ SETTINGS = (
 
 
 @cache
-def split(name: str, data_dir: Path | None, own: Range) -> tuple[Tensor, Tensor]:
+def split(
+    name: str, data_dir: Path | None, own: Range, data: str = FASHION
+) -> tuple[Tensor, Tensor]:
     """Images and labels of one split, of one range."""
-    dataset = load_data("fashion-mnist", split=name, data_dir=data_dir)
+    dataset = load_data(data, split=name, data_dir=data_dir)
     images, labels = dataset.batch(own.samples(dataset.labels))
     return images, labels
 
 
-def uneven(labels: Tensor, seed: int) -> Tensor:
+def uneven(labels: Tensor, seed: int, classes: int = CLASSES) -> Tensor:
     """Indices of a client's samples, without replacement within a client."""
     source = np.random.default_rng(seed)
-    counts = source.multinomial(SAMPLES, source.dirichlet([CONCENTRATION] * CLASSES))
+    counts = source.multinomial(SAMPLES, source.dirichlet([CONCENTRATION] * classes))
     chosen = [
         source.choice((labels == label).nonzero()[:, 0].numpy(), number, replace=False)
         for label, number in enumerate(counts)
@@ -128,23 +144,27 @@ class Federation:
 
     def __init__(self, setting: Setting, data_dir: Path | None, own: Range) -> None:
         self.setting, self.range = setting, own
-        self.images, self.labels = split("train", data_dir, own)
+        self.images, self.labels = split("train", data_dir, own, setting.data)
         self.recipe = labelleak.LocalTraining(batch_size=BATCH, **setting.recipe)
 
     def train(self, model: nn.Module, *purpose: int | str) -> LocalUpdate:
         """One client's update; the purpose names the client."""
         row = self.setting.like or self.setting.name
         seed = self.range.derive("virtual clients", row, *purpose)
-        own = uneven(self.labels, seed)
+        classes = self.setting.classes
+        own = uneven(self.labels, seed, classes)
         images, labels = self.images[own], self.labels[own]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return train_locally(model, images, labels, self.recipe, classes=CLASSES, seed=seed)
+            return train_locally(model, images, labels, self.recipe, classes=classes, seed=seed)
 
     def model(self) -> nn.Module:
         """The network that the server hands out in the setting's round."""
         torch.manual_seed(self.range.derive("virtual clients", "network"))
-        model = QuickStart()
+        model: nn.Module = QuickStart()
+        if self.setting.data == HUNDRED:
+            shape = (3, 32, 32)
+            model = build("lenet5", classes=100, image_shape=shape, seed=torch.initial_seed())
         for number in range(1, self.setting.round):
             sent = [self.train(model, number, client).after for client in range(CLIENTS)]
             mean = {name: torch.stack([one[name] for one in sent]).mean(dim=0) for name in sent[0]}
@@ -164,7 +184,8 @@ class Federation:
 
 def first_of_each(labels: Tensor, number: int) -> Tensor:
     """Indices of so many samples of each class."""
-    return torch.cat([(labels == label).nonzero()[:number, 0] for label in range(CLASSES)])
+    classes = range(int(labels.max()) + 1)
+    return torch.cat([(labels == label).nonzero()[:number, 0] for label in classes])
 
 
 def covered(found: Restoration, true: Tensor) -> float | None:
@@ -288,7 +309,7 @@ def measure(
             continue
         federation, shared = Federation(setting, given.data_dir, own), fresh()
         model = federation.model()
-        images, labels = split("test", given.data_dir, own)
+        images, labels = split("test", given.data_dir, own, setting.data)
         held = first_of_each(labels, setting.auxiliary)
         server = images[held], labels[held]
         with torch.no_grad():

@@ -52,8 +52,9 @@ _FIRST, _STAGE = 32, 16
 _FEWEST = 12
 # Virtual clients of a pool, one after the other, with the same random numbers.
 _ALIKE = 3
-# Concentrations of the shares of the first stage about an estimate, and about nothing.
-_ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
+# Concentrations of the shares of the first stage for each class, about an estimate, and about
+# nothing.
+_ABOUT, _ANYWHERE = (0.4, 6.4), (0.2, 10.0)
 # A virtual client this many times as far off as the error counts half.
 _NEAR = 4.0
 # An update this many times as far from simulated ones as those from each other is of other data.
@@ -223,14 +224,14 @@ class _Search(Stages):
         """Center and concentration of the next client's shares, in the canonical order."""
         # Clients of one pool each follow on one another.
         turn = self.trained // 2
-        known = self.found
+        known, classes = self.found, len(self._order)
         if known is None or (self.trained < _STAGE and turn % 2):
             every = 4 if self.recipe.observation.training.is_sgd else 2
             if self.start is None or turn % every == 0:
-                even = np.full(len(self._order), 1.0 / len(self._order))
-                return even, log_uniform(self._source, _ANYWHERE)
+                even = np.full(classes, 1.0 / classes)
+                return even, classes * log_uniform(self._source, _ANYWHERE)
             center = center_about(self.start.cpu()[self._order])
-            return center, log_uniform(self._source, _ABOUT)
+            return center, classes * log_uniform(self._source, _ABOUT)
         center = center_about(project_to_simplex(known.values, 1)[self._order])
         # Half of them scatter by more: errors may be larger than they seem.
         return center, concentration_about(center, known.errors, wider=not turn % 2)

@@ -22,8 +22,9 @@ TRAININGS = 60
 _SMALL = 0.01
 # Over so many stages the error must fall below this share of itself, or more stages are in vain.
 _PATIENCE, _GAIN = 2, 0.93
-# Later stages scatter by so many times the error, as sums of squares; within these concentrations.
-_WIDER, _LATER = 3.0, (4.0, 400.0)
+# Later stages scatter by so many times the error, as sums of squares; within these concentrations
+# for each class.
+_WIDER, _LATER = 3.0, (0.4, 40.0)
 # Every class is drawn now and then: the least share of the center, times the number of classes.
 _LEAST_SHARE = 0.02
 
@@ -137,7 +138,7 @@ def concentration_about(
     """
     scatter = _WIDER * float(errors.square().sum())
     concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
-    low, high = _LATER
+    low, high = (len(center) * end for end in _LATER)
     return min(max(concentration / (_WIDER if wider else 1.0), low), high)
 
 

@@ -63,13 +63,16 @@ def shape_of(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a single number"
 
 
-def check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
+def check_layer(what: str, weight: Tensor, bias: Tensor | None) -> dict[str, float]:
     """Refuse weight and bias that are none of a layer with two classes or more.
 
     Args:
         what: What they are of, for messages.
         weight: Shape (classes, features).
         bias: Shape (classes,), or None.
+
+    Returns:
+        Largest magnitude of an entry of ``weight``, and of ``bias`` where there is one.
 
     Raises:
         InvalidObservation: They are not.
@@ -97,13 +100,14 @@ def check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
                 f"the {what}'s weight is on {weight.device} and its bias on {bias.device}"
             )
         tensors["bias"] = bias
+    found = dict[str, float]()
     for name, tensor in tensors.items():
         if not is_plain(tensor):
             raise InvalidObservation(
                 f"the {what}'s {name} is {kind_of(tensor)}: a plain tensor of floating-point "
                 "numbers is needed (16 bits or more)"
             )
-        largest = largest_entry(tensor)
+        largest = found[name] = _largest_entry(tensor)
         if not largest <= _MOST:
             raise InvalidObservation(
                 f"the {what}'s {name} has "
@@ -114,9 +118,10 @@ def check_layer(what: str, weight: Tensor, bias: Tensor | None) -> None:
                 )
                 + ": the update is broken"
             )
+    return found
 
 
-def largest_entry(tensor: Tensor) -> float:
+def _largest_entry(tensor: Tensor) -> float:
     """Largest magnitude of an entry, NaN where there is one; without a copy of a large head."""
     low, high = tensor.detach().aminmax()
     return float(torch.maximum(-low, high))

@@ -162,12 +162,12 @@ def machine_epsilon(tensor: Tensor) -> float:
     A gradient computed in single precision and stored in double precision is no better for it.
     """
     own = torch.finfo(tensor.dtype).eps
+    # A few entries nearly always decide, so try them first.
+    parts = (tensor[:1], *row_blocks(tensor))
     for dtype in DTYPES:
         epsilon = torch.finfo(dtype).eps
-        # A few entries nearly always decide, so try them first.
         if epsilon > own and all(
-            torch.equal(part.to(dtype).to(part.dtype), part)
-            for part in (tensor[:1], *row_blocks(tensor))
+            torch.equal(part.to(dtype).to(part.dtype), part) for part in parts
         ):
             return float(epsilon)
     return float(own)

@@ -12,7 +12,6 @@ from labelleak.checks import (
     INDICES,
     check_layer,
     check_tensor,
-    largest_entry,
     shape_of,
     whole_number,
 )
@@ -108,13 +107,13 @@ class HeadGradient:
     size: float = field(init=False, default=math.nan)
 
     def __post_init__(self) -> None:
-        check_layer("gradient", self.weight, self.bias)
+        largest = check_layer("gradient", self.weight, self.bias)
         _detach(self)
-        vanished = self.bias is not None and largest_entry(self.bias) < _LEAST
+        vanished = self.bias is not None and largest["bias"] < _LEAST
         if vanished and not self.zeros_are_sent:
             # The bias is frozen: no batch has predictions that are right on average in every class.
             object.__setattr__(self, "bias", None)
-        object.__setattr__(self, "has_weight", largest_entry(self.weight) >= _LEAST)
+        object.__setattr__(self, "has_weight", largest["weight"] >= _LEAST)
         if (self.bias is None or vanished) and not self.has_weight:
             raise InvalidObservation(
                 "the head's gradient is zero everywhere: nothing was sent for this layer "

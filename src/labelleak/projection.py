@@ -79,7 +79,9 @@ def project_to_box(values: Float[Tensor, " labels"], total: int) -> Int[Tensor, 
     return values.double().round().clamp(0, total).long()
 
 
-def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tensor, " classes"]:
+def project_to_counts(
+    values: Float[Tensor, " classes"], total: int, real: Float[Tensor, " classes"] | None = None
+) -> Int[Tensor, " classes"]:
     """The non-negative integer vector with the given sum that is nearest in the Euclidean sense.
 
     The cost is separable and convex, so the best integers take the `total` cheapest unit
@@ -89,6 +91,7 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
     Args:
         values: Any finite real numbers, shape (classes,).
         total: The sum to reach, a non-negative integer below 2**53.
+        real: Their `project_to_simplex`, where it is at hand.
 
     Returns:
         int64, shape (classes,). Ties go to the lowest class.
@@ -107,7 +110,7 @@ def project_to_counts(values: Float[Tensor, " classes"], total: int) -> Int[Tens
         raise ValueError("counts cannot be made of NaN or infinite values")
     if total == 0:
         return torch.zeros(values.shape, dtype=torch.int64, device=values.device)
-    real = project_to_simplex(values, total)
+    real = project_to_simplex(values, total) if real is None else real
     floor = real.floor()
     counts = floor.long()
     missing = total - int(counts.sum())

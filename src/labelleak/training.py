@@ -169,6 +169,8 @@ class LocalTraining:
         if instances is not None:
             size = math.ceil(instances * self.epochs / steps) if size is None else size
             size = min(size, instances)
+        if (steps, size) == (self.steps, self.batch_size):
+            return self
         return replace(self, steps=steps, batch_size=size)
 
     @property

@@ -45,7 +45,8 @@ def conclude(
     """
     solved = slice(None) if among is None else among
     proportions = torch.zeros_like(raw)
-    proportions[solved] = project_to_simplex(raw[solved], total or 1) / (total or 1)
+    nearest = project_to_simplex(raw[solved], total or 1)
+    proportions[solved] = nearest / (total or 1)
     if observation.num_instances is None:
         present, sure = _set_without_size(observation, raw, total, among, errors)
         flags = flags if sure else (*flags, Flag.SET_NOT_SURE)
@@ -59,7 +60,7 @@ def conclude(
             )
     assert total is not None, "it was told, or the attack guesses it"
     counts = torch.zeros_like(raw, dtype=torch.int64)
-    counts[solved] = project_to_counts(raw[solved], total)
+    counts[solved] = project_to_counts(raw[solved], total, nearest)
     if not total_fits(raw, total):
         flags = (*flags, Flag.TOTAL_DOES_NOT_FIT)
     return Restoration(

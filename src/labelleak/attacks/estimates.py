@@ -137,11 +137,11 @@ def judged(
         return Estimate(found, math.inf, order, even)
     if distance is None:
         distance = distance_from_feasible(raw, total)
-    whole = are_whole(found) and not _mistakes_are_whole(observation, total)
     if errors is None:
         of_told = max(distance, distance_of_told(found))
+        whole = _are_found_whole(observation, found, total)
         return Estimate(found, of_told if whole else math.inf, of_told)
-    follows = even > _FLAT or (even > _UNEVEN and whole)
+    follows = even > _FLAT or (even > _UNEVEN and _are_found_whole(observation, found, total))
     credible = follows and agrees(distance, errors)
     claimed = float(errors.square().mean().sqrt())
     return Estimate(found, max(distance, claimed) if credible else math.inf, distance, even)
@@ -169,11 +169,8 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     if not observation.has_bias and observation.classes == 2:
         # Some length of the mean embedding makes two counts whole, whatever they are.
         return False
-    counts = project_to_counts(found.raw, int(found.counts.sum()))
-    if not torch.equal(found.counts, counts):
-        return False
-    estimate = judged(observation, found, distance=distance_between(found.raw, counts))
-    errors = found.standard_errors
+    raw, counts, errors = found.raw, found.counts, found.standard_errors
+    distance = distance_between(raw, counts)
     # A single row shows nothing of its scale: what was clipped has counts that are wrong, too. And
     # whole counts alone show that auxiliary data, batch size and loss are the client's.
     if (
@@ -182,12 +179,17 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
         or observation.is_one_logit
         or found.attack == "virtual-batches"
     ):
-        errors = torch.full_like(found.raw, max(estimate.distance, distance_of_told(found)))
         if not are_whole(found):
             return False
-    if observation.loss.kind == "custom" and not _all_near(found.raw, found.counts, errors):
+        errors = torch.full_like(raw, max(distance, distance_of_told(found)))
+    # Most counts fail the first question, and the others take longer.
+    if probability_right(raw, errors, counts) <= _SURE:
         return False
-    return estimate.is_credible and probability_right(found.raw, errors, counts) > _SURE
+    if observation.loss.kind == "custom" and not _all_near(raw, counts, errors):
+        return False
+    if not torch.equal(counts, project_to_counts(raw, int(counts.sum()))):
+        return False
+    return judged(observation, found, distance=distance).is_credible
 
 
 def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
@@ -213,6 +215,11 @@ def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -
     if counts_are_sure(observation, found, is_treated=is_treated):
         return found
     return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
+
+
+def _are_found_whole(observation: Observation, found: Restoration, total: int) -> bool:
+    """Whether an attack found whole counts where neither chance nor mistakes explain them."""
+    return are_whole(found) and not _mistakes_are_whole(observation, total)
 
 
 def _mistakes_are_whole(observation: Observation, total: int) -> bool:

@@ -1,7 +1,6 @@
 """The exact gradient of the head by a forward pass alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ from labelleak.updates.heads import (
     find_head,
     head_candidates,
     layer_of,
-    module_shapes,
     named_head,
     parameter_name,
     strip_wrappers,
@@ -92,10 +90,10 @@ def capture(
     loss = Loss.of(loss)
     if isinstance(labels, Tensor) and labels.ndim > 2 and loss.pixels is None:
         loss = replace(loss, pixels=0)
-    layer = _layer(model, head, Accepted.by(loss))
-    _check_not_shared(model, layer)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found, one_logit = deepcopy(head_of(parameters, layer)), is_one_logit(parameters, layer)
+    layer = _layer(parameters, head, Accepted.by(loss))
+    _check_not_shared(model, layer)
+    found, one_logit = _copy_of_head(parameters, layer), is_one_logit(parameters, layer)
     if not one_logit:
         loss.check_classes(found.classes)
     if found.per_pixel:
@@ -104,39 +102,46 @@ def capture(
     pieces = _pieces(model, inputs, labels)
     with isolated(model):
         for piece, truth in pieces:
-            seen = _forward(model, found, piece, ends_in_sigmoid=loss.is_multi_label)
+            seen = _forward(model, layer, found, piece, ends_in_sigmoid=loss.is_multi_label)
             sums.add(seen, truth.to(found.weight.device))
     if found.per_pixel:
         loss = replace(loss, pixels=sums.pixels)
     if not sums.samples:
         raise InvalidObservation("the batch is empty: there is no gradient to capture")
-    bare = strip_wrappers(list(module_shapes(model)))[parameter_name(layer, "weight")]
     fields: dict[str, Any] = {
         "loss": loss,
-        "training": LocalTraining(batch_size=sums.samples),
+        "training": LocalTraining(batch_size=sums.samples, steps=1),
         "model": inside_wrappers(model),
         "input_shape": tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
     }
     if one_logit:
-        fields = observed_of_two(layer_of(bare), **fields)
+        fields = observed_of_two(found.name or "", **fields)
     return Observation(
-        head=replace(found, name=layer_of(bare)),
+        head=found,
         gradient=sums.gradient(has_bias=found.bias is not None),
         **fields,
     )
 
 
-def _layer(model: nn.Module, head: str | None, accepted: Accepted) -> str:
+def _layer(parameters: Mapping[str, Tensor], head: str | None, accepted: Accepted) -> str:
     """The head's name: the one that was given, or is found; of copies the one that is trained."""
-    shapes = module_shapes(model)
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     if head is not None:
         return named_head(shapes, head, accepted=accepted)
     found = head_candidates(shapes, accepted=accepted)
     weights = {name: parameter_name(name, "weight") for name in found}
-    trained = [name for name in found if model.get_parameter(weights[name]).requires_grad]
+    trained = [name for name in found if parameters[weights[name]].requires_grad]
     if len({shapes[weight] for weight in weights.values()}) == 1 and len(trained) == 1:
         return trained[0]
     return found[0] if len(found) == 1 else find_head(shapes)
+
+
+def _copy_of_head(parameters: Mapping[str, Tensor], layer: str) -> Head:
+    """The head as it is now, by the name that it has without wrappers."""
+    bare = strip_wrappers(list(parameters))
+    names = [parameter_name(layer, kind) for kind in ("weight", "bias")]
+    own = {bare[name]: parameters[name].detach().clone() for name in names if name in parameters}
+    return head_of(own, layer_of(bare[names[0]]))
 
 
 def _check_not_shared(model: nn.Module, layer: str) -> None:
@@ -268,9 +273,8 @@ def _mixes_samples(module: nn.Module) -> bool:
 
 
 def _forward(
-    model: nn.Module, head: Head, inputs: Inputs, *, ends_in_sigmoid: bool = False
+    model: nn.Module, name: str, head: Head, inputs: Inputs, *, ends_in_sigmoid: bool = False
 ) -> _Pass:
-    name = head.name or ""
     output, seen = _run(model, name, inputs)
     logits = _logits(output)
     if seen.logits.ndim == 3 and logits is not None and logits.ndim == 2 and not head.per_pixel:

@@ -43,11 +43,12 @@ def counts_of(observation: Observation, mean: MeanPrediction) -> Restoration:
     # Pixels of one image are alike, and what is to be segmented differs from the rest: rows do not
     # show how far the estimate is off.
     known = (total is None or observation.has_bias) and mean.has_errors and not pixels
+    tell_the_set = observation.num_instances is None and not pixels
     return conclude(
         observation,
         raw,
         total,
         standard_errors=errors if known else None,
-        errors=None if pixels else believable(errors, mean.probabilities),
+        errors=believable(errors, mean.probabilities) if tell_the_set else None,
         flags=flags,
     )

@@ -349,7 +349,28 @@ def epsilon(read: Read) -> list[str]:
     return table(["epsilon", "noise multiplier", "as handed out", "in training"], lines)
 
 
+def automatic(read: Read) -> list[str]:
+    """Answers and time of the default attack."""
+    names = ("setting", "batches", "labels right", "all counts right", "median s", "most s", "who")
+    return table(
+        names,
+        [
+            [
+                row["name"],
+                str(row["batches"]),
+                three(row["accuracy"]),
+                str(row["exact"]),
+                f"{row['seconds_median']:.2f}",
+                f"{row['seconds_most']:.2f}",
+                ", ".join(f"`{name}` {number}" for name, number in row["spoke"].items()),
+            ]
+            for row in read("results/benchmark-automatic.json")["rows"]
+        ],
+    )
+
+
 MEASURED: dict[str, Callable[[Read], list[str]]] = {
+    "automatic": automatic,
     "restoration-times": restoration_times,
     "restoration-memory": restoration_memory,
     "capture": capture_costs,

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelleak.attacks.posterior import expected_counts
+from labelleak.attacks.posterior import expected_counts, looks_random
 from synthetic import rng
 
 
@@ -42,3 +42,16 @@ def test_no_estimate_is_worse_than_a_guess(seed, error):
         expected += float((true - expected_counts(raw, error, 100)).square().mean())
     # One batch in hundreds scatters by so much that its errors are taken for counts in part.
     assert expected < 1.1 * min(guess, estimate) + 0.03 * estimate
+
+
+def test_batches_drawn_at_random_look_so_and_uneven_ones_do_not():
+    generator = rng(3)
+    even, uneven = 0, 0
+    for _ in range(200):
+        labels = torch.randint(10, (640,), generator=generator)
+        even += looks_random(torch.bincount(labels, minlength=10).double(), 640)
+        shares = torch.rand(10, generator=generator) ** 3
+        labels = torch.multinomial(shares, 640, replacement=True, generator=generator)
+        uneven += looks_random(torch.bincount(labels, minlength=10).double(), 640)
+    assert even >= 190
+    assert uneven == 0

@@ -15,7 +15,7 @@ from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import Estimate, counts_are_sure, doubted, judged, outweighing
 from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.multi_label.label_auto import automatic_labels
-from labelleak.attacks.posterior import expected_counts
+from labelleak.attacks.posterior import expected_counts, looks_random
 from labelleak.attacks.registry import attempt_attack, run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
 from labelleak.errors import InvalidObservation
@@ -52,7 +52,8 @@ def automatic(
 
     After several local steps `virtual` has the word, or `synthetic` without auxiliary data, where
     it has what it needs and a minute's time, and the update is like those that it simulated.
-    Counts that are not sure are drawn toward even ones as far as their errors ask for.
+    Counts that are not sure are drawn toward even ones as far as their errors ask for, those of
+    virtual clients where `likelihood` finds no class favored.
 
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued
@@ -79,7 +80,8 @@ def automatic(
         simulated = _attempt_simulation(observation, _SEARCHING * time_limit)
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             found = doubted(observation, simulated, is_treated=diagnosis.is_treated)
-            return _expected(found) if Flag.COUNTS_NOT_SURE in found.flags else found
+            unsure = Flag.COUNTS_NOT_SURE in found.flags
+            return _expected(found) if unsure and _is_maybe_even(observation) else found
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)
@@ -127,6 +129,19 @@ def _attempt_simulation(observation: Observation, seconds: float) -> Restoration
         return attempt_attack(observation, attack, time_limit=seconds)
     except InvalidObservation:
         return None
+
+
+def _is_maybe_even(observation: Observation) -> bool:
+    """Whether the batch looks like one drawn at random, as far as `likelihood` can tell.
+
+    Virtual clients cannot: what they know little of, they put near the mean of those simulated.
+    """
+    if observation.auxiliary is None or not observation.training.is_sgd:
+        return False
+    likely = attempt_attack(observation, "likelihood")
+    if likely is None or likely.raw is None or observation.num_instances is None:
+        return False
+    return looks_random(likely.raw, observation.num_instances)
 
 
 def _is_crowded(observation: Observation) -> bool:

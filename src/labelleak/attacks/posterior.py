@@ -1,5 +1,7 @@
 """What counts are expected to be, given an estimate and that no class is favored beforehand."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +34,24 @@ def expected_counts(
     variances = torch.as_tensor(errors, dtype=raw.dtype, device=raw.device).square().expand_as(raw)
     seen = (raw - mean).square().sum() / (classes - 1)
     prior, own = mean * (1.0 - 1.0 / classes), float(variances.mean())
-    explained = (prior + own) * (1.0 + _ERRORS * (2.0 / (classes - 1)) ** 0.5)
-    prior += max(float(seen) - explained, 0.0)
+    prior += max(float(seen) - _most_explained(prior + own, classes), 0.0)
     kept: Tensor = prior / (prior + variances)
     return mean + kept * (raw - mean)
+
+
+def looks_random(raw: Float[Tensor, " classes"], total: int) -> bool:
+    """Whether counts scatter no more than those of a batch drawn at random from even classes.
+
+    Args:
+        raw: Real-valued counts, shape (classes,).
+        total: Number of instances.
+    """
+    classes = len(raw)
+    mean = total / classes
+    seen = float((raw - mean).square().sum()) / (classes - 1)
+    return seen <= _most_explained(mean * (1.0 - 1.0 / classes), classes)
+
+
+def _most_explained(variance: float, classes: int) -> float:
+    """The largest sample variance that chance explains, of so many counts of this variance."""
+    return variance * (1.0 + _ERRORS * math.sqrt(2.0 / (classes - 1)))

@@ -179,6 +179,12 @@ def test_auto_knows_no_less_than_a_guess(monkeypatch):
     assert accuracy(found, update) > accuracy(plain, update)
 
 
+def test_auto_leaves_uneven_counts_as_they_are(monkeypatch):
+    monkeypatch.setattr("labelleak.attacks.virtual.attack._MOST", 32)
+    _, seen = client()
+    assert torch.equal(restore(seen, time_limit=60.0).counts, simulate(seen).counts)
+
+
 def test_auto_does_not_believe_simulations_of_other_data(monkeypatch):
     monkeypatch.setattr("labelleak.attacks.virtual.attack._MOST", 32)
     _, seen = client(ONE_EPOCH, shift=3.0)

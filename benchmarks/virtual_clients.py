@@ -36,9 +36,8 @@ from labelleak.restoration import Restoration
 from measuring import Row, load, write
 
 SAMPLES, BATCH, CLIENTS, CONCENTRATION = 640, 32, 10, 0.3
-# Classes of the data, which are 10 or 100.
-FASHION, HUNDRED = "fashion-mnist", "tiny-imagenet-100"
-CLASSES = 10
+# Data of ten classes, and of a hundred.
+FASHION, HUNDRED, CLASSES = "fashion-mnist", "tiny-imagenet-100", 10
 # Virtual clients that a client trains at most.
 MOST = 60
 # Seconds, so that no clock ends it sooner.
@@ -161,10 +160,11 @@ class Federation:
     def model(self) -> nn.Module:
         """The network that the server hands out in the setting's round."""
         torch.manual_seed(self.range.derive("virtual clients", "network"))
-        model: nn.Module = QuickStart()
-        if self.setting.data == HUNDRED:
-            shape = (3, 32, 32)
-            model = build("lenet5", classes=100, image_shape=shape, seed=torch.initial_seed())
+        model: nn.Module = (
+            build("lenet5", classes=100, image_shape=(3, 32, 32), seed=torch.initial_seed())
+            if self.setting.data == HUNDRED
+            else QuickStart()
+        )
         for number in range(1, self.setting.round):
             sent = [self.train(model, number, client).after for client in range(CLIENTS)]
             mean = {name: torch.stack([one[name] for one in sent]).mean(dim=0) for name in sent[0]}

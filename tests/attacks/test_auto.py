@@ -13,8 +13,9 @@ import torch
 
 from labelleak import defenses
 from labelleak.attacks import estimates, list_attacks, registry, restore
-from labelleak.attacks.auto import _with_samples, automatic
+from labelleak.attacks.auto import _contradicted, _with_samples, automatic
 from labelleak.attacks.diagnosis import diagnose
+from labelleak.attacks.estimates import Estimate
 from labelleak.errors import MissingKnowledge
 from labelleak.restoration import Flag, Restoration
 from synthetic import Batch, one_embedding, rng, untrained
@@ -306,3 +307,24 @@ def test_several_steps_with_auxiliary_data_are_left_to_what_models_them(batch_si
     found = restore(seen)
     assert found.attack == attack
     assert Flag.SEVERAL_STEPS not in found.flags
+
+
+@pytest.mark.parametrize(("distance", "contradicted"), [(0.5, True), (50.0, False)])
+def test_virtual_batches_contradict_where_the_mean_prediction_is_uneven(distance, contradicted):
+    """Counts that are whole by chance, against errors that their own estimate does not refute."""
+    counts = torch.tensor([8, 1, 6, 1])
+    whole = Restoration(present=counts > 0, counts=counts, raw=counts.double(), attack="ilrg")
+    raw = torch.tensor([1.7, 4.2, 5.8, 4.3]).double()
+    other = Restoration(
+        present=raw > 0,
+        counts=torch.tensor([2, 4, 6, 4]),
+        raw=raw,
+        standard_errors=torch.tensor([1.5, 1.6, 2.0, 2.0]).double(),
+        attack="virtual-batches",
+    )
+    best = Estimate(whole, error=0.01, distance=0.01)
+    uneven = Estimate(other, error=math.inf, distance=distance, evenness=0.7)
+    assert _contradicted(best, [best, uneven]) is contradicted
+    # Where its own errors explain the difference, there is no contradiction.
+    wide = replace(whole, standard_errors=torch.full((4,), 6.0).double())
+    assert not _contradicted(replace(best, found=wide), [uneven])

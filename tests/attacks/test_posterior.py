@@ -1,5 +1,6 @@
 """Expected counts against Bayes' rule, and against a guess."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,14 +45,16 @@ def test_no_estimate_is_worse_than_a_guess(seed, error):
     assert expected < 1.1 * min(guess, estimate) + 0.03 * estimate
 
 
-def test_batches_drawn_at_random_look_so_and_uneven_ones_do_not():
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_batches_drawn_at_random_look_so_and_uneven_ones_do_not(classes):
     generator = rng(3)
-    even, uneven = 0, 0
+    even, uneven, size = 0, 0, 64 * classes
     for _ in range(200):
-        labels = torch.randint(10, (640,), generator=generator)
-        even += looks_random(torch.bincount(labels, minlength=10).double(), 640)
-        shares = torch.rand(10, generator=generator) ** 3
-        labels = torch.multinomial(shares, 640, replacement=True, generator=generator)
-        uneven += looks_random(torch.bincount(labels, minlength=10).double(), 640)
+        labels = torch.randint(classes, (size,), generator=generator)
+        even += looks_random(torch.bincount(labels, minlength=classes).double(), size)
+        shares = torch.tensor([1.0, 4.0]).repeat(classes // 2)
+        labels = torch.multinomial(shares, size, replacement=True, generator=generator)
+        uneven += looks_random(torch.bincount(labels, minlength=classes).double(), size)
+    # Chance passes three standard errors of a sample variance in one to three of a hundred.
     assert even >= 190
     assert uneven == 0

@@ -9,10 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labelleak.attacks.certainty import TRUSTED, contradicts
+from labelleak.attacks.certainty import TRUSTED, agrees, contradicts
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
-from labelleak.attacks.estimates import Estimate, counts_are_sure, doubted, judged, outweighing
+from labelleak.attacks.estimates import (
+    OF_EVEN_PREDICTIONS,
+    Estimate,
+    counts_are_sure,
+    doubted,
+    judged,
+    outweighing,
+)
 from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.multi_label.label_auto import automatic_labels
 from labelleak.attacks.posterior import expected_counts, looks_random
@@ -81,7 +88,7 @@ def automatic(
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             found = doubted(observation, simulated, is_treated=diagnosis.is_treated)
             unsure = Flag.COUNTS_NOT_SURE in found.flags
-            return _expected(found) if unsure and _is_maybe_even(observation) else found
+            return _expected(found) if unsure and _likelihood_favors_none(observation) else found
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)
@@ -131,16 +138,19 @@ def _attempt_simulation(observation: Observation, seconds: float) -> Restoration
         return None
 
 
-def _is_maybe_even(observation: Observation) -> bool:
-    """Whether the batch looks like one drawn at random, as far as `likelihood` can tell.
+def _likelihood_favors_none(observation: Observation) -> bool:
+    """Whether `likelihood` counts as it would count a batch drawn at random from even classes.
 
-    Virtual clients cannot: what they know little of, they put near the mean of those simulated.
+    Neither an even batch nor a network that is sure of everything shows it a class that is favored;
+    the best guess is even ones in both cases. Virtual clients would put such counts near the mean
+    of those that they simulated.
     """
     if observation.auxiliary is None or not observation.training.is_sgd:
         return False
     likely = attempt_attack(observation, "likelihood")
-    if likely is None or likely.raw is None or observation.num_instances is None:
+    if likely is None or likely.raw is None:
         return False
+    assert observation.num_instances is not None, "virtual clients need it"
     return looks_random(likely.raw, observation.num_instances)
 
 
@@ -177,7 +187,9 @@ def _estimates(observation: Observation, budget: Budget) -> list[Estimate]:
         if _worthwhile(observation, found[0]) and budget.allows_calibrated:
             found.append(_judged_attempt(observation, "calibrated"))
         if observation.auxiliary is not None:
-            attempts = (_judged_attempt(observation, attack) for attack in _OF_AUXILIARY)
+            # Of an update by Adam, `likelihood` has less to tell.
+            names = _OF_AUXILIARY if observation.training.is_sgd else ("rlu",)
+            attempts = (_judged_attempt(observation, attack) for attack in names)
             found.append(next((one for one in attempts if one is not None), None))
     return [_rescaled(observation, one) for one in found if one is not None]
 
@@ -296,7 +308,10 @@ def _expected(found: Restoration) -> Restoration:
     if raw is None or errors is None or counts is None:
         return found
     total = int(counts.sum())
-    expected = expected_counts(raw, errors / student_factor(len(raw)), total)
+    # `pooled` and `calibrated` widen theirs by as much as their intervals need.
+    widened = found.attack in OF_EVEN_PREDICTIONS
+    own = errors / student_factor(len(raw)) if widened else errors
+    expected = expected_counts(raw, own, total)
     least = torch.zeros_like(counts) if found.certain is None else found.certain
     return _counted(found, expected, expected.clamp(0.0, total).round().long(), least, total)
 
@@ -337,9 +352,13 @@ def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
         if not best.is_credible:
             if not torch.equal(other.found.counts, counts):
                 return True
-        # Errors of auxiliary samples hold whether or not the mean prediction is even.
-        elif other.is_credible or (errors is not None and other.found.attack in _OF_AUXILIARY):
+            continue
+        # Virtual batches take the mean prediction as it is, even or not.
+        claimed = errors is not None and agrees(other.distance, errors)
+        if other.is_credible or (claimed and other.found.attack == "virtual-batches"):
             own = errors if errors is not None else torch.full_like(raw, other.distance)
+            if best.found.standard_errors is not None:
+                own = torch.hypot(own, best.found.standard_errors)
             if contradicts(raw, own, counts):
                 return True
     return False

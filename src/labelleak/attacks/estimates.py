@@ -35,7 +35,9 @@ _UNEVEN = 0.5
 # Down to this perplexity, counts without errors are weighed against what the mean prediction
 # favors. Networks that learn in the local steps favor classes less than trained ones do.
 _LEARNING = 0.75
-_OF_EVEN_PREDICTIONS = ("pooled", "calibrated")
+OF_EVEN_PREDICTIONS = ("pooled", "calibrated")
+"""Attacks whose counts follow from an even mean prediction, and whose errors are Student's."""
+
 # Counts are sure if they are all right with this probability, given their errors.
 _SURE = 0.95
 # Largest credible distance of each single count from a whole one, in its own errors, and a margin.
@@ -99,7 +101,7 @@ def outweighing(observation: Observation, estimates: Sequence[Estimate]) -> Esti
     nearest: tuple[float, Estimate | None] = (by_chance, None)
     for one in estimates:
         raw, errors = one.found.raw, one.found.standard_errors
-        if raw is None or errors is not None or one.found.attack not in _OF_EVEN_PREDICTIONS:
+        if raw is None or errors is not None or one.found.attack not in OF_EVEN_PREDICTIONS:
             continue
         evenness = _evenness(observation, one.found)
         # A perplexity of exp(H) / C stands for about this mean square of relative deviations.

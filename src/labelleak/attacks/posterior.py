@@ -32,7 +32,7 @@ def expected_counts(
     classes = len(raw)
     mean = total / classes
     variances = torch.as_tensor(errors, dtype=raw.dtype, device=raw.device).square().expand_as(raw)
-    seen = (raw - mean).square().sum() / (classes - 1)
+    seen = (raw - mean).square().mean()
     prior, own = mean * (1.0 - 1.0 / classes), float(variances.mean())
     prior += max(float(seen) - _most_explained(prior + own, classes), 0.0)
     kept: Tensor = prior / (prior + variances)
@@ -48,7 +48,7 @@ def looks_random(raw: Float[Tensor, " classes"], total: int) -> bool:
     """
     classes = len(raw)
     mean = total / classes
-    seen = float((raw - mean).square().sum()) / (classes - 1)
+    seen = float((raw - mean).square().mean())
     return seen <= _most_explained(mean * (1.0 - 1.0 / classes), classes)
 
 

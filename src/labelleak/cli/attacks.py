@@ -34,7 +34,7 @@ def _row(entry: "Attack") -> dict[str, str | list[str]]:
     return {
         "name": entry.name,
         "title": entry.title,
-        "needs": ["the final layer's weight gradient", *(need.value for need in entry.needs)],
+        "needs": [need.value for need in entry.needs] or ["the final layer's gradient"],
         "gives": [given.value for given in entry.gives],
         "assumes": entry.assumes,
         "reference": entry.reference,

@@ -33,6 +33,7 @@ from labelleak.attacks.virtual.stages import (
     concentration_about,
     log_uniform,
     run_stages,
+    tens,
     told_counts,
     wrong_labels,
 )
@@ -52,9 +53,9 @@ _FIRST, _STAGE = 32, 16
 _FEWEST = 12
 # Virtual clients of a pool, one after the other, with the same random numbers.
 _ALIKE = 3
-# Concentrations of the shares of the first stage for each class, about an estimate, and about
+# Concentrations of the shares of ten classes in the first stage, about an estimate, and about
 # nothing.
-_ABOUT, _ANYWHERE = (0.4, 6.4), (0.2, 10.0)
+_ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
 # A virtual client this many times as far off as the error counts half.
 _NEAR = 4.0
 # An update this many times as far from simulated ones as those from each other is of other data.
@@ -229,9 +230,9 @@ class _Search(Stages):
             every = 4 if self.recipe.observation.training.is_sgd else 2
             if self.start is None or turn % every == 0:
                 even = np.full(classes, 1.0 / classes)
-                return even, classes * log_uniform(self._source, _ANYWHERE)
+                return even, tens(classes) * log_uniform(self._source, _ANYWHERE)
             center = center_about(self.start.cpu()[self._order])
-            return center, classes * log_uniform(self._source, _ABOUT)
+            return center, tens(classes) * log_uniform(self._source, _ABOUT)
         center = center_about(project_to_simplex(known.values, 1)[self._order])
         # Half of them scatter by more: errors may be larger than they seem.
         return center, concentration_about(center, known.errors, wider=not turn % 2)

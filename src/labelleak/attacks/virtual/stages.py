@@ -23,8 +23,8 @@ _SMALL = 0.01
 # Over so many stages the error must fall below this share of itself, or more stages are in vain.
 _PATIENCE, _GAIN = 2, 0.93
 # Later stages scatter by so many times the error, as sums of squares; within these concentrations
-# for each class.
-_WIDER, _LATER = 3.0, (0.4, 40.0)
+# of ten classes.
+_WIDER, _LATER = 3.0, (4.0, 400.0)
 # Every class is drawn now and then: the least share of the center, times the number of classes.
 _LEAST_SHARE = 0.02
 
@@ -138,8 +138,13 @@ def concentration_about(
     """
     scatter = _WIDER * float(errors.square().sum())
     concentration = (1.0 - float((center**2).sum())) / max(scatter, 1e-9)
-    low, high = (len(center) * end for end in _LATER)
+    low, high = (tens(len(center)) * end for end in _LATER)
     return min(max(concentration / (_WIDER if wider else 1.0), low), high)
+
+
+def tens(classes: int) -> float:
+    """By what concentrations grow with the classes, so that more are drawn as unevenly as ten."""
+    return max(classes / 10, 1.0)
 
 
 def log_uniform(source: np.random.Generator, ends: tuple[float, float]) -> float:

@@ -42,7 +42,7 @@ def settings() -> Iterator[tuple[str, Experiment, int]]:
     lenet["network"] |= {"seed": 13}
     lenet["training"] = {"unit": "iterations", "steps": 1000, "total": 1000}
     trained = [known[name].model_dump() for name in TRAINED]
-    for one in (*trained, lenet):
+    for one in (lenet, *trained):
         name = one["name"].partition(",")[0]
         larger = Experiment(**(one | {"batch": one["batch"] | {"size": LARGE}}))
         yield f"{name}, 100 classes, trained, K = {LARGE}", larger, FEW

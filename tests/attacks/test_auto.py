@@ -160,6 +160,23 @@ def test_classes_that_are_certain_are_there_without_a_batch_size_too():
     assert found.present.nonzero()[:, 0].tolist() == [0, 1, 3]
 
 
+def test_a_set_without_a_class_that_is_certain_is_not_to_be_relied_on():
+    """Both claim to be sure; RLG's set without a bias gradient raises no other doubt."""
+    batch = one_embedding(10, 30, 24)
+    seen = batch.observe()
+    classes = torch.arange(10)
+    told = Restoration(present=classes < 2, flags=(Flag.NO_BIAS, Flag.SET_ONLY), attack="rlg")
+    certain = (classes == 3).long()
+    partial = replace(restore(seen, "ilrg"), certain=certain)
+    found = _with_samples(seen, told, partial, trusted=False)
+    assert found.unreliable
+    assert found.certain is None
+    inside = _with_samples(
+        seen, told, replace(partial, certain=(classes == 1).long()), trusted=True
+    )
+    assert not inside.unreliable
+
+
 def test_an_estimate_of_fewer_samples_than_are_certain_stands_alone():
     """Where nobody told the batch size, the total is the estimate's own."""
     batch = one_embedding(10, 30, 24)

@@ -286,6 +286,9 @@ def _with_samples(
     told = total if total is not None or estimate.counts is None else int(estimate.counts.sum())
     if told is not None and least > told:
         return estimate
+    if estimate.attack == "rlg" and bool((certain[~estimate.present] > 0).any()):
+        # Two that are sure of it contradict each other, so that neither is to be believed.
+        return replace(estimate, flags=(*estimate.flags, Flag.ATTACKS_DISAGREE))
     found = replace(
         estimate,
         certain=certain,

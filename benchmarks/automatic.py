@@ -18,13 +18,9 @@ import torch
 
 import labelleak
 from labelleak.lab.definition import Experiment
-from labelleak.lab.experiment_grid import read_grid
-from labelleak.lab.materials import network_of, training_of, training_set
-from labelleak.lab.pretraining import train
-from labelleak.lab.trial import set_up
+from leaderboard_scenes import leaderboard, scenes_of
 from measuring import Row, load, write
 
-ROOT = Path(__file__).parent.parent
 SECONDS = 10.0
 UNTRAINED, LARGE, FEW, MANY = "FCN-3, untrained, K = 24", 48, 20, 200
 TRAINED = (
@@ -36,7 +32,7 @@ LENET = "LeNet-5, 100 classes, untrained, K = 24"
 
 def settings() -> Iterator[tuple[str, Experiment, int]]:
     """Name, setting and number of batches of each row."""
-    known = {one.name: one for one in read_grid(ROOT / "results/leaderboard/grid.toml")}
+    known = leaderboard()
     yield UNTRAINED, known[UNTRAINED], MANY
     lenet = known[LENET].model_dump()
     lenet["network"] |= {"seed": 13}
@@ -50,13 +46,9 @@ def settings() -> Iterator[tuple[str, Experiment, int]]:
 
 def measured(name: str, experiment: Experiment, batches: int, folder: Path) -> Row:
     """What `auto` says of the first batches of a setting."""
-    stage = training_of(experiment)
-    if stage is not None:
-        train(network_of(experiment), [stage], training_set(experiment, folder))
     seconds, shares, right = [], [], 0
     spoke: Counter[str] = Counter()
-    for index in range(batches):
-        scene = set_up(experiment, index, folder)
+    for scene in scenes_of(experiment, batches, folder):
         start = time.process_time()
         found = labelleak.restore(scene.observation, time_limit=SECONDS)
         seconds.append(time.process_time() - start)

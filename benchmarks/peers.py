@@ -34,16 +34,12 @@ import torch
 from torch import Tensor
 
 import labelleak
-from labelleak.lab.experiment_grid import read_grid
-from labelleak.lab.materials import network_of, training_of, training_set
-from labelleak.lab.pretraining import train
-from labelleak.lab.trial import set_up
 from labelleak.metrics import accuracy, counts_of, leacc
+from leaderboard_scenes import leaderboard, scenes_of
 from measuring import Row, in_own_process, load, write
 from public_codes import PUBLIC_CODES, Attack, version
 from restoration import observation
 
-ROOT = Path(__file__).parent.parent
 # Settings of the leaderboard; the server has this many auxiliary samples of each class.
 RECORDED = (
     "FCN-3, untrained, K = 24",
@@ -79,13 +75,9 @@ def drawn(plan: Plan) -> list[Batch]:
         size = MADE_UP[plan.setting]
         made = (observation(*size, number=number) for number in range(plan.batches))
         return [Batch(seen, counts_of(labels, size[0])) for seen, labels in made]
-    grid = read_grid(ROOT / "results" / "leaderboard" / "grid.toml")
-    (one,) = (experiment for experiment in grid if experiment.name == plan.setting)
-    experiment = one.model_copy(update={"auxiliary_per_class": AUXILIARY})
-    stage = training_of(experiment)
-    if stage is not None:
-        train(network_of(experiment), [stage], training_set(experiment, plan.data_dir))
-    scenes = (set_up(experiment, number, plan.data_dir) for number in range(plan.batches))
+    known = leaderboard()[plan.setting]
+    experiment = known.model_copy(update={"auxiliary_per_class": AUXILIARY})
+    scenes = scenes_of(experiment, plan.batches, plan.data_dir)
     return [Batch(scene.observation, scene.batch.true_counts) for scene in scenes]
 
 

@@ -4,11 +4,10 @@
 
 Clients hold 640 samples of Fashion-MNIST, their classes uneven (Dirichlet, 0.3), and train the CNN
 of Flower's quick start on batches of 32; or images of 100 classes of Tiny-ImageNet at 32 x 32
-pixels, and LeNet-5. Rounds are those of a federation of ten such clients
-(FedAvg). Clients' data are drawn from the training split, the server's from the test split. The
-clients of a row share model and recipe, so they share virtual clients, of which each trains up to
-60. What the output file has of a client already is not measured again, and the file is written
-after every client.
+pixels, and LeNet-5. Rounds are those of a federation of ten such clients (FedAvg). Clients' data
+are drawn from the training split, the server's from the test split. The clients of a row share
+model and recipe, so they share virtual clients, of which each trains up to 60. What the output file
+has of a client already is not measured again, and the file is written after every client.
 """
 
 import argparse

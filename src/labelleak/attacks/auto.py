@@ -13,6 +13,7 @@ from labelleak.attacks.certainty import TRUSTED, agrees, contradicts
 from labelleak.attacks.cost import Budget
 from labelleak.attacks.diagnosis import Diagnosis
 from labelleak.attacks.estimates import (
+    OF_DRAWN_BATCHES,
     OF_EVEN_PREDICTIONS,
     Estimate,
     counts_are_sure,
@@ -42,7 +43,7 @@ _SEARCHING = 0.8
 _LEAST_SEARCH = 0.2
 _CONFIRMING = 2.0
 # Attacks on auxiliary samples, the best first: of one step, of several steps, of any classes.
-_OF_AUXILIARY = ("virtual-batches", "likelihood", "rlu")
+_OF_AUXILIARY = (*OF_DRAWN_BATCHES, "likelihood", "rlu")
 # Root mean square error of the counts below which no further estimate is needed.
 _PRECISE = 0.08
 
@@ -119,8 +120,7 @@ def automatic(
     # Judged as the attack has them: at another scale, another mean prediction belongs to them.
     at_scale = observation if best.factor == 1.0 else scaled(observation, best.factor)
     sure = counts_are_sure(at_scale, found, is_treated=diagnosis.is_treated)
-    # Virtual batches are drawn about even ones, so that what they say is expected already.
-    found = found if sure or found.attack == "virtual-batches" else _expected(found)
+    found = found if sure or found.attack in OF_DRAWN_BATCHES else _expected(found)
     flags = found.flags if budget.allows_pooling else _hurried(found).flags
     if _contradicted(best, estimates):
         flags = (*flags, Flag.ATTACKS_DISAGREE)
@@ -356,9 +356,9 @@ def _contradicted(best: Estimate, estimates: list[Estimate]) -> bool:
             if not torch.equal(other.found.counts, counts):
                 return True
             continue
-        # Virtual batches take the mean prediction as it is, even or not.
+        # Drawn batches take the mean prediction as it is, even or not.
         claimed = errors is not None and agrees(other.distance, errors)
-        if other.is_credible or (claimed and other.found.attack == "virtual-batches"):
+        if other.is_credible or (claimed and other.found.attack in OF_DRAWN_BATCHES):
             own = errors if errors is not None else torch.full_like(raw, other.distance)
             if best.found.standard_errors is not None:
                 own = torch.hypot(own, best.found.standard_errors)

@@ -38,6 +38,9 @@ _LEARNING = 0.75
 OF_EVEN_PREDICTIONS = ("pooled", "calibrated")
 """Attacks whose counts follow from an even mean prediction, and whose errors are Student's."""
 
+OF_DRAWN_BATCHES = ("virtual-batches",)
+"""Attacks that draw batches about even ones: what they say is expected, whatever is predicted."""
+
 # Counts are sure if they are all right with this probability, given their errors.
 _SURE = 0.95
 # Largest credible distance of each single count from a whole one, in its own errors, and a margin.
@@ -175,12 +178,7 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     distance = distance_between(raw, counts)
     # A single row shows nothing of its scale: what was clipped has counts that are wrong, too. And
     # whole counts alone show that auxiliary data, batch size and loss are the client's.
-    if (
-        errors is None
-        or is_treated
-        or observation.is_one_logit
-        or found.attack == "virtual-batches"
-    ):
+    if errors is None or is_treated or observation.is_one_logit or found.attack in OF_DRAWN_BATCHES:
         if not are_whole(found):
             return False
         errors = torch.full_like(raw, max(distance, distance_of_told(found)))

@@ -3,6 +3,7 @@
     python benchmarks/fuzz.py truth --first 700000 --seeds 5000 --rows fuzz-truth.jsonl
     python benchmarks/fuzz.py lie --first 710000 --seeds 2000 --rows fuzz-lie.jsonl
     python benchmarks/fuzz.py limits --first 720000 --seeds 500 --rows fuzz-limits.jsonl
+    python benchmarks/fuzz.py confident --first 750000 --seeds 1000 --rows fuzz-confident.jsonl
     python benchmarks/fuzz.py whole --first 730000 --seeds 1000 --rows fuzz-whole.jsonl
     python benchmarks/fuzz.py whole-lie --first 740000 --seeds 1000 --rows fuzz-whole-lie.jsonl
                               [--output results/benchmark-fuzz.json]
@@ -34,7 +35,7 @@ if __name__ == "__main__":
 import torch
 
 import labelleak
-from made_up import Draw, Made, claims, lies, truth
+from made_up import Draw, Made, claims, confident, lies, truth
 from made_up_layers import whole_lies, whole_truth
 from measuring import load, write
 
@@ -42,6 +43,7 @@ MODES = {
     "truth": truth,
     "lie": lies,
     "limits": claims,
+    "confident": confident,
     "whole": whole_truth,
     "whole-lie": whole_lies,
 }

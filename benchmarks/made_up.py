@@ -1,7 +1,8 @@
 """Made-up observations for `fuzz.py`: odd heads, embeddings and labels, and what a server is told.
 
 Everything follows from one seed. `truth` tells the server what is so, `lies` one thing that is not,
-`claims` a batch, a number of classes or of steps that no client can have.
+`claims` a batch, a number of classes or of steps that no client can have; `confident` is of
+networks that are sure, and mostly wrong.
 """
 
 import math
@@ -91,6 +92,32 @@ def claims(seed: int) -> Made:
         training=training,
     )
     facts = {"C": classes, "m": features, "K": size, "told": told, "steps": steps}
+    return Made(observation, torch.bincount(batch.labels, minlength=classes), facts)
+
+
+def confident(seed: int) -> Made:
+    """An observation of few labels whose predictions are sure and mostly wrong; all facts right."""
+    draw = Draw(seed)
+    classes, features = draw.one_of(4, 6, 10, 12, 20, 30, 50), draw.one_of(8, 12, 20, 32, 64)
+    size = draw.choices.randint(2, max(2, min(classes, features) - 1))
+    scale, labels = draw.one_of(5.0, 15.0, 40.0, 100.0), draw.one_of(1, 2, 3)
+    client = draw.one_of(torch.float32, DOUBLE)
+    embeddings = draw.normal(size, features) + draw.one_of(0.0, 0.5)
+    batch = Batch(
+        (scale * draw.normal(classes, features) / features**0.5).to(client),
+        (0.1 * draw.normal(classes)).to(client),
+        embeddings.relu() if draw.chance(0.3) else embeddings,
+        draw.indices(classes, labels)[draw.indices(labels, size)],
+    )
+    gradient, by_bias = _gradient(batch, client, torch.ones(classes), Loss())
+    knows_bias, told = draw.chance(0.5), size if draw.chance(0.9) else None
+    observation = Observation(
+        Head(batch.weight, batch.bias, "head"),
+        HeadGradient(gradient, by_bias if knows_bias else None),
+        training=LocalTraining(batch_size=told),
+    )
+    facts = {"C": classes, "m": features, "K": size, "told": told, "scale": scale}
+    facts |= {"labels": labels, "bias": knows_bias, "client": str(client)}
     return Made(observation, torch.bincount(batch.labels, minlength=classes), facts)
 
 

@@ -9,12 +9,12 @@ import torch
 import fuzz
 
 
-@pytest.mark.parametrize("mode", ["truth", "lie", "limits", "whole", "whole-lie"])
+@pytest.mark.parametrize("mode", ["truth", "lie", "limits", "confident", "whole", "whole-lie"])
 def test_a_seed_makes_the_same_observation_every_time(mode):
     first, again = fuzz.MODES[mode](3), fuzz.MODES[mode](3)
     assert first.facts == again.facts
     assert torch.equal(first.observation.gradient.weight, again.observation.gradient.weight)
-    if mode in ("truth", "whole"):
+    if mode in ("truth", "confident", "whole"):
         assert first.observation.batch_size in (None, int(first.counts.sum()))
 
 

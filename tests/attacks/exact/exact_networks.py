@@ -27,7 +27,8 @@ def whole_update(model, size, seed=0, spread=1.0, **knowledge):
 
 def update_of(model, inputs, labels, **knowledge):
     """What a server sees of one step on these samples."""
-    loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+    weights = knowledge["loss"].class_weights if "loss" in knowledge else None
+    loss = torch.nn.functional.cross_entropy(model(inputs), labels, weight=weights)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
     return observe(model, dict(zip(names, gradients, strict=True)), **knowledge)

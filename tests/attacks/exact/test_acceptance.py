@@ -1,11 +1,16 @@
 """Which embeddings and labels are samples of the batch."""
 
+from dataclasses import replace
+from itertools import count
+
 import pytest
 import torch
 from exact_batches import DENSE, FLOAT, extended, restored, trained
 
-from labelleak.attacks.exact.acceptance import accepted, excess, likely_labels
+from labelleak.attacks import restore
+from labelleak.attacks.exact.acceptance import accepted, beyond_luck, excess, likely_labels
 from labelleak.attacks.exact.head_factors import factorize
+from labelleak.attacks.exact.samples import Samples
 from synthetic import rng
 
 FACTORS = factorize(DENSE.observe(), 8, rng())
@@ -63,3 +68,43 @@ def test_where_every_label_fits_the_column_space_all_are_tried(seed):
     found = restored(made.observe())
     assert torch.equal(found.counts, made.counts)
     assert torch.equal(found.certain, made.counts)
+
+
+def confident(bias, seed):
+    """A batch of two labels whose samples are nearly all predicted as another class."""
+    made = trained(20, 40, 8, seed, scale=40.0)
+    labels = torch.where(torch.arange(8) % 3 == 0, seed, seed + 4)
+    made = replace(made, labels=labels)
+    seen = made.observe(batch_size=8)
+    return made, seen if bias else replace(seen, gradient=replace(seen.gradient, bias=None))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("seed", [2, 7, 9])
+def test_confident_wrong_predictions_do_not_make_another_label_certain(bias, seed):
+    """Their q are differences of unit vectors, so those of one label give those of another."""
+    made, seen = confident(bias, seed)
+    ticks = count()
+    found = restore(seen, "exact", time_limit=1.0, now=lambda: next(ticks) / 100)
+    assert (found.certain <= made.counts).all()
+    factors = factorize(seen, 8, rng())
+    assert not beyond_luck(factors, samples_of(made, factors)).any()
+
+
+def test_samples_whose_label_no_other_can_take_are_beyond_luck():
+    assert beyond_luck(FACTORS, samples_of(DENSE, FACTORS)).all()
+
+
+def samples_of(made, factors):
+    inputs = extended(made)[:, : factors.right.shape[0]]
+    return Samples(inputs, made.labels, torch.full((len(made.labels),), 8.0, dtype=FLOAT))
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_samples_are_found_whatever_the_scale_of_the_class_weights(weight, seed):
+    """The mean divides by the weights of the batch, whose sum no one has told."""
+    made = trained(6, 40, 3, seed, relu=True)
+    weights = weight * torch.linspace(0.5, 2.0, 6, dtype=FLOAT)
+    found = restored(made.observe(class_weights=weights, batch_size=3))
+    assert torch.equal(found.embedding_labels.bincount(minlength=6), made.counts)

@@ -13,6 +13,7 @@ from labelleak import defenses
 from labelleak.attacks.exact.layer_search import LayerSearch
 from labelleak.attacks.exact.previous_layer import previous_layers
 from labelleak.errors import MissingKnowledge
+from labelleak.loss import Loss
 from labelleak.updates import observe
 from synthetic import rng
 
@@ -123,3 +124,12 @@ def test_a_label_is_not_certain_where_another_fits_as_well():
     sure, found = search.evidence(8.0).sure, search.found.labels
     assert torch.equal(sure, found < 3)
     assert torch.equal(found.clamp_max(3).bincount(minlength=4), labels.clamp_max(3).bincount())
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_samples_are_found_whatever_the_scale_of_the_class_weights(scale):
+    """The mean divides by the weights of the batch, whose sum no one has told."""
+    weights = scale * torch.linspace(0.5, 2.0, 5)
+    seen, _, labels = whole_update(NETWORK, 8, loss=Loss(class_weights=weights), batch_size=8)
+    found = restored(seen)
+    assert torch.equal(found.embedding_labels.bincount(minlength=5), labels.bincount(minlength=5))

@@ -107,7 +107,8 @@ def _excess(
     allowed = _allowed_misfit(factors, directions, rounded)
     allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)
     if divisor is None:
-        slipped = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, 0.0, torch.inf)
+        least = tolerances.LEAST_INVERSE_WEIGHT * factors.weights[labels]
+        slipped = torch.where(inverse > least, 0.0, torch.inf)
     else:
         # With enough spare equations the fit alone is evidence, so samples may be repeated.
         overdetermined = factors.spare_equations >= factors.rank
@@ -150,6 +151,11 @@ def _allowed_misfit(
 def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " samples"]:
     """Which samples have spare equations that cannot all hold by chance.
 
+    An embedding gives as many classes any probabilities as it has unknowns, and the column space
+    holds as many as its rank. The other, smallest ones are evidence, as far as they are no errors:
+    of confident predictions next to none. And where the column space holds the difference of two
+    unit vectors, as confident wrong predictions make it do, nothing tells one label from the other.
+
     Args:
         factors: Factors of the head's gradient.
         samples: Some of its samples.
@@ -159,9 +165,23 @@ def beyond_luck(factors: HeadFactors, samples: Samples) -> Bool[Tensor, " sample
     directions = logit_directions(logits, samples.labels)
     q = logit_gradients(logits, samples.labels, factors.weights)
     rounded = _rounding_of_complement(factors, q, samples.labels)
-    allowed = _allowed_misfit(factors, directions, rounded) / directions.norm(dim=1)
-    beyond: Tensor = allowed.clamp_max(1.0) ** max(0, factors.spare_equations) < tolerances.LUCK
+    allowed = _allowed_misfit(factors, directions, rounded)
+    predicted = directions.clamp_min(0.0).sort(dim=1, descending=True).values
+    spare = predicted[:, factors.rank + factors.unknowns : -1]
+    chance = (allowed[:, None] / spare).clamp_max(1.0).prod(dim=1)
+    apart = _from_other_labels(factors, samples.labels) > tolerances.CLEAR * allowed
+    beyond: Tensor = (chance < tolerances.LUCK) & apart
     return beyond
+
+
+def _from_other_labels(
+    factors: HeadFactors, labels: Int[Tensor, " samples"]
+) -> Float[Tensor, " samples"]:
+    """How far the column space is from what tells each label from another: the least distance."""
+    own = 1.0 - factors.left.square().sum(dim=1)
+    squares = own[labels][:, None] + own + 2.0 * factors.left[labels] @ factors.left.T
+    nearest: Tensor = squares.scatter(1, labels[:, None], torch.inf).amin(dim=1)
+    return nearest.clamp_min(0.0).sqrt()
 
 
 def _weight_errors(

@@ -252,7 +252,8 @@ class LayerSearch(SampleSearch):
             times = (self.divisor / inverse).round().clamp(1.0, tolerances.MOST_TIMES)
             slip = (inverse * times / self.divisor - 1.0).abs()
             excess = torch.maximum(excess, slip / tolerances.MOST_SLIP)
-        excess = torch.where(inverse > tolerances.LEAST_INVERSE_WEIGHT, excess, torch.inf)
+        least = tolerances.LEAST_INVERSE_WEIGHT * layer.class_weights
+        excess = torch.where(inverse > least, excess, torch.inf)
         return _Fit(excess, inverse, inside * (own / inverse)[:, None], allowed)
 
     def _goes_with_others(

@@ -87,7 +87,8 @@ COUPLING = 0.2
 # How often a sample is in the batch
 
 LEAST_INVERSE_WEIGHT = 0.5
-"""Inverse weights of samples are 1 or more for a mean; those of other points are near zero."""
+"""Inverse weights of samples are 1 or more for a mean, in units of their class's weight, since the
+mean divides by all weights; those of other points are near zero."""
 
 WHOLE_NUMBER = 0.02
 """Relative distance that passes for a whole number: 1 in 25 does by chance."""

@@ -107,8 +107,8 @@ def _excess(
     allowed = _allowed_misfit(factors, directions, rounded)
     allowed = allowed.minimum(tolerances.MOST_MISFIT * lengths)
     if divisor is None:
-        least = tolerances.LEAST_INVERSE_WEIGHT * factors.weights[labels]
-        slipped = torch.where(inverse > least, 0.0, torch.inf)
+        fewest = tolerances.LEAST_INVERSE_WEIGHT * factors.weights[labels]
+        slipped = torch.where(inverse > fewest, 0.0, torch.inf)
     else:
         # With enough spare equations the fit alone is evidence, so samples may be repeated.
         overdetermined = factors.spare_equations >= factors.rank

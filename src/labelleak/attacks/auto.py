@@ -229,7 +229,8 @@ def _rescaled(observation: Observation, plain: Estimate) -> Estimate:
     if whole is None or whole.error >= TRUSTED:
         return plain
     added = (Flag.SCALE_DOES_NOT_FIT, *([Flag.DEFENSE_SUSPECTED] if scale.factor > 1.0 else []))
-    found = replace(whole.found, flags=(*whole.found.flags, *added))
+    # Whole counts at a scale that nobody told are no proof.
+    found = replace(whole.found, certified=False, flags=(*whole.found.flags, *added))
     return replace(whole, found=found, factor=scale.factor)
 
 

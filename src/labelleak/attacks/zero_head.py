@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from labelleak.attacks.diagnosis import diagnose
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.numerics import machine_epsilon
 from labelleak.observation import Observation
@@ -11,6 +14,9 @@ from labelleak.restoration import Flag, Restoration
 
 # Epsilons of a residual for each sample by which rounding moves a sum of them.
 _ROUNDING = 4.0
+
+# Rows differ by more than so many times their rounding.
+_DIFFERENT = 10.0
 
 # Counts are proven if they are as near to whole ones as rounding leaves them, if that is little.
 _LARGEST = 0.02
@@ -45,7 +51,9 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
     """The restoration, certified where the head's weight is zero, as where training starts at zero.
 
     The prediction is then that of the head's bias for every sample, whatever the data, and the
-    counts follow from the bias gradient up to its rounding.
+    counts follow from the bias gradient up to its rounding. Of a gradient that shows a defense
+    nothing is proven, nor where the weight's gradient does not confirm which classes there are: at
+    another scale than was told, counts may be whole as well.
 
     Args:
         observation: What the server sees.
@@ -54,10 +62,10 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
     if raw is None or counts is None or not predicts_the_same(observation):
         return found
-    if observation.batch_size is None or bias is None:
+    if observation.batch_size is None or bias is None or diagnose(observation).is_treated:
         return found
-    if not bool(bias.any()):
-        # It may be balanced, or that of a bias that is frozen.
+    # It may be balanced, or that of a bias that is frozen.
+    if not bool(bias.any()) or not _rows_tell_classes_apart(observation, counts):
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
     error = relative_rounding(observation) * (observation.num_instances or 1)
@@ -84,6 +92,27 @@ def relative_rounding(observation: Observation) -> float:
     gradient = observation.gradient
     own = _ROUNDING * machine_epsilon(gradient.weight)
     return max(own, gradient.rounding / gradient.size) if gradient.size else own
+
+
+def _rows_tell_classes_apart(observation: Observation, counts: Int[Tensor, " classes"]) -> bool:
+    """Whether each class that is counted has a row of its own in the weight's gradient.
+
+    Rows over the prediction are the same for all classes without samples. Those of others are too
+    if their samples have the same sum of embeddings, which is no more than possible. A weight that
+    is not sent tells nothing, nor do labels of which a sample has several.
+    """
+    gradient, bias = observation.gradient, observation.head.bias
+    if observation.loss.is_multi_label or not gradient.has_weight:
+        return True
+    assert bias is not None, "checked"
+    rows = gradient.weight.double() / torch.softmax(bias.double(), dim=0)[:, None]
+    absent = (counts == 0).nonzero()[:1, 0]
+    rows = rows[torch.cat([(counts > 0).nonzero()[:, 0], absent])]
+    # Rows that differ have different products with a random vector.
+    random = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows)
+    apart = (rows @ random).sort().values.diff().abs()
+    error = relative_rounding(observation) * float(rows.norm(dim=1).max())
+    return bool((apart > _DIFFERENT * error).all())
 
 
 def _largest_residual(observation: Observation) -> float:

@@ -99,7 +99,7 @@ class HeadSearch(SampleSearch):
         """Search until all samples are found, time is up, or the search gives up."""
         # Without a bias and spare equations nothing tells the length of a sparse direction.
         if self.factors.affine or self.factors.spare_equations > 0:
-            self._search_sparse(self._features, _PATIENCE)
+            self._search_sparse(self._features, _PATIENCE, affine=self.factors.affine)
         if self.factors.spare_equations > 0:
             self._search_by_descents()
         if self.is_complete and len(self.found) < self.factors.rank:

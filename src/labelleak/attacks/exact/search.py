@@ -10,9 +10,13 @@ from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
 from labelleak.attacks.exact.clock import Clock
+from labelleak.attacks.exact.corners import corner_direction, corner_seconds
 from labelleak.attacks.exact.low_rank import LowRank
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.sparsity import sparse_directions
+
+# Share of the time limit that one linear program may take.
+_CORNER = 0.2
 
 
 @dataclass(frozen=True)
@@ -103,30 +107,45 @@ class SampleSearch(ABC):
         some = last.abs() > tolerances.NO_LENGTH
         return directions[some] / last[some][:, None]
 
+    def _has_time_for_corner(self, space: Float[Tensor, "rank unknown"]) -> bool:
+        cost = corner_seconds(len(self.factors.right), space.shape[1])
+        return cost < _CORNER * self._clock.seconds and not self._clock.is_over
+
     def _search_sparse(
-        self, features: Float[Tensor, "features rank"], patience: int, at_first: int | None = None
+        self,
+        features: Float[Tensor, "features rank"],
+        patience: int,
+        *,
+        at_first: int | None = None,
+        affine: bool = True,
     ) -> None:
-        """Search for sparse directions by rounds of guessed zeros.
+        """Search for sparse directions by rounds of guessed zeros, and of corners where that fails.
 
         Args:
             features: Rows of V that a ReLU may make zero, shape (features, rank).
             patience: Number of rounds in a row without a find after which to give up.
             at_first: The same while nothing has been found yet; None for `patience`.
+            affine: Whether the last row of V stands for the bias.
         """
         fruitless, at_first = 0, patience if at_first is None else at_first
+        guesses = True
         while not self.is_complete and not self._clock.is_over:
             before = len(self.found)
             if fruitless >= (patience if before else at_first):
                 break
-            factors = self.factors
-            any_candidate = self._offer(
-                sparse_directions(
-                    features,
-                    factors.noise / factors.values,
-                    factors.space_left(self.contributions()),
-                    self._generator,
+            factors, any_candidate = self.factors, False
+            errors = factors.noise / factors.values
+            space = factors.space_left(self.contributions())
+            if guesses:
+                guessed = sparse_directions(features, errors, space, self._generator)
+                any_candidate = self._offer(guessed)
+            if affine and len(self.found) == before and self._has_time_for_corner(space):
+                corner = corner_direction(
+                    features, factors.right[-1], errors, space, self._generator
                 )
-            )
+                any_candidate = self._offer(corner) or any_candidate
+                # Where there is a corner and no guess is right, there are too many unknowns yet.
+                guesses = len(self.found) == before
             fruitless = 0 if len(self.found) > before else fruitless + 1
             if not (any_candidate or len(self.found)) and fruitless == 1:
                 # There may be no ReLU before the layer, and nothing to find: give up earlier.

@@ -60,8 +60,7 @@ def sparse_directions(
     batch = max(_FEWEST_GUESSES, min(_MOST_GUESSES, affordable))
     directions = _guessed(rows @ space, batch, generator) @ space.T
     zeros = _zeros(screen, errors, directions).sum(dim=1)
-    # A mixture's entries are continuous: hardly any is zero beyond those it was made from.
-    enough = min(rank - 1, len(screen) - 1) + max(3, rank // 4, len(screen) // 50)
+    enough = _enough_zeros(*screen.shape)
     # The larger a direction's error, the more passes for zero: keep the best of each size of error.
     sizes = (directions * errors).norm(dim=1).log10().floor()
     best = zeros.sort(descending=True, stable=True).indices
@@ -73,9 +72,33 @@ def sparse_directions(
         chosen = torch.cat([chosen, _distinct(alike, screen, errors, _SAME_GUESS)[:_KEPT]])
     if not len(chosen):
         return factor.new_zeros(0, rank)
-    refined = _refined(rows, errors, chosen)
-    single = have_no_other(rows, errors, _zeros(rows, errors, refined))
+    return single_directions(rows, errors, chosen)
+
+
+def single_directions(
+    rows: Float[Tensor, "entries rank"],
+    errors: Float[Tensor, " rank"],
+    directions: Float[Tensor, "directions rank"],
+) -> Float[Tensor, "single rank"]:
+    """Directions fitted to all of their zeros, where these are many and no other has them.
+
+    Args:
+        rows: R, float64, shape (entries, rank).
+        errors: Size of the error of R's entries in each column, shape (rank,).
+        directions: Near such directions, shape (directions, rank).
+
+    Returns:
+        Unit vectors, each direction once, those with most zeros first.
+    """
+    refined = _refined(rows, errors, directions)
+    zeros = _zeros(rows, errors, refined)
+    single = have_no_other(rows, errors, zeros) & (zeros.sum(dim=1) > _enough_zeros(*rows.shape))
     return _distinct(refined[single], rows, errors, _SAME_DIRECTION)
+
+
+def _enough_zeros(entries: int, rank: int) -> int:
+    """Zeros that a mixture does not have: they are those it was made from, and hardly any more."""
+    return min(rank - 1, entries - 1) + max(3, rank // 4, entries // 50)
 
 
 def have_no_other(

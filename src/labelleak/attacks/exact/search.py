@@ -15,8 +15,9 @@ from labelleak.attacks.exact.low_rank import LowRank
 from labelleak.attacks.exact.samples import Samples
 from labelleak.attacks.exact.sparsity import sparse_directions
 
-# Share of the time limit that one linear program may take.
-_CORNER = 0.2
+# Seconds of a search that looks for corners, since a shorter one is to confirm what is known, and
+# the share of them that one linear program may take.
+_SECONDS, _PROGRAM = 3.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ class SampleSearch(ABC):
         return directions[some] / last[some][:, None]
 
     def _has_time_for_corner(self, space: Float[Tensor, "rank unknown"]) -> bool:
+        seconds = self._clock.seconds
         cost = corner_seconds(len(self.factors.right), space.shape[1])
-        return cost < _CORNER * self._clock.seconds and not self._clock.is_over
+        return seconds >= _SECONDS and cost < _PROGRAM * seconds and not self._clock.is_over
 
     def _search_sparse(
         self,

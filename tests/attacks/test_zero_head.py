@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from labelleak import defenses
 from labelleak.attacks import restore
 from labelleak.restoration import Flag
 from synthetic import Batch, rng
@@ -28,11 +27,31 @@ def test_counts_are_proven():
     assert torch.equal(found.counts, made.counts)
 
 
-@pytest.mark.parametrize("attack", ["pooled", "auto"])
-def test_nothing_is_proven_of_a_gradient_that_shows_a_defense(attack):
-    _, seen = first_step([0, 0, 1, 4], 6)
-    treated = defenses.defend(seen, lambda tensor: defenses.sparsify(tensor, 0.5))
-    assert not restore(treated, attack).certified
+@pytest.mark.parametrize(("classes", "size"), [(40, 48), (64, 64), (1000, 256), (1000, 1024)])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_counts_are_proven_whatever_the_numbers(classes, size, pixels):
+    """Bias gradients on a grid by themselves, many rows, and inputs that are on a grid."""
+    labels = torch.randint(classes, (size,), generator=rng(1))
+    inputs = torch.randn(size, 64, generator=rng(2), dtype=DOUBLE)
+    inputs = (128 + 40 * inputs).round().clamp(0, 255) / 255 if pixels else inputs
+    made = Batch(
+        torch.zeros(classes, 64, dtype=DOUBLE), torch.zeros(classes, dtype=DOUBLE), inputs, labels
+    )
+    found = restore(in_single_precision(made.observe(batch_size=size)))
+    assert found.certified
+    assert torch.equal(found.counts, made.counts)
+
+
+def in_single_precision(seen):
+    own = seen.gradient
+    return replace(seen, gradient=replace(own, weight=own.weight.float(), bias=own.bias.float()))
+
+
+def test_a_bias_gradient_of_other_classes_proves_nothing():
+    _, seen = first_step([0, 0, 1, 1, 1], 30)
+    own = seen.gradient
+    found = restore(replace(seen, gradient=replace(own, bias=own.bias.roll(1))))
+    assert not found.certified
 
 
 @pytest.mark.parametrize(("labels", "classes", "factor"), [([1] * 9, 6, 3), ([0] * 6, 3, 2)])

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from labelleak.attacks.diagnosis import diagnose
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
 from labelleak.numerics import machine_epsilon
 from labelleak.observation import Observation
@@ -51,9 +50,9 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
     """The restoration, certified where the head's weight is zero, as where training starts at zero.
 
     The prediction is then that of the head's bias for every sample, whatever the data, and the
-    counts follow from the bias gradient up to its rounding. Of a gradient that shows a defense
-    nothing is proven, nor where the weight's gradient does not confirm which classes there are: at
-    another scale than was told, counts may be whole as well.
+    counts follow from the bias gradient up to its rounding. At another scale than was told, counts
+    may be whole as well: nothing is proven where the weight's gradient has other classes. Where all
+    classes are there, or all but one, it cannot tell, no more than a batch size wrong by a factor.
 
     Args:
         observation: What the server sees.
@@ -62,10 +61,10 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
     bias, raw, counts = observation.gradient.bias, found.raw, found.counts
     if raw is None or counts is None or not predicts_the_same(observation):
         return found
-    if observation.batch_size is None or bias is None or diagnose(observation).is_treated:
+    if observation.batch_size is None or bias is None:
         return found
     # It may be balanced, or that of a bias that is frozen.
-    if not bool(bias.any()) or not _rows_tell_classes_apart(observation, counts):
+    if not bool(bias.any()) or not _rows_confirm(observation, counts):
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.
     error = relative_rounding(observation) * (observation.num_instances or 1)
@@ -94,25 +93,35 @@ def relative_rounding(observation: Observation) -> float:
     return max(own, gradient.rounding / gradient.size) if gradient.size else own
 
 
-def _rows_tell_classes_apart(observation: Observation, counts: Int[Tensor, " classes"]) -> bool:
-    """Whether each class that is counted has a row of its own in the weight's gradient.
+def _rows_confirm(observation: Observation, counts: Int[Tensor, " classes"]) -> bool:
+    """Whether the weight's gradient has rows of its own for the classes that are counted alone.
 
     Rows over the prediction are the same for all classes without samples. Those of others are too
-    if their samples have the same sum of embeddings, which is no more than possible. A weight that
-    is not sent tells nothing, nor do labels of which a sample has several.
+    if their samples have the same sum of embeddings, which is no more than possible. Labels of
+    which a sample has several make no such rows.
     """
-    gradient, bias = observation.gradient, observation.head.bias
-    if observation.loss.is_multi_label or not gradient.has_weight:
+    weight, bias = observation.gradient.weight, observation.head.bias
+    if observation.loss.is_multi_label:
         return True
     assert bias is not None, "checked"
-    rows = gradient.weight.double() / torch.softmax(bias.double(), dim=0)[:, None]
-    absent = (counts == 0).nonzero()[:1, 0]
-    rows = rows[torch.cat([(counts > 0).nonzero()[:, 0], absent])]
-    # Rows that differ have different products with a random vector.
-    random = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows)
-    apart = (rows @ random).sort().values.diff().abs()
-    error = relative_rounding(observation) * float(rows.norm(dim=1).max())
-    return bool((apart > _DIFFERENT * error).all())
+    prediction = torch.softmax(bias.double(), dim=0)
+    largest = float(weight.norm(dim=1).max())
+    errors = _DIFFERENT * relative_rounding(observation) * largest / prediction
+    # Rows that are the same have the same product with any vector.
+    random = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
+    random = torch.nn.functional.normalize(random, dim=0).to(weight)
+    products = (weight @ random).double() / prediction
+    absent = (counts == 0).nonzero()[:, 0]
+    if len(absent):
+        first = absent[products[absent].argsort()[len(absent) // 2]]
+        off = (products[absent] - products[first]).abs()
+        if not bool((off <= errors[absent] + errors[first]).all()):
+            return False
+        absent = first[None]
+    own = torch.cat([(counts > 0).nonzero()[:, 0], absent])
+    own = own[products[own].argsort()]
+    rows = weight[own].double() / prediction[own, None]
+    return bool((rows.diff(dim=0).norm(dim=1) > errors[own][1:] + errors[own][:-1]).all())
 
 
 def _largest_residual(observation: Observation) -> float:

@@ -1,9 +1,13 @@
 """Samples as corners of the polytope of nonnegative vectors."""
 
+from itertools import count
+
 import pytest
 import torch
 from exact_batches import FLOAT, assert_all_found, extended, restored, trained
 
+from labelleak.attacks import restore
+from labelleak.attacks.exact import search
 from labelleak.attacks.exact.corners import corner_direction, corner_seconds
 from labelleak.attacks.exact.head_factors import factorize
 from labelleak.attacks.exact.sparsity import sparse_directions
@@ -46,11 +50,11 @@ def test_of_the_samples_that_are_left_another_one_is_found():
     assert distance < 1e-6
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_vectors_without_zeros_have_no_corner_that_is_one_of_them(relu):
+@pytest.mark.parametrize("positive", [True, False])
+def test_vectors_without_zeros_have_no_corner_that_is_one_of_them(positive):
     """Whether they are all positive, as behind an average pooling, or of both signs."""
     made = trained(100, 400, 40)
-    if relu:
+    if positive:
         made.embeddings = made.embeddings.exp()
     factors = factorize(made.observe(), 40, rng())
     assert not len(corner(factors, torch.eye(40, dtype=FLOAT)))
@@ -65,3 +69,11 @@ def test_all_of_many_samples_are_found_and_certified():
 def test_the_cost_grows_with_the_square_of_the_unknowns():
     assert corner_seconds(2000, 48) == pytest.approx(4 * corner_seconds(2000, 24))
     assert corner_seconds(4000, 24) == pytest.approx(2 * corner_seconds(2000, 24))
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(2.0, False), (3.0, True)])
+def test_a_search_of_few_seconds_does_not_look_for_corners(seconds, looks, monkeypatch):
+    asked, ticks = [], count()
+    monkeypatch.setattr(search, "corner_direction", lambda *given: asked.append(1) or given[0][:0])
+    restore(MANY.observe(), "exact", time_limit=seconds, now=lambda: next(ticks) / 20)
+    assert bool(asked) == looks

@@ -146,7 +146,7 @@ class SampleSearch(ABC):
                     features, factors.right[-1], errors, space, self._generator
                 )
                 any_candidate = self._offer(corner) or any_candidate
-                # Where there is a corner and no guess is right, there are too many unknowns yet.
+                # Of too many samples no guess is right: guesses resume once corners fail.
                 guesses = len(self.found) == before
             fruitless = 0 if len(self.found) > before else fruitless + 1
             if not (any_candidate or len(self.found)) and fruitless == 1:

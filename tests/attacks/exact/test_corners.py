@@ -77,3 +77,10 @@ def test_a_search_of_few_seconds_does_not_look_for_corners(seconds, looks, monke
     monkeypatch.setattr(search, "corner_direction", lambda *given: asked.append(1) or given[0][:0])
     restore(MANY.observe(), "exact", time_limit=seconds, now=lambda: next(ticks) / 20)
     assert bool(asked) == looks
+
+
+def test_where_one_sample_is_zero_in_all_entries_there_is_no_other_corner():
+    made = trained(100, 1000, 30, relu=True)
+    made.embeddings[7] = 0.0
+    factors = factorize(made.observe(), 30, rng())
+    assert not len(corner(factors, torch.eye(30, dtype=FLOAT)))

@@ -54,7 +54,7 @@ def corner_direction(
         generator: Source of the objective.
 
     Returns:
-        Unit vectors; none as well where no vector is nonnegative.
+        Unit vectors; none as well where no vector is nonnegative, or one is zero in all entries.
     """
     rank, unknown = space.shape
     rows = factor[(factor / errors).norm(dim=1) > tolerances.ZERO * rank**0.5]
@@ -63,8 +63,10 @@ def corner_direction(
         return factor.new_zeros(0, rank)
     # Entries of the shortest vector with that last entry have about the size of a sample's.
     inside = rows @ space
-    size = float((inside @ level).square().mean().sqrt() / level.square().sum())
-    if size < _SLACK:
+    shortest = level / level.square().sum()
+    size = float((inside @ shortest).square().mean().sqrt())
+    error = float((errors * (space @ shortest)).norm())
+    if size <= max(tolerances.ZERO * error, tolerances.NO_LENGTH):
         # A vector of zeros is a sample, and the only corner: all others are on edges from there.
         return factor.new_zeros(0, rank)
     inside = inside / size

@@ -111,8 +111,8 @@ SURE_TIMES = 0.1
 LUCK = 1e-6
 """Chance that the spare equations of a point hold which is no sample, where one is certain.
 
-An equation holds by chance about as often as its allowed error is large. Descents try some 1e5
-points at most.
+An equation holds by chance as often as its allowed error is large beside what it is of. Descents
+try some 1e5 points at most.
 """
 
 # Descents

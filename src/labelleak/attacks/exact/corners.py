@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from labelleak.attacks.exact import tolerances
-from labelleak.attacks.exact.sparsity import single_directions
+from labelleak.attacks.exact.sparsity import rows_above_errors, single_directions
 
 # Least share of the entries that an objective is a sum of: the more of them, the more likely is a
 # sample, and the more often the same.
@@ -57,7 +57,7 @@ def corner_direction(
         Unit vectors; none as well where no vector is nonnegative, or one is zero in all entries.
     """
     rank, unknown = space.shape
-    rows = factor[(factor / errors).norm(dim=1) > tolerances.ZERO * rank**0.5]
+    rows = rows_above_errors(factor, errors)
     level = bias @ space
     if len(rows) < 2 * unknown or not bool(level.norm() > tolerances.NO_LENGTH):
         return factor.new_zeros(0, rank)

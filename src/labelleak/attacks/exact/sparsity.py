@@ -46,7 +46,7 @@ def sparse_directions(
         Unit vectors, each a direction once, those with most zeros first; their sign is arbitrary.
     """
     rank, unknown = space.shape
-    rows = factor[(factor / errors).norm(dim=1) > tolerances.ZERO * rank**0.5]
+    rows = rows_above_errors(factor, errors)
     if unknown == 1:
         if not len(rows):
             # Every entry of the sample is zero: its ReLUs are all closed.
@@ -73,6 +73,18 @@ def sparse_directions(
     if not len(chosen):
         return factor.new_zeros(0, rank)
     return single_directions(rows, errors, chosen)
+
+
+def rows_above_errors(
+    factor: Float[Tensor, "entries rank"], errors: Float[Tensor, " rank"]
+) -> Float[Tensor, "some rank"]:
+    """The rows of R that are not all error: entries that are zero in every vector tell nothing.
+
+    Args:
+        factor: R, float64, shape (entries, rank).
+        errors: Size of the error of R's entries in each column, shape (rank,).
+    """
+    return factor[(factor / errors).norm(dim=1) > tolerances.ZERO * len(errors) ** 0.5]
 
 
 def single_directions(

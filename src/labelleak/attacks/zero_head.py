@@ -63,7 +63,7 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
         return found
     if observation.batch_size is None or bias is None:
         return found
-    # It may be balanced, or that of a bias that is frozen.
+    # Without a bias gradient the batch may be balanced, or the bias frozen.
     if not bool(bias.any()) or not _rows_confirm(observation, counts):
         return replace(found, flags=(*found.flags, Flag.COUNTS_NOT_SURE))
     # Residuals of both signs add up to the bias gradient: rounding is that of the single ones.

@@ -53,7 +53,7 @@ def test_steps_are_those_of_torch(model, recipe, name, smoothing):
         optimizer.zero_grad()
         loss(by_hand(inputs[batch]), labels[batch]).backward()
         optimizer.step()
-    take_steps(model, inputs, labels, batches, recipe, Loss(label_smoothing=smoothing))
+    take_steps(model, inputs, labels, batches, recipe, Loss(label_smoothing=smoothing).value)
     for own, other in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(own, other)
 
@@ -61,7 +61,7 @@ def test_steps_are_those_of_torch(model, recipe, name, smoothing):
 def test_what_requires_no_gradient_stays_as_it_is(model):
     model[0].requires_grad_(False)
     before = deepcopy(model.state_dict())
-    take_steps(model, *data(), [torch.arange(12)], LocalTraining("adam", 0.1), Loss())
+    take_steps(model, *data(), [torch.arange(12)], LocalTraining("adam", 0.1), Loss().value)
     assert torch.equal(model[0].weight, before["0.weight"])
     assert not torch.equal(model[2].weight, before["2.weight"])
 

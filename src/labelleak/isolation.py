@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -39,6 +40,23 @@ def isolated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def draws_random_numbers(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a forward pass takes numbers from a global generator, or cannot be made at all.
+
+    Args:
+        model: Any network on the CPU, in the mode that is asked about; it is left as it was.
+        inputs: Some that it takes.
+    """
+    with undisturbed():
+        model = deepcopy(model)
+        before = _drawn_from()
+        try:
+            model(inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+            return True
+        return _drawn_from() != before
+
+
 @contextmanager
 def undisturbed(device: torch.device | str = "cpu") -> Iterator[None]:
     """Isolate global state and restore it on exit; inside, it is that of a fresh run.
@@ -55,15 +73,40 @@ def undisturbed(device: torch.device | str = "cpu") -> Iterator[None]:
             torch.random.fork_rng(
                 devices=[] if device.type == "cpu" else [device], device_type=_generator(device)
             ),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.device(device),
-            torch.autocast(device.type, enabled=False),
+            plain_mode(device),
         ):
             yield
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+@contextmanager
+def plain_mode(device: torch.device | str = "cpu") -> Iterator[None]:
+    """What of global state a thread has of its own, as in a fresh run: gradients are recorded.
+
+    Args:
+        device: Where to compute: its default device and autocast.
+    """
+    device = torch.device(device)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.device(device),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+def _drawn_from() -> tuple[object, ...]:
+    """The states of the global generators, to be compared."""
+    numpy_state = np.random.get_state(legacy=False)
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        repr({**numpy_state, "state": None}) + repr(numpy_state["state"]["pos"]),
+        numpy_state["state"]["key"].tobytes(),
+        random.getstate(),
+    )
 
 
 def _generator(device: torch.device) -> str:

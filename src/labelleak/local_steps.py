@@ -1,12 +1,12 @@
 """The optimizer steps of a client's local training: of a simulated client, or a virtual one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from threading import Event
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from labelleak.loss import Loss
 from labelleak.training import LocalTraining
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -52,9 +52,10 @@ def take_steps(
     model: nn.Module,
     inputs: Tensor,
     labels: Shaped[Tensor, "samples *labels"],
-    batches: Sequence[Int[Tensor, " batch"]],
+    batches: Sequence[Int[Tensor, "*clients batch"]],
     training: LocalTraining,
-    loss: Loss,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    stop: Event | None = None,
 ) -> None:
     """Train a model in place, in the mode it is in, on one batch after the other.
 
@@ -64,17 +65,20 @@ def take_steps(
         labels: Shape (samples,) or (samples, labels), as the loss takes them.
         batches: Indices of the samples of every step.
         training: The recipe, with a learning rate.
-        loss: The loss to minimize.
+        loss: The loss to minimize, of logits and labels.
+        stop: Set by another thread, it ends the training with the next step.
     """
     trained = [value for value in model.parameters() if value.requires_grad]
     start = [value.detach().clone() for value in trained] if training.proximal else []
     optimizer = make_optimizer(trained, training)
     for rate, batch in zip(rates_of(training, len(batches)), batches, strict=True):
+        if stop is not None and stop.is_set():
+            return
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
         indices = batch.to(labels.device)
-        loss.value(model(inputs[indices]), labels[indices]).backward()  # type: ignore[no-untyped-call]
+        loss(model(inputs[indices]), labels[indices]).backward()  # type: ignore[no-untyped-call]
         for value, first in zip(trained, start, strict=False):
             if value.grad is not None:
                 value.grad.add_(value.detach() - first, alpha=training.proximal)

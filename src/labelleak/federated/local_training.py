@@ -143,7 +143,7 @@ def train_locally(
     local = deepcopy(model)
     before = {name: value.detach().clone() for name, value in local.state_dict().items()}
     batches = torch.cat(orders).reshape(-1, size)
-    take_steps(local, inputs, labels, list(batches), training, loss)
+    take_steps(local, inputs, labels, list(batches), training, loss.value)
     return LocalUpdate(
         before=before,
         after={name: value.detach().clone() for name, value in local.state_dict().items()},

@@ -3,13 +3,9 @@ import torch
 from torch import nn
 
 from labelleak import Auxiliary, LocalTraining
+from labelleak.attacks.virtual.drawing import auxiliary_samples, batches_of
 from labelleak.attacks.virtual.regression import _fall, regress, similarities, spread_at
-from labelleak.attacks.virtual.simulation import (
-    _batches,
-    auxiliary_samples,
-    behavior,
-    sketched,
-)
+from labelleak.attacks.virtual.shown import behavior, sketched
 from labelleak.federated import train_locally
 from synthetic import rng
 
@@ -55,7 +51,7 @@ def test_counts_do_not_change_the_order_of_samples_that_stay():
     orders = []
     for counts in ((30, 10), (25, 15)):
         labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
-        batches = _batches(seen, labels, rng(4))
+        batches = batches_of(seen, labels, rng(4))
         assert sorted(map(len, batches)) == [8] * 10
         epochs = torch.cat(batches).split(40)
         assert all(torch.equal(order.sort().values, torch.arange(40)) for order in epochs)

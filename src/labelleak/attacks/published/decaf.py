@@ -12,7 +12,8 @@ from labelleak.attacks.evidence import instances
 from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.published.rlu import least_squares_on_simplex
 from labelleak.attacks.registry import Gives, Need, register
-from labelleak.attacks.virtual.simulation import Samples, recipe_of
+from labelleak.attacks.virtual.drawing import Drawn, Samples
+from labelleak.attacks.virtual.simulation import recipe_of
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Auxiliary, Observation
 from labelleak.restoration import Restoration
@@ -75,7 +76,7 @@ def decaf(observation: Observation, *, seed: int = 0) -> Restoration:
         )
     check_room(observation, "decaf")
     total, auxiliary = instances(observation), auxiliary_of(observation)
-    recipe = recipe_of(observation, one_class_samples(auxiliary), None)
+    recipe = recipe_of(observation, None)
     layer = [name for name in recipe.names if name.rpartition(".")[0] == observation.head.name]
     if not layer:
         raise MissingKnowledge("attack 'decaf' needs a final layer that the client trained")
@@ -87,7 +88,9 @@ def decaf(observation: Observation, *, seed: int = 0) -> Restoration:
     # Some class is there: where no weight rose, signs tell nothing.
     among = (rose if bool(rose.any()) else ~rose).nonzero()[:, 0]
     alone = total * torch.eye(observation.classes, dtype=torch.int64)
-    bases = [of_layer(recipe.run(counts, 0, seed)) for counts in alone[among]]
+    samples = one_class_samples(auxiliary)
+    drawn = [Drawn(counts, samples, 0, seed) for counts in alone[among]]
+    bases = [of_layer(recipe.shown(recipe.trained(one))) for one in drawn]
     raw = torch.zeros(observation.classes, dtype=torch.float64)
     mixture = torch.stack(bases, dim=1)
     raw[among] = total * least_squares_on_simplex(mixture, of_layer(recipe.changes))

@@ -14,16 +14,17 @@ from labelleak.attacks.inputs import auxiliary_of
 from labelleak.attacks.likelihood import likelihood
 from labelleak.attacks.published.rlu import rlu
 from labelleak.attacks.registry import Gives, Need, register
-from labelleak.attacks.virtual.regression import Estimate, regress, similarities
-from labelleak.attacks.virtual.simulation import (
-    Recipe,
-    Simulations,
+from labelleak.attacks.virtual.crew import crew_of
+from labelleak.attacks.virtual.drawing import (
+    Drawn,
+    Samples,
     auxiliary_samples,
     canonical_order,
     drawn_counts,
-    recipe_of,
-    tests_of,
 )
+from labelleak.attacks.virtual.regression import Estimate, regress, similarities
+from labelleak.attacks.virtual.shown import tests_of
+from labelleak.attacks.virtual.simulation import Recipe, Simulations, recipe_of
 from labelleak.attacks.virtual.stages import (
     TRAININGS,
     Progress,
@@ -143,18 +144,20 @@ def virtual_clients(
     if int(torch.bincount(auxiliary.labels, minlength=observation.classes).min()) < 2:
         raise MissingKnowledge("attack 'virtual' needs two auxiliary samples of every class")
     samples = auxiliary_samples(auxiliary, observation.classes)
-    recipe = recipe_of(observation, samples, tests_of(auxiliary))
-    search = _Search(recipe, total, seed, start_of(observation), shared or Simulations())
+    recipe = recipe_of(observation, tests_of(auxiliary))
+    search = _Search(recipe, samples, total, seed, start_of(observation), shared or Simulations())
     if trainings is None:
         trainings = _MOST if len(search.made.pools) < TRAININGS else _MOST_OF_OTHERS
-    flags = run_stages(
-        search,
-        fewest=_FEWEST,
-        trainings=trainings,
-        time_limit=time_limit,
-        progress=progress,
-        now=now,
-    )
+    with crew_of(recipe, auxiliary.inputs[: observation.batch_size]) as crew:
+        flags = run_stages(
+            search,
+            crew,
+            fewest=_FEWEST,
+            trainings=trainings,
+            time_limit=time_limit,
+            progress=progress,
+            now=now,
+        )
     found = search.estimate()
     if found.novelty > _NOVEL:
         flags = (*flags, Flag.OUTSIDE_SIMULATIONS)
@@ -182,6 +185,7 @@ class _Search(Stages):
     def __init__(
         self,
         recipe: Recipe,
+        samples: Samples,
         total: int,
         seed: int,
         start: Float[Tensor, " classes"] | None,
@@ -189,7 +193,7 @@ class _Search(Stages):
     ) -> None:
         super().__init__()
         self.recipe, self.total, self.start, self.made = recipe, total, start, made
-        self._seed = seed
+        self._samples, self._seed = samples, seed
         self.found: Estimate | None = None
         made.are_of(recipe)
         self._source = np.random.default_rng([seed, len(made.pools)])
@@ -202,18 +206,30 @@ class _Search(Stages):
         """Number of virtual clients, those of other real clients among them."""
         return len(self.made.pools)
 
-    def step(self) -> None:
-        """Train one more virtual client; at the end of a stage, estimate anew."""
-        center, concentration = self._next()
+    @property
+    def left_of_stage(self) -> int:
+        """Virtual clients until the end of this stage."""
+        return _STAGE - self.trained % _STAGE
+
+    def draw(self, ahead: int) -> Drawn:
+        """What the next virtual client trains on, where so many drawn ones are not added yet."""
+        center, concentration = self._next(self.trained + ahead)
         counts = torch.zeros(len(center), dtype=torch.int64)
         counts[self._order] = drawn_counts(center, concentration, self.total, self._source)
-        number = len(self.made.pools)
+        number = self.known + ahead
         pool, group = number % 2, number // (2 * _ALIKE)
         alike = np.random.default_rng([self._seed, group, pool])
-        changes = self.recipe.run(counts, pool, int(alike.integers(2**31)))
-        self.made.add(changes, counts.double() / self.total, pool)
-        self.trained += 1
-        if number + 1 >= _FIRST and (self.trained - _FIRST) % _STAGE == 0:
+        return Drawn(counts, self._samples, pool, int(alike.integers(2**31)))
+
+    def shown(self, after: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept of a virtual client, from its state dict."""
+        return self.recipe.shown(after)
+
+    def add(self, drawn: Drawn, shown: dict[str, Tensor]) -> None:
+        """Enter one more virtual client; at the end of a stage, estimate anew."""
+        last = self.left_of_stage == 1
+        self.made.add(shown, drawn.counts.double() / self.total, drawn.pool)
+        if last and self.known >= _FIRST:
             self._look()
 
     def _look(self) -> None:
@@ -221,12 +237,12 @@ class _Search(Stages):
         self.wrong.append(wrong_labels(self.found.errors))
         _log.info("%d virtual clients: error %.3f", len(self.made.pools), self.error)
 
-    def _next(self) -> tuple[np.ndarray, float]:
-        """Center and concentration of the next client's shares, in the canonical order."""
+    def _next(self, number: int) -> tuple[np.ndarray, float]:
+        """Center and concentration of a client's shares, in the canonical order, by its number."""
         # Clients of one pool each follow on one another.
-        turn = self.trained // 2
+        turn = number // 2
         known, classes = self.found, len(self._order)
-        if known is None or (self.trained < _STAGE and turn % 2):
+        if known is None or (number < _STAGE and turn % 2):
             every = 4 if self.recipe.observation.training.is_sgd else 2
             if self.start is None or turn % every == 0:
                 even = np.full(classes, 1.0 / classes)

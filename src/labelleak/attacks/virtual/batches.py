@@ -12,7 +12,7 @@ from labelleak.attacks.conclusion import conclude
 from labelleak.attacks.evidence import instances
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.attacks.sample_vectors import SampleVectors, sample_vectors
-from labelleak.attacks.virtual.simulation import canonical_order
+from labelleak.attacks.virtual.drawing import canonical_order
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.restoration import Restoration

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.attacks.inputs import smooth_noise
-from labelleak.attacks.virtual.simulation import Samples
 
 # Smoothness of what a class's samples share: amplitudes fall as the frequency to minus this power.
 _SLOPE_OF_ALL = 2.0
@@ -60,24 +59,28 @@ def child_of(parent: Nature, source: np.random.Generator) -> Nature:
     return Nature(*mixed)
 
 
-def made_up_samples(
-    nature: Nature, shape: tuple[int, ...], order: Int[Tensor, " classes"]
-) -> Samples:
+@dataclass(frozen=True, eq=False)
+class MadeUpSamples:
     """Draws inputs of made-up classes; other patterns at every call.
 
     Every class has a pattern, and a sample is a mixture of it with noise of its own.
 
-    Args:
+    Attributes:
         nature: Of the data.
         shape: Of one input: (channels, height, width) of an image, or anything else, which is
             white noise throughout.
         order: The classes, in the order in which their patterns and samples are drawn.
     """
-    classes = len(order)
 
-    def draw(
-        counts: Int[Tensor, " classes"], _: int, generator: torch.Generator
+    nature: Nature
+    shape: tuple[int, ...]
+    order: Int[Tensor, " classes"]
+
+    def __call__(
+        self, counts: Int[Tensor, " classes"], _: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
+        """Inputs and labels with these counts."""
+        nature, shape, order, classes = self.nature, self.shape, self.order, len(self.order)
         labels = torch.repeat_interleave(torch.arange(classes), counts[order])
         spread = 2.0 * torch.rand(classes, generator=generator) - 1.0
         decided = (0.2 + 0.7 * nature.separability) * (1.0 + 0.5 * nature.variety * spread)
@@ -93,8 +96,6 @@ def made_up_samples(
             made = 2.0 * torch.sigmoid(2.0 * made)
             made = made if nature.shape < _BOUNDED else made - 1.0
         return math.exp(math.log(0.3) + math.log(1.4 / 0.3) * nature.size) * made, order[labels]
-
-    return draw
 
 
 def _patterns(

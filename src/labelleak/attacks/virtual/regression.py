@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor
 
-from labelleak.attacks.virtual.simulation import BEHAVIOR
+from labelleak.attacks.virtual.shown import BEHAVIOR
 
 # Ridges that are tried, relative to the mean squared length of an update: from none to strong.
 _RIDGES = tuple(10.0**power for power in (-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5))

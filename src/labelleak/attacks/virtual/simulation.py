@@ -1,35 +1,27 @@
 """Virtual clients: train the server's model by the client's recipe, on counts that are drawn."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
+from threading import Event
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from labelleak.attacks.probe import class_means
+from labelleak.attacks.virtual.drawing import Drawn, batches_of
+from labelleak.attacks.virtual.shown import (
+    BEHAVIOR,
+    behavior,
+    changes_between,
+    check_finite,
+    first_line,
+)
 from labelleak.errors import InvalidObservation, MissingKnowledge
-from labelleak.isolation import undisturbed
+from labelleak.isolation import plain_mode, undisturbed
 from labelleak.local_steps import take_steps
-from labelleak.observation import Auxiliary, Observation
-
-# A tensor with more entries is kept as a sketch of as many: a hundred updates of a large network
-# would not fit into memory.
-_MOST_ENTRIES = 1 << 15
-
-# Test inputs of each class.
-_TESTS = 40
-# Inputs that go through a model at once.
-_GROUP = 256
-
-BEHAVIOR = "behavior"
-"""Name, beside those of tensors, of what a model says of test inputs."""
-
-Samples = Callable[[Int[Tensor, " classes"], int, torch.Generator], tuple[Tensor, Tensor]]
-"""Draws inputs and labels with these counts, of one of two pools that share no sample."""
+from labelleak.observation import Observation
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +34,12 @@ class Recipe:
         changes: The real client's change of every trained tensor, flat, by name, and under
             `BEHAVIOR` what its model says of test inputs: what virtual clients are compared by.
         observation: Brings the recipe and the loss.
-        samples: Where virtual clients have their samples from.
         tests: Inputs and labels that show the behavior of a model; None where there are none.
     """
 
     model: nn.Module
     changes: Mapping[str, Float[Tensor, " entries"]]
     observation: Observation
-    samples: Samples
     tests: tuple[Tensor, Tensor] | None
 
     @property
@@ -82,48 +72,64 @@ class Recipe:
         return digest.hexdigest()
 
     @property
+    def device(self) -> torch.device:
+        """Where virtual clients train."""
+        return next(self.model.parameters()).device
+
+    @property
     def names(self) -> list[str]:
         """Names of the tensors that the client trained."""
         return [name for name in self.changes if name != BEHAVIOR]
 
-    def run(self, counts: Int[Tensor, " classes"], pool: int, seed: int) -> dict[str, Tensor]:
-        """Train one virtual client, and return its `changes`; arguments as of `trained`."""
-        after = self.trained(counts, pool, seed)
+    def shown(self, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The `changes` of a virtual client with this state dict."""
         changes = changes_between(self.model, after, self.names)
         if self.tests is not None:
             changes[BEHAVIOR] = behavior(self.model, self._as_sent(after), self.tests)
         check_finite(changes.values())
         return changes
 
-    def trained(self, counts: Int[Tensor, " classes"], pool: int, seed: int) -> dict[str, Tensor]:
+    def trained(self, drawn: Drawn) -> dict[str, Tensor]:
         """Train one virtual client, and return its state dict.
-
-        Args:
-            counts: Number of its samples of each class.
-            pool: Which of the two pools they are of, 0 or 1.
-            seed: Of samples, order and dropout.
 
         Raises:
             InvalidObservation: The samples do not go through the model.
         """
-        generator = torch.Generator().manual_seed(seed)
-        device = next(self.model.parameters()).device
-        with undisturbed(device):
-            torch.manual_seed(seed)
-            with torch.device("cpu"):
-                inputs, labels = self.samples(counts, pool, generator)
-                batches = _batches(self.observation, labels.cpu(), generator)
-            local = deepcopy(self.model)
-            like = next(local.parameters())
-            inputs = inputs.to(like) if inputs.is_floating_point() else inputs.to(device)
-            training, loss = self.observation.training, self.observation.loss
-            try:
-                take_steps(local, inputs, labels.to(device), batches, training, loss)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                raise InvalidObservation(
-                    f"a virtual client cannot train this model: {_first_line(error)}"
-                ) from None
-            return dict(local.state_dict())
+        with undisturbed(self.device):
+            torch.manual_seed(drawn.seed)
+            return self._trained(drawn, None)
+
+    def trained_beside(self, drawn: Drawn, stop: Event) -> dict[str, Tensor]:
+        """As `trained`, on a thread beside others: of models that draw no random numbers.
+
+        Args:
+            drawn: What it trains on.
+            stop: Set by another thread, it ends the training with the next step.
+        """
+        with plain_mode(self.device):
+            return self._trained(drawn, stop)
+
+    def _trained(self, drawn: Drawn, stop: Event | None) -> dict[str, Tensor]:
+        inputs, labels, batches = self.prepared(drawn)
+        local = deepcopy(self.model)
+        training, loss = self.observation.training, self.observation.loss.value
+        try:
+            take_steps(local, inputs, labels, batches, training, loss, stop)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise InvalidObservation(
+                f"a virtual client cannot train this model: {first_line(error)}"
+            ) from None
+        return dict(local.state_dict())
+
+    def prepared(self, drawn: Drawn) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Inputs and labels of a virtual client on its device, and the samples of every step."""
+        generator = torch.Generator().manual_seed(drawn.seed)
+        with torch.device("cpu"):
+            inputs, labels = drawn.samples(drawn.counts, drawn.pool, generator)
+            batches = batches_of(self.observation, labels.cpu(), generator)
+        like = next(self.model.parameters())
+        inputs = inputs.to(like) if inputs.is_floating_point() else inputs.to(self.device)
+        return inputs, labels.to(self.device), batches
 
     def _as_sent(self, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a state dict the real client sent of its own."""
@@ -172,9 +178,7 @@ class Simulations(SharedClients):
         self.pools.append(pool)
 
 
-def recipe_of(
-    observation: Observation, samples: Samples, tests: tuple[Tensor, Tensor] | None
-) -> Recipe:
+def recipe_of(observation: Observation, tests: tuple[Tensor, Tensor] | None) -> Recipe:
     """The recipe of an observation's client; arguments as the attributes of `Recipe`.
 
     Raises:
@@ -208,142 +212,7 @@ def recipe_of(
     if tests is not None:
         with undisturbed(observation.head.weight.device):
             changes[BEHAVIOR] = behavior(model, after, tests)
-    return Recipe(model, changes, observation, samples, tests)
-
-
-def check_finite(shown: Iterable[Tensor]) -> None:
-    """Refuse what a virtual client shows if its training went out of bounds."""
-    if not all(bool(torch.isfinite(values).all()) for values in shown):
-        raise InvalidObservation(
-            "a virtual client's weights are not finite after training by this recipe: is the "
-            "learning rate the client's?"
-        )
-
-
-def changes_between(
-    model: nn.Module, after: Mapping[str, Tensor], names: Sequence[str]
-) -> dict[str, Tensor]:
-    """How much every named parameter fell, flat, on the CPU; large ones as sketches."""
-    before = dict(model.named_parameters())
-    found = {}
-    for name in names:
-        fell = before[name].detach() - after[name].detach().to(before[name])
-        found[name] = sketched(fell.flatten().cpu())
-    return found
-
-
-def behavior(
-    model: nn.Module, state: Mapping[str, Tensor], tests: tuple[Tensor, Tensor]
-) -> Float[Tensor, " pairs"]:
-    """Mean log-probability of every class for the test inputs of every class, on the CPU.
-
-    Args:
-        model: The network, of which a copy is run in evaluation mode.
-        state: Weights and buffers to use instead of its own, by name.
-        tests: Inputs and labels.
-    """
-    model = deepcopy(model).eval()
-    own = model.state_dict()
-    model.load_state_dict({**own, **{name: state[name] for name in own if name in state}})
-    inputs, labels = tests
-    like = next(model.parameters())
-    inputs = inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
-    try:
-        with torch.no_grad():
-            logits = torch.cat([model(group) for group in torch.split(inputs, _GROUP)])
-        certainty = logits.double().log_softmax(dim=1).cpu()
-        shown = class_means(certainty, labels.cpu(), certainty.shape[1])
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise InvalidObservation(
-            f"the auxiliary inputs do not go through the model: {_first_line(error)}"
-        ) from None
-    return shown.flatten().to(like.dtype)
-
-
-def sketched(values: Float[Tensor, " entries"]) -> Float[Tensor, " kept"]:
-    """The values, or a count sketch of them, which keeps inner products on average.
-
-    Every entry is added, with a random sign, to a random one of the sketch (Charikar, Chen and
-    Farach-Colton 2002). The same for all vectors of one length.
-    """
-    size = len(values)
-    if size <= _MOST_ENTRIES:
-        return values
-    generator = torch.Generator().manual_seed(size)
-    places = torch.randint(_MOST_ENTRIES, (size,), generator=generator)
-    signs = 2.0 * torch.randint(2, (size,), generator=generator, dtype=torch.uint8).to(values) - 1.0
-    return values.new_zeros(_MOST_ENTRIES).index_add_(0, places, signs * values)
-
-
-def auxiliary_samples(auxiliary: Auxiliary, classes: int) -> Samples:
-    """Draws from the server's own with replacement, every other one of a class in a pool.
-
-    What is drawn first of a class is the same whatever the counts are.
-    """
-    by_class = [(auxiliary.labels == label).nonzero()[:, 0].cpu() for label in range(classes)]
-
-    def draw(
-        counts: Int[Tensor, " classes"], pool: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        chosen, total = [], int(counts.sum())
-        for own, number in zip(by_class, counts.tolist(), strict=True):
-            mine = own[pool::2] if len(own) > 1 else own
-            chosen.append(mine[torch.randint(len(mine), (total,), generator=generator)[:number]])
-        places = torch.cat(chosen).to(auxiliary.labels.device)
-        return auxiliary.inputs[places.to(auxiliary.inputs.device)], auxiliary.labels[places]
-
-    return draw
-
-
-def tests_of(auxiliary: Auxiliary) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of the first few auxiliary samples of every class."""
-    labels = auxiliary.labels.cpu()
-    chosen = [(labels == label).nonzero()[:_TESTS, 0] for label in sorted(set(labels.tolist()))]
-    places = torch.cat(chosen)
-    return auxiliary.inputs[places.to(auxiliary.inputs.device)], labels[places]
-
-
-def drawn_counts(
-    center: np.ndarray, concentration: float, total: int, source: np.random.Generator
-) -> Int[Tensor, " classes"]:
-    """Counts of one virtual client: multinomial, of shares from a Dirichlet about the center.
-
-    Args:
-        center: Positive, shape (classes,), summing to one.
-        concentration: Sum of the Dirichlet's parameters.
-        total: Number of samples.
-        source: Of random numbers.
-    """
-    shares = source.dirichlet(np.maximum(concentration * center, 1e-3))
-    return torch.from_numpy(source.multinomial(total, shares / shares.sum()))
-
-
-def canonical_order(observation: Observation) -> Int[Tensor, " classes"]:
-    """The classes by their update: what is drawn does not depend on how classes are numbered."""
-    gradient = observation.gradient
-    key = gradient.weight.double().norm(dim=1) if gradient.bias is None else gradient.bias.double()
-    return key.cpu().argsort(stable=True)
-
-
-def _batches(
-    observation: Observation, labels: Int[Tensor, " samples"], generator: torch.Generator
-) -> list[Tensor]:
-    """Samples of every step: each epoch in another order, a smaller last one if steps allow it.
-
-    The first samples of a class have the same places in the order whatever the counts are.
-    """
-    size, steps = observation.batch_size, observation.local_steps
-    assert size is not None, "a need of the attack"
-    each = steps // observation.training.epochs
-    batches: list[Tensor] = []
-    while len(batches) < steps:
-        places = torch.empty(len(labels))
-        for label in range(observation.classes):
-            own = labels == label
-            places[own] = torch.rand(len(labels), generator=generator)[: int(own.sum())]
-        order = places.argsort(stable=True)
-        batches += torch.split(order, size)[: min(each, steps - len(batches))]
-    return batches
+    return Recipe(model, changes, observation, tests)
 
 
 def _check_start(observation: Observation, model: nn.Module) -> None:
@@ -357,7 +226,3 @@ def _check_start(observation: Observation, model: nn.Module) -> None:
             "virtual clients need the model that the client started from: its final layer has "
             "other weights than those observed before training (model.load_state_dict(before))"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

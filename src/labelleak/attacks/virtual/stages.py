@@ -3,12 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from labelleak.attacks.conclusion import conclude
+from labelleak.attacks.virtual.crew import Crew
+from labelleak.attacks.virtual.drawing import Drawn
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
 
@@ -50,8 +53,21 @@ class Stages(ABC):
         """Number of virtual clients that an answer can rest on."""
 
     @abstractmethod
-    def step(self) -> None:
-        """Train one more virtual client; at the end of a stage, estimate anew."""
+    def draw(self, ahead: int) -> Drawn:
+        """What the next virtual client trains on, where so many drawn ones are not added yet."""
+
+    @abstractmethod
+    def shown(self, after: dict[str, Tensor]) -> Any:
+        """What is kept of a virtual client, from its state dict; called on several threads."""
+
+    @abstractmethod
+    def add(self, drawn: Drawn, shown: Any) -> None:
+        """Enter one more virtual client; at the end of a stage, estimate anew."""
+
+    @property
+    @abstractmethod
+    def left_of_stage(self) -> int:
+        """Virtual clients until the end of this stage."""
 
     @property
     def error(self) -> float:
@@ -82,6 +98,7 @@ def check_trainings(trainings: int | None, fewest: int) -> None:
 
 def run_stages(
     stages: Stages,
+    crew: Crew,
     *,
     fewest: int,
     trainings: int,
@@ -93,10 +110,11 @@ def run_stages(
 
     Args:
         stages: What is trained.
+        crew: Trains them.
         fewest: Virtual clients that an answer can rest on.
         trainings: Most virtual clients.
         time_limit: Seconds; None for `TIME_LIMIT`, or `TRAININGS` where they take longer.
-        progress: Called after each.
+        progress: Called after those that trained side by side.
         now: Reads the clock, in seconds.
     """
     end = now() + (time_limit or TIME_LIMIT)
@@ -105,7 +123,11 @@ def run_stages(
         while not stages.is_over(trainings):
             if now() > end and stages.known >= needed:
                 return (Flag.TIME_LIMIT,)
-            stages.step()
+            number = min(crew.size, stages.left_of_stage, trainings - stages.trained)
+            drawn = [stages.draw(ahead) for ahead in range(number)]
+            for one, shown in zip(drawn, crew.train(drawn, stages.shown), strict=True):
+                stages.add(one, shown)
+                stages.trained += 1
             if progress is not None:
                 progress(stages.trained, stages.error)
     except KeyboardInterrupt:

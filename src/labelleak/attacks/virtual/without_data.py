@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,20 +18,16 @@ from labelleak.attacks.mean_prediction.passes import first_layer
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.attacks.virtual.class_features import SHARED_FROM, class_features
 from labelleak.attacks.virtual.class_regression import regress_rows
+from labelleak.attacks.virtual.crew import crew_of
+from labelleak.attacks.virtual.drawing import Drawn, canonical_order, drawn_counts
 from labelleak.attacks.virtual.made_up_classes import (
+    MadeUpSamples,
     Nature,
     child_of,
     drawn_nature,
-    made_up_samples,
 )
-from labelleak.attacks.virtual.simulation import (
-    Recipe,
-    SharedClients,
-    canonical_order,
-    check_finite,
-    drawn_counts,
-    recipe_of,
-)
+from labelleak.attacks.virtual.shown import check_finite
+from labelleak.attacks.virtual.simulation import Recipe, SharedClients, recipe_of
 from labelleak.attacks.virtual.stages import (
     Progress,
     Stages,
@@ -147,20 +143,20 @@ def synthetic_clients(
         raise MissingKnowledge("attack 'synthetic' needs a head of two logits or more")
     shape, total = _shape_of(observation), instances(observation)
     order = canonical_order(observation)
-    nothing = made_up_samples(Nature(*[0.5] * 9), shape, order)
-    search = _Search(
-        recipe_of(observation, nothing, None), total, shape, order, seed, shared or MadeUpClients()
-    )
+    recipe = recipe_of(observation, None)
+    search = _Search(recipe, total, shape, order, seed, shared or MadeUpClients())
     if trainings is None:
         trainings = _MOST if search.known < _FIRST else _MOST_OF_OTHERS
-    flags = run_stages(
-        search,
-        fewest=_FEWEST,
-        trainings=trainings,
-        time_limit=time_limit,
-        progress=progress,
-        now=now,
-    )
+    with crew_of(recipe, torch.zeros(observation.batch_size or 1, *shape)) as crew:
+        flags = run_stages(
+            search,
+            crew,
+            fewest=_FEWEST,
+            trainings=trainings,
+            time_limit=time_limit,
+            progress=progress,
+            now=now,
+        )
     if search.wrong:
         # Errors are those that so many virtual clients have.
         flags = ()
@@ -218,22 +214,35 @@ class _Search(Stages):
         """Number of virtual clients, those of other real clients among them."""
         return len(self.made.rows)
 
-    def step(self) -> None:
-        """Train one more virtual client; at the end of a stage, estimate anew."""
+    @property
+    def left_of_stage(self) -> int:
+        """Virtual clients until the end of this stage."""
+        more = self.known - _FIRST
+        return -more if more < 0 else _STAGE - more % _STAGE
+
+    def draw(self, ahead: int) -> Drawn:
+        """What the next virtual client trains on."""
         later = bool(self.wrong)
         nature = child_of(self._like(), self._source) if later else drawn_nature(self._source)
         counts = torch.zeros_like(self.order)
         counts[self.order] = drawn_counts(*self._next(), self.total, self._source)
-        samples = made_up_samples(nature, self.shape, self.order)
-        one = replace(self.recipe, samples=samples)
-        after = one.trained(counts, 0, int(self._source.integers(2**31)))
+        samples = MadeUpSamples(nature, self.shape, self.order)
+        return Drawn(counts, samples, 0, int(self._source.integers(2**31)))
+
+    def shown(self, after: dict[str, Tensor]) -> Float[Tensor, "classes features"]:
+        """What is kept of a virtual client, from its state dict."""
         rows = self._rows(after)
         check_finite([rows])
-        self.made.natures.append(nature)
-        self.made.rows.append(rows)
-        self.made.counts.append(counts)
-        self.trained += 1
-        if self.known >= _FIRST and (self.known - _FIRST) % _STAGE == 0:
+        return rows
+
+    def add(self, drawn: Drawn, shown: Float[Tensor, "classes features"]) -> None:
+        """Enter one more virtual client; at the end of a stage, estimate anew."""
+        last = self.left_of_stage == 1
+        assert isinstance(drawn.samples, MadeUpSamples), "drawn above"
+        self.made.natures.append(drawn.samples.nature)
+        self.made.rows.append(shown)
+        self.made.counts.append(drawn.counts)
+        if last:
             self._end_stage()
 
     def _end_stage(self) -> None:

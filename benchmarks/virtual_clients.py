@@ -6,7 +6,8 @@ Clients hold 640 samples of Fashion-MNIST, their classes uneven (Dirichlet, 0.3)
 of Flower's quick start on batches of 32; or images of 100 classes of Tiny-ImageNet at 32 x 32
 pixels, and LeNet-5. Rounds are those of a federation of ten such clients (FedAvg). Clients' data
 are drawn from the training split, the server's from the test split. The clients of a row share
-model and recipe, so they share virtual clients, of which each trains up to 60, or 120 in five epochs. What the output file
+model and recipe, so they share virtual clients, of which each trains up to 60, or 120 in five
+epochs, side by side where torch may use several cores. What the output file
 has of a client already is not measured again, and the file is written after every client.
 """
 
@@ -289,9 +290,7 @@ def measure(
     parser.add_argument("--range", choices=[*RANGES], default="evaluation")
     parser.add_argument("--only", help="rows whose name has this in it")
     parser.add_argument("--output", type=Path)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="torch's; clients train side by side"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     own, before = RANGES[given.range], load()

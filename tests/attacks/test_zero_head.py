@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from labelleak import Loss, capture
 from labelleak.attacks import restore
 from labelleak.restoration import Flag
 from synthetic import Batch, rng
@@ -64,3 +65,40 @@ def test_counts_that_are_whole_at_another_scale_are_no_proof(labels, classes, fa
     assert not torch.equal(found.counts, made.counts)
     assert not found.certified
     assert Flag.COUNTS_NOT_SURE in found.flags
+
+
+def labels_of_a_head_of_zeros(targets, weights=None):
+    """What a server sees of a step on labels of which a sample has several."""
+    embeddings = torch.randn(len(targets), 16, generator=rng(), dtype=DOUBLE)
+    head = torch.nn.Linear(16, targets.shape[1]).double()
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    loss = Loss("bce", positive_weights=weights)
+    return capture(head, embeddings, targets, loss=loss), targets.sum(dim=0).long()
+
+
+@pytest.mark.parametrize("weights", [None, torch.linspace(0.5, 2.0, 5)])
+def test_labels_are_proven(weights):
+    targets = torch.zeros(9, 5, dtype=DOUBLE)
+    targets[:3, 1] = targets[2:8, 2] = 1.0
+    # Always there together, and never.
+    targets[:4, 3:] = 1.0
+    for places in ([0, 1, 2, 3, 4], [1, 2], [0, 1, 2]):
+        own = None if weights is None else weights[places]
+        seen, true = labels_of_a_head_of_zeros(targets[:, places], own)
+        found = restore(seen)
+        assert found.certified
+        assert torch.equal(found.counts, true)
+
+
+def test_labels_that_are_whole_at_another_scale_are_no_proof():
+    targets = torch.zeros(12, 5, dtype=DOUBLE)
+    targets[:3, 1] = targets[2:8, 2] = 1.0
+    seen, true = labels_of_a_head_of_zeros(targets)
+    own = seen.gradient
+    for factor in (3.0, 2.0):
+        smaller = replace(own, weight=own.weight / factor, bias=own.bias / factor)
+        found = restore(replace(seen, gradient=smaller))
+        assert not torch.equal(found.counts, true)
+        assert not found.certified
+        assert Flag.COUNTS_NOT_SURE in found.flags

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.attacks.mean_prediction.raw_counts import MeanPrediction
@@ -94,34 +94,70 @@ def relative_rounding(observation: Observation) -> float:
 
 
 def _rows_confirm(observation: Observation, counts: Int[Tensor, " classes"]) -> bool:
-    """Whether the weight's gradient has rows of its own for the classes that are counted alone.
+    """Whether the weight's gradient has rows as the counted classes or labels have them.
 
-    Rows over the prediction are the same for all classes without samples. Those of others are too
-    if their samples have the same sum of embeddings, which is no more than possible. Labels of
-    which a sample has several make no such rows.
+    Rows over the residual of a sample without a class are the same for all classes that no sample
+    has. Those of others are too if their samples have the same sum of embeddings, which is no more
+    than possible. Of labels a sample has several, and two may always be there together: rows that
+    are the same tell against the counts only where all labels are said to be there. Not looked at
+    where samples lack labels.
     """
-    weight, bias = observation.gradient.weight, observation.head.bias
-    if observation.loss.is_multi_label:
-        return True
+    loss, weight, bias = observation.loss, observation.gradient.weight, observation.head.bias
     assert bias is not None, "checked"
-    prediction = torch.softmax(bias.double(), dim=0)
-    largest = float(weight.norm(dim=1).max())
-    errors = _DIFFERENT * relative_rounding(observation) * largest / prediction
-    # Rows that are the same have the same product with any vector.
-    random = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
-    random = torch.nn.functional.normalize(random, dim=0).to(weight)
-    products = (weight @ random).double() / prediction
-    absent = (counts == 0).nonzero()[:, 0]
-    if len(absent):
-        first = absent[products[absent].argsort()[len(absent) // 2]]
-        off = (products[absent] - products[first]).abs()
-        if not bool((off <= errors[absent] + errors[first]).all()):
-            return False
-        absent = first[None]
+    if loss.is_multi_label and loss.masked:
+        return True
+    absent = (
+        loss.binary_residuals(bias.double())[0]
+        if loss.is_multi_label
+        else torch.softmax(bias.double(), dim=0)
+    )
+    rows, largest = weight.double() / absent[:, None], float(weight.norm(dim=1).max())
+    errors = relative_rounding(observation) * largest / absent
+    if loss.is_multi_label and bool((counts == 0).any()):
+        return _without_samples(rows, errors, counts) is not None
+    return only_counted_have_own(rows, errors, counts)
+
+
+def only_counted_have_own(
+    rows: Float[Tensor, "classes features"],
+    errors: Float[Tensor, " classes"],
+    counts: Int[Tensor, " classes"],
+) -> bool:
+    """Whether classes that are counted have rows of their own, and all others the same one.
+
+    Args:
+        rows: float64.
+        errors: Rounding error of each.
+        counts: Of the classes.
+    """
+    absent = _without_samples(rows, errors, counts)
+    if absent is None:
+        return False
     own = torch.cat([(counts > 0).nonzero()[:, 0], absent])
-    own = own[products[own].argsort()]
-    rows = weight[own].double() / prediction[own, None]
-    return bool((rows.diff(dim=0).norm(dim=1) > errors[own][1:] + errors[own][:-1]).all())
+    own = own[_products(rows[own]).argsort()]
+    apart, errors = rows[own].diff(dim=0).norm(dim=1), _DIFFERENT * errors[own]
+    return bool((apart > errors[1:] + errors[:-1]).all())
+
+
+def _without_samples(
+    rows: Float[Tensor, "classes features"],
+    errors: Float[Tensor, " classes"],
+    counts: Int[Tensor, " classes"],
+) -> Int[Tensor, " one_or_none"] | None:
+    """One of the classes that are not counted, if there are; None if their rows differ."""
+    absent = (counts == 0).nonzero()[:, 0]
+    if not len(absent):
+        return absent
+    products, errors = _products(rows[absent]), _DIFFERENT * errors[absent]
+    first = int(products.argsort()[len(absent) // 2])
+    off = (products - products[first]).abs()
+    return absent[first : first + 1] if bool((off <= errors + errors[first]).all()) else None
+
+
+def _products(rows: Float[Tensor, "classes features"]) -> Float[Tensor, " classes"]:
+    """Products with a random vector of length one: the same of rows that are the same."""
+    random = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows)
+    return rows @ torch.nn.functional.normalize(random, dim=0)
 
 
 def _largest_residual(observation: Observation) -> float:

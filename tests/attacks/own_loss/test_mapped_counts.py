@@ -125,6 +125,33 @@ def test_a_head_of_zeros_is_proven_whatever_the_data(loss):
     assert torch.equal(found.counts, counts_of(labels, CLASSES))
 
 
+@pytest.mark.parametrize("scale", [1 / 3, 3.0])
+@pytest.mark.parametrize(
+    "loss", [Loss.custom(functional.cross_entropy), LOSSES["one against all"], LOSSES["hinge"]]
+)
+def test_whole_counts_at_another_scale_are_not_proven(loss, scale):
+    """Shares of 1/3 more or less of some class are whole counts, too."""
+    inputs = batch(3, 9)[0]
+    model = network(3, 6)
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    for labels in (
+        [1] * 9,
+        [0] * 3 + [2] * 3 + [5] * 3,
+        [0] * 6 + [4] * 3,
+        [0, 0, 0, 1, 2, 3, 4, 4, 4],
+    ):
+        own = torch.tensor(labels)
+        seen = labelleak.capture(model, inputs, own, loss=loss)
+        true = counts_of(own, 6)
+        assert labelleak.restore(seen).certified
+        gradient = seen.gradient
+        scaled = replace(gradient, weight=scale * gradient.weight, bias=scale * gradient.bias)
+        found = labelleak.restore(replace(seen, gradient=scaled))
+        assert not found.certified or torch.equal(found.counts, true)
+        assert torch.equal(found.counts, true) or Flag.COUNTS_NOT_SURE in found.flags
+
+
 def test_without_a_batch_size_there_are_shares():
     seen, true = seen_under(LOSSES["twice"], 2)
     found = labelleak.restore(replace(seen, training=replace(seen.training, batch_size=None)))

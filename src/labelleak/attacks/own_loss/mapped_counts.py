@@ -6,10 +6,11 @@ where all residuals sum to zero over the outputs.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
@@ -21,7 +22,12 @@ from labelleak.attacks.multi_label.label_logits import (
     divisor_of_one,
     pooled_rows,
 )
-from labelleak.attacks.zero_head import predicts_the_same, proven_within, relative_rounding
+from labelleak.attacks.zero_head import (
+    only_counted_have_own,
+    predicts_the_same,
+    proven_within,
+    relative_rounding,
+)
 from labelleak.errors import MissingKnowledge
 from labelleak.numerics import implied_rounding
 from labelleak.observation import Observation
@@ -221,4 +227,36 @@ def _of_a_zero_head(observation: Observation, seen: Float[Tensor, " outputs"]) -
     errors = torch.maximum(errors, (total or 1) * _rounding(observation, found.inverse))
     raw = (total or 1) * found.shares
     counted = conclude(observation, raw, total, standard_errors=errors, errors=errors)
-    return counted if total is None else proven_within(counted, float(errors.max()))
+    if counted.counts is None:
+        return counted
+    if not _rows_confirm(observation, residuals, counted.counts):
+        return replace(counted, flags=(*counted.flags, Flag.COUNTS_NOT_SURE))
+    return proven_within(counted, float(errors.max()))
+
+
+def _rows_confirm(
+    observation: Observation,
+    residuals: Float[Tensor, "classes outputs"],
+    counts: Int[Tensor, " classes"],
+) -> bool:
+    """Whether the weight's gradient is of samples of the counted classes, and of no others.
+
+    It is ``R^T S`` with the residuals R and the sums S of the classes' embeddings, zero for classes
+    without samples. If a mixture a of the classes has no residual, sums are known up to the same
+    vector times a: divided by a, they are the same for all classes without samples.
+    """
+    weight = observation.gradient.weight.double()
+    left, sizes, right = torch.linalg.svd(residuals.T, full_matrices=False)
+    known = sizes > _LEAST_DIFFERENCE * sizes[0]
+    inverse = (right[known].T / sizes[known]) @ left[:, known].T
+    sums, counted = inverse @ weight, counts
+    errors = inverse.norm(dim=1) * relative_rounding(observation) * float(weight.norm())
+    if bool(known.all()):
+        # One more class, which has no samples.
+        sums, errors = (torch.cat([one, torch.zeros_like(one[:1])]) for one in (sums, errors))
+        counted = torch.cat([counts, torch.zeros_like(counts[:1])])
+    else:
+        # Not zero, which nothing may be divided by.
+        mixture = right[-1].abs().clamp_min(1e-300)
+        sums, errors = right[-1].sign()[:, None] * sums / mixture[:, None], errors / mixture
+    return only_counted_have_own(sums, errors, counted)

@@ -23,8 +23,9 @@ TRAININGS = 60
 
 # Share of the labels that may be wrong, by the attack's own error, when it stops.
 _SMALL = 0.01
-# Over so many stages the error must fall below this share of itself, or more stages are in vain.
-_PATIENCE, _GAIN = 2, 0.93
+# Errors that more virtual clients make smaller fall with the root of their number. If over so many
+# stages the power is below this, more stages are in vain.
+_PATIENCE, _LEAST_POWER = 2, 0.167
 # Later stages scatter by so many times the error, as sums of squares; within these concentrations
 # of ten classes.
 _WIDER, _LATER = 3.0, (4.0, 400.0)
@@ -41,11 +42,13 @@ class Stages(ABC):
     Attributes:
         trained: Number of virtual clients trained here.
         wrong: Share of the labels that may be wrong, after each stage.
+        sizes: Number of virtual clients that an answer rested on then.
     """
 
     def __init__(self) -> None:
         self.trained = 0
         self.wrong: list[float] = []
+        self.sizes: list[int] = []
 
     @property
     @abstractmethod
@@ -77,9 +80,11 @@ class Stages(ABC):
     @property
     def has_settled(self) -> bool:
         """Whether more virtual clients hardly tell more; not known of a few."""
-        done = self.wrong
-        waited = self.trained >= TRAININGS and len(done) > _PATIENCE
-        return waited and done[-1] > _GAIN * done[-1 - _PATIENCE]
+        if self.trained < TRAININGS or len(self.wrong) <= _PATIENCE:
+            return False
+        grew = self.sizes[-1] / self.sizes[-1 - _PATIENCE]
+        pace: float = grew**-_LEAST_POWER
+        return self.wrong[-1] > self.wrong[-1 - _PATIENCE] * pace
 
     def is_over(self, trainings: int) -> bool:
         """Whether there are enough virtual clients, or more of them are in vain."""

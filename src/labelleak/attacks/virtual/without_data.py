@@ -122,8 +122,8 @@ def synthetic_clients(
             of the round left its own.
         seed: Of what is drawn; anything from 0.
         shared: Virtual clients of other real clients of the round, to use and to add to.
-        progress: Called after each virtual client with their number and the share of labels that
-            may be wrong, NaN where that is not known yet.
+        progress: Called after virtual clients that trained side by side with the number so far and
+            the share of labels that may be wrong, NaN where that is not known yet.
         now: Reads the clock, in seconds.
 
     Returns:
@@ -248,6 +248,7 @@ class _Search(Stages):
     def _end_stage(self) -> None:
         self.look()
         self.wrong.append(wrong_labels(self.errors))
+        self.sizes.append(self.known)
         _log.info("%d virtual clients: error %.3f", self.known, self.error)
 
     def look(self) -> None:

@@ -17,7 +17,7 @@ from labelleak.attacks.inputs import guessed_shape
 from labelleak.attacks.mean_prediction.passes import first_layer
 from labelleak.attacks.registry import Gives, Need, register
 from labelleak.attacks.virtual.class_features import SHARED_FROM, class_features
-from labelleak.attacks.virtual.class_regression import regress_rows
+from labelleak.attacks.virtual.class_network import read_rows
 from labelleak.attacks.virtual.crew import crew_of
 from labelleak.attacks.virtual.drawing import Drawn, canonical_order, drawn_counts
 from labelleak.attacks.virtual.made_up_classes import (
@@ -257,13 +257,12 @@ class _Search(Stages):
             return
         self._looked_at = self.known
         shares = torch.stack(self.made.counts).double() / self.total
-        rows, targets = torch.stack(self.made.rows), shares
+        rows, known = torch.stack(self.made.rows), None
         if self._scale is not None:
             # A row begins with the bias, by which shares lie below the mean prediction.
-            targets = shares + rows[:, :, 0]
-        found = regress_rows(rows, targets, shares, self._observed)
-        values = found.values - (self._observed[:, 0] if self._scale is not None else 0.0)
-        self.shares = project_to_simplex(values, 1)
+            known = torch.cat([rows[:, :, 0], self._observed[None, :, 0]])
+        found = read_rows(rows, shares, self._observed, known)
+        self.shares = project_to_simplex(found.shares, 1)
         self.novelty = found.novelty
         self.errors = found.errors(self.shares)
 

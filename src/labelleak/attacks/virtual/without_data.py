@@ -111,8 +111,8 @@ def synthetic_clients(
 
     As `virtual`, but the server needs no samples: virtual clients train on patterns and noise. How
     much classes differ, how smooth inputs are and how large is drawn anew for every virtual client;
-    later ones have data whose updates are like the real one. One regression serves all classes, as
-    it sees of a class only what would be the same under another name.
+    later ones have data whose updates are like the real one. Small networks learn it, the same for
+    all classes: they see of a class only what would be the same under another name.
 
     Args:
         observation: Needs the model before and after, and the recipe with its batch size and
@@ -129,7 +129,7 @@ def synthetic_clients(
     Returns:
         Real-valued and integer counts with standard errors. An interrupt (Ctrl-C) after the first
         24 virtual clients ends it with what is known. The flag `TIME_LIMIT` is raised only before
-        the first 96; the last regression comes after the time limit.
+        the first 96; the networks learn after the time limit for the last time.
 
     Raises:
         MissingKnowledge: The shape of inputs cannot be guessed, the model is not the one before

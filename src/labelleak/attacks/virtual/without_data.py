@@ -100,8 +100,8 @@ def synthetic_clients(
 
     As `virtual`, but the server needs no samples: virtual clients train on patterns and noise. How
     much classes differ, how smooth inputs are and how large is drawn anew for every virtual client,
-    whatever the real one is, so that all clients of a round have use for all of them. Small networks
-    learn from them, the same for all classes: they see of a class only what would be the same under
+    whatever the real one is, so that all clients of a round have use for all. Small networks learn
+    from them, the same for all classes: they see of a class only what would be the same under
     another name.
 
     Args:

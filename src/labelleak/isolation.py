@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What a model raises whose inputs do not fit it, or that asks what it must not."""
+
 
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
@@ -52,7 +55,7 @@ def draws_random_numbers(model: nn.Module, inputs: Tensor) -> bool:
         before = _drawn_from()
         try:
             model(inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        except MODEL_ERRORS:
             return True
         return _drawn_from() != before
 

@@ -51,8 +51,9 @@ def proven_by_zeros(observation: Observation, found: Restoration) -> Restoration
 
     The prediction is then that of the head's bias for every sample, whatever the data, and the
     counts follow from the bias gradient up to its rounding. At another scale than was told, counts
-    may be whole as well: nothing is proven where the weight's gradient has other classes. Where all
-    classes are there, or all but one, it cannot tell, no more than a batch size wrong by a factor.
+    may be whole as well: nothing is proven where the weight's gradient has other classes. It cannot
+    tell where all classes are there, or all but one, or where labels that are always there together
+    are taken for absent ones; no more than it can of a batch size wrong by a factor.
 
     Args:
         observation: What the server sees.

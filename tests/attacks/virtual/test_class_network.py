@@ -37,7 +37,7 @@ def test_what_is_known_is_not_predicted():
 
 def test_errors_are_those_of_clients_left_out():
     """Noise that no row shows: a log-share's error, so one in proportion to the share."""
-    rows, shares = clients(123, 20, 0.4, 7)
+    rows, shares = clients(122, 16, 0.4, 7)
     off = []
     for row, own in zip(rows[120:], shares[120:], strict=True):
         found = module.read_rows(rows[:120], shares[:120], row)
@@ -57,8 +57,9 @@ def test_what_was_never_seen_is_novel_and_less_sure():
     assert bool((far.errors(even) > usual.errors(even)).all())
 
 
-def test_the_caller_s_random_numbers_are_left_alone():
+def test_the_caller_s_random_numbers_are_left_alone(monkeypatch):
     rows, shares = clients(30, 3, 0.1, 5)
+    monkeypatch.setattr(module, "_STEPS", 3)
     torch.manual_seed(3)
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -69,6 +70,8 @@ def test_the_caller_s_random_numbers_are_left_alone():
 
 def test_of_very_many_classes_some_are_used_for_novelty(monkeypatch):
     monkeypatch.setattr(module, "_MOST_ROWS", 240)
+    monkeypatch.setattr(module, "_MOST_AT_ONCE", 90)
+    monkeypatch.setattr(module, "_STEPS", 3)
     rows, shares = clients(40, 90, 0.1, 5)
     found = module.read_rows(rows, shares, rows[0])
     assert found.shares.shape == (90,)

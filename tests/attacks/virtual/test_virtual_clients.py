@@ -148,6 +148,17 @@ def test_data_of_another_kind_are_flagged():
     assert found.unreliable
 
 
+def test_threads_do_not_change_the_answer(monkeypatch):
+    _, seen = client(ONE_EPOCH)
+    before = torch.get_num_threads()
+    alone = simulate(seen, trainings=36)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 3)
+        found = simulate(seen, trainings=36)
+    torch.set_num_threads(before)
+    torch.testing.assert_close(found.raw, alone.raw, rtol=0, atol=0.05)
+
+
 def test_the_same_update_gives_the_same_answer():
     _, seen = client(ONE_EPOCH)
     one, again = simulate(seen, trainings=12), simulate(seen, trainings=12)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from labelleak import Flag, LocalTraining, Loss, restore, score
-from labelleak.attacks.virtual import MadeUpClients
+from labelleak import Auxiliary, Flag, LocalTraining, Loss, restore, score
+from labelleak.attacks.virtual import MadeUpClients, without_data
 from labelleak.errors import MissingKnowledge
 from labelleak.federated import train_locally
 from synthetic import rng
@@ -128,6 +128,26 @@ def test_an_interrupt_keeps_what_is_known(after):
     assert Flag.TIME_LIMIT in restore(seen, "synthetic", progress=interrupt).flags
 
 
+def test_an_interrupt_while_the_networks_learn_keeps_what_is_known(monkeypatch):
+    seen, shared = usual()[1], deepcopy(usual()[3])
+    learned, calls = without_data.read_rows, []
+
+    def interrupted_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return learned(*args)
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    shared.rows, shared.counts = shared.rows[:95], shared.counts[:95]
+    monkeypatch.setattr(without_data, "read_rows", interrupted_once)
+    found = simulate(seen, shared=shared, trainings=24, progress=end)
+    assert len(calls) == 2
+    assert bool(torch.isfinite(found.standard_errors).all())
+
+
 def test_auto_simulates_where_there_is_a_minute(monkeypatch):
     monkeypatch.setattr("labelleak.attacks.virtual.without_data._MOST", 24)
     _, seen = client(LocalTraining(learning_rate=0.1, batch_size=20))
@@ -160,6 +180,19 @@ def test_inputs_whose_shape_nobody_knows():
         MissingKnowledge, match=r"'synthetic' needs the shape of the model's inputs"
     ):
         simulate(update.observe(model))
+
+
+def test_auxiliary_inputs_tell_the_shape():
+    update, _ = client()
+    held = Auxiliary(torch.zeros(CLASSES, 1, SIDE, SIDE), torch.arange(CLASSES))
+    seen = update.observe(network(), auxiliary=held)
+    assert simulate(seen, trainings=24).attack == "synthetic"
+
+
+def test_too_many_classes_are_refused(monkeypatch):
+    monkeypatch.setattr(without_data, "_MOST_CLASSES", CLASSES - 1)
+    with pytest.raises(MissingKnowledge, match="too long for 4 classes"):
+        simulate(usual()[1])
 
 
 def test_too_few_trainings_are_refused():

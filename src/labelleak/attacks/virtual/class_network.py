@@ -18,6 +18,8 @@ _PARTS = 5
 _WIDTH, _STEPS, _BATCH, _RATE, _DECAY = 64, 250, 16, 2e-3, 3e-2
 # Share of the mean squared error that every class has at least.
 _LEAST_VARIANCE = 0.1
+# Most rows of a step of one network.
+_MOST_AT_ONCE = 4096
 # Rows, a class of a virtual client each, among which the nearest one is looked for, at most.
 _MOST_ROWS = 2400
 _TINY = 1e-12
@@ -70,15 +72,18 @@ def read_rows(
     flat = spread <= 1e-9 * rows.abs().amax(dim=(0, 1)).clamp_min(_TINY)
     scale = torch.where(flat, torch.inf, spread)
     used, asked = (((one - center) / scale).float() for one in (rows, observed))
-    known = torch.zeros(len(rows) + 1, rows.shape[1]) if variates is None else variates.float()
-    left, found = torch.zeros_like(shares), torch.zeros_like(observed[:, 0])
+    known = rows.new_zeros(len(rows) + 1, rows.shape[1]) if variates is None else variates
     parts = torch.arange(len(rows)) % _PARTS
     with undisturbed():
         torch.manual_seed(0)
-        networks = _trained(used, shares.float(), known[:-1], parts)
+        networks = _trained(used, (shares + known[:-1]).float(), parts)
         with torch.no_grad():
-            means = networks(used.expand(_PARTS, *used.shape))[parts, torch.arange(len(rows))]
-            found = networks(asked.expand(_PARTS, 1, *asked.shape))[:, 0].mean(dim=0) - known[-1]
+            means = torch.empty_like(shares)
+            for part in range(_PARTS):
+                # Of each part, what the network that was trained without it says.
+                own = parts == part
+                means[own] = networks(used[own].expand(_PARTS, -1, -1, -1))[part].double()
+            found = networks(asked.expand(_PARTS, 1, -1, -1))[:, 0].double().mean(dim=0) - known[-1]
     left = shares - (means - known[:-1])
     design = torch.stack([torch.ones_like(shares), shares], dim=-1).flatten(0, 1)
     squares = left.square()
@@ -114,18 +119,18 @@ class _Networks(nn.Module):
 
 def _trained(
     rows: Float[Tensor, "clients classes features"],
-    shares: Float[Tensor, "clients classes"],
-    known: Float[Tensor, "clients classes"],
+    means: Float[Tensor, "clients classes"],
     parts: Int[Tensor, " clients"],
 ) -> _Networks:
-    """Networks under which shares are off by little in the mean, each of the parts but its own."""
+    """Networks whose mean predictions are off by little, each of the parts but its own."""
     networks = _Networks(rows.shape[-1])
     optimizer = torch.optim.AdamW(networks.parameters(), _RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
+    size = min(_BATCH, max(1, _MOST_AT_ONCE // rows.shape[1]))
     others = (parts != torch.arange(_PARTS)[:, None]).float()
     for _ in range(_STEPS):
-        batch = torch.multinomial(others, _BATCH, replacement=True)
-        off = networks(rows[batch]) - known[batch] - shares[batch]
+        batch = torch.multinomial(others, size, replacement=True)
+        off = networks(rows[batch]) - means[batch]
         optimizer.zero_grad()
         torch.autograd.backward(off.abs().sum(dim=-1).mean(dim=1).sum())
         optimizer.step()

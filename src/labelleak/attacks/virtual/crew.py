@@ -13,7 +13,7 @@ from torch import Tensor
 from labelleak.attacks.virtual.drawing import Drawn
 from labelleak.attacks.virtual.simulation import Recipe
 from labelleak.attacks.virtual.together import train_together
-from labelleak.isolation import draws_random_numbers, undisturbed
+from labelleak.isolation import MODEL_ERRORS, draws_random_numbers, undisturbed
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Crew:
 
     def __init__(self, recipe: Recipe, size: int, pool: ThreadPoolExecutor | None = None) -> None:
         self.recipe, self.size = recipe, size
-        self._pool, self._stop = pool, Event()
+        self._pool = pool
 
     def train(
         self, drawn: Sequence[Drawn], shown: Callable[[dict[str, Tensor]], Shown]
@@ -51,7 +51,7 @@ class Crew:
         if self.size > 1:
             try:
                 return [shown(after) for after in train_together(self.recipe, drawn)]
-            except (RuntimeError, ValueError, TypeError) as error:
+            except MODEL_ERRORS as error:
                 _log.info("virtual clients train one after the other: %s", error)
                 self.size = 1
         return [shown(self.recipe.trained(one)) for one in drawn]
@@ -62,17 +62,18 @@ class Crew:
         drawn: Sequence[Drawn],
         shown: Callable[[dict[str, Tensor]], Shown],
     ) -> list[Shown]:
+        stop = Event()
+
         def train_one(one: Drawn) -> Shown:
-            return shown(self.recipe.trained_beside(one, self._stop))
+            return shown(self.recipe.trained_beside(one, stop))
 
         with undisturbed():
-            running = [pool.submit(train_one, one) for one in drawn]
             try:
+                running = [pool.submit(train_one, one) for one in drawn]
                 return [one.result() for one in running]
             finally:
                 # After an interrupt or an error the others end with their next step.
-                if not all(one.done() for one in running):
-                    self._stop.set()
+                stop.set()
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def crew_of(recipe: Recipe, inputs: Tensor) -> Iterator[Crew]:
         recipe: Of the virtual clients.
         inputs: Some that the model takes, at most one batch of them.
     """
-    threads = torch.get_num_threads()
+    inputs, threads = recipe.placed(inputs), torch.get_num_threads()
     on_cpu = recipe.device.type == "cpu"
     size = min(threads, _THREADS) if on_cpu else _TOGETHER
     entries = sum(value.numel() for value in recipe.model.parameters()) + inputs.numel()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from labelleak.attacks.probe import class_means
 from labelleak.errors import InvalidObservation
+from labelleak.isolation import MODEL_ERRORS
 from labelleak.observation import Auxiliary
 
 # A tensor with more entries is kept as a sketch of as many: a hundred updates of a large network
@@ -57,7 +58,7 @@ def behavior(
             logits = torch.cat([model(group) for group in torch.split(inputs, _GROUP)])
         certainty = logits.double().log_softmax(dim=1).cpu()
         shown = class_means(certainty, labels.cpu(), certainty.shape[1])
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except MODEL_ERRORS as error:
         raise InvalidObservation(
             f"the auxiliary inputs do not go through the model: {first_line(error)}"
         ) from None

@@ -1,6 +1,7 @@
 """Virtual clients: train the server's model by the client's recipe, on counts that are drawn."""
 
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
@@ -19,7 +20,7 @@ from labelleak.attacks.virtual.shown import (
     first_line,
 )
 from labelleak.errors import InvalidObservation, MissingKnowledge
-from labelleak.isolation import plain_mode, undisturbed
+from labelleak.isolation import MODEL_ERRORS, plain_mode, undisturbed
 from labelleak.local_steps import take_steps
 from labelleak.observation import Observation
 
@@ -105,6 +106,10 @@ class Recipe:
         Args:
             drawn: What it trains on.
             stop: Set by another thread, it ends the training with the next step.
+
+        Raises:
+            InvalidObservation: The samples do not go through the model.
+            CancelledError: It was stopped.
         """
         with plain_mode(self.device):
             return self._trained(drawn, stop)
@@ -115,10 +120,12 @@ class Recipe:
         training, loss = self.observation.training, self.observation.loss.value
         try:
             take_steps(local, inputs, labels, batches, training, loss, stop)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except MODEL_ERRORS as error:
             raise InvalidObservation(
                 f"a virtual client cannot train this model: {first_line(error)}"
             ) from None
+        if stop is not None and stop.is_set():
+            raise CancelledError
         return dict(local.state_dict())
 
     def prepared(self, drawn: Drawn) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -127,9 +134,12 @@ class Recipe:
         with torch.device("cpu"):
             inputs, labels = drawn.samples(drawn.counts, drawn.pool, generator)
             batches = batches_of(self.observation, labels.cpu(), generator)
+        return self.placed(inputs), labels.to(self.device), batches
+
+    def placed(self, inputs: Tensor) -> Tensor:
+        """Inputs on the device of the model and, unless they are indices, in its format."""
         like = next(self.model.parameters())
-        inputs = inputs.to(like) if inputs.is_floating_point() else inputs.to(self.device)
-        return inputs, labels.to(self.device), batches
+        return inputs.to(like) if inputs.is_floating_point() else inputs.to(self.device)
 
     def _as_sent(self, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a state dict the real client sent of its own."""

@@ -1,6 +1,7 @@
 """Virtual clients that train together, as one network with a batch of weights: for a GPU."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from jaxtyping import Float, Shaped
@@ -33,7 +34,8 @@ def train_together(recipe: Recipe, drawn: Sequence[Drawn]) -> list[dict[str, Ten
 
 def _trained(recipe: Recipe, drawn: Sequence[Drawn]) -> list[dict[str, Tensor]]:
     prepared = [recipe.prepared(one) for one in drawn]
-    many = _Many(recipe.model, len(drawn))
+    _check_buffers(recipe.model, prepared[0][0][:1])
+    many = _Many(deepcopy(recipe.model), len(drawn))
     inputs = torch.cat([own for own, _, _ in prepared])
     labels = torch.cat([own for _, own, _ in prepared])
     starts = torch.arange(len(drawn), device="cpu")[:, None] * len(prepared[0][1])
@@ -49,6 +51,16 @@ def _trained(recipe: Recipe, drawn: Sequence[Drawn]) -> list[dict[str, Tensor]]:
 
     take_steps(many, inputs, labels, batches, recipe.observation.training, loss)
     return many.state_dicts()
+
+
+def _check_buffers(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse a model that puts another tensor in a buffer's place, which would go unseen."""
+    model = deepcopy(model)
+    before = [id(value) for value in model.buffers()]
+    if before:
+        model(torch.cat([inputs, inputs]))
+    if [id(value) for value in model.buffers()] != before:
+        raise RuntimeError("a buffer of the model is replaced in training")
 
 
 class _Many(nn.Module):
@@ -83,11 +95,18 @@ class _Many(nn.Module):
     def state_dicts(self) -> list[dict[str, Tensor]]:
         """Those of the clients, with all that the network's own has."""
         own = {**dict(zip(self.names, self.weights, strict=True)), **self.kept}
-        held = self._model[0].state_dict()
+        model = self._model[0]
+        every = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
+        first: dict[int, str] = {}
+        # A tensor that two layers share has two names, and is in `own` under the first.
+        names = {name: first.setdefault(id(value), name) for name, value in every}
         return [
             {
-                name: own[name].detach()[client] if name in own else value
-                for name, value in held.items()
+                name: own[names[name]].detach()[client] if names.get(name) in own else value
+                for name, value in model.state_dict().items()
             }
             for client in range(self.clients)
         ]

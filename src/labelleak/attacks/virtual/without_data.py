@@ -48,6 +48,8 @@ _MOST, _MOST_OF_OTHERS = 240, 48
 _FEWEST = 24
 # Parameters of the Dirichlet of the shares, for each class: from lopsided to even.
 _ANYWHERE = (0.3, 10.0)
+# Most classes: networks learn from all of them at a time, and know no time limit.
+_MOST_CLASSES = 1000
 # An update this many times as far from simulated ones as those from each other is of other data.
 _NOVEL = 3.0
 
@@ -123,7 +125,7 @@ def synthetic_clients(
 
     Raises:
         MissingKnowledge: The shape of inputs cannot be guessed, the model is not the one before
-            training, or its head is one logit.
+            training, its head is one logit, or there are more than 1000 classes.
         InvalidObservation: The model cannot be trained on such inputs, or the recipe makes updates
             that are not finite.
         ValueError: `trainings` is below 24.
@@ -131,6 +133,10 @@ def synthetic_clients(
     check_trainings(trainings, _FEWEST)
     if observation.is_one_logit:
         raise MissingKnowledge("attack 'synthetic' needs a head of two logits or more")
+    if observation.classes > _MOST_CLASSES:
+        raise MissingKnowledge(
+            f"attack 'synthetic' would take too long for {observation.classes} classes (use pooled)"
+        )
     shape, total = _shape_of(observation), instances(observation)
     order = canonical_order(observation)
     recipe = recipe_of(observation, None)
@@ -159,6 +165,8 @@ def synthetic_clients(
 def _shape_of(observation: Observation) -> tuple[int, ...]:
     if observation.input_shape is not None:
         return observation.input_shape
+    if observation.auxiliary is not None:
+        return tuple(observation.auxiliary.inputs.shape[1:])
     assert observation.model is not None, "a need of the attack"
     with undisturbed():
         model = deepcopy(observation.model).eval()
@@ -243,7 +251,6 @@ class _Search(Stages):
         """Estimate anew what the virtual clients so far say of the real one, if there are more."""
         if self._looked_at == self.known:
             return
-        self._looked_at = self.known
         shares = torch.stack(self.made.counts).double() / self.total
         rows, known = torch.stack(self.made.rows), None
         if self._scale is not None:
@@ -253,6 +260,8 @@ class _Search(Stages):
         self.shares = project_to_simplex(found.shares, 1)
         self.novelty = found.novelty
         self.errors = found.errors(self.shares)
+        # Not before, since the networks may be interrupted.
+        self._looked_at = self.known
 
     def _rows(self, after: Mapping[str, Tensor]) -> Float[Tensor, "classes features"]:
         seen = self.recipe.observation

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from labelleak.attacks.virtual.made_up_classes import (
+    MadeUpSamples,
     Nature,
-    made_up_samples,
+    child_of,
+    drawn_nature,
 )
 from synthetic import rng
 
@@ -17,7 +20,7 @@ COUNTS = torch.tensor([40, 0, 25, 35])
 
 def draw(nature, shape=(1, 12, 12), seed=0, order=None):
     order = torch.arange(4) if order is None else order
-    return made_up_samples(nature, shape, order)(COUNTS, 0, rng(seed))
+    return MadeUpSamples(nature, shape, order)(COUNTS, 0, rng(seed))
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 12), (3, 8, 10), (20,), (5, 7)])
@@ -40,7 +43,7 @@ def test_the_order_of_drawing_names_the_classes():
     inputs, labels = draw(MIDDLE, order=order)
     renamed, counts = torch.empty_like(order), COUNTS[order]
     renamed[order] = torch.arange(4)
-    plain, own = made_up_samples(MIDDLE, (1, 12, 12), torch.arange(4))(counts, 0, rng(0))
+    plain, own = MadeUpSamples(MIDDLE, (1, 12, 12), torch.arange(4))(counts, 0, rng(0))
     assert torch.equal(inputs, plain)
     assert torch.equal(labels, order[own])
 
@@ -64,3 +67,12 @@ def test_the_distribution_of_entries():
     assert float(bounded.min()) < 0.0
     assert float(bounded.abs().max()) <= 1.4
     assert float(free.abs().max()) > float(bounded.abs().max())
+
+
+def test_children_are_like_their_parent():
+    source = np.random.default_rng(0)
+    parent = drawn_nature(source)
+    for _ in range(20):
+        child = child_of(parent, source)
+        assert abs(child.size - parent.size) <= 0.2
+        assert 0.0 <= child.shape <= 1.0

@@ -141,7 +141,8 @@ def test_an_interrupt_while_the_networks_learn_keeps_what_is_known(monkeypatch):
     def end(*_):
         raise KeyboardInterrupt
 
-    shared.rows, shared.counts = shared.rows[:95], shared.counts[:95]
+    shared.natures, shared.rows = shared.natures[:95], shared.rows[:95]
+    shared.counts = shared.counts[:95]
     monkeypatch.setattr(without_data, "read_rows", interrupted_once)
     found = simulate(seen, shared=shared, trainings=24, progress=end)
     assert len(calls) == 2
@@ -149,7 +150,7 @@ def test_an_interrupt_while_the_networks_learn_keeps_what_is_known(monkeypatch):
 
 
 def test_auto_simulates_where_there_is_a_minute(monkeypatch):
-    monkeypatch.setattr("labelleak.attacks.virtual.without_data._MOST", 24)
+    monkeypatch.setattr("labelleak.attacks.virtual.without_data._MOST", 48)
     _, seen = client(LocalTraining(learning_rate=0.1, batch_size=20))
     assert restore(seen, time_limit=60.0).attack == "synthetic"
     assert restore(seen, time_limit=59.0).attack != "synthetic"

@@ -1,7 +1,7 @@
 """Samples of classes that are made up, for a server that has none of its own."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from labelleak.attacks.inputs import smooth_noise
-from labelleak.attacks.virtual.drawing import Samples
 
 # Smoothness of what a class's samples share: amplitudes fall as the frequency to minus this power.
 _SLOPE_OF_ALL = 2.0
 # From this value of `shape` on inputs are bounded, and in the middle part not below zero.
 _BOUNDED, _UNBOUNDED = 0.25, 0.5
+# How far the values of a child are those of its parent.
+_KEPT = 0.8
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,37 @@ def drawn_nature(source: np.random.Generator) -> Nature:
     return Nature(*source.random(9).tolist())
 
 
-def made_up_samples(
-    nature: Nature, shape: tuple[int, ...], order: Int[Tensor, " classes"]
-) -> Samples:
+def child_of(parent: Nature, source: np.random.Generator) -> Nature:
+    """A nature near another one."""
+    new = astuple(drawn_nature(source))
+    mixed = [
+        _KEPT * old + (1.0 - _KEPT) * value for old, value in zip(astuple(parent), new, strict=True)
+    ]
+    return Nature(*mixed)
+
+
+@dataclass(frozen=True, eq=False)
+class MadeUpSamples:
     """Draws inputs of made-up classes; other patterns at every call.
 
     Every class has a pattern, and a sample is a mixture of it with noise of its own.
 
-    Args:
+    Attributes:
         nature: Of the data.
         shape: Of one input: (channels, height, width) of an image, or anything else, which is
             white noise throughout.
         order: The classes, in the order in which their patterns and samples are drawn.
     """
-    classes = len(order)
 
-    def draw(
-        counts: Int[Tensor, " classes"], _: int, generator: torch.Generator
+    nature: Nature
+    shape: tuple[int, ...]
+    order: Int[Tensor, " classes"]
+
+    def __call__(
+        self, counts: Int[Tensor, " classes"], _: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
+        """Inputs and labels with these counts."""
+        nature, shape, order, classes = self.nature, self.shape, self.order, len(self.order)
         labels = torch.repeat_interleave(torch.arange(classes), counts[order])
         spread = 2.0 * torch.rand(classes, generator=generator) - 1.0
         decided = (0.2 + 0.7 * nature.separability) * (1.0 + 0.5 * nature.variety * spread)
@@ -82,8 +96,6 @@ def made_up_samples(
             made = 2.0 * torch.sigmoid(2.0 * made)
             made = made if nature.shape < _BOUNDED else made - 1.0
         return math.exp(math.log(0.3) + math.log(1.4 / 0.3) * nature.size) * made, order[labels]
-
-    return draw
 
 
 def _patterns(

@@ -16,17 +16,24 @@ from labelleak.attacks.evidence import instances
 from labelleak.attacks.inputs import guessed_shape
 from labelleak.attacks.mean_prediction.passes import first_layer
 from labelleak.attacks.registry import Gives, Need, register
-from labelleak.attacks.virtual.class_features import class_features
+from labelleak.attacks.virtual.class_features import SHARED_FROM, class_features
 from labelleak.attacks.virtual.class_network import read_rows
 from labelleak.attacks.virtual.crew import crew_of
 from labelleak.attacks.virtual.drawing import Drawn, canonical_order, drawn_counts
-from labelleak.attacks.virtual.made_up_classes import drawn_nature, made_up_samples
+from labelleak.attacks.virtual.made_up_classes import (
+    MadeUpSamples,
+    Nature,
+    child_of,
+    drawn_nature,
+)
 from labelleak.attacks.virtual.shown import check_finite
 from labelleak.attacks.virtual.simulation import Recipe, SharedClients, recipe_of
 from labelleak.attacks.virtual.stages import (
     Progress,
     Stages,
+    center_about,
     check_trainings,
+    concentration_about,
     log_uniform,
     run_stages,
     told_counts,
@@ -46,12 +53,14 @@ _FIRST, _STAGE = 96, 24
 _MOST, _MOST_OF_OTHERS = 240, 48
 # Fewest virtual clients that an answer can rest on.
 _FEWEST = 24
-# Parameters of the Dirichlet of the shares, for each class: from lopsided to even.
+# Parameters of the Dirichlet of the first stage's shares, for each class: from lopsided to even.
 _ANYWHERE = (0.3, 10.0)
 # Most classes: networks learn from all of them at a time, and know no time limit.
 _MOST_CLASSES = 1000
+# Later stages have data like those of this share of the virtual clients, whose updates are nearest.
+_ALIKE = 0.25
 # An update this many times as far from simulated ones as those from each other is of other data.
-_NOVEL = 3.0
+_NOVEL = 4.0
 
 
 @dataclass(eq=False)
@@ -62,10 +71,12 @@ class MadeUpClients(SharedClients):
     others is forgotten.
 
     Attributes:
-        rows: The features of each, as of `class_features`.
+        natures: What the data of each virtual client were like.
+        rows: Its features, as of `class_features`.
         counts: Its counts.
     """
 
+    natures: list[Nature] = field(default_factory=list)
     rows: list[Float[Tensor, "classes features"]] = field(default_factory=list)
     counts: list[Int[Tensor, " classes"]] = field(default_factory=list)
 
@@ -101,10 +112,9 @@ def synthetic_clients(
     """Train virtual clients on made-up classes, and learn how a class's share shows in an update.
 
     As `virtual`, but the server needs no samples: virtual clients train on patterns and noise. How
-    much classes differ, how smooth inputs are and how large is drawn anew for every virtual client,
-    whatever the real one is, so that all clients of a round have use for all. Small networks learn
-    from them, the same for all classes: they see of a class only what would be the same under
-    another name.
+    much classes differ, how smooth inputs are and how large is drawn anew for every virtual client;
+    later ones have data whose updates are like the real one. Small networks learn from them, the
+    same for all classes: they see of a class only what would be the same under another name.
 
     Args:
         observation: Needs the model before and after, and the recipe with its batch size and
@@ -219,13 +229,12 @@ class _Search(Stages):
         return -more if more < 0 else _STAGE - more % _STAGE
 
     def draw(self, _: int) -> Drawn:
-        """What the next virtual client trains on: anything, whatever the others were like."""
-        classes = len(self.order)
-        concentration = classes * log_uniform(self._source, _ANYWHERE)
-        even = np.full(classes, 1.0 / classes)
+        """What the next virtual client trains on."""
+        later = bool(self.wrong)
+        nature = child_of(self._like(), self._source) if later else drawn_nature(self._source)
         counts = torch.zeros_like(self.order)
-        counts[self.order] = drawn_counts(even, concentration, self.total, self._source)
-        samples = made_up_samples(drawn_nature(self._source), self.shape, self.order)
+        counts[self.order] = drawn_counts(*self._next(), self.total, self._source)
+        samples = MadeUpSamples(nature, self.shape, self.order)
         return Drawn(counts, samples, 0, int(self._source.integers(2**31)))
 
     def shown(self, after: dict[str, Tensor]) -> Float[Tensor, "classes features"]:
@@ -237,6 +246,8 @@ class _Search(Stages):
     def add(self, drawn: Drawn, shown: Float[Tensor, "classes features"]) -> None:
         """Enter one more virtual client; at the end of a stage, estimate anew."""
         last = self.left_of_stage == 1
+        assert isinstance(drawn.samples, MadeUpSamples), "drawn above"
+        self.made.natures.append(drawn.samples.nature)
         self.made.rows.append(shown)
         self.made.counts.append(drawn.counts)
         if last:
@@ -262,6 +273,23 @@ class _Search(Stages):
         self.errors = found.errors(self.shares)
         # Not before, since the networks may be interrupted.
         self._looked_at = self.known
+
+    def _next(self) -> tuple[np.ndarray, float]:
+        """Center and concentration of the next client's shares, in the order of drawing."""
+        if not self.wrong:
+            classes = len(self.shares)
+            even = np.full(classes, 1.0 / classes)
+            return even, classes * log_uniform(self._source, _ANYWHERE)
+        center = center_about(self.shares[self.order])
+        return center, concentration_about(center, self.errors)
+
+    def _like(self) -> Nature:
+        """The nature of a virtual client, until this stage, whose update as a whole is near."""
+        shared = torch.stack(self.made.rows[: self._looked_at])[:, 0, SHARED_FROM:]
+        off = (shared - self._observed[0, SHARED_FROM:]) / shared.std(dim=0).clamp_min(1e-9)
+        nearest = off.square().sum(dim=1).argsort()
+        chosen = int(self._source.integers(max(1, int(_ALIKE * len(nearest)))))
+        return self.made.natures[int(nearest[chosen])]
 
     def _rows(self, after: Mapping[str, Tensor]) -> Float[Tensor, "classes features"]:
         seen = self.recipe.observation

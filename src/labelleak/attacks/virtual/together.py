@@ -45,11 +45,11 @@ def _trained(recipe: Recipe, drawn: Sequence[Drawn]) -> list[dict[str, Tensor]]:
     ]
     value = recipe.observation.loss.value
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    def sum_of_losses(logits: Tensor, labels: Tensor) -> Tensor:
         # Of the sum, every client's weights have the gradient of their own loss.
         return torch.stack([value(*one) for one in zip(logits, labels, strict=True)]).sum()
 
-    take_steps(many, inputs, labels, batches, recipe.observation.training, loss)
+    take_steps(many, inputs, labels, batches, recipe.observation.training, sum_of_losses)
     return many.state_dicts()
 
 

@@ -119,8 +119,8 @@ def virtual_clients(
             or 60 where there are 60 of others.
         seed: Of what is drawn; anything from 0.
         shared: Virtual clients of other real clients of the round, to use and to add to.
-        progress: Called after virtual clients that trained side by side with the number so far and
-            the share of labels that may be wrong, NaN where that is not known yet.
+        progress: Called after each virtual client with their number and the share of labels that
+            may be wrong, NaN where that is not known yet.
         now: Reads the clock, in seconds.
 
     Returns:

@@ -119,7 +119,7 @@ def run_stages(
         fewest: Virtual clients that an answer can rest on.
         trainings: Most virtual clients.
         time_limit: Seconds; None for `TIME_LIMIT`, or `TRAININGS` where they take longer.
-        progress: Called after those that trained side by side.
+        progress: Called after each.
         now: Reads the clock, in seconds.
     """
     end = now() + (time_limit or TIME_LIMIT)
@@ -133,8 +133,8 @@ def run_stages(
             for one, shown in zip(drawn, crew.train(drawn, stages.shown), strict=True):
                 stages.add(one, shown)
                 stages.trained += 1
-            if progress is not None:
-                progress(stages.trained, stages.error)
+                if progress is not None:
+                    progress(stages.trained, stages.error)
     except KeyboardInterrupt:
         if stages.known < fewest:
             raise

@@ -30,7 +30,7 @@ def test_shares_scatter_somewhat_more_than_they_err():
 class Recorded(Stages):
     """Stages that have happened, with these errors and numbers of virtual clients."""
 
-    draw = shown = add = known = left_of_stage = None
+    draw = shown = add = known = left_of_stage = end_stage = None
 
     def __init__(self, trained, wrong, sizes):
         super().__init__()

@@ -1,6 +1,5 @@
 """The attack `virtual`: in stages, until its own error is small or time is over."""
 
-import logging
 import time
 from collections.abc import Callable
 
@@ -36,14 +35,11 @@ from labelleak.attacks.virtual.stages import (
     run_stages,
     tens,
     told_counts,
-    wrong_labels,
 )
 from labelleak.errors import MissingKnowledge
 from labelleak.observation import Observation
 from labelleak.projection import project_to_simplex
 from labelleak.restoration import Flag, Restoration
-
-_log = logging.getLogger(__name__)
 
 # Most virtual clients of one real client: of the first of a round, and of another one, to which
 # those of others are lent.
@@ -198,8 +194,7 @@ class _Search(Stages):
         made.are_of(recipe)
         self._source = np.random.default_rng([seed, len(made.pools)])
         self._order = canonical_order(recipe.observation)
-        if len(made.pools) >= _FIRST:
-            self._look()
+        self.end_stage()
 
     @property
     def known(self) -> int:
@@ -226,17 +221,14 @@ class _Search(Stages):
         return self.recipe.shown(after)
 
     def add(self, drawn: Drawn, shown: dict[str, Tensor]) -> None:
-        """Enter one more virtual client; at the end of a stage, estimate anew."""
-        last = self.left_of_stage == 1
+        """Enter one more virtual client."""
         self.made.add(shown, drawn.counts.double() / self.total, drawn.pool)
-        if last and self.known >= _FIRST:
-            self._look()
 
-    def _look(self) -> None:
-        self.found = self.estimate()
-        self.wrong.append(wrong_labels(self.found.errors))
-        self.sizes.append(self.known)
-        _log.info("%d virtual clients: error %.3f", len(self.made.pools), self.error)
+    def end_stage(self) -> None:
+        """Estimate anew, if there are enough."""
+        if self.known >= _FIRST:
+            self.found = self.estimate()
+            self.note(self.found.errors)
 
     def _next(self, number: int) -> tuple[np.ndarray, float]:
         """Center and concentration of a client's shares, in the canonical order, by its number."""

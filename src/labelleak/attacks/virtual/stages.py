@@ -1,5 +1,6 @@
 """Virtual clients in stages, until their own error is small, more are in vain, or time is over."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from labelleak.attacks.virtual.crew import Crew
 from labelleak.attacks.virtual.drawing import Drawn
 from labelleak.observation import Observation
 from labelleak.restoration import Flag, Restoration
+
+_log = logging.getLogger(__name__)
 
 TIME_LIMIT = 60.0
 """Seconds after which no further virtual client is trained, unless told otherwise."""
@@ -65,12 +68,35 @@ class Stages(ABC):
 
     @abstractmethod
     def add(self, drawn: Drawn, shown: Any) -> None:
-        """Enter one more virtual client; at the end of a stage, estimate anew."""
+        """Enter one more virtual client."""
+
+    @abstractmethod
+    def end_stage(self) -> None:
+        """Estimate anew, and `note` the errors."""
 
     @property
     @abstractmethod
     def left_of_stage(self) -> int:
         """Virtual clients until the end of this stage."""
+
+    def train_next(self, crew: Crew, trainings: int, progress: Progress | None) -> None:
+        """Train as many virtual clients as go side by side, to the end of the stage at most."""
+        number = min(crew.size, self.left_of_stage, trainings - self.trained)
+        drawn = [self.draw(ahead) for ahead in range(number)]
+        for one, shown in zip(drawn, crew.train(drawn, self.shown), strict=True):
+            ends = self.left_of_stage == 1
+            self.add(one, shown)
+            self.trained += 1
+            if ends:
+                self.end_stage()
+            if progress is not None:
+                progress(self.trained, self.error)
+
+    def note(self, errors: Float[Tensor, " classes"]) -> None:
+        """Write down the standard errors of the shares after a stage."""
+        self.wrong.append(wrong_labels(errors))
+        self.sizes.append(self.known)
+        _log.info("%d virtual clients: error %.3f", self.known, self.error)
 
     @property
     def error(self) -> float:
@@ -128,13 +154,7 @@ def run_stages(
         while not stages.is_over(trainings):
             if now() > end and stages.known >= needed:
                 return (Flag.TIME_LIMIT,)
-            number = min(crew.size, stages.left_of_stage, trainings - stages.trained)
-            drawn = [stages.draw(ahead) for ahead in range(number)]
-            for one, shown in zip(drawn, crew.train(drawn, stages.shown), strict=True):
-                stages.add(one, shown)
-                stages.trained += 1
-                if progress is not None:
-                    progress(stages.trained, stages.error)
+            stages.train_next(crew, trainings, progress)
     except KeyboardInterrupt:
         if stages.known < fewest:
             raise

@@ -79,6 +79,9 @@ class _Many(nn.Module):
     def _repeated(self, value: Tensor) -> Tensor:
         return value.detach().expand(self.clients, *value.shape).clone()
 
+    def _own(self) -> dict[str, Tensor]:
+        return {**dict(zip(self.names, self.weights, strict=True)), **self.kept}
+
     def forward(
         self, inputs: Shaped[Tensor, "clients batch *input"]
     ) -> Float[Tensor, "clients batch classes"]:
@@ -88,13 +91,12 @@ class _Many(nn.Module):
             logits: Tensor = functional_call(self._model[0], own, (batch,))
             return logits
 
-        own = {**dict(zip(self.names, self.weights, strict=True)), **self.kept}
-        logits: Tensor = vmap(one, randomness="different")(own, inputs)
+        logits: Tensor = vmap(one, randomness="different")(self._own(), inputs)
         return logits
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
         """Those of the clients, with all that the network's own has."""
-        own = {**dict(zip(self.names, self.weights, strict=True)), **self.kept}
+        own = self._own()
         model = self._model[0]
         every = [
             *model.named_parameters(remove_duplicate=False),

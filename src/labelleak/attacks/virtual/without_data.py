@@ -1,6 +1,5 @@
 """The attack `synthetic`: virtual clients on classes that are made up, without auxiliary data."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -37,15 +36,12 @@ from labelleak.attacks.virtual.stages import (
     log_uniform,
     run_stages,
     told_counts,
-    wrong_labels,
 )
 from labelleak.errors import MissingKnowledge
 from labelleak.isolation import undisturbed
 from labelleak.observation import Observation
 from labelleak.projection import project_to_simplex
 from labelleak.restoration import Flag, Restoration
-
-_log = logging.getLogger(__name__)
 
 # Virtual clients of the first stage, and of each later one.
 _FIRST, _STAGE = 96, 24
@@ -210,7 +206,7 @@ class _Search(Stages):
         self._observed = self._rows(seen.after)
         self._looked_at = 0
         if self.known >= _FIRST:
-            self._end_stage()
+            self.end_stage()
 
     @property
     def has_settled(self) -> bool:
@@ -244,19 +240,16 @@ class _Search(Stages):
         return rows
 
     def add(self, drawn: Drawn, shown: Float[Tensor, "classes features"]) -> None:
-        """Enter one more virtual client; at the end of a stage, estimate anew."""
-        last = self.left_of_stage == 1
+        """Enter one more virtual client."""
         assert isinstance(drawn.samples, MadeUpSamples), "drawn above"
         self.made.natures.append(drawn.samples.nature)
         self.made.rows.append(shown)
         self.made.counts.append(drawn.counts)
-        if last:
-            self._end_stage()
 
-    def _end_stage(self) -> None:
+    def end_stage(self) -> None:
+        """Estimate anew."""
         self.look()
-        self.wrong.append(wrong_labels(self.errors))
-        _log.info("%d virtual clients: error %.3f", self.known, self.error)
+        self.note(self.errors)
 
     def look(self) -> None:
         """Estimate anew what the virtual clients so far say of the real one, if there are more."""

@@ -19,7 +19,14 @@ from measuring import Row
 from virtual_clients import SETTINGS, Federation, Setting, covered, measure
 
 ATTACKS = ("synthetic", "auto", "rlu")
-ROWS = ("quick start, round 1", "five epochs, round 1", "quick start, round 3", "Adam, untrained")
+ROWS = (
+    "quick start, round 1",
+    "five epochs, round 1",
+    "quick start, round 3",
+    "five epochs, round 2",
+    "quick start, round 9",
+    "Adam, untrained",
+)
 
 
 def one_client(

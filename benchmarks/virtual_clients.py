@@ -106,6 +106,7 @@ SETTINGS = (
     Setting("quick start, round 3", QUICK_START, round=3),
     Setting("five epochs, round 2", FIVE, round=2),
     Setting("quick start, round 4", QUICK_START, round=4),
+    Setting("quick start, round 9", QUICK_START, round=9),
     Setting("Adam, trained", ADAM, pretrained=400),
     Setting("one epoch, trained", ONE, pretrained=400),
     Setting("five epochs, 20 auxiliary samples a class", FIVE, auxiliary=20),

@@ -23,7 +23,7 @@ from labelleak.attacks.estimates import (
 )
 from labelleak.attacks.mean_prediction.scatter import student_factor
 from labelleak.attacks.multi_label.label_auto import automatic_labels
-from labelleak.attacks.posterior import expected_counts, looks_random
+from labelleak.attacks.posterior import expected_counts, is_noise
 from labelleak.attacks.registry import attempt_attack, run_attack
 from labelleak.attacks.scale import fitting_scale, scaled
 from labelleak.errors import InvalidObservation
@@ -61,7 +61,7 @@ def automatic(
     After several local steps `virtual` has the word, or `synthetic` without auxiliary data, where
     it has what it needs and a minute's time, and the update is like those that it simulated.
     Counts that are not sure are drawn toward even ones as far as their errors ask for, those of
-    virtual clients where `likelihood` finds no class favored.
+    virtual clients where they scatter no more than their errors.
 
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued
@@ -89,7 +89,7 @@ def automatic(
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             found = doubted(observation, simulated, is_treated=diagnosis.is_treated)
             unsure = Flag.COUNTS_NOT_SURE in found.flags
-            return _expected(found) if unsure and _likelihood_favors_none(observation) else found
+            return _expected(found) if unsure and _is_noise(found) else found
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)
@@ -138,20 +138,12 @@ def _attempt_simulation(observation: Observation, seconds: float) -> Restoration
         return None
 
 
-def _likelihood_favors_none(observation: Observation) -> bool:
-    """Whether `likelihood` counts as it would count a batch drawn at random from even classes.
-
-    Neither an even batch nor a network that is sure of everything shows it a class that is favored;
-    the best guess is even ones in both cases. Virtual clients would put such counts near the mean
-    of those that they simulated.
-    """
-    if observation.auxiliary is None or not observation.training.is_sgd:
-        return False
-    likely = attempt_attack(observation, "likelihood")
-    if likely is None or likely.raw is None:
-        return False
-    assert observation.num_instances is not None, "virtual clients need it"
-    return looks_random(likely.raw, observation.num_instances)
+def _is_noise(found: Restoration) -> bool:
+    """Whether virtual clients tell nothing: no more scatter than errors and chance explain."""
+    assert found.raw is not None, "virtual clients have estimates"
+    assert found.standard_errors is not None, "virtual clients have errors"
+    assert found.counts is not None, "virtual clients have counts"
+    return is_noise(found.raw, found.standard_errors, int(found.counts.sum()))
 
 
 def _is_crowded(observation: Observation) -> bool:

@@ -39,17 +39,19 @@ def expected_counts(
     return mean + kept * (raw - mean)
 
 
-def looks_random(raw: Float[Tensor, " classes"], total: int) -> bool:
-    """Whether counts scatter no more than those of a batch drawn at random from even classes.
+def is_noise(raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int) -> bool:
+    """Whether estimates scatter no more than their errors and a batch drawn at random would.
+
+    They then say nothing of the counts, and even ones are as good a guess.
 
     Args:
-        raw: Real-valued counts, shape (classes,).
+        raw: Real-valued counts, float64, shape (classes,).
+        errors: Their standard errors, likewise.
         total: Number of instances.
     """
-    classes = len(raw)
-    mean = total / classes
+    mean = total / len(raw)
     seen = float((raw - mean).square().mean())
-    return seen <= _most_explained(mean * (1.0 - 1.0 / classes), classes)
+    return seen <= mean * (1.0 - 1.0 / len(raw)) + float(errors.square().mean())
 
 
 def _most_explained(variance: float, classes: int) -> float:

@@ -54,7 +54,7 @@ _ALIKE = 3
 # nothing.
 _ABOUT, _ANYWHERE = (4.0, 64.0), (2.0, 100.0)
 # A virtual client this many times as far off as the error counts half.
-_NEAR = 4.0
+_NEAR = 3.0
 # An update this many times as far from simulated ones as those from each other is of other data.
 _NOVEL = 2.0
 
@@ -255,7 +255,8 @@ class _Search(Stages):
         if self.found is not None:
             near = float(self.found.errors.square().sum())
             apart = (shares - self.found.values).square().sum(dim=1)
-            weights = 1.0 / (1.0 + apart / (_NEAR**2 * near + 1e-12))
+            # Far ones may be very many: those of other real clients.
+            weights = 1.0 / (1.0 + (apart / (_NEAR**2 * near + 1e-12)).square())
         scale, known = self.recipe.scale_of_bias, torch.zeros(len(shares) + 1, shares.shape[1])
         if scale is not None:
             name = f"{self.recipe.observation.head.name}.bias"

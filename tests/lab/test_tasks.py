@@ -190,10 +190,11 @@ def test_the_example_of_tasks_runs():
 
 
 def test_experiments_of_before_keep_their_records():
-    """The hash of a definition as it was before there were losses and optimizers."""
+    """The hash of a definition as it was before there were losses, optimizers and rounds."""
     plain = experiment(local=Local(steps=2, learning_rate=0.1))
     content = plain.model_dump(mode="json", exclude={"name", "trials", "loss", "targets"})
-    del content["local"]["optimizer"]
+    for name in ("optimizer", "round", "clients"):
+        del content["local"][name]
     assert plain.definition_key(0) == hash_of_definition(content, 0)
     adam = experiment(local=Local(optimizer="adam", steps=2, learning_rate=0.1))
     assert adam.definition_key(0) != plain.definition_key(0)

@@ -21,6 +21,7 @@ _MATTERS = (
     "hooks.py",
     "isolation.py",
     "lab/datasets",
+    "lab/earlier_rounds.py",
     "lab/materials.py",
     "lab/measures.py",
     "lab/networks",

@@ -331,6 +331,8 @@ class Experiment(Definition):
                 del content[name]
         if self.local is not None and self.local.optimizer == "sgd":
             del content["local"]["optimizer"]
+        if self.local is not None and self.local.round == 1:
+            del content["local"]["round"], content["local"]["clients"]
         return hash_of_definition(content, index)
 
     def trial_key(self, index: int) -> str:

@@ -15,6 +15,7 @@ from labelleak import defenses
 from labelleak.attacks import Need
 from labelleak.errors import BrokenPlugin
 from labelleak.federated import train_locally
+from labelleak.federated.local_training import LocalUpdate
 from labelleak.hooks import recorded
 from labelleak.lab.datasets import Dataset, draw
 from labelleak.lab.definition import DefenseSetting, Experiment
@@ -117,9 +118,8 @@ def observe_client(
     shape = None if batch.dataset.has_tokens else batch.dataset.input_shape
     loss = experiment.client_loss
     if experiment.local is not None:
-        size, order = experiment.batch.size, seed("order")
-        seen = _after_training(experiment.local, size, model, batch, loss, order)
-        return replace(seen, input_shape=shape)
+        update = local_update(experiment, experiment.local, model, batch, seed("order"))
+        return replace(update.observe(model), input_shape=shape)
     wanted = _wanted(experiment, model)
     whole = Need.GRADIENTS in wanted
     seen = observe(
@@ -184,20 +184,27 @@ def _summed(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
     return replace(loss, reduction="sum").value(logits, labels)
 
 
-def _after_training(
-    local: Local, size: int, model: nn.Module, batch: ClientSamples, loss: Loss, seed: int
-) -> Observation:
-    """What the server sees when the client sends its weights after local steps."""
-    update = train_locally(
+def local_update(
+    experiment: Experiment, local: Local, model: nn.Module, batch: ClientSamples, seed: int
+) -> LocalUpdate:
+    """What a client sends after its local training.
+
+    Args:
+        experiment: Of the loss and the size of a step's batch.
+        local: The client's recipe.
+        model: The network that the server handed out.
+        batch: The client's samples.
+        seed: Of their order.
+    """
+    return train_locally(
         model,
         batch.inputs(),
         batch.targets,
-        LocalTraining(batch_size=size, **local.model_dump(exclude={"steps"})),
+        LocalTraining(batch_size=experiment.batch.size, **local.training),
         classes=batch.dataset.counted,
-        loss=loss,
+        loss=experiment.client_loss,
         seed=seed,
     )
-    return update.observe(model)
 
 
 def _draw(experiment: Experiment, dataset: Dataset, seed: int) -> Int64[Tensor, " samples"]:

@@ -216,6 +216,8 @@ def _beyond_one_batch(experiment: Experiment) -> dict[str, Any]:
         for what in ("momentum", "weight_decay", "proximal"):
             if value := getattr(local, what):
                 found["local"] += f", {what.replace('_', ' ')} {value:g}"
+        if local.round > 1:
+            found["local"] += f", round {local.round} of {local.clients} clients"
     if experiment.auxiliary_per_class is not None:
         found["auxiliary"] = experiment.auxiliary_per_class
     return found

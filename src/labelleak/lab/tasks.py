@@ -162,6 +162,9 @@ class Local(Definition):
         momentum: Momentum of SGD, without dampening.
         weight_decay: Weight decay.
         proximal: FedProx's factor mu; 0 for FedAvg.
+        round: Number of the federation's round, from 1. Before a later one, clients with other
+            samples, drawn and trained in the same way, have trained in every round (FedAvg).
+        clients: Number of those clients.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -171,6 +174,13 @@ class Local(Definition):
     momentum: Fraction = 0.0
     weight_decay: NonNegative = 0.0
     proximal: NonNegative = 0.0
+    round: PositiveInt = 1
+    clients: PositiveInt = 10
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The recipe as arguments of `LocalTraining`, without the batch size."""
+        return self.model_dump(exclude={"steps", "round", "clients"})
 
     @model_validator(mode="after")
     def _whole_epochs(self) -> "Local":

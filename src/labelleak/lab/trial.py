@@ -53,6 +53,7 @@ from labelleak.errors import LabelLeakError
 from labelleak.lab.datasets import Dataset
 from labelleak.lab.datasets.samplers import some_of_each_class
 from labelleak.lab.definition import AttackSetting, Experiment, Network, Training
+from labelleak.lab.earlier_rounds import after_earlier_rounds
 from labelleak.lab.image_reconstruction import reconstruct
 from labelleak.lab.keys import TRIAL_SCHEMA
 from labelleak.lab.materials import (
@@ -127,6 +128,7 @@ def forget() -> None:
     """Release the data sets and networks that this process keeps."""
     cached_dataset.cache_clear()
     _network.cache_clear()
+    after_earlier_rounds.cache_clear()
 
 
 @lru_cache(maxsize=2)
@@ -232,6 +234,8 @@ def set_up(
     network = network_of(experiment, own_seed=seed("network"))
     known = training_set(experiment, data_dir)
     model = _network(network, training_of(experiment), known, experiment.loss, device)
+    if experiment.local is not None and experiment.local.round > 1:
+        model = after_earlier_rounds(experiment, experiment.local, model, dataset, device)
     batch = draw_samples(experiment, dataset, seed, device)
     sums = empty_class_sums(model) if experiment.of_ilrg else None
     observation = observe_client(experiment, model, batch, seed, sums)

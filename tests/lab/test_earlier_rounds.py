@@ -6,10 +6,11 @@ import torch
 from experiments import experiment, observations
 from labelleak.federated import train_locally
 from labelleak.lab.datasets import draw, load
-from labelleak.lab.definition import Batch
+from labelleak.lab.definition import Batch, Network
 from labelleak.lab.networks import build
 from labelleak.lab.ranges import RANGES
 from labelleak.lab.tasks import Local
+from labelleak.lab.trial import run_trial
 from labelleak.training import LocalTraining
 
 RECIPE = {"learning_rate": 0.1, "momentum": 0.5, "epochs": 2}
@@ -53,3 +54,18 @@ def test_only_later_rounds_have_names_of_their_own():
     plain = experiment(local=Local(steps=4, **RECIPE), batch=Batch(size=8), attacks=("ilrg",))
     assert first.definition_key(0) == plain.definition_key(0)
     assert later.definition_key(0) != plain.definition_key(0)
+
+
+def test_a_network_with_counts_of_batches_is_averaged():
+    """BatchNorm counts its batches in whole numbers, of which there is no mean."""
+    (seen,) = observations(of_round(2, network=Network(name="lenet5", batchnorm=True)))
+    before = seen.model.state_dict()
+    counts = [value for name, value in before.items() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert not any(value.is_floating_point() or int(value) for value in counts)
+
+
+def test_a_federation_that_diverges_is_named():
+    local = Local(steps=4, round=3, clients=2, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"round 1 .* take a lower local.learning_rate"):
+        run_trial(experiment(local=local, batch=Batch(size=8)), 0)

@@ -292,6 +292,11 @@ def test_local_training_and_auxiliary_data_are_told():
     (row,) = summarize(grid_study([of], "g", "Grid"), [])["rows"]
     assert row["local"] == "20 local steps in 2 epochs, learning rate 0.01, momentum 0.9"
     assert row["auxiliary"] == 500
+    assert row["stage_used"] == "untrained"
+    later = experiment(local=Local(steps=20, learning_rate=0.01, round=3, clients=5))
+    (row,) = summarize(grid_study([later], "g", "Grid"), [])["rows"]
+    assert row["local"] == "20 local steps, learning rate 0.01, in round 3"
+    assert row["stage_used"] == "2 rounds of 5 clients"
 
 
 def test_a_summary_is_plain_json():

@@ -61,7 +61,7 @@ def automatic(
     After several local steps `virtual` has the word, or `synthetic` without auxiliary data, where
     it has what it needs and a minute's time, and the update is like those that it simulated.
     Counts that are not sure are drawn toward even ones as far as their errors ask for, those of
-    virtual clients where they scatter no more than their errors.
+    virtual clients where they scatter no more than their errors and chance do.
 
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued

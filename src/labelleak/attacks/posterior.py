@@ -40,9 +40,10 @@ def expected_counts(
 
 
 def is_noise(raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int) -> bool:
-    """Whether estimates scatter no more than their errors and a batch drawn at random would.
+    """Whether estimates scatter no more than their errors and a batch drawn at random are expected.
 
-    They then say nothing of the counts, and even ones are as good a guess.
+    They say little of the counts then, and even ones are as good a guess. No margin is left for
+    chance: estimates by a ridge scatter less than errors and counts do together.
 
     Args:
         raw: Real-valued counts, float64, shape (classes,).

@@ -1,8 +1,7 @@
 """The network that a server hands out in a later round: what the rounds before made of it."""
 
-from collections.abc import Callable
 from copy import deepcopy
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +32,14 @@ def after_earlier_rounds(
 
     Returns:
         The network, in the mode of the one given.
+
+    Raises:
+        ValueError: The clients' training diverges, or the data set has no such batch.
     """
     derive = RANGES[experiment.range].derive
     handed = deepcopy(model)
-    seeds: list[Callable[[str], int]] = [
-        cache(partial(derive, experiment.seed, "federation", client))
-        for client in range(local.clients)
+    seeds = [
+        partial(derive, experiment.seed, "federation", client) for client in range(local.clients)
     ]
     held = [draw_samples(experiment, dataset, seed, device) for seed in seeds]
     for number in range(1, local.round):
@@ -52,5 +53,10 @@ def after_earlier_rounds(
                 else value
                 for name, value in sent.items()
             }
+        if not all(bool(torch.isfinite(value).all()) for value in total.values()):
+            raise ValueError(
+                f"clients of round {number} have made weights that are not finite: take a lower "
+                "local.learning_rate"
+            )
         handed.load_state_dict(total)
     return handed

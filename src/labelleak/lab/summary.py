@@ -217,7 +217,7 @@ def _beyond_one_batch(experiment: Experiment) -> dict[str, Any]:
             if value := getattr(local, what):
                 found["local"] += f", {what.replace('_', ' ')} {value:g}"
         if local.round > 1:
-            found["local"] += f", round {local.round} of {local.clients} clients"
+            found["local"] += f", in round {local.round}"
     if experiment.auxiliary_per_class is not None:
         found["auxiliary"] = experiment.auxiliary_per_class
     return found
@@ -243,14 +243,16 @@ def _spoke(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _stage_used(experiment: Experiment) -> str:
-    training = experiment.training
-    if training is None:
-        fresh = experiment.network.seed == "per-trial"
-        return "untrained, other weights in each trial" if fresh else "untrained"
-    text = f"{stage_title(training)} of {training.total}"
-    if training.samples_per_class is not None:
+    training, local = experiment.training, experiment.local
+    text = "" if training is None else f"{stage_title(training)} of {training.total}"
+    if training is not None and training.samples_per_class is not None:
         text += f", {training.samples_per_class} samples of each class"
-    return text
+    if local is not None and local.round > 1:
+        rounds = "1 round" if local.round == 2 else f"{local.round - 1} rounds"
+        text += f"{', then ' if text else ''}{rounds} of {local.clients} clients"
+    if experiment.network.seed == "per-trial":
+        text = f"{text or 'untrained'}, other weights in each trial"
+    return text or "untrained"
 
 
 def _defense_title(defense: DefenseSetting) -> str | None:

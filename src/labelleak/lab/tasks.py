@@ -162,9 +162,9 @@ class Local(Definition):
         momentum: Momentum of SGD, without dampening.
         weight_decay: Weight decay.
         proximal: FedProx's factor mu; 0 for FedAvg.
-        round: Number of the federation's round, from 1. Before a later one, clients with other
-            samples, drawn and trained in the same way, have trained in every round (FedAvg).
-        clients: Number of those clients.
+        round: Number of the federation's round, from 1. Before a later one, other clients have
+            trained in every round (FedAvg), on samples drawn in the same way.
+        clients: Number of those clients; without a later round there are none.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"

@@ -79,15 +79,35 @@ def test_the_regression_finds_a_linear_map(clients):
     noise = 0.01 * torch.randn(clients + 1, 50, generator=generator).double()
     updates = targets @ mixing + noise
     seen = [{"fc.weight": row} for row in updates[:-1]]
-    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc")
     pools = torch.arange(clients) % 2
     weights, known = torch.ones(clients).double(), torch.zeros_like(targets)
+    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc", weights)
     found = regress(choices, targets[:-1], pools, weights, known)
     assert float((found.values - targets[-1]).abs().max()) < 0.03
     assert float(found.errors.max()) < 0.03
-    far = similarities(seen, {"fc.weight": updates[-1] + 5.0}, "fc")
+    far = similarities(seen, {"fc.weight": updates[-1] + 5.0}, "fc", weights)
     novelty = regress(far, targets[:-1], pools, weights, known).novelty
     assert novelty > 3 * max(found.novelty, 0.5)
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+@pytest.mark.parametrize("far", [1e-12, 1e-6, 1.0])
+def test_near_clients_are_told_apart_beside_far_ones(spread, far):
+    """Single precision rounds the products of the far by more than the near ones differ."""
+    generator, clients = rng(3), 60
+    shares = torch.rand(clients + 1, 3, generator=generator).double()
+    mixing = torch.randn(3, 200, generator=generator)
+    updates = 3.0 + spread * (shares.float() @ mixing)
+    updates[: clients // 2] = torch.randn(clients // 2, 200, generator=generator)
+    weights = torch.where(torch.arange(clients) < clients // 2, far, 1.0).double()
+    seen = [{"fc.weight": row} for row in updates[:-1]]
+    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc", weights)
+    pools, known = torch.arange(clients) % 2, torch.zeros_like(shares)
+    found = regress(choices, shares[:-1], pools, weights, known)
+    off = (found.values - shares[-1]).abs()
+    assert bool((off < 4.0 * found.errors).all())
+    if far < 1.0 and spread > 1e-3:
+        assert float(off.max()) < 0.01
 
 
 def test_what_is_known_beforehand_is_added_to_what_is_predicted():
@@ -97,8 +117,8 @@ def test_what_is_known_beforehand_is_added_to_what_is_predicted():
     known = torch.rand(clients + 1, 3, generator=generator).double()
     shares = known + updates / 2
     seen = [{"fc.weight": row} for row in updates[:-1]]
-    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc")
     pools, weights = torch.arange(clients) % 2, torch.ones(clients).double()
+    choices = similarities(seen, {"fc.weight": updates[-1]}, "fc", weights)
     found = regress(choices, shares[:-1], pools, weights, known)
     torch.testing.assert_close(found.values, shares[-1], rtol=0, atol=1e-3)
 

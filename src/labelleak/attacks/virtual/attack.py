@@ -249,14 +249,14 @@ class _Search(Stages):
     def estimate(self) -> Estimate:
         """What the virtual clients so far say of the real one, as shares."""
         shares, pools = torch.stack(self.made.shares), torch.tensor(self.made.pools)
-        head = self.recipe.observation.head.name or ""
-        choices = similarities(self.made.changes, self.recipe.changes, head)
         weights = torch.ones_like(shares[:, 0])
         if self.found is not None:
             near = float(self.found.errors.square().sum())
             apart = (shares - self.found.values).square().sum(dim=1)
             # Far ones may be very many: those of other real clients.
             weights = 1.0 / (1.0 + (apart / (_NEAR**2 * near + 1e-12)).square())
+        head = self.recipe.observation.head.name or ""
+        choices = similarities(self.made.changes, self.recipe.changes, head, weights)
         scale, known = self.recipe.scale_of_bias, torch.zeros(len(shares) + 1, shares.shape[1])
         if scale is not None:
             name = f"{self.recipe.observation.head.name}.bias"

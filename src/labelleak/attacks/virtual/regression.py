@@ -34,9 +34,12 @@ class Estimate:
 
 
 def similarities(
-    seen: Sequence[Mapping[str, Tensor]], observed: Mapping[str, Tensor], head: str
+    seen: Sequence[Mapping[str, Tensor]],
+    observed: Mapping[str, Tensor],
+    head: str,
+    weights: Float[Tensor, " clients"],
 ) -> list[Float[Tensor, "clients_and_one clients_and_one"]]:
-    """Inner products of what virtual clients and the real one show, about the mean.
+    """Inner products of what virtual clients and the real one show, about the weighted mean.
 
     There are several choices of what to compare, of which the regression takes the best: the whole
     update, each of its tensors with the same weight; the final layer and the model's behavior; and
@@ -46,18 +49,21 @@ def similarities(
         seen: What is known of each virtual client, by name.
         observed: That of the real client.
         head: Name of the final layer.
+        weights: How much each virtual client counts, positive. Products of those that count most
+            are rounded least.
 
     Returns:
         float64; the last row and column are the real client's.
     """
-    single = {}
+    single, shares = {}, weights / weights.sum()
     for name, own in observed.items():
         rows = torch.stack([*(one[name] for one in seen), own])
-        rows = rows - rows[:-1].mean(dim=0)
+        rows = rows - shares.to(rows.dtype) @ rows[:-1]
         if name == BEHAVIOR:
             rows = rows / rows[:-1].std(dim=0).clamp_min(torch.finfo(rows.dtype).eps)
         products = (rows @ rows.T).double()
-        size = float(products.diagonal()[:-1].mean())
+        # Mean square about the plain mean.
+        size = float(products.diagonal()[:-1].mean() - products[:-1, :-1].mean())
         if size > 0.0:
             single[name] = products / size
     tensors = [name for name in single if name != BEHAVIOR]
@@ -200,6 +206,8 @@ def _predicted(
     centered = products - center[:, None] - center[None, :] + share @ center[known]
     own = centered[known][:, known]
     noise = ridge * float(share @ own.diagonal()) / (weights[known] / weights[known].mean())
+    # Products of those far from the mean are rounded by more than a ridge for the nearest ones.
+    noise = torch.maximum(noise, min(_RIDGES) * products.diagonal()[known])
     factor = torch.linalg.cholesky(own + torch.diag(noise))
     mean = share @ targets[known]
     across = centered[asked][:, known]

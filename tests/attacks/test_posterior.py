@@ -55,9 +55,24 @@ def test_estimates_of_uneven_batches_are_no_noise_unless_errors_hide_them(classe
         true = torch.bincount(labels, minlength=classes).double()
         scatter = torch.randn(classes, generator=generator).double()
         off = torch.full_like(true, 8.0)
-        precise += is_noise(true + 8.0 * scatter, off, size)
+        precise += is_noise(true + 8.0 * scatter, off, size, confirmed=True)
         # Estimates far too close to even ones for errors this large, as those of a strong ridge.
-        hidden += is_noise(64.0 + 0.1 * (true - 64.0), 100.0 * torch.ones_like(true), size)
-        even += is_noise(torch.full_like(true, 64.0), off, size)
+        close = 64.0 + 0.1 * (true - 64.0)
+        hidden += is_noise(close, 100.0 * torch.ones_like(true), size, confirmed=False)
+        even += is_noise(torch.full_like(true, 64.0), off, size, confirmed=False)
     assert precise == 0
     assert hidden == even == 100
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_noise_of_the_size_that_errors_claim_is_noise_where_even_counts_are_confirmed(classes):
+    generator, size = rng(5), 64 * classes
+    off = torch.full((classes,), 20.0).double()
+    noise = 0
+    for _ in range(200):
+        labels = torch.randint(classes, (size,), generator=generator)
+        true = torch.bincount(labels, minlength=classes).double()
+        raw = true + off * torch.randn(classes, generator=generator).double()
+        noise += is_noise(raw, off, size, confirmed=True)
+    # Chance passes three standard errors of a sample variance in one to three of a hundred.
+    assert noise >= 190

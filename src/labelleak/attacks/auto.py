@@ -61,7 +61,8 @@ def automatic(
     After several local steps `virtual` has the word, or `synthetic` without auxiliary data, where
     it has what it needs and a minute's time, and the update is like those that it simulated.
     Counts that are not sure are drawn toward even ones as far as their errors ask for, those of
-    virtual clients where they scatter no more than their errors and chance do.
+    virtual clients where they scatter no more than their errors and chance, and no class is seen to
+    be absent.
 
     A certificate by `exact` ends it. Otherwise estimates of the counts are compared by what shows
     without the true counts: the standard errors that they claim, the distance of their real-valued
@@ -89,7 +90,7 @@ def automatic(
         if simulated is not None and Flag.OUTSIDE_SIMULATIONS not in simulated.flags:
             found = doubted(observation, simulated, is_treated=diagnosis.is_treated)
             unsure = Flag.COUNTS_NOT_SURE in found.flags
-            return _expected(found) if unsure and _is_noise(found) else found
+            return _expected(found) if unsure and _is_noise(observation, found) else found
     end, budget = now() + time_limit, Budget(observation, time_limit)
     estimates = _estimates(observation, budget)
     proven = next((one.found for one in estimates if one.found.certified), None)
@@ -138,12 +139,20 @@ def _attempt_simulation(observation: Observation, seconds: float) -> Restoration
         return None
 
 
-def _is_noise(found: Restoration) -> bool:
-    """Whether virtual clients tell nothing: no more scatter than errors and chance explain."""
+def _is_noise(observation: Observation, found: Restoration) -> bool:
+    """Whether virtual clients tell too little, and even counts are as good a guess.
+
+    A class that a published attack on auxiliary samples does not find at all speaks against that.
+    """
     assert found.raw is not None, "virtual clients have estimates"
     assert found.standard_errors is not None, "virtual clients have errors"
     assert found.counts is not None, "virtual clients have counts"
-    return is_noise(found.raw, found.standard_errors, int(found.counts.sum()))
+    other = attempt_attack(observation, "llbg-aux") if observation.training.is_sgd else None
+    counts = None if other is None else other.counts
+    if counts is not None and bool((counts == 0).any()):
+        return False
+    total, confirmed = int(found.counts.sum()), counts is not None
+    return is_noise(found.raw, found.standard_errors, total, confirmed=confirmed)
 
 
 def _is_crowded(observation: Observation) -> bool:

@@ -39,20 +39,29 @@ def expected_counts(
     return mean + kept * (raw - mean)
 
 
-def is_noise(raw: Float[Tensor, " classes"], errors: Float[Tensor, " classes"], total: int) -> bool:
-    """Whether estimates scatter no more than their errors and a batch drawn at random are expected.
+def is_noise(
+    raw: Float[Tensor, " classes"],
+    errors: Float[Tensor, " classes"],
+    total: int,
+    *,
+    confirmed: bool,
+) -> bool:
+    """Whether estimates scatter no more than their errors and a batch drawn at random explain.
 
-    They say little of the counts then, and even ones are as good a guess. No margin is left for
-    chance: estimates by a ridge scatter less than errors and counts do together.
+    They say little of the counts then, and even ones are as good a guess.
 
     Args:
         raw: Real-valued counts, float64, shape (classes,).
         errors: Their standard errors, likewise.
         total: Number of instances.
+        confirmed: Whether something else speaks for even counts. Otherwise only the expected
+            scatter is explained, without three standard errors for chance.
     """
-    mean = total / len(raw)
+    classes = len(raw)
+    mean = total / classes
     seen = float((raw - mean).square().mean())
-    return seen <= mean * (1.0 - 1.0 / len(raw)) + float(errors.square().mean())
+    expected = mean * (1.0 - 1.0 / classes) + float(errors.square().mean())
+    return seen <= (_most_explained(expected, classes) if confirmed else expected)
 
 
 def _most_explained(variance: float, classes: int) -> float:

@@ -76,6 +76,18 @@ def test_counts_are_sure_where_errors_leave_no_others():
     assert not counts_are_sure(SEEN, restore(SEEN, "llbg"), is_treated=False)
 
 
+def test_one_count_between_whole_ones_makes_all_unsure():
+    """Another temperature leaves one there, which the mean distance of all counts hides."""
+    found = restore(SEEN, "pooled")
+    errors = torch.full_like(found.raw, 0.08)
+    near, between = found.counts.double(), found.counts.double()
+    near[3] += 0.2
+    between[3] += 0.4
+    one, other = (replace(found, raw=raw, standard_errors=errors) for raw in (near, between))
+    assert counts_are_sure(SEEN, one, is_treated=False)
+    assert not counts_are_sure(SEEN, other, is_treated=False)
+
+
 def test_errors_of_a_treated_gradient_are_told_by_whole_counts_alone():
     """Three classes: 0.1 from whole numbers is chance, whatever the attack's own errors are."""
     batch = one_embedding(3, 30, 24)

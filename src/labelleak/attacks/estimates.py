@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from labelleak.attacks.certainty import (
@@ -45,6 +46,8 @@ OF_DRAWN_BATCHES = ("virtual-batches",)
 _SURE = 0.95
 # Largest credible distance of each single count from a whole one, in its own errors, and a margin.
 _OWN_ERRORS, _OWN_MARGIN = 3.0, 0.05
+# So improbable is a distance that is not put down to chance.
+_BY_CHANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -185,19 +188,25 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     # Most counts fail the first question, and the others take longer.
     if probability_right(raw, errors, counts) <= _SURE:
         return False
-    if observation.loss.kind == "custom" and not _all_near(raw, counts, errors):
+    most = _OWN_ERRORS if observation.loss.kind == "custom" else _largest_by_chance(len(raw))
+    if not _all_near(raw, counts, errors, most):
         return False
     if not torch.equal(counts, project_to_counts(raw, int(counts.sum()))):
         return False
     return judged(observation, found, distance=distance).is_credible
 
 
-def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
-    """Whether every count is as near to a whole one as its own error claims.
+def _all_near(raw: Tensor, counts: Tensor, errors: Tensor, most: float) -> bool:
+    """Whether every count is within so many of its own errors of a whole one.
 
-    Errors of a loss of the user's may be far apart, and the mean of all would hide one.
+    The mean distance of all would hide one that another loss or scale leaves between whole ones.
     """
-    return bool(((raw - counts).abs() <= _OWN_ERRORS * errors + _OWN_MARGIN).all())
+    return bool(((raw - counts).abs() <= most * errors + _OWN_MARGIN).all())
+
+
+def _largest_by_chance(number: int) -> float:
+    """Errors that the largest of so many distances exceeds by chance once in a thousand times."""
+    return -float(ndtri(_BY_CHANCE / (2.0 * number)))
 
 
 def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -> Restoration:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.special import ndtri
+from scipy.special import chdtrc, ndtr
 from torch import Tensor
 
 from labelleak.attacks.certainty import (
@@ -46,8 +46,8 @@ OF_DRAWN_BATCHES = ("virtual-batches",)
 _SURE = 0.95
 # Largest credible distance of each single count from a whole one, in its own errors, and a margin.
 _OWN_ERRORS, _OWN_MARGIN = 3.0, 0.05
-# So improbable is a distance that is not put down to chance.
-_BY_CHANCE = 1e-3
+# So improbable are distances that are not put down to chance, and the floor of an error for that.
+_BY_CHANCE, _LEAST_ERROR = 1e-3, 0.02
 
 
 @dataclass(frozen=True)
@@ -188,25 +188,31 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     # Most counts fail the first question, and the others take longer.
     if probability_right(raw, errors, counts) <= _SURE:
         return False
-    most = _OWN_ERRORS if observation.loss.kind == "custom" else _largest_by_chance(len(raw))
-    if not _all_near(raw, counts, errors, most):
+    custom = observation.loss.kind == "custom"
+    if not (_all_near if custom else _explained)(raw, counts, errors):
         return False
     if not torch.equal(counts, project_to_counts(raw, int(counts.sum()))):
         return False
     return judged(observation, found, distance=distance).is_credible
 
 
-def _all_near(raw: Tensor, counts: Tensor, errors: Tensor, most: float) -> bool:
-    """Whether every count is within so many of its own errors of a whole one.
+def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
+    """Whether every count is as near to a whole one as its own error claims.
 
-    The mean distance of all would hide one that another loss or scale leaves between whole ones.
+    Errors of a loss of the user's may be far apart, and the mean of all would hide one.
     """
-    return bool(((raw - counts).abs() <= most * errors + _OWN_MARGIN).all())
+    return bool(((raw - counts).abs() <= _OWN_ERRORS * errors + _OWN_MARGIN).all())
 
 
-def _largest_by_chance(number: int) -> float:
-    """Errors that the largest of so many distances exceeds by chance once in a thousand times."""
-    return -float(ndtri(_BY_CHANCE / (2.0 * number)))
+def _explained(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
+    """Whether errors explain how far estimates are from counts, the farthest and all together.
+
+    Another scale or temperature leaves estimates between whole counts.
+    """
+    apart = (raw - counts).abs() / errors.clamp_min(_LEAST_ERROR)
+    largest = 2.0 * len(raw) * ndtr(-float(apart.max()))
+    together = chdtrc(max(len(raw) - 1, 1), float(apart.square().sum()))
+    return bool(min(largest, together) >= _BY_CHANCE)
 
 
 def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -> Restoration:

@@ -75,7 +75,8 @@ def test_the_loss_is_told_and_its_counts_are_right(folder, network, make, option
     truth = write_step(folder, network, make(weights))
     # By name: one whose equations hold all of these terms.
     named = ("--batch-size", str(K), "--attack", "pooled")
-    told = audited(*named, *options)
+    # Half of the label smoothed away leaves errors that do not explain all: right, but not sure.
+    told = audited(*named, *options, status=3 if options[-1] == "0.5" else 0)
     assert told["counts"] == truth.tolist()
     # Without the option the same file tells something else: it reaches the attack.
     done = labelleak(

@@ -86,6 +86,9 @@ def test_one_count_between_whole_ones_makes_all_unsure():
     one, other = (replace(found, raw=raw, standard_errors=errors) for raw in (near, between))
     assert counts_are_sure(SEEN, one, is_treated=False)
     assert not counts_are_sure(SEEN, other, is_treated=False)
+    # What one may be by chance, all together are not.
+    all_near = replace(found, raw=found.counts + 0.2, standard_errors=errors)
+    assert not counts_are_sure(SEEN, all_near, is_treated=False)
 
 
 def test_errors_of_a_treated_gradient_are_told_by_whole_counts_alone():

@@ -21,6 +21,8 @@ _ABSENT = 0.1
 _CREDIBLE_ERRORS, _CREDIBLE_MARGIN = 2.0, 0.05
 # Floor of an error, for rounding errors of the gradient.
 _LEAST_ERROR = 1e-3
+# The same where an estimate is held against its own counts.
+_LEAST_TOLD = 0.02
 
 
 def probability_right(
@@ -83,9 +85,32 @@ def contradicts(
         counts: What another attack counted, int64, likewise.
     """
     apart = ((raw - counts).abs() - 0.5).clamp_min(0.0) / errors.clamp_min(_LEAST_ERROR)
-    largest = 2.0 * len(raw) * ndtr(-float(apart.max()))
-    together = chdtrc(len(raw) - 1, float(apart.square().sum()))
-    return bool(min(largest, together) < _CHANCE / 2)
+    return _by_accident(apart) < _CHANCE / 2
+
+
+def errors_explain(
+    raw: Float[Tensor, " classes"],
+    errors: Float[Tensor, " classes"],
+    counts: Int[Tensor, " classes"],
+) -> bool:
+    """Whether errors explain how far estimates are from their counts.
+
+    Another scale or temperature leaves estimates between whole counts.
+
+    Args:
+        raw: Real-valued counts, float64, shape (classes,).
+        errors: Their standard errors, likewise.
+        counts: Those that are told of them, int64, likewise.
+    """
+    apart = (raw - counts).abs() / errors.clamp_min(_LEAST_TOLD)
+    return _by_accident(apart) >= _CHANCE
+
+
+def _by_accident(apart: Float[Tensor, " classes"]) -> float:
+    """Probability of distances, in standard errors: of the largest, or of all together, if less."""
+    largest = 2.0 * len(apart) * ndtr(-float(apart.max()))
+    together = chdtrc(len(apart) - 1, float(apart.square().sum()))
+    return float(min(largest, together))
 
 
 def distance_from_feasible(raw: Float[Tensor, " classes"], total: int) -> float:

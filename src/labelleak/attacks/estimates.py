@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.special import chdtrc, ndtr
 from torch import Tensor
 
 from labelleak.attacks.certainty import (
@@ -14,6 +13,7 @@ from labelleak.attacks.certainty import (
     distance_between,
     distance_from_feasible,
     distance_of_told,
+    errors_explain,
     nearly_whole,
     probability_right,
 )
@@ -46,8 +46,6 @@ OF_DRAWN_BATCHES = ("virtual-batches",)
 _SURE = 0.95
 # Largest credible distance of each single count from a whole one, in its own errors, and a margin.
 _OWN_ERRORS, _OWN_MARGIN = 3.0, 0.05
-# So improbable are distances that are not put down to chance, and the floor of an error for that.
-_BY_CHANCE, _LEAST_ERROR = 1e-3, 0.02
 
 
 @dataclass(frozen=True)
@@ -188,31 +186,20 @@ def counts_are_sure(observation: Observation, found: Restoration, *, is_treated:
     # Most counts fail the first question, and the others take longer.
     if probability_right(raw, errors, counts) <= _SURE:
         return False
-    custom = observation.loss.kind == "custom"
-    if not (_all_near if custom else _explained)(raw, counts, errors):
+    near = _all_near if observation.loss.kind == "custom" else errors_explain
+    if not near(raw, errors, counts):
         return False
     if not torch.equal(counts, project_to_counts(raw, int(counts.sum()))):
         return False
     return judged(observation, found, distance=distance).is_credible
 
 
-def _all_near(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
+def _all_near(raw: Tensor, errors: Tensor, counts: Tensor) -> bool:
     """Whether every count is as near to a whole one as its own error claims.
 
     Errors of a loss of the user's may be far apart, and the mean of all would hide one.
     """
     return bool(((raw - counts).abs() <= _OWN_ERRORS * errors + _OWN_MARGIN).all())
-
-
-def _explained(raw: Tensor, counts: Tensor, errors: Tensor) -> bool:
-    """Whether errors explain how far estimates are from counts, the farthest and all together.
-
-    Another scale or temperature leaves estimates between whole counts.
-    """
-    apart = (raw - counts).abs() / errors.clamp_min(_LEAST_ERROR)
-    largest = 2.0 * len(raw) * ndtr(-float(apart.max()))
-    together = chdtrc(max(len(raw) - 1, 1), float(apart.square().sum()))
-    return bool(min(largest, together) >= _BY_CHANCE)
 
 
 def doubted(observation: Observation, found: Restoration, *, is_treated: bool) -> Restoration:
